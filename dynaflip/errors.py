@@ -1,0 +1,10 @@
+"""The one exception that means: the user can put this right."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """A user's mistake: one clear line that says what is wrong, where, and what to do.
+
+    Jobs print it as ``error: …`` and leave with exit code 2, without a traceback.
+    """

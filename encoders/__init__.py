@@ -1,0 +1,1 @@
+"""Pure torch: the image, language and flow towers and their checkpoint folder."""

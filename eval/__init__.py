@@ -1,0 +1,1 @@
+"""Perturbations, simulator, probes, retrieval and statistics. Knows no Ray or MLflow."""

@@ -1,0 +1,1 @@
+"""Entry points: parse, call the platform, print the result."""

@@ -1,0 +1,158 @@
+"""Settings: nested dataclasses, filled from YAML and from dotted overrides.
+
+Defaults live in the dataclasses alone. A key that no dataclass has is an error
+that names the key and the nearest one there is; so is a value of the wrong type
+or out of range (each dataclass checks itself in ``__post_init__``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from dynaflip.errors import UserError
+
+C = TypeVar("C")
+
+
+def load_config(cls: type[C], yaml_path: str | None, overrides: dict[str, Any]) -> C:
+    """Build settings from defaults, then a YAML file, then dotted overrides.
+
+    Args:
+        cls: a frozen dataclass, whose fields may be dataclasses themselves.
+        yaml_path: a file with some of the settings, or None.
+        overrides: dotted key to value; text is read as YAML (``"0.5"`` is a number).
+
+    Raises:
+        UserError: the file is missing or damaged, a key does not exist, or a
+            value is of the wrong type or out of range.
+    """
+    values: dict[str, Any] = _read_yaml(yaml_path) if yaml_path else {}
+    _refuse_unknown(cls, values, prefix="", where=yaml_path or "settings")
+    known = dict(flat_fields(cls))
+    for key, value in overrides.items():
+        if key not in known:
+            raise UserError(_unknown(key, list(known), "command line"))
+        if isinstance(value, str):
+            value = _parse_scalar(value, known[key])
+        _set(values, key, value)
+    try:
+        return TypeAdapter(cls).validate_python(values)
+    except ValidationError as error:
+        raise UserError("; ".join(_explain(problem) for problem in error.errors())) from None
+
+
+def flat_fields(cls: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key of a dataclass with the type of its value."""
+    types = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(types[field.name]):
+            yield from flat_fields(types[field.name], f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, types[field.name]
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The resolved settings as plain JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one dictionary with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def to_yaml(config: Any) -> str:
+    """The resolved settings as YAML that :func:`load_config` reads back."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def config_digest(config: Any) -> str:
+    """A short digest that is equal for equal settings."""
+    text = json.dumps(to_dict(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise UserError(f"--config: there is no file {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--config: cannot read {path}: {error}") from None
+    except yaml.YAMLError as error:
+        line = getattr(getattr(error, "problem_mark", None), "line", None)
+        where = f", line {line + 1}" if line is not None else ""
+        raise UserError(f"--config: {path}{where} is not valid YAML") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"--config: {path} must hold `key: value` lines")
+    return values
+
+
+def _refuse_unknown(cls: Any, values: dict[str, Any], prefix: str, where: str) -> None:
+    types = typing.get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cls)]
+    for key, value in values.items():
+        if key not in names:
+            raise UserError(_unknown(prefix + str(key), [prefix + n for n in names], where))
+        if dataclasses.is_dataclass(types[key]):
+            if not isinstance(value, dict):
+                raise UserError(f"{where}: {prefix}{key} is a section; give `key: value` below it")
+            _refuse_unknown(types[key], value, f"{prefix}{key}.", where)
+
+
+def _unknown(key: str, known: list[str], where: str) -> str:
+    near = difflib.get_close_matches(key, known, n=1) or [
+        name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]
+    ]
+    hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
+    return f"{where}: there is no setting {key}{hint}"
+
+
+def _parse_scalar(text: str, expected: Any) -> Any:
+    if expected is str:
+        return text
+    if text == "" and type(None) not in typing.get_args(expected):
+        return text
+    try:
+        # YAML 1.1 reads 1e-4 as text; JSON reads it as the number that is meant.
+        return json.loads(text)
+    except json.JSONDecodeError:
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError:
+            return text
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+    values[last] = value
+
+
+def _explain(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    given = problem.get("input")
+    if problem["type"] == "value_error":  # raised in a __post_init__: it names the value itself
+        return f"{where}.{message}" if where else message
+    shown = f" (got {given!r})" if isinstance(given, str | int | float | bool) else ""
+    return f"{where}: {message[0].lower()}{message[1:]}{shown}"

@@ -1,0 +1,1 @@
+"""Scripted demonstrations, written as LeRobot v3.0 data sets."""

@@ -1,0 +1,91 @@
+"""Where state lives: one absolute home for data, runs and the MLflow store.
+
+The home is ``DYNAFLIP_HOME``, by default ``~/.dynaflip``; it is the same for a
+shell, for a submitted Ray job and for its workers.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from dynaflip.errors import UserError
+
+
+def home() -> Path:
+    """The absolute home of all state; made if it is missing."""
+    folder = Path(os.environ.get("DYNAFLIP_HOME") or "~/.dynaflip").expanduser()
+    if not folder.is_absolute():
+        folder = Path.cwd() / folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"DYNAFLIP_HOME: cannot make {folder}: {error.strerror}") from None
+    return folder
+
+
+def default_data() -> Path:
+    """The data set that ``jobs/collect.py`` writes by default."""
+    return home() / "data" / "demo"
+
+
+def default_triplets() -> Path:
+    """The triplet folder that ``jobs/preprocess.py`` writes by default."""
+    return home() / "triplets" / "demo"
+
+
+def runs() -> Path:
+    """Ray Train's storage: a folder a run."""
+    return home() / "runs"
+
+
+def mlflow_folder() -> Path:
+    """The embedded MLflow store: ``mlflow.db`` and ``artifacts/``."""
+    return home() / "mlflow"
+
+
+def new_run_name(kind: str) -> str:
+    """A fresh, sortable run name: ``pretrain-20261122-193000-4f1a``."""
+    return f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
+
+
+def in_submitted_job() -> bool:
+    """Whether this process is the driver of a submitted Ray job.
+
+    Its working directory is then a temporary copy that Ray deletes.
+    """
+    return "runtime_resources/working_dir_files" in os.getcwd().replace(os.sep, "/")
+
+
+def is_uri(path: str) -> bool:
+    """Whether a path has a scheme, as ``s3://bucket/key`` has."""
+    return "://" in path
+
+
+def output_path(path: str | None, default: Path, *, setting: str) -> str:
+    """Resolve where results go, relative to where the path was typed.
+
+    Raises:
+        UserError: a relative path in a submitted job, whose working directory is
+            a temporary copy that would take the results with it.
+    """
+    if path is None:
+        return str(default)
+    if is_uri(path):
+        return path
+    given = Path(path).expanduser()
+    if not given.is_absolute() and in_submitted_job():
+        raise UserError(
+            f"{setting}: {path!r} is relative, and a submitted job's working directory is a "
+            f"temporary copy that is deleted with the job; give an absolute path or a URI, or "
+            f"leave it out for {default}"
+        )
+    return str(given.absolute())
+
+
+def input_path(path: str | None, default: Path) -> str:
+    """Resolve where to read from, relative to where the path was typed."""
+    if path is None:
+        return str(default)
+    return path if is_uri(path) else str(Path(path).expanduser().absolute())

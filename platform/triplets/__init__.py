@@ -1,0 +1,1 @@
+"""Videos to image-language-3D-flow triplets: sources, stages, pipeline."""

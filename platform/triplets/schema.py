@@ -1,0 +1,131 @@
+"""The triplet format: one row is one transition of one camera of one recording.
+
+A triplet folder holds ``triplets/*.parquet`` (this schema), ``rejected.parquet``
+(:data:`REJECTED_SCHEMA`) and ``manifest.json``. Plain pyarrow and polars read it.
+
+Coordinate frames: flow is metric XYZ in the camera frame of frame t (x right,
+y down, z forward), so the motion of the camera is compensated where its pose is
+known. Pixels have their origin at the top left corner of the top left pixel
+(the centre of the first pixel is at 0.5), in units of the stored picture.
+
+Shapes: K = 7 steps, G = 20 grid points a side; the grid is stored row-major,
+[row (down), column (right)].
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from dynaflip.errors import UserError
+
+SCHEMA_VERSION = 1
+STEPS = 7  # K
+GRID = 20  # G
+R3M_FRAMES = 5
+
+TRIPLET_SCHEMA = pa.schema(
+    [
+        # Identity. Ids are content hashes, so that running again gives the same ones.
+        pa.field("triplet_id", pa.string(), nullable=False),
+        pa.field("clip_id", pa.string(), nullable=False),  # one camera of one recording
+        pa.field("recording_id", pa.string(), nullable=False),  # episode or source video
+        pa.field("source", pa.string(), nullable=False),  # name of the source in the config
+        pa.field("camera", pa.string(), nullable=False),
+        pa.field("embodiment", pa.string(), nullable=False),  # robot | human
+        pa.field("licence", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),  # train | heldout, by recording
+        # Language.
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("caption_group", pa.string(), nullable=False),  # equal = same meaning
+        pa.field("task", pa.string(), nullable=False),  # task id; the caption group if none
+        # Pictures: JPEG, RGB, square-free (aspect ratio kept), short side = image_px.
+        pa.field("frame_t", pa.binary(), nullable=False),
+        pa.field("frame_next", pa.binary(), nullable=False),  # at t_s + window_s, or R3M's next
+        pa.field("frames_r3m", pa.list_(pa.binary(), R3M_FRAMES), nullable=False),
+        pa.field("width_px", pa.int32(), nullable=False),
+        pa.field("height_px", pa.int32(), nullable=False),
+        # Times, seconds from the beginning of the clip.
+        pa.field("t_s", pa.float64(), nullable=False),
+        pa.field("window_s", pa.float64(), nullable=False),  # min(H, flow_window_s)
+        pa.field("frames_r3m_s", pa.list_(pa.float64(), R3M_FRAMES), nullable=False),
+        # Flow. Origin: metric XYZ, camera frame t. Step k = 1…K is at t + k·window/K.
+        pa.field(
+            "flow_origin_m", pa.fixed_shape_tensor(pa.float32(), (GRID, GRID, 3)), nullable=False
+        ),
+        pa.field(
+            "flow_displacement_m",
+            pa.fixed_shape_tensor(pa.float32(), (STEPS, GRID, GRID, 3)),
+            nullable=False,
+        ),
+        # 1 where the tracker trusts the point at that step (uint8: tensors of bool do not exist).
+        pa.field(
+            "flow_visible",
+            pa.fixed_shape_tensor(pa.uint8(), (STEPS, GRID, GRID)),
+            nullable=False,
+        ),
+        # Where the points are in frame t and, uncompensated, at each step.
+        pa.field(
+            "origin_px", pa.fixed_shape_tensor(pa.float32(), (GRID, GRID, 2)), nullable=False
+        ),
+        pa.field(
+            "tracks_px", pa.fixed_shape_tensor(pa.float32(), (STEPS, GRID, GRID, 2)), nullable=False
+        ),
+        pa.field("median_depth_m", pa.float32(), nullable=False),  # of frame t
+        pa.field("focal_px", pa.float32(), nullable=False),  # of the stored picture
+        # How the flow came about; never silently.
+        pa.field("flow_source", pa.string(), nullable=False),  # lk | … | simulator (upper bound)
+        pa.field("depth_kind", pa.string(), nullable=False),  # recorded | model:NAME | plane
+        pa.field("depth_scale", pa.string(), nullable=False),  # metric | relative
+        pa.field("camera_motion", pa.string(), nullable=False),  # pose | none (assumed static)
+        # Shares in [0, 1], over grid points.
+        pa.field("visible_share", pa.float32(), nullable=False),
+        pa.field("moving_share", pa.float32(), nullable=False),
+        # Perturbation values of the recording (JSON; "{}" when unperturbed or unknown).
+        pa.field("factors", pa.string(), nullable=False),
+    ],
+    metadata={"dynaflip_schema_version": str(SCHEMA_VERSION)},
+)
+
+REJECTED_SCHEMA = pa.schema(
+    [
+        pa.field("clip_id", pa.string(), nullable=False),
+        pa.field("recording_id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),  # relative to the source's root
+        pa.field("stage", pa.string(), nullable=False),  # decode | sample | caption | depth | …
+        pa.field("reason", pa.string(), nullable=False),
+    ],
+    metadata={"dynaflip_schema_version": str(SCHEMA_VERSION)},
+)
+
+
+def read_manifest(folder: str) -> dict[str, Any]:
+    """Read ``manifest.json`` of a triplet folder and refuse what we do not know.
+
+    Keys: ``schema_version``, ``digest`` (of all triplets), ``settings`` (resolved),
+    ``counts`` (read, kept, rejected, triplets, by split and by reason).
+
+    Raises:
+        UserError: no triplet folder, or one of another schema version.
+    """
+    path = Path(folder) / "manifest.json"
+    if not path.is_file():
+        raise UserError(
+            f"triplets: {folder} is not a triplet folder (no manifest.json); "
+            f"make one with jobs/preprocess.py --output {folder}"
+        )
+    try:
+        manifest = json.loads(path.read_text())
+        version = manifest["schema_version"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise UserError(f"triplets: {path} is damaged; run jobs/preprocess.py again") from None
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"triplets: {folder} has schema version {version}, this code reads "
+            f"{SCHEMA_VERSION}; run jobs/preprocess.py again into a new folder"
+        )
+    return manifest
