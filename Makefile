@@ -1,0 +1,54 @@
+# Two commands do everything: `make demo` and `make test`. Each makes its own environment.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# Python writes compiled modules at the first import; pip would compile all of them.
+unexport PYTHONDONTWRITEBYTECODE
+export MUJOCO_GL ?= egl
+export PYOPENGL_PLATFORM ?= egl
+
+.PHONY: help demo test check ui lock format clean
+
+help:  ## show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): pyproject.toml requirements.lock
+	@infra/system-libraries.sh
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(STAMP)  ## from nothing to a registered encoder and its first score
+	$(BIN)/python jobs/demo.py
+
+test: $(STAMP)  ## the whole test suite (about 10 minutes on 2 cores)
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+check: $(STAMP) types-tree  ## format, lint, types, import direction
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/python infra/check_imports.py
+	$(BIN)/mypy -p dynaflip
+
+ui: $(STAMP)  ## MLflow UI on the runs under DYNAFLIP_HOME
+	$(BIN)/python jobs/ui.py
+
+format: $(STAMP)  ## put the code into the house's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock:  ## write requirements.lock anew from pyproject.toml
+	$(PYTHON) infra/lock.py
+
+# mypy does not follow __path__: it sees the same folders through links.
+.PHONY: types-tree
+types-tree:
+	@rm -rf .types && mkdir -p .types/dynaflip
+	@for f in losses encoders platform eval jobs; do ln -s ../../$$f .types/dynaflip/$$f; done
+	@for f in dynaflip/*.py; do ln -s ../../$$f .types/dynaflip/; done
+
+clean:  ## remove the environment and caches (never your runs)
+	rm -rf $(VENV) .types .mypy_cache .ruff_cache .pytest_cache build *.egg-info

@@ -1,0 +1,57 @@
+"""Shared by all tests: a home of their own and one real Ray cluster."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Before anything reads them: state goes to the session's folder, rendering is in software.
+os.environ.setdefault("MUJOCO_GL", "egl")
+os.environ.setdefault("PYOPENGL_PLATFORM", "egl")
+os.environ.pop("MLFLOW_TRACKING_URI", None)
+os.environ.pop("RAY_ADDRESS", None)
+# The suite is about this machine; nothing may be looked up on a hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED_CLIPS = REPOSITORY.parent / "shared" / "clips"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def session_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DYNAFLIP_HOME that no other run shares; worker processes inherit it."""
+    folder = tmp_path_factory.mktemp("home")
+    os.environ["DYNAFLIP_HOME"] = str(folder)
+    return folder
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A DYNAFLIP_HOME of this test alone (in this process and those it starts)."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("DYNAFLIP_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(session_home: Path) -> Iterator[None]:
+    """A real Ray cluster of 2 CPUs on this machine, shared by the session."""
+    from dynaflip.platform.cluster import prepare_environment, start_ray
+
+    prepare_environment()
+    import ray
+
+    start_ray(num_cpus=2)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def shared_clips() -> Path:
+    """Real clips beside the checkout; the tests that want them skip without."""
+    if not SHARED_CLIPS.is_dir():
+        pytest.skip("the folder of real clips (shared/clips beside the checkout) is not here")
+    return SHARED_CLIPS
