@@ -16,10 +16,11 @@ help:  ## show this list
 
 $(STAMP): pyproject.toml requirements.lock
 	@infra/system-libraries.sh
+	@date +%s > .venv-began
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps --no-build-isolation -e .
-	@touch $@
+	@echo $$(( $$(date +%s) - $$(cat .venv-began) )) > $@ && rm .venv-began
 
 demo: $(STAMP)  ## from nothing to a registered encoder and its first score
 	$(BIN)/python jobs/demo.py

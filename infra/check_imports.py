@@ -52,9 +52,9 @@ def breaches(path: Path) -> Iterator[str]:
         top, *rest = name.split(".")
         if top in FOLDERS and not (top == "platform" and not rest[1:]):
             yield f"{where}: import dynaflip.{name}, not {name}"
-        if top == "dynaflip" and rest and rest[0] in FOLDERS:
-            if rest[0] not in MAY_IMPORT.get(folder, set(FOLDERS)):
-                yield f"{where}: {folder}/ may not import {name}"
+        allowed = MAY_IMPORT.get(folder, set(FOLDERS))
+        if top == "dynaflip" and rest and rest[0] in FOLDERS and rest[0] not in allowed:
+            yield f"{where}: {folder}/ may not import {name}"
         if top in CLUSTER and folder in ("losses", "encoders", "eval"):
             yield f"{where}: {folder}/ knows no {top}"
         if top == "mlflow" and folder in FOLDERS and relative not in MLFLOW_FILES:

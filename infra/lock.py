@@ -27,7 +27,9 @@ def main() -> None:
         found = json.loads(report.read_text())["install"]
     # A local build tag (+cpu) names one index's wheel; elsewhere the plain version is right.
     pins = {
-        item["metadata"]["name"].lower().replace("_", "-"): item["metadata"]["version"].split("+")[0]
+        item["metadata"]["name"].lower().replace("_", "-"): item["metadata"]["version"].split("+")[
+            0
+        ]
         for item in found
     }
     pins.pop("dynaflip")

@@ -6,6 +6,7 @@ Ray reads much of its configuration when it is imported, so
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -51,8 +52,13 @@ def start_ray(num_cpus: int | None = None, *, dashboard: bool = False) -> None:
     if ray.is_initialized():
         return
     environment = {"DYNAFLIP_HOME": str(home())}
-    if not in_submitted_job():
-        # A submitted job's workers get its working directory on PYTHONPATH from Ray.
+    if in_submitted_job():
+        # Its workers get the working directory on PYTHONPATH from Ray, and Ray refuses a
+        # variable that the submission's own runtime environment names already.
+        submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+        named = submitted.get("runtime_env", {}).get("env_vars", {})
+        environment = {key: value for key, value in environment.items() if key not in named}
+    else:
         root = str(Path(__file__).resolve().parents[1])
         others = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != root]
         environment["PYTHONPATH"] = os.pathsep.join([root, *others])

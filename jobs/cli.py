@@ -1,0 +1,36 @@
+"""The ``dynaflip`` command of an installed package: ``dynaflip pretrain --help``.
+
+Each word is a job of this folder; in a checkout ``python jobs/pretrain.py`` is the same.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import typing
+
+from dynaflip.platform.cli import run_job
+
+JOBS = {
+    "collect": "scripted demonstrations, written as a LeRobot v3.0 data set",
+    "preprocess": "videos to image-language-3D-flow triplets",
+    "pretrain": "pretrain an encoder on triplets and register it",
+    "evaluate": "score a registered encoder beside its own initialisation",
+    "ui": "the MLflow UI on your runs",
+    "demo": "all of it, small, from nothing",
+}
+
+
+def main() -> typing.NoReturn:
+    """Run the job that the first word names."""
+    if len(sys.argv) < 2 or sys.argv[1] not in JOBS:
+        for name, summary in JOBS.items():
+            print(f"dynaflip {name:<12} {summary}")
+        sys.exit(0 if sys.argv[1:] in ([], ["-h"], ["--help"]) else 2)
+    job = importlib.import_module(f"dynaflip.jobs.{sys.argv[1]}")
+    sys.argv = [f"dynaflip {sys.argv[1]}", *sys.argv[2:]]
+    run_job(job.main)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""From nothing to a registered encoder and its first score: ``make demo``.
+
+Runs the four jobs as a user would type them and prints what each took. What is
+done already is reused by the jobs themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from dynaflip.platform.cli import run_job
+from dynaflip.platform.home import home
+
+JOBS = Path(__file__).resolve().parent
+ENCODER = "models:/dynaflip-encoder@candidate"
+STAGES = {
+    "demonstrations": ["collect.py", "--config", "configs/demo_collect.yaml"],
+    "triplets": ["preprocess.py", "--config", "configs/demo_triplets.yaml"],
+    "pretraining": [
+        "pretrain.py",
+        "--config",
+        "configs/demo.yaml",
+        "--alias",
+        "candidate",
+        "--reuse",
+    ],
+    "score": ["evaluate.py", "--encoder", ENCODER],
+}
+
+
+def main(argv: list[str]) -> int:
+    """Run the stages in turn; the first that fails ends the demo with its exit code."""
+    argparse.ArgumentParser(description=__doc__).parse_args(argv)
+    seconds: dict[str, float] = {}
+    installed = Path(sys.prefix) / ".installed"
+    if installed.is_file() and (text := installed.read_text().strip()):
+        seconds["environment (when it was made)"] = float(text)
+    for stage, (job, *words) in STAGES.items():
+        words = [str(JOBS / w) if w.startswith("configs/") else w for w in words]
+        print(f"\n=== {stage}: python jobs/{job} {' '.join(words)}", flush=True)
+        began = time.monotonic()
+        code = subprocess.run([sys.executable, str(JOBS / job), *words], check=False).returncode
+        seconds[stage] = time.monotonic() - began
+        if code:
+            print(f"\n{stage} failed with exit code {code}; see above", file=sys.stderr)
+            return code
+    print("\nTime by stage")
+    for stage, took in seconds.items():
+        print(f"  {stage:<32}{took:7.0f} s")
+    print(f"  {'all':<32}{sum(seconds.values()):7.0f} s")
+    print(f"\nEverything is in {home()}. Look at the runs: make ui")
+    print(f'Use the encoder: dynaflip.load_encoder("{ENCODER}")')
+    return 0
+
+
+if __name__ == "__main__":
+    run_job(main)
