@@ -1,0 +1,166 @@
+"""A model in one folder: ``config.json``, ``encoder.safetensors``, ``towers.safetensors``.
+
+The encoder's weights are apart from the other towers' because use needs nothing else.
+Nothing is pickled. A folder is complete or absent: it is written beside its place and
+renamed. The image network's architecture is in ``config.json``, so that loading needs
+neither the hub nor the folder that pretraining started from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dynaflip.encoders.config import FlowConfig, ImageConfig, LanguageConfig, ModelConfig
+from dynaflip.encoders.image import ImageEncoder, build_image_encoder
+from dynaflip.encoders.model import DynaFLIP
+from dynaflip.errors import UserError
+
+FORMAT_VERSION = 1
+CONFIG, ENCODER, TOWERS = "config.json", "encoder.safetensors", "towers.safetensors"
+IMAGE_PREFIX = "image."
+
+
+def save_folder(folder: str | Path, model: DynaFLIP, info: Mapping[str, Any]) -> Path:
+    """Write a model; a model already there is replaced.
+
+    Args:
+        folder: where; its parent is made.
+        model: the model, on any device.
+        info: what ``encoder.info`` will say: resolved config, git commit, data digest,
+            metrics. Anything that JSON can hold.
+
+    Returns:
+        The absolute folder.
+    """
+    folder = Path(folder).absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    state = {key: _plain(value) for key, value in model.state_dict().items()}
+    image = {k.removeprefix(IMAGE_PREFIX): v for k, v in state.items() if k.startswith("image.")}
+    towers = {key: value for key, value in state.items() if not key.startswith(IMAGE_PREFIX)}
+    described = {
+        "format_version": FORMAT_VERSION,
+        "model": asdict(model.config),
+        "text_dim": model.text_dim,
+        "preprocessing": model.image.preprocessing,
+        "image_architecture": model.image.architecture,
+        "info": dict(info),
+    }
+    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        os.chmod(fresh, 0o755)
+        save_file(image, fresh / ENCODER)
+        save_file(towers, fresh / TOWERS)
+        (fresh / CONFIG).write_text(json.dumps(described, indent=2, allow_nan=True) + "\n")
+        _move_into_place(fresh, folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return folder
+
+
+def load_model(folder: str | Path) -> DynaFLIP:
+    """The whole model of a folder, in evaluation mode, on the CPU.
+
+    Raises:
+        UserError: the folder is missing, incomplete or of another format.
+    """
+    described = _read_config(folder)
+    config = _model_config(folder, described["model"])
+    image = _image_encoder(described, config.image)
+    model = DynaFLIP(config, image=image, text_dim=described["text_dim"])
+    state = {IMAGE_PREFIX + k: v for k, v in _read_tensors(folder, ENCODER).items()}
+    _fill(folder, model, {**state, **_read_tensors(folder, TOWERS)})
+    return model.eval()
+
+
+def load_image_encoder(folder: str | Path) -> ImageEncoder:
+    """The image encoder of a folder, in evaluation mode, on the CPU; ``info`` as saved.
+
+    Raises:
+        UserError: the folder is missing, incomplete or of another format.
+    """
+    described = _read_config(folder)
+    encoder = _image_encoder(described, _model_config(folder, described["model"]).image)
+    _fill(folder, encoder, _read_tensors(folder, ENCODER))
+    return encoder.eval()
+
+
+def _image_encoder(described: Mapping[str, Any], config: ImageConfig) -> ImageEncoder:
+    encoder = build_image_encoder(
+        config, described["image_architecture"], described["preprocessing"]
+    )
+    encoder.info = described["info"]
+    return encoder
+
+
+def _plain(value: Tensor) -> Tensor:
+    """A copy on the CPU in the ordinary memory order, which safetensors wants."""
+    return value.detach().cpu().contiguous()
+
+
+def _move_into_place(fresh: Path, folder: Path) -> None:
+    if folder.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+        os.replace(folder, old)
+        os.replace(fresh, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.replace(fresh, folder)
+
+
+def _read_config(folder: str | Path) -> dict[str, Any]:
+    path = Path(folder) / CONFIG
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder}: no encoder here ({CONFIG} is missing)") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    version = described.get("format_version") if isinstance(described, dict) else None
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{path}: encoder format {version}; this code reads {FORMAT_VERSION}, "
+            "use the release that wrote it"
+        )
+    return described
+
+
+def _model_config(folder: str | Path, saved: Mapping[str, Any]) -> ModelConfig:
+    try:
+        rest = {k: v for k, v in saved.items() if k not in ("image", "language", "flow")}
+        return replace(
+            ModelConfig(**rest),
+            image=ImageConfig(**saved["image"]),
+            language=LanguageConfig(**saved["language"]),
+            flow=FlowConfig(**saved["flow"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder}: settings in {CONFIG} do not fit ({error})") from None
+
+
+def _read_tensors(folder: str | Path, name: str) -> dict[str, Tensor]:
+    path = Path(folder) / name
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{folder}: {name} is missing; the folder is incomplete") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+
+
+def _fill(folder: str | Path, module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder}: the weights do not fit the settings ({reason})") from None

@@ -1,0 +1,115 @@
+"""Settings of the networks. Imports no torch, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+EFFICIENTNET_LITE0 = "efficientnet-lite0"
+MINILM = "minilm"
+POOLINGS = ("auto", "mean", "eos", "cls")
+FLOW_INPUTS = ("positions", "displacements", "both")
+
+
+def _at_least(owner: object, smallest: int, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if value < smallest:
+            raise ValueError(f"{name}: must be at least {smallest}, not {value}")
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """The image encoder. The paper's is DINOv2-Base at 224 px, fully trained."""
+
+    # "efficientnet-lite0" (its ImageNet weights ship in a package), or the folder or hub id
+    # of any transformers vision model, e.g. facebook/dinov2-base.
+    name: str = EFFICIENTNET_LITE0
+    # Start from the pretrained weights; False starts from random ones.
+    pretrained: bool = True
+    # Side of the square picture that the network sees, in pixels.
+    image_px: int = 112
+    # Use the batch's own statistics in BatchNorm and update the running ones. Off: batches are
+    # small, and the same function is then trained as is used.
+    train_batchnorm: bool = False
+    # First blocks that are not trained (the stem or patch embedding counts with the first).
+    # Freezing early blocks saves most of a CNN's training time.
+    frozen_blocks: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "frozen_blocks")
+        _at_least(self, 16, "image_px")
+        if not self.name:
+            raise ValueError("name: give a model")
+
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """The frozen language encoder. The paper's is T5-Base with end-of-sequence pooling."""
+
+    # "minilm" (all-MiniLM-L6-v2, ships in a package), or the folder or hub id of a
+    # transformers text model: T5, CLIP text, BERT.
+    name: str = MINILM
+    # Longest caption in tokens; the rest is cut off.
+    max_tokens: int = 77
+    # How tokens become one vector: "mean", "eos" (the last token), "cls" (the first), or
+    # "auto": eos for T5 and CLIP, mean for others.
+    pooling: str = "auto"
+
+    def __post_init__(self) -> None:
+        _at_least(self, 2, "max_tokens")
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling: {self.pooling!r} is not one of {list(POOLINGS)}")
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """The flow encoder: a CNN over the grid of each step, a transformer over the steps."""
+
+    # Steps of the flow and grid points a side; the triplet format has 7 and 20 (as the paper).
+    steps: int = 7
+    grid: int = 20
+    # Width of the transformer's tokens.
+    width: int = 192
+    # Layers of the transformer over the K steps (paper: 4).
+    layers: int = 4
+    # Attention heads of the transformer; they divide the width.
+    heads: int = 4
+    # Channels of the CNN's first layer; they double to at most the width.
+    channels: int = 32
+    # Layers of the CNN over the grid of a step (paper: 4).
+    cnn_layers: int = 4
+    # What the CNN sees of each point beside its visibility, in units of the frame's median
+    # depth: its "positions" (paper), its "displacements" from frame t, or "both". Displacements
+    # are positions less their start: no more information, but a far easier start of training.
+    inputs: str = "both"
+    # Displacements are multiplied by this, because they are small beside the positions.
+    displacement_gain: float = 10.0
+    # Prepend the frame's embedding, under stop-gradient, as condition token (paper: yes).
+    condition: bool = True
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "steps", "grid", "width", "layers", "heads", "channels", "cnn_layers")
+        if self.width % self.heads:
+            raise ValueError(f"heads: {self.heads} does not divide width {self.width}")
+        if self.inputs not in FLOW_INPUTS:
+            raise ValueError(f"inputs: {self.inputs!r} is not one of {list(FLOW_INPUTS)}")
+        if self.displacement_gain <= 0:
+            raise ValueError(f"displacement_gain: must be above 0, not {self.displacement_gain}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The three towers and their heads."""
+
+    image: ImageConfig = field(default_factory=ImageConfig)
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    # Width of the shared space of z_image, z_language and z_flow.
+    embedding_dim: int = 256
+    # Hidden width of the fuse network, the language adapter and the flow prediction head.
+    hidden_dim: int = 512
+    # Let the flow prediction see the caption too. The paper predicts from the frame alone.
+    flow_head_language: bool = False
+
+    def __post_init__(self) -> None:
+        _at_least(self, 2, "embedding_dim", "hidden_dim")

@@ -1,0 +1,138 @@
+"""DynaFLIP's three towers and heads (arXiv 2605.30350).
+
+f image, h language, g flow; Π(v) = v / ‖v‖:
+z_I = Π(fuse(f(I_{t+H}) − f(I_t))), z_L = Π(adapter(h(L))), z_F = Π(g(flow; f(I_t) stopped)).
+Shapes: B examples, H×W pixels, D frame embedding, E shared space, K steps, G×G grid points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dynaflip.encoders.config import ModelConfig
+from dynaflip.encoders.flow import FlowEncoder
+from dynaflip.encoders.image import ImageEncoder, build_image_encoder
+from dynaflip.encoders.language import language_dim
+
+
+def _mlp(dim_in: int, hidden: int, dim_out: int) -> nn.Sequential:
+    """Normalise, one hidden layer. LayerNorm first: backbones differ in scale by decades."""
+    return nn.Sequential(
+        nn.LayerNorm(dim_in), nn.Linear(dim_in, hidden), nn.GELU(), nn.Linear(hidden, dim_out)
+    )
+
+
+class DynaFLIP(nn.Module):
+    """The model that is pretrained; its ``image`` is what is kept for use.
+
+    The frozen language encoder is not inside: captions come as features, each embedded once.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        image: ImageEncoder | None = None,
+        text_dim: int | None = None,
+    ) -> None:
+        """Build the towers.
+
+        Args:
+            config: the settings.
+            image: an image encoder to use instead of building one.
+            text_dim: D_text; by default looked up from the language settings.
+
+        Raises:
+            UserError: a model that the settings name cannot be reached.
+        """
+        super().__init__()
+        self.config = config
+        self.text_dim = text_dim if text_dim is not None else language_dim(config.language)
+        self.image = image if image is not None else build_image_encoder(config.image)
+        dim, hidden = self.image.dim, config.hidden_dim
+        self.fuse = _mlp(dim, hidden, config.embedding_dim)
+        self.adapter = _mlp(self.text_dim, hidden, config.embedding_dim)
+        self.flow = FlowEncoder(config.flow, dim, config.embedding_dim)
+        seen = dim + (self.text_dim if config.flow_head_language else 0)
+        self.flow_head = _mlp(seen, hidden, config.flow.steps * config.flow.grid**2 * 3)
+        # Start from predicting no motion, the right answer for most points.
+        last = self.flow_head[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Embeddings and predictions of a batch.
+
+        Args:
+            batch: image_t, image_next, image_far (B, 3, H, W) uint8; text_features
+                (B, D_text); flow_origin_m (B, G, G, 3), flow_displacement_m (B, K, G, G, 3)
+                metres in the camera frame of t; flow_visible (B, K, G, G) bool;
+                median_depth_m (B,).
+
+        Returns:
+            z_image, z_language, z_flow (B, E) of unit norm; d_t, d_next, d_far (B, D);
+            flow_prediction (B, K, G, G, 3) displacements in median depths.
+        """
+        # One call: a backbone is most efficient on many pictures.
+        images = torch.cat([batch["image_t"], batch["image_next"], batch["image_far"]])
+        embeddings, _ = self.image.features(self.image.preprocess(images))
+        d_t, d_next, d_far = embeddings.chunk(3)
+        depth_m = batch["median_depth_m"]
+        return {
+            "z_image": self.encode_transition(d_t, d_next),
+            "z_language": self.encode_language(batch["text_features"]),
+            "z_flow": self.encode_flow(
+                batch["flow_origin_m"] / depth_m.view(-1, 1, 1, 1),
+                batch["flow_displacement_m"] / depth_m.view(-1, 1, 1, 1, 1),
+                batch["flow_visible"],
+                d_t,
+            ),
+            "d_t": d_t,
+            "d_next": d_next,
+            "d_far": d_far,
+            "flow_prediction": self.predict_flow(d_t, batch["text_features"]),
+        }
+
+    def encode_transition(self, d_t: Tensor, d_next: Tensor) -> Tensor:
+        """z_I of two frames' embeddings: two (B, D) → (B, E).
+
+        The difference makes it motion and not appearance.
+        """
+        return _unit(self.fuse(d_next - d_t))
+
+    def encode_language(self, text_features: Tensor) -> Tensor:
+        """z_L of caption features: (B, D_text) → (B, E)."""
+        return _unit(self.adapter(text_features))
+
+    def encode_flow(
+        self, origin: Tensor, displacement: Tensor, visible: Tensor, condition: Tensor
+    ) -> Tensor:
+        """z_F of flow: (B, E).
+
+        Args:
+            origin: (B, G, G, 3) in median depths, camera frame of t.
+            displacement: (B, K, G, G, 3) in median depths, same frame.
+            visible: (B, K, G, G) bool.
+            condition: (B, D) embedding of frame t; gradient stops here.
+        """
+        return _unit(self.flow(origin, displacement, visible, condition))
+
+    def predict_flow(self, d_t: Tensor, text_features: Tensor) -> Tensor:
+        """Displacements foreseen from frame t: (B, K, G, G, 3) in median depths.
+
+        ``text_features`` (B, D_text) is read with the setting ``flow_head_language`` only.
+        """
+        seen = torch.cat([d_t, text_features], -1) if self.config.flow_head_language else d_t
+        flow = self.config.flow
+        return self.flow_head(seen).view(-1, flow.steps, flow.grid, flow.grid, 3)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Π: the direction of each row, in at least float32."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.normalize(x.float() if x.dtype != torch.float64 else x, dim=-1)
