@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from dynaflip.eval.retrieval import (
     Embeddings,
     candidate_mask,
@@ -19,7 +21,6 @@ from dynaflip.eval.retrieval import (
     top1,
 )
 from dynaflip.losses import energy as losses_energy
-from torch import Tensor
 
 TASKS, RECORDINGS, WINDOWS, WIDTH = 4, 5, 3, 32
 
@@ -56,9 +57,8 @@ def test_random_embeddings_score_near_chance_and_the_interval_holds_it() -> None
     report = report_of(embedded(unit((TASKS, WIDTH), 4)[task], image, flow, None))
     for scope, chance in {"all": 1 / 60, "task": 1 / 15, "clip": 1 / 3}.items():
         assert report[f"retrieval/{scope}/chance"] == pytest.approx(chance)
-        assert (
-            report[f"retrieval/{scope}/low"] <= chance <= report[f"retrieval/{scope}/high"] + 0.02
-        )
+        low, high = (report[f"retrieval/{scope}/{end}"] for end in ("low", "high"))
+        assert low <= chance <= high + 0.02
     assert "retrieval/all_swapped/top1" not in report
 
 

@@ -1,0 +1,155 @@
+"""Linear probes: how much of a position can be read off frozen features?
+
+Ridge regression from an encoder's features to a position in the world frame,
+fitted on unperturbed training episodes and then tested unchanged elsewhere.
+
+One probe serves all tasks, with an offset for each task: features and targets are
+taken relative to the task's training mean before a shared linear map is fitted
+(equal to an unpenalised one-hot of the task beside the features). A probe a task
+would have a handful of layouts to learn hundreds of weights from, and a pooled
+one without offsets would be scored for recognising the task, which a policy is
+told. So "predicting the mean" means the task's training mean, and the score is
+what the features add to knowing the task.
+
+Everything that a test frame meets (means, scales, weights, penalty) is a function
+of training frames alone. Shapes: N frames, D feature width, P penalties.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+FOLDS = 5
+# Relative to the number of frames: from almost none to almost only the mean.
+PENALTIES = np.logspace(-5, 3, 17)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A fitted probe; see :func:`fit_probe`."""
+
+    centre: dict[str, np.ndarray]  # task → (D,) mean of the training features
+    scale: np.ndarray  # (D,) spread of the training features within tasks
+    weights: np.ndarray  # (D, 3) metres per standardised feature
+    target_mean_m: dict[str, np.ndarray]  # task → (3,) mean training position, world
+    penalty: float  # chosen, relative to the number of frames
+    validation_error_m: float  # mean distance at that penalty, cross-validated over episodes
+
+    def predict_m(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
+        """Positions (N, 3) in metres, world frame, for features (N, D) and tasks (N,)."""
+        centred = np.stack(
+            [row - self.centre[task] for row, task in zip(features, tasks, strict=True)]
+        )
+        return (centred / self.scale) @ self.weights + self.mean_m(tasks)
+
+    def mean_m(self, tasks: np.ndarray) -> np.ndarray:
+        """What predicting the training mean of the task says: (N, 3) metres."""
+        return np.stack([self.target_mean_m[task] for task in tasks])
+
+
+def fit_probe(
+    features: np.ndarray,
+    positions_m: np.ndarray,
+    tasks: np.ndarray,
+    episodes: np.ndarray,
+    *,
+    penalties: np.ndarray = PENALTIES,
+    folds: int = FOLDS,
+) -> Probe:
+    """Fit a probe; the penalty is chosen by cross-validation over whole episodes.
+
+    Args:
+        features: (N, D) frozen features of training frames.
+        positions_m: (N, 3) positions in metres, world frame.
+        tasks: (N,) task of each frame.
+        episodes: (N,) episode of each frame; an episode lies in one fold only.
+        penalties: (P,) candidates, relative to the number of frames.
+        folds: at most as many as the rarest task has episodes.
+
+    Raises:
+        ValueError: NaN among the inputs, or a task with fewer than two episodes.
+    """
+    features = np.asarray(features, dtype=np.float64)
+    positions_m = np.asarray(positions_m, dtype=np.float64)
+    if not (np.isfinite(features).all() and np.isfinite(positions_m).all()):
+        raise ValueError("features and positions must be finite")
+    fold = assign_folds(tasks, episodes, folds)
+    errors = np.zeros(len(penalties))
+    for held in range(fold.max() + 1):
+        train, test = fold != held, fold == held
+        candidates = _fit_path(features[train], positions_m[train], tasks[train], penalties)
+        for index, probe in enumerate(candidates):
+            predicted = probe.predict_m(features[test], tasks[test])
+            errors[index] += np.linalg.norm(predicted - positions_m[test], axis=1).sum()
+    errors /= len(features)
+    best = int(np.argmin(errors))
+    chosen = _fit_path(features, positions_m, tasks, penalties[best : best + 1])[0]
+    return Probe(
+        chosen.centre,
+        chosen.scale,
+        chosen.weights,
+        chosen.target_mean_m,
+        float(penalties[best]),
+        float(errors[best]),
+    )
+
+
+def errors_cm(predicted_m: np.ndarray, truth_m: np.ndarray) -> np.ndarray:
+    """Distance between predicted and true positions: two (N, 3) in metres → (N,) in cm."""
+    return 100.0 * np.linalg.norm(predicted_m - truth_m, axis=1)
+
+
+def assign_folds(tasks: np.ndarray, episodes: np.ndarray, folds: int = FOLDS) -> np.ndarray:
+    """Fold of each frame, (N,) int: whole episodes, every task in every fold's training part.
+
+    Raises:
+        ValueError: a task has fewer than two episodes, so nothing could be held out.
+    """
+    fold = np.empty(len(tasks), dtype=np.int64)
+    members = {task: np.unique(episodes[tasks == task]) for task in np.unique(tasks)}
+    fewest = min(members, key=lambda task: len(members[task]))
+    if len(members[fewest]) < 2:
+        raise ValueError(
+            f"task {fewest} has {len(members[fewest])} unperturbed training episode; a probe "
+            f"needs at least 2 a task, to choose its penalty across episodes"
+        )
+    folds = min(folds, len(members[fewest]))
+    offset = 0
+    for task, names in members.items():
+        for position, name in enumerate(names):
+            # The offset spreads tasks' remainders, so that folds are of like size.
+            fold[(tasks == task) & (episodes == name)] = (position + offset) % folds
+        offset += len(names)
+    return fold
+
+
+def _fit_path(
+    features: np.ndarray, positions_m: np.ndarray, tasks: np.ndarray, penalties: np.ndarray
+) -> list[Probe]:
+    """A probe for each penalty, from one decomposition of the standardised features."""
+    centre, target_mean = {}, {}
+    x, y = features.copy(), positions_m.copy()
+    for task in np.unique(tasks):
+        rows = tasks == task
+        centre[task], target_mean[task] = x[rows].mean(0), y[rows].mean(0)
+        x[rows] -= centre[task]
+        y[rows] -= target_mean[task]
+    scale = x.std(0)
+    # A feature that never moves within a task tells nothing, and must not be blown up.
+    scale[scale < 1e-8 * max(1.0, float(np.abs(features).max()))] = np.inf
+    x /= scale
+    number, width = x.shape
+    # The smaller Gram matrix: X = U S Vᵀ, weights = V S/(S² + penalty·N) Uᵀ y.
+    wide = width > number
+    values, vectors = np.linalg.eigh(x @ x.T if wide else x.T @ x)
+    kept = values > 1e-12 * max(values[-1], 1e-300)
+    values, vectors = values[kept], vectors[:, kept]
+    projected = vectors.T @ (y if wide else x.T @ y)
+    probes = []
+    for penalty in penalties:
+        inner = vectors @ (projected / (values + penalty * number)[:, None])
+        weights = x.T @ inner if wide else inner
+        probes.append(Probe(centre, scale, weights, target_mean, float(penalty), float("nan")))
+    return probes
