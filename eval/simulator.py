@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 
 from dynaflip.errors import UserError
+from dynaflip.eval.simulator_factors import Factors, camera_path_angles, distractor_shapes
+from dynaflip.eval.simulator_render import GL_HINT, SceneRenderer
 
 # Mujoco and PyOpenGL choose their backend when they are imported.
 os.environ.setdefault("MUJOCO_GL", "egl")
@@ -27,11 +29,6 @@ os.environ.setdefault("PYOPENGL_PLATFORM", os.environ["MUJOCO_GL"])
 CONTROL_RATE_HZ = 80.0  # 5 steps of 2.5 ms an action
 HORIZON = 500  # Meta-World refuses further steps
 
-_GL_HINT = (
-    "simulator: cannot open an EGL display to render with; install the system libraries with "
-    "`apt-get install -y libegl1 libgl1-mesa-dri` (or set MUJOCO_GL=osmesa after installing "
-    "libosmesa6)"
-)
 _SIM_HINT = "simulator: Meta-World is not installed; run `pip install 'dynaflip[sim]'`"
 
 
@@ -90,6 +87,8 @@ class Scene:
             self.model.cam_quat[self.camera_id] = quat
         self.model.mat_reflectance[:] = 0
         self._pristine = {name: getattr(self.model, name).copy() for name in _LAYOUT_FIELDS}
+        self._factors = Factors(self.model, self.camera_id)
+        self._shadows = shadows
         self._renderer: Any = None
         self._make_renderer(shadows)
 
@@ -161,25 +160,70 @@ class Scene:
 
     def rgb(self) -> np.ndarray:
         """The picture: (H, W, 3) uint8."""
-        self._update()
-        self._renderer.disable_depth_rendering()
-        self._renderer.disable_segmentation_rendering()
-        return self._renderer.render()
+        return self._renderer.rgb()
 
     def depth_m(self) -> np.ndarray:
         """Distance along the viewing axis, not along the ray: (H, W) float32 metres."""
-        self._update()
-        self._renderer.enable_depth_rendering()
-        return self._renderer.render()
+        return self._renderer.rgb_and_depth()[1]
+
+    def rgb_and_depth(self) -> tuple[np.ndarray, np.ndarray]:
+        """Both of one pass, which is much faster than one after the other."""
+        return self._renderer.rgb_and_depth()
 
     def segmentation(self) -> np.ndarray:
-        """Geom id at each pixel: (H, W) int32, −1 where there is none."""
+        """Geom id at each pixel: (H, W) int32; −1 sky and sites, −2 − i the i-th distractor."""
         import mujoco
 
-        self._update()
-        self._renderer.enable_segmentation_rendering()
-        ids = self._renderer.render()
-        return np.where(ids[..., 1] == mujoco.mjtObj.mjOBJ_GEOM, ids[..., 0], -1).astype(np.int32)
+        ids, kinds = self._renderer.object_ids()
+        geoms = np.where(kinds == mujoco.mjtObj.mjOBJ_GEOM, ids, -1)
+        return np.where(kinds == mujoco.mjtObj.mjOBJ_UNKNOWN, -2 - ids, geoms).astype(np.int32)
+
+    def bodies(self) -> np.ndarray:
+        """Body id at each pixel: (H, W) int32; 0, the world, for sky and distractors."""
+        import mujoco
+
+        ids, kinds = self._renderer.object_ids()
+        bodies = np.zeros_like(ids)
+        for kind, owner in (
+            (mujoco.mjtObj.mjOBJ_GEOM, self.model.geom_bodyid),
+            (mujoco.mjtObj.mjOBJ_SITE, self.model.site_bodyid),
+        ):
+            chosen = kinds == kind
+            bodies[chosen] = owner[ids[chosen]]
+        return bodies
+
+    def body_poses(self) -> tuple[np.ndarray, np.ndarray]:
+        """World poses of all bodies: positions (N, 3) in metres and rotations (N, 3, 3)."""
+        return self.data.xpos.copy(), self.data.xmat.reshape(-1, 3, 3).copy()
+
+    # Perturbing -------------------------------------------------------------------------
+
+    def apply(self, values: dict[str, Any]) -> None:
+        """Perturb the look by values of :mod:`dynaflip.eval.perturbations`, and nothing else.
+
+        What was applied before is taken back first.
+        """
+        self.restore()
+        uploads = self._factors.apply(values)
+        if "shadows" in values and not self._renderer.shadows:
+            self._make_renderer(shadows=True)
+        for texture_id in uploads:
+            self._renderer.upload_texture(texture_id)
+        if "distractors" in values:
+            self._renderer.shapes = distractor_shapes(values["distractors"])
+
+    def restore(self) -> None:
+        """Take all perturbation back: pictures are bit for bit what they were."""
+        uploads = self._factors.restore()
+        if self._renderer.shadows != self._shadows:
+            self._make_renderer(self._shadows)
+        for texture_id in uploads:
+            self._renderer.upload_texture(texture_id)
+        self._renderer.shapes = []
+
+    def follow_camera_path(self, camera: dict[str, Any], time_s: float) -> None:
+        """Move the camera to where a moving camera's value has it at a time."""
+        self._factors.move_camera(*camera_path_angles(camera, time_s))
 
     def intrinsics(self) -> np.ndarray:
         """Camera matrix (3, 3) float64 in pixels."""
@@ -218,26 +262,15 @@ class Scene:
     # Inside -----------------------------------------------------------------------------
 
     def _make_renderer(self, shadows: bool) -> None:
-        import mujoco
-
         self.close()
-        self.model.vis.quality.shadowsize = 1024 if shadows else 0
-        self.model.vis.quality.offsamples = 0
-        try:
-            self._renderer = mujoco.Renderer(self.model, self.height_px, self.width_px)
-        except (ImportError, AttributeError, RuntimeError) as error:
-            raise UserError(f"{_GL_HINT} [{error}]") from error
-        flags = self._renderer.scene.flags
-        flags[mujoco.mjtRndFlag.mjRND_SHADOW] = shadows
-        flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
-        self._option = mujoco.MjvOption()
-        self._shadows = shadows
-
-    def _update(self) -> None:
-        import mujoco
-
-        mujoco.mj_camlight(self.model, self.data)
-        self._renderer.update_scene(self.data, self.camera_id, self._option)
+        self._renderer = SceneRenderer(
+            self.model,
+            self.data,
+            height_px=self.height_px,
+            width_px=self.width_px,
+            camera_id=self.camera_id,
+            shadows=shadows,
+        )
 
 
 _LAYOUT_FIELDS = ("body_pos", "body_quat", "geom_pos", "geom_quat", "site_pos", "site_quat")
@@ -248,7 +281,7 @@ def make_environment(task: str) -> Any:
     try:
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
     except ImportError as error:
-        hint = _SIM_HINT if getattr(error, "name", "") == "metaworld" else _GL_HINT
+        hint = _SIM_HINT if getattr(error, "name", "") == "metaworld" else GL_HINT
         raise UserError(f"{hint} [{error}]") from error
     if task not in ALL_V3_ENVIRONMENTS:
         import difflib
