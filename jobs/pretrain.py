@@ -1,0 +1,41 @@
+"""Pretrain an encoder on a folder of triplets and register it."""
+
+from __future__ import annotations
+
+import sys
+
+from dynaflip.errors import UserError
+from dynaflip.platform.cli import config_parser, parse_config, run_job
+from dynaflip.platform.training.config import PretrainConfig
+
+
+def main(argv: list[str]) -> int:
+    """Parse, train, say where the result is; 1 when the loss stopped being finite."""
+    parser = config_parser(__doc__ or "", PretrainConfig)
+    parser.add_argument("--alias", help="move this alias (candidate, say) to the new version")
+    parser.add_argument(
+        "--resume", metavar="RUN", help="go on with a stopped run, with the settings it began with"
+    )
+    args, config = parse_config(parser, PretrainConfig, argv, aliases={})
+    if args.resume and (args.config or config != PretrainConfig()):
+        raise UserError("--resume goes on with the run's own settings: give no others beside it")
+
+    from dynaflip.platform.training import pretrain as training
+    from dynaflip.platform.training.step import NonFiniteLoss
+
+    try:
+        if args.resume:
+            outcome = training.resume(args.resume, alias=args.alias)
+        else:
+            outcome = training.pretrain(config, alias=args.alias)
+    except NonFiniteLoss as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return 1
+    print(f"run {outcome.run_name}  MLflow run {outcome.run_id}")
+    print(f"registered {outcome.uri()}" + (f", alias {args.alias}" if args.alias else ""))
+    print(f"load it with dynaflip.load_encoder({outcome.uri()!r}); look at it with `make ui`")
+    return 0
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,33 @@
+"""The encoder as MLflow serves it: a "model from code", so that nothing is pickled.
+
+MLflow runs this file; :mod:`dynaflip.platform.registry` names it when it logs a version.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlflow
+import numpy as np
+
+
+class PyfuncEncoder(mlflow.pyfunc.PythonModel):
+    """Pictures (B, H, W, 3) or (B, 3, H, W), uint8 or [0, 1] float → (B, D) float32."""
+
+    def load_context(self, context: Any) -> None:
+        """Read the encoder's folder (config and safetensors)."""
+        from dynaflip.encoders.checkpoint import load_image_encoder
+
+        self.encoder = load_image_encoder(context.artifacts["encoder"]).eval()
+
+    def predict(
+        self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None
+    ) -> np.ndarray:
+        """Embed a batch of pictures."""
+        import torch
+
+        with torch.no_grad():
+            return self.encoder(torch.from_numpy(np.ascontiguousarray(model_input))).numpy()
+
+
+mlflow.models.set_model(PyfuncEncoder())

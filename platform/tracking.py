@@ -1,0 +1,303 @@
+"""The only place that talks to MLflow's tracking (the registry beside it knows the rest).
+
+The store is embedded: SQLite and an artifact folder below ``DYNAFLIP_HOME``, no
+server. ``MLFLOW_TRACKING_URI`` overrides it. The driver opens the run; Ray's
+controller logs into it by its id (a :class:`Run` is plain data and pickles).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform as host_platform
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dynaflip.platform.config import flatten, to_dict, to_yaml
+from dynaflip.platform.home import mlflow_folder
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_MAX_BATCH = 1000  # metrics in one log_batch; the server refuses more
+_MAX_PARAM_CHARS = 6000
+# MLflow's telemetry thread and its colour codes have no place in a job's output.
+_ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "GIT_PYTHON_REFRESH": "quiet"}
+
+
+def tracking_uri() -> str:
+    """The store's absolute URI: ``MLFLOW_TRACKING_URI``, or SQLite below the home."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{mlflow_folder() / 'mlflow.db'}"
+
+
+def is_embedded() -> bool:
+    """Whether runs go into the home's own store."""
+    return not os.environ.get("MLFLOW_TRACKING_URI")
+
+
+def client() -> MlflowClient:
+    """A client of the store; makes the embedded one if it does not exist yet.
+
+    Only a driver may be the first to call this: two processes that create one
+    SQLite file at the same time crash in its migration.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import logging
+
+    # One line a migration step, on every fresh store, says nothing to a user.
+    for noisy in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    if is_embedded():
+        (mlflow_folder() / "artifacts").mkdir(parents=True, exist_ok=True)
+    import mlflow
+
+    uri = tracking_uri()
+    if mlflow.get_tracking_uri() != uri:
+        mlflow.set_tracking_uri(uri)
+    return mlflow.MlflowClient(tracking_uri=uri)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One MLflow run, by its id; the same object works in the driver and in Ray's controller."""
+
+    run_id: str
+    run_name: str
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        """Append one point to each named curve, in as few calls as possible."""
+        self.log_curves([(step, metrics)])
+
+    def log_curves(self, points: list[tuple[int, dict[str, float]]]) -> None:
+        """Append several (step, {name: value}) points in as few calls as possible."""
+        from mlflow.entities import Metric
+
+        now_ms = int(time.time() * 1000)
+        batch = [
+            Metric(name, float(value), now_ms, step)
+            for step, metrics in points
+            for name, value in metrics.items()
+        ]
+        store = client()
+        for start in range(0, len(batch), _MAX_BATCH):
+            store.log_batch(self.run_id, metrics=batch[start : start + _MAX_BATCH])
+
+    def log_settings(self, config: Any) -> None:
+        """Log a settings dataclass: ``config.yaml`` as an artifact, each dotted key as a param."""
+        from mlflow.entities import Param
+
+        store = client()
+        store.log_text(self.run_id, to_yaml(config), "config.yaml")
+        flat = flatten(to_dict(config))
+        params = [Param(key, str(value)[:_MAX_PARAM_CHARS]) for key, value in flat.items()]
+        for start in range(0, len(params), 100):
+            store.log_batch(self.run_id, params=params[start : start + 100])
+
+    def set_tags(self, tags: dict[str, Any]) -> None:
+        """Set tags; values are written as text."""
+        from mlflow.entities import RunTag
+
+        client().log_batch(self.run_id, tags=[RunTag(k, str(v)) for k, v in tags.items()])
+
+    def log_file(self, path: str | Path, folder: str | None = None) -> None:
+        """Log a file (a picture, a table) as an artifact."""
+        client().log_artifact(self.run_id, str(path), folder)
+
+    def log_figure(self, figure: Any, name: str) -> None:
+        """Log a matplotlib figure as an artifact, e.g. ``pictures/loss.png``."""
+        client().log_figure(self.run_id, figure, name)
+
+    def log_text(self, text: str, name: str) -> None:
+        """Log text as an artifact, e.g. ``report.md``."""
+        client().log_text(self.run_id, text, name)
+
+    def curves(self) -> dict[str, list[tuple[int, float]]]:
+        """Every logged curve as (step, value) in order; the last value at a step counts."""
+        store = client()
+        found = {}
+        for name in store.get_run(self.run_id).data.metrics:
+            history = store.get_metric_history(self.run_id, name)
+            found[name] = sorted({point.step: point.value for point in history}.items())
+        return found
+
+    def end(self, status: str) -> None:
+        """Mark the run ``FINISHED``, ``FAILED`` or ``KILLED``."""
+        client().set_terminated(self.run_id, status)
+
+
+def open_run(experiment: str, run_name: str, tags: dict[str, Any] | None = None) -> Run:
+    """Start a run in an experiment (made if it is missing), stamped with where it runs.
+
+    Runs that a killed process of this machine left RUNNING are marked KILLED first.
+    """
+    store = client()
+    experiment_id = _experiment_id(store, experiment)
+    _bury_the_dead(store, experiment_id)
+    stamped = {**provenance(), **_process_tags(), **(tags or {})}
+    run = store.create_run(
+        experiment_id,
+        run_name=run_name,
+        tags={name: str(value) for name, value in stamped.items()},
+    )
+    return Run(run.info.run_id, run_name)
+
+
+def reopen_run(run_id: str) -> Run:
+    """Go on with a run that ended or was killed: its curves continue.
+
+    Raises:
+        UserError: this store has no such run.
+    """
+    from mlflow.exceptions import MlflowException
+
+    from dynaflip.errors import UserError
+
+    store = client()
+    try:
+        run = store.get_run(run_id)
+    except MlflowException:
+        raise UserError(
+            f"MLflow store {tracking_uri()} has no run {run_id}; is DYNAFLIP_HOME or "
+            f"MLFLOW_TRACKING_URI another one than when the run was started?"
+        ) from None
+    store.update_run(run_id, status="RUNNING")
+    reopened = Run(run_id, run.info.run_name)
+    reopened.set_tags(_process_tags())
+    return reopened
+
+
+@contextlib.contextmanager
+def ending(run: Run) -> Iterator[Run]:
+    """End the run with the block: FINISHED, FAILED by an exception, KILLED by a signal."""
+    previous = None
+    if hasattr(signal, "SIGTERM") and _in_main_thread():
+        previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield run
+    except (KeyboardInterrupt, SystemExit):
+        run.end("KILLED")
+        raise
+    except BaseException as error:
+        run.set_tags({"error": str(error)[:500]})
+        run.end("FAILED")
+        raise
+    else:
+        run.end("FINISHED")
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def provenance() -> dict[str, str]:
+    """Which code on which machine: git commit, host, CPUs, GPU, Python, command."""
+    return {
+        "git_commit": git_commit(),
+        "hardware": hardware(),
+        "python": host_platform.python_version(),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:1000],
+    }
+
+
+def git_commit() -> str:
+    """The checkout's commit, marked ``-dirty`` when files differ from it.
+
+    Where the code is a copy without ``.git`` (a submitted job, a wheel):
+    ``DYNAFLIP_GIT_COMMIT``, or ``unknown (…)``.
+    """
+    root = Path(__file__).resolve().parents[1]
+    if (root / ".git").exists():
+        try:
+            commit = _git(root, "rev-parse", "HEAD")
+            dirty = _git(root, "status", "--porcelain", "--untracked-files=no")
+        except (OSError, subprocess.SubprocessError):
+            return os.environ.get("DYNAFLIP_GIT_COMMIT") or "unknown (git failed)"
+        return commit + ("-dirty" if dirty else "")
+    # Ray names a submitted working directory by the digest of its files.
+    package = f", {root.name}" if root.name.startswith("_ray_pkg_") else ""
+    return os.environ.get("DYNAFLIP_GIT_COMMIT") or f"unknown (no git checkout{package})"
+
+
+def hardware() -> str:
+    """CPU model, number of usable CPUs, and the GPU if torch sees one."""
+    from dynaflip.platform.cluster import available_cpus
+
+    parts = [f"{available_cpus()} x {_cpu_model()}"]
+    torch: Any = sys.modules.get("torch")  # never imported for a tag
+    if torch is not None and torch.cuda.is_available():
+        parts.append(f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}")
+    return ", ".join(parts)
+
+
+def _git(root: Path, *words: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True
+    )
+    return done.stdout.strip()
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return host_platform.processor() or host_platform.machine()
+
+
+def _experiment_id(store: MlflowClient, name: str) -> str:
+    found = store.get_experiment_by_name(name)
+    if found is not None:
+        return found.experiment_id
+    if not is_embedded():
+        return store.create_experiment(name)
+    # Absolute: workers have another working directory.
+    location = (mlflow_folder() / "artifacts" / name).as_uri()
+    return store.create_experiment(name, artifact_location=location)
+
+
+def _process_tags() -> dict[str, str]:
+    return {
+        "dynaflip.host": socket.gethostname(),
+        "dynaflip.pid": str(os.getpid()),
+        "dynaflip.process": _process_start(os.getpid()) or "",
+    }
+
+
+def _process_start(pid: int) -> str | None:
+    """When a process started (clock ticks since boot), or None where it cannot be read."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
+def _bury_the_dead(store: MlflowClient, experiment_id: str) -> None:
+    """Mark runs KILLED whose process on this machine is gone (SIGKILL leaves them RUNNING)."""
+    running = store.search_runs([experiment_id], "attributes.status = 'RUNNING'")
+    for run in running:
+        tags = run.data.tags
+        if tags.get("dynaflip.host") != socket.gethostname():
+            continue  # another machine's process cannot be looked at from here
+        pid = int(tags.get("dynaflip.pid", "0"))
+        if not Path("/proc").is_dir() or pid <= 0:
+            continue
+        if _process_start(pid) != tags.get("dynaflip.process"):
+            store.set_terminated(run.info.run_id, "KILLED")
+
+
+def _in_main_thread() -> bool:
+    import threading
+
+    return threading.current_thread() is threading.main_thread()
+
+
+def _terminate(signum: int, frame: Any) -> None:
+    raise SystemExit(128 + signum)

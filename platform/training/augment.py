@@ -1,0 +1,68 @@
+"""Colour jitter of a whole batch as one affine map of RGB a picture.
+
+Brightness, contrast, saturation and (in YIQ) hue are all affine in RGB, so their
+composition is one 3×3 matrix and one offset: a single matrix product a batch, where
+jitter in HSV costs more than decoding. Shapes: B samples, P pictures a sample.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_GREY = torch.tensor([0.299, 0.587, 0.114])
+_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+
+
+def colour_jitter(
+    images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue_turns: Tensor
+) -> Tensor:
+    """Jitter pictures; the order is brightness, contrast, saturation, hue.
+
+    Args:
+        images: (B, P, 3, H, W) uint8, RGB.
+        brightness: (B, P) factor; 1 changes nothing.
+        contrast: (B, P) factor about the picture's mean grey.
+        saturation: (B, P) factor about each pixel's grey.
+        hue_turns: (B, P) rotation of the colour circle in turns; 0 changes nothing.
+
+    Returns:
+        (B, P, 3, H, W) uint8.
+    """
+    pixels = images.float()
+    mean_grey = torch.einsum("bpchw,c->bp", pixels, _GREY) / (images.shape[-1] * images.shape[-2])
+    saturate = saturation[..., None, None] * torch.eye(3) + (
+        1 - saturation[..., None, None]
+    ) * _GREY.expand(3, 3)
+    colour = _hue_rotation(hue_turns) @ saturate
+    matrix = (brightness * contrast)[..., None, None] * colour
+    # A grey offset: rotation and saturation leave grey alone, so it needs no matrix.
+    offset = (1 - contrast) * brightness * mean_grey
+    changed = (matrix @ pixels.flatten(3)).view_as(pixels) + offset[..., None, None, None]
+    return changed.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _hue_rotation(turns: Tensor) -> Tensor:
+    """(…, 3, 3) rotation of RGB about the grey axis of YIQ."""
+    angle = 2 * torch.pi * turns
+    rotation = torch.zeros(*turns.shape, 3, 3)
+    rotation[..., 0, 0] = 1
+    rotation[..., 1, 1] = rotation[..., 2, 2] = angle.cos()
+    rotation[..., 1, 2] = -angle.sin()
+    rotation[..., 2, 1] = angle.sin()
+    return torch.linalg.inv(_YIQ) @ rotation @ _YIQ
+
+
+def draw_jitter(
+    rng: np.random.Generator, half_widths: tuple[float, float, float, float], pictures: int
+) -> np.ndarray:
+    """(4, pictures) brightness, contrast, saturation, hue of one sample.
+
+    Args:
+        rng: the sample's own generator.
+        half_widths: of the uniform distributions around 1, 1, 1 and 0.
+        pictures: how many different draws; 1 serves all pictures of the sample.
+    """
+    centres = np.array([1.0, 1.0, 1.0, 0.0])[:, None]
+    return centres + np.array(half_widths)[:, None] * rng.uniform(-1, 1, (4, pictures))

@@ -1,0 +1,180 @@
+"""Settings of pretraining, the single place for their defaults (no torch in here)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dynaflip.encoders.config import ModelConfig
+from dynaflip.losses.config import ObjectiveConfig
+
+
+def _at_least(name: str, value: float, least: float) -> None:
+    if not value >= least:  # NaN is refused too
+        raise ValueError(f"{name} must be at least {least:g}, got {value:g}")
+
+
+def _share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} is a share and must lie in [0, 1], got {value:g}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How triplets become batches."""
+
+    # Samples per worker and step; the negatives come from the batches of all workers.
+    batch_size: int = 32
+    # Rows (pictures still encoded, about 100 kB each) that are mixed before batching.
+    shuffle_buffer_rows: int = 2048
+    # Colour jitter, the paper's: half widths of brightness, contrast, saturation (factors
+    # around 1) and hue (turns of the colour circle). 0 switches one off.
+    jitter_brightness: float = 0.1
+    jitter_contrast: float = 0.1
+    jitter_saturation: float = 0.05
+    jitter_hue: float = 0.02
+    # Draw new jitter for each picture of a sample. Off: the pictures of one sample change
+    # alike, so that their difference shows motion and not jitter.
+    jitter_per_picture: bool = False
+    # Random crop: the smallest share of the picture's sides that is kept, the same window for
+    # all pictures of a sample. 1 = no crop: the flow's grid covers the whole picture, so a crop
+    # makes its prediction harder (the 3D flow stays that of the whole picture).
+    crop_min_share: float = 1.0
+    # Batches that are decoded ahead of the training step.
+    prefetch_batches: int = 2
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant."""
+        _at_least("batch_size", self.batch_size, 2)  # one sample has no negatives
+        _at_least("shuffle_buffer_rows", self.shuffle_buffer_rows, 1)
+        for name in ("jitter_brightness", "jitter_contrast", "jitter_saturation"):
+            _share(name, getattr(self, name))
+        if not 0 <= self.jitter_hue <= 0.5:
+            raise ValueError(f"jitter_hue must lie in [0, 0.5] turns, got {self.jitter_hue:g}")
+        if not 0 < self.crop_min_share <= 1:
+            raise ValueError(f"crop_min_share must lie in (0, 1], got {self.crop_min_share:g}")
+        _at_least("prefetch_batches", self.prefetch_batches, 1)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with warm-up and cosine decay."""
+
+    # Peak learning rate (the paper's).
+    lr: float = 1e-4
+    # Factor on the rate of the image backbone: below 1 it keeps more of its initialisation.
+    backbone_lr_scale: float = 1.0
+    # Decoupled weight decay (the paper's); norms, biases and learned tokens are left out.
+    weight_decay: float = 1e-2
+    # AdamW's averaging of gradients and of their squares.
+    beta1: float = 0.9
+    beta2: float = 0.999
+    # Share of all steps over which the rate rises linearly from 0.
+    warmup_share: float = 0.05
+    # Rate at the last step, as a share of the peak.
+    final_lr_share: float = 0.01
+    # Gradients are scaled down to this global norm; 0 = never.
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant."""
+        if not self.lr > 0:
+            raise ValueError(f"lr must be above 0, got {self.lr:g}")
+        _at_least("backbone_lr_scale", self.backbone_lr_scale, 0)
+        _at_least("weight_decay", self.weight_decay, 0)
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name):g}")
+        _share("warmup_share", self.warmup_share)
+        _share("final_lr_share", self.final_lr_share)
+        _at_least("clip_norm", self.clip_norm, 0)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, on what, and how often to save and look."""
+
+    # Optimizer steps. Give this or epochs, not both; without either, 2000 steps.
+    steps: int | None = None
+    # Passes over the training triplets, instead of steps.
+    epochs: float | None = None
+    # Training workers; each holds a full copy of the model.
+    num_workers: int = 1
+    # auto = a GPU a worker where the cluster has enough of them | cpu | gpu.
+    device: str = "auto"
+    # CPUs that Ray reserves for a worker; none = what is left beside one CPU for Ray Data,
+    # at most one. It reserves, it does not limit: `threads` does.
+    cpus_per_worker: float | None = None
+    # Torch threads of a worker; none = its share of the machine's CPUs.
+    threads: int | None = None
+    # float32 | bfloat16 (autocast; the energy stays float32).
+    precision: str = "float32"
+    # Seeds weights, order, augmentation and negatives; same seed, same run.
+    seed: int = 0
+    # Steps between two points of the curves (means over the steps between).
+    report_every_steps: int = 10
+    # Steps between checkpoints; the last step always saves one.
+    checkpoint_every_steps: int = 200
+    # Steps between retrievals on the held-out gallery; first and last step always. 0 = never.
+    eval_every_steps: int = 200
+    # Held-out transitions of the fixed gallery.
+    gallery_size: int = 256
+    # Newest checkpoints that are kept.
+    keep_checkpoints: int = 2
+    # How often a crashed worker is started again from the last checkpoint.
+    max_failures: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant."""
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("steps and train.epochs exclude each other: give one")
+        if self.steps is not None:
+            _at_least("steps", self.steps, 1)
+        if self.epochs is not None and not self.epochs > 0:
+            raise ValueError(f"epochs must be above 0, got {self.epochs:g}")
+        _at_least("num_workers", self.num_workers, 1)
+        if self.device not in ("auto", "cpu", "gpu"):
+            raise ValueError(f"device must be auto, cpu or gpu, got {self.device}")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision must be float32 or bfloat16, got {self.precision}")
+        if self.cpus_per_worker is not None and not self.cpus_per_worker > 0:
+            raise ValueError(f"cpus_per_worker must be above 0, got {self.cpus_per_worker:g}")
+        if self.threads is not None:
+            _at_least("threads", self.threads, 1)
+        for name in ("report_every_steps", "checkpoint_every_steps", "keep_checkpoints"):
+            _at_least(name, getattr(self, name), 1)
+        _at_least("seed", self.seed, 0)
+        _at_least("eval_every_steps", self.eval_every_steps, 0)
+        _at_least("gallery_size", self.gallery_size, 2)
+        _at_least("max_failures", self.max_failures, 0)
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where the run is written down."""
+
+    # MLflow experiment.
+    experiment: str = "dynaflip-pretrain"
+    # Registered model that the run adds a version to.
+    model_name: str = "dynaflip-encoder"
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant."""
+        for name in ("experiment", "model_name"):
+            if not getattr(self, name).strip():
+                raise ValueError(f"{name} must not be empty")
+            if set(getattr(self, name)) & set("/:%@"):
+                raise ValueError(f"{name} must not contain / : % @, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Everything that decides a pretraining."""
+
+    # Triplet folder; none = the home's triplets/demo.
+    triplets: str | None = None
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)

@@ -1,0 +1,248 @@
+"""From triplet rows to batches, with and without Ray.
+
+A *row* is one triplet, pictures still encoded. Rows stream in file order, pass a
+seeded shuffle buffer, and are decoded batch by batch in a thread ahead of the step.
+Every random number is a function of (seed, epoch, rank, triplet id): the order and
+the augmentation of a run can be taken up again at any step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+
+from dynaflip.errors import UserError
+from dynaflip.platform.training.collate import TENSOR_SHAPES, Batch, Collate, Row
+from dynaflip.platform.training.config import DataConfig
+from dynaflip.platform.triplets.schema import read_manifest
+
+T = TypeVar("T")
+
+# What training reads; the tracks in pixels, more than half of a row, stay on disk.
+COLUMNS = [
+    "triplet_id",
+    "clip_id",
+    "recording_id",
+    "caption",
+    "caption_group",
+    "task",
+    "frame_t",
+    "frame_next",
+    "frames_r3m",
+    "t_s",
+    "window_s",
+    "frames_r3m_s",
+    "flow_origin_m",
+    "flow_displacement_m",
+    "flow_visible",
+    "median_depth_m",
+]
+
+
+@dataclass(frozen=True)
+class TripletIndex:
+    """What the driver knows of a triplet folder without reading a picture."""
+
+    folder: str
+    digest: str
+    captions: list[str]  # distinct, sorted
+    counts: dict[str, int]  # triplets by split
+    flow_sources: list[str]
+    depth_kinds: list[str]
+    heldout: pa.Table  # triplet_id, clip_id, recording_id of split heldout
+
+
+def shard_paths(folder: str) -> list[str]:
+    """The Parquet shards of a triplet folder, in the one order that all readers use."""
+    return sorted(str(path) for path in (Path(folder) / "triplets").glob("*.parquet"))
+
+
+def read_index(folder: str) -> TripletIndex:
+    """Read the small columns of a triplet folder.
+
+    Raises:
+        UserError: no triplet folder, one of another schema version, or an empty one.
+    """
+    manifest = read_manifest(folder)
+    paths = shard_paths(folder)
+    if not paths:
+        raise UserError(f"triplets: {folder} holds no triplets (triplets/*.parquet)")
+    names = ["triplet_id", "clip_id", "recording_id", "split", "caption"]
+    table = pads.dataset(paths).to_table(columns=[*names, "flow_source", "depth_kind"])
+    splits = pc.value_counts(table["split"]).to_pylist()
+    heldout = table.filter(pc.field("split") == "heldout")
+    return TripletIndex(
+        folder=folder,
+        digest=str(manifest["digest"]),
+        captions=sorted(pc.unique(table["caption"]).to_pylist()),
+        counts={"train": 0, "heldout": 0} | {c["values"]: c["counts"] for c in splits},
+        flow_sources=sorted(pc.unique(table["flow_source"]).to_pylist()),
+        depth_kinds=sorted(pc.unique(table["depth_kind"]).to_pylist()),
+        heldout=heldout.select(names[:3]),
+    )
+
+
+def read_tables(folder: str, split: str) -> Iterator[pa.Table]:
+    """Stream one split's rows in file order with plain pyarrow (no Ray)."""
+    dataset = pads.dataset(shard_paths(folder))
+    batches = dataset.to_batches(
+        columns=COLUMNS, filter=pc.field("split") == split, batch_size=256, batch_readahead=2
+    )
+    for batch in batches:
+        yield pa.Table.from_batches([batch])
+
+
+def rows_of(table: pa.Table) -> Iterator[Row]:
+    """Split a table into rows: JPEG bytes, plain values, numpy views of the tensors."""
+    columns: dict[str, Any] = {}
+    for name in COLUMNS:
+        column = table[name].combine_chunks()
+        if isinstance(column, pa.ChunkedArray):  # of no rows
+            return
+        if name in TENSOR_SHAPES:
+            storage = column.storage if isinstance(column, pa.ExtensionArray) else column
+            flat = storage.flatten().to_numpy(zero_copy_only=True)
+            columns[name] = flat.reshape(-1, *TENSOR_SHAPES[name])
+        else:
+            columns[name] = column.to_pylist()
+    for index in range(table.num_rows):
+        yield {name: values[index] for name, values in columns.items()}
+
+
+def shuffled(rows: Iterable[T], buffer_rows: int, rng: np.random.Generator) -> Iterator[T]:
+    """Mix a stream with a buffer: each row leaves at a random later turn.
+
+    A buffer as large as the stream is a full shuffle.
+    """
+    buffer: list[T] = []
+    for row in rows:
+        if len(buffer) < buffer_rows:
+            buffer.append(row)
+            continue
+        slot = int(rng.integers(buffer_rows))
+        yield buffer[slot]
+        buffer[slot] = row
+    for slot in rng.permutation(len(buffer)):
+        yield buffer[slot]
+
+
+def prefetched(items: Iterable[T], depth: int) -> Iterator[T]:
+    """Run an iterable in a thread, at most ``depth`` items ahead; its errors come through."""
+    ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=depth)
+    stopped = threading.Event()
+
+    def put(kind: str, value: Any) -> bool:
+        while not stopped.is_set():
+            try:
+                ready.put((kind, value), timeout=0.2)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not put("item", item):
+                    return
+            put("end", None)
+        except BaseException as error:  # handed on to the consumer, who raises it
+            put("error", error)
+
+    threading.Thread(target=work, daemon=True, name="prefetch").start()
+    try:
+        while True:
+            kind, value = ready.get()
+            if kind == "end":
+                return
+            if kind == "error":
+                raise value
+            yield value
+    finally:
+        stopped.set()
+
+
+def epoch_batches(
+    tables: Iterable[pa.Table],
+    collate: Collate,
+    config: DataConfig,
+    *,
+    epoch: int,
+    rank: int,
+    skip: int = 0,
+) -> Iterator[Batch]:
+    """One epoch's full batches in seeded order; what is left over at the end is dropped.
+
+    Args:
+        tables: this rank's rows in file order.
+        collate: makes a batch of rows.
+        config: batch size and shuffle buffer.
+        epoch: counts from 0 and seeds order and augmentation.
+        rank: of this worker.
+        skip: batches that a resumed run has had already; they are not decoded.
+    """
+    rng = np.random.default_rng([collate.seed, epoch, rank])
+    rows = shuffled((row for t in tables for row in rows_of(t)), config.shuffle_buffer_rows, rng)
+    groups = itertools.islice(_full_groups(rows, config.batch_size), skip, None)
+    return prefetched((collate(group, epoch) for group in groups), config.prefetch_batches)
+
+
+def plain_tables(
+    folder: str, split: str, *, rank: int = 0, world_size: int = 1
+) -> Callable[[int], Iterator[pa.Table]]:
+    """Tables of one rank for every epoch, without Ray: rank r takes every W-th row."""
+
+    def tables(epoch: int) -> Iterator[pa.Table]:
+        seen = 0
+        for table in read_tables(folder, split):
+            mine = np.arange(-(seen - rank) % world_size, table.num_rows, world_size)
+            seen += table.num_rows
+            yield table.take(pa.array(mine)) if world_size > 1 else table
+
+    return tables
+
+
+def gallery_batch(index: TripletIndex, collate: Collate, size: int) -> Batch | None:
+    """A fixed gallery of held-out transitions, in id order; None where there are fewer than 2.
+
+    Whole clips are taken in the order of a hash of their recording until ``size``
+    transitions are reached, so that every clip's other transitions are in it and a
+    larger data set keeps most of a smaller one's gallery.
+    """
+    heldout = index.heldout.to_pylist()
+    heldout.sort(key=lambda row: (_hashed(row["recording_id"]), row["clip_id"], row["triplet_id"]))
+    chosen: set[str] = set()
+    for _, clip in itertools.groupby(heldout, key=lambda row: row["clip_id"]):
+        if len(chosen) >= size:
+            break
+        chosen |= {row["triplet_id"] for row in clip}
+    if len(chosen) < 2:
+        return None
+    rows = [
+        row
+        for table in read_tables(index.folder, "heldout")
+        for row in rows_of(table)
+        if row["triplet_id"] in chosen
+    ]
+    rows.sort(key=lambda row: row["triplet_id"])
+    return collate(rows, 0)
+
+
+def _full_groups(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
+    while len(group := list(itertools.islice(rows, size))) == size:
+        yield group
+
+
+def _hashed(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

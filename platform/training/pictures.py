@@ -1,0 +1,54 @@
+"""The pictures of a pretraining: its curves, and flow drawn on some of its triplets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dynaflip.platform.tracking import Run
+from dynaflip.platform.training.data import TripletIndex
+
+Curves = dict[str, list[tuple[int, float]]]
+_TERMS = ("loss", "contrastive", "temporal", "flow")
+
+
+def log_pictures(run: Run, curves: Curves, index: TripletIndex) -> None:
+    """Log ``pictures/curves.png`` and ``pictures/flow.png`` to the run."""
+    run.log_figure(curves_figure(curves), "pictures/curves.png")
+
+
+def curves_figure(curves: Curves) -> Any:
+    """Four panels over steps: terms, areas, held-out retrieval against chance, effective rank."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 7), layout="constrained")
+    panels = figure.subplots(2, 2)
+    _draw(panels[0, 0], curves, {name: f"train/{name}" for name in _TERMS}, "objective's terms")
+    areas = {f"{k} triples": f"train/area_{k}" for k in ("matched", "shuffled")}
+    _draw(panels[0, 1], curves, areas, "area of triples")
+    for colour, scope in zip(("C0", "C1", "C2", "C3"), _SCOPES, strict=True):
+        for kind, style in (("top1", "-"), ("chance", ":")):
+            points = curves.get(f"heldout/retrieval/{scope}/{kind}", [])
+            label = scope if kind == "top1" else None
+            panels[1, 0].plot(*_xy(points), style, color=colour, label=label, marker=".")
+    panels[1, 0].set_title("held-out retrieval, top-1 (dotted: chance)")
+    ranks = {m: f"heldout/effective_rank/{m}" for m in ("image", "language", "flow")}
+    _draw(panels[1, 1], curves, ranks, "effective rank of held-out embeddings")
+    for panel in panels.flat:
+        panel.set_xlabel("step")
+        panel.grid(alpha=0.3)
+        if panel.get_legend_handles_labels()[0]:
+            panel.legend(fontsize=8)
+    return figure
+
+
+_SCOPES = ("all", "task", "clip", "task_swapped")
+
+
+def _draw(panel: Any, curves: Curves, names: dict[str, str], title: str) -> None:
+    for label, name in names.items():
+        panel.plot(*_xy(curves.get(name, [])), label=label)
+    panel.set_title(title)
+
+
+def _xy(points: list[tuple[int, float]]) -> tuple[list[int], list[float]]:
+    return [step for step, _ in points], [value for _, value in points]

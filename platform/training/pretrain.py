@@ -1,0 +1,207 @@
+"""One pretraining from settings to a registered encoder, and going on with a stopped one.
+
+A run's folder, ``<home>/runs/NAME``, holds ``run.json`` (its MLflow run and settings),
+``progress.log``, Ray Train's checkpoints and the final ``encoder/``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dynaflip.errors import UserError
+from dynaflip.platform import cluster, registry, tracking
+from dynaflip.platform.config import load_config, to_dict, to_yaml
+from dynaflip.platform.home import default_triplets, input_path, new_run_name, runs
+from dynaflip.platform.training.config import PretrainConfig
+from dynaflip.platform.training.progress import heldout_summary
+
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished pretraining left behind."""
+
+    run_name: str
+    run_id: str  # MLflow's
+    model_name: str
+    version: int
+    encoder_folder: Path
+    metrics: dict[str, float]  # the last value of every curve
+
+    def uri(self) -> str:
+        """The registered version's URI."""
+        return f"models:/{self.model_name}/{self.version}"
+
+
+def pretrain(config: PretrainConfig, *, alias: str | None = None) -> Outcome:
+    """Train from the beginning, log, and register a version.
+
+    Args:
+        config: the settings.
+        alias: that moves to the new version (``latest`` always names it).
+
+    Raises:
+        UserError: no triplets, too few of them, or too small a cluster.
+        NonFiniteLoss: the run was stopped, and its MLflow run is FAILED.
+    """
+    registry.check_alias(alias)
+    folder = input_path(config.triplets, default_triplets())
+    config = dataclasses.replace(config, triplets=folder)
+    work = _prepare(config)
+    run_folder = runs() / new_run_name("pretrain")
+    run_folder.mkdir(parents=True)
+    run = tracking.open_run(config.tracking.experiment, run_folder.name, _tags(work))
+    _write_run_file(run_folder, {"run_id": run.run_id, "config": to_dict(config)})
+    (run_folder / "config.yaml").write_text(to_yaml(config))
+    run.log_settings(config)
+    return _train_and_register(work, run, run_folder, alias)
+
+
+def resume(run_name: str, *, alias: str | None = None) -> Outcome:
+    """Go on with a run that was stopped or killed, from its newest checkpoint.
+
+    The settings, the order of the data and the MLflow run are those it began with.
+
+    Raises:
+        UserError: there is no such run, it is finished, or its triplets have changed.
+    """
+    registry.check_alias(alias)
+    run_folder = runs() / run_name
+    try:
+        saved = json.loads((run_folder / RUN_FILE).read_text())
+    except FileNotFoundError:
+        known = sorted((p.parent.name for p in runs().glob(f"*/{RUN_FILE}")), reverse=True)
+        raise UserError(
+            f"--resume {run_name}: there is no such run in {runs()}; "
+            f"newest: {', '.join(known[:3]) or 'none'}"
+        ) from None
+    if "version" in saved:
+        raise UserError(
+            f"--resume {run_name}: the run is finished; it is version {saved['version']} of "
+            f"{saved['config']['tracking']['model_name']}"
+        )
+    config = load_config(PretrainConfig, str(run_folder / "config.yaml"), {})
+    work = _prepare(config)
+    run = tracking.reopen_run(saved["run_id"])
+    before = tracking.client().get_run(run.run_id).data.tags.get("data_digest")
+    if before != work.index.digest:
+        run.end("FAILED")
+        raise UserError(
+            f"--resume {run_name}: the triplets in {config.triplets} are not those it began with "
+            f"(digest {work.index.digest}, then {before}); start a new run"
+        )
+    return _train_and_register(work, run, run_folder, alias)
+
+
+def _prepare(config: PretrainConfig) -> Any:
+    """Read the triplets' index, embed the captions, join Ray: everything that can be refused."""
+    from dynaflip.encoders.language import embed_captions
+    from dynaflip.platform.training.collate import TextTable
+    from dynaflip.platform.training.data import read_index
+    from dynaflip.platform.training.loop import plan
+
+    assert config.triplets is not None, "resolved by the caller"
+    index = read_index(config.triplets)
+    try:
+        length = plan(config, index.counts["train"])
+    except ValueError as error:
+        raise UserError(f"triplets {config.triplets}: {error}") from None
+    features = embed_captions(index.captions, config.model.language)
+    text = TextTable({c: i for i, c in enumerate(index.captions)}, features.numpy())
+    cluster.start_ray()
+    from dynaflip.platform.training import ray_train
+
+    # Refuse before a run is opened.
+    ray_train.scaling_of(config, ray_train.ray.cluster_resources())
+    threads = ray_train.threads_of(config)
+    print(
+        f"triplets {config.triplets}: {index.counts['train']} for training, "
+        f"{index.counts['heldout']} held out; {length.total_steps} steps "
+        f"({length.total_steps / length.steps_per_epoch:.1f} epochs), {config.train.num_workers} "
+        f"worker(s) x {threads} threads"
+    )
+    if "simulator" in index.flow_sources:
+        print("note: flow comes from the simulator's exact state: an upper bound, not a result")
+    return ray_train.Work(config, index, text, length, threads)
+
+
+def _train_and_register(
+    work: Any, run: tracking.Run, run_folder: Path, alias: str | None
+) -> Outcome:
+    from dynaflip.platform.training import pictures, ray_train
+
+    config: PretrainConfig = work.config
+    print(f"run {run_folder.name} (MLflow run {run.run_id})")
+    with tracking.ending(run):
+        checkpoint = ray_train.fit(work, run, run_folder)
+        curves = run.curves()
+        last = {name: points[-1][1] for name, points in curves.items()}
+        pictures.log_pictures(run, curves, work.index)
+        encoder_folder = _save_encoder(work, run, run_folder, checkpoint, last)
+        version = registry.register(
+            encoder_folder,
+            run,
+            name=config.tracking.model_name,
+            alias=alias,
+            tags={**_tags(work), "run_name": run.run_name, "git_commit": tracking.git_commit()},
+        )
+        run.set_tags({"registered_version": version})
+        saved = json.loads((run_folder / RUN_FILE).read_text())
+        _write_run_file(run_folder, {**saved, "version": version})
+    if "heldout/retrieval/all/top1" in last:
+        print(heldout_summary(last))
+    model_name = config.tracking.model_name
+    return Outcome(run_folder.name, run.run_id, model_name, version, encoder_folder, last)
+
+
+def _save_encoder(
+    work: Any, run: tracking.Run, run_folder: Path, checkpoint: Path, metrics: dict[str, float]
+) -> Path:
+    """Write the last checkpoint's model as an encoder folder."""
+    from safetensors.torch import load_model
+
+    from dynaflip.encoders.checkpoint import save_folder
+    from dynaflip.encoders.model import DynaFLIP
+
+    model = DynaFLIP(work.config.model)
+    load_model(model, str(checkpoint / "model.safetensors"))
+    info = {
+        "config": to_dict(work.config),
+        "git_commit": tracking.git_commit(),
+        "data_digest": work.index.digest,
+        "flow_sources": work.index.flow_sources,
+        "depth_kinds": work.index.depth_kinds,
+        "run_name": run.run_name,
+        "mlflow_run_id": run.run_id,
+        "steps": work.length.total_steps,
+        "metrics": metrics,
+    }
+    return save_folder(run_folder / "encoder", model, info)
+
+
+def _tags(work: Any) -> dict[str, Any]:
+    """What tells runs apart at a glance; simulator flow is named as the upper bound it is."""
+    index = work.index
+    tags = {
+        "kind": "pretrain",
+        "data_digest": index.digest,
+        "triplets": index.folder,
+        "train_triplets": index.counts["train"],
+        "heldout_triplets": index.counts["heldout"],
+        "flow_source": ",".join(index.flow_sources),
+        "depth_kind": ",".join(index.depth_kinds),
+    }
+    if "simulator" in index.flow_sources:
+        tags["upper_bound"] = "flow from the simulator's exact state"
+    return tags
+
+
+def _write_run_file(run_folder: Path, values: dict[str, Any]) -> None:
+    fresh = run_folder / (RUN_FILE + ".tmp")
+    fresh.write_text(json.dumps(values, indent=1))
+    fresh.replace(run_folder / RUN_FILE)

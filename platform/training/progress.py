@@ -1,0 +1,75 @@
+"""What a run says while it trains: one line a report, kept in the run's ``progress.log``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+Metrics = dict[str, float]
+_TERMS = ("contrastive", "temporal", "flow", "direct")
+
+
+def progress_line(metrics: Metrics, total_steps: int) -> str:
+    """``step 120/400  1.9 steps/s  ETA 2:27  loss …  terms …  area matched/shuffled  wait``."""
+    step = int(metrics["step"])
+    parts = [f"step {step:>{len(str(total_steps))}}/{total_steps}"]
+    rate = metrics.get("speed/steps_per_s")
+    if rate:
+        parts.append(f"{rate:.2f} steps/s  ETA {clock((total_steps - step) / rate)}")
+    if "train/loss" in metrics:
+        parts.append(f"loss {metrics['train/loss']:.3f}")
+        parts.append(
+            " ".join(
+                f"{name} {metrics[f'train/{name}']:.3f}"
+                for name in _TERMS
+                if f"train/{name}" in metrics and (name != "direct")
+            )
+        )
+        matched, shuffled = (metrics.get(f"train/area_{k}") for k in ("matched", "shuffled"))
+        if matched is not None and shuffled is not None:
+            parts.append(f"area {matched:.2f}/{shuffled:.2f}")
+        parts.append(f"waiting {100 * metrics.get('speed/data_wait_share', 0.0):.0f} %")
+    if "heldout/retrieval/all/top1" in metrics:
+        parts.append(heldout_summary(metrics))
+    return "  ".join(parts)
+
+
+def heldout_summary(metrics: Metrics) -> str:
+    """``held-out top-1 all 0.31 (chance 0.00) task …  rank image/language/flow``."""
+    shown = []
+    for scope in ("all", "task", "clip", "task_swapped"):
+        top1 = metrics.get(f"heldout/retrieval/{scope}/top1")
+        chance = metrics.get(f"heldout/retrieval/{scope}/chance")
+        if top1 is not None and chance is not None:
+            shown.append(f"{scope} {top1:.2f} (chance {chance:.2f})")
+    ranks = [
+        metrics.get(f"heldout/effective_rank/{m}", float("nan"))
+        for m in ("image", "language", "flow")
+    ]
+    return f"held-out top-1 {' '.join(shown)} rank " + "/".join(f"{r:.0f}" for r in ranks)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as ``m:ss`` or ``h:mm:ss``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def follow(path: Path, running: Callable[[], bool], say: Callable[[str], None]) -> None:
+    """Say each line that is added to a file while something runs, and what is left after it."""
+    position = path.stat().st_size if path.exists() else 0
+    more = True
+    while more:
+        more = running()
+        if path.exists():
+            with path.open() as log:
+                log.seek(position)
+                text = log.read()
+            complete = text[: text.rfind("\n") + 1]
+            position += len(complete.encode())
+            for line in complete.splitlines():
+                say(line)
+        if more:
+            time.sleep(0.2)

@@ -1,0 +1,256 @@
+"""Ray around the loop: a TorchTrainer fed by Ray Data, its reports to MLflow and to a log.
+
+Import this only after :func:`dynaflip.platform.cluster.start_ray`: Ray reads its
+environment when it is imported.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.data.expressions import col
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+
+from dynaflip.errors import UserError
+from dynaflip.platform.cluster import available_cpus
+from dynaflip.platform.tracking import Run
+from dynaflip.platform.training.collate import Batch, Collate, TextTable
+from dynaflip.platform.training.config import PretrainConfig
+from dynaflip.platform.training.data import (
+    COLUMNS,
+    TripletIndex,
+    epoch_batches,
+    gallery_batch,
+    shard_paths,
+)
+from dynaflip.platform.training.loop import Context, Metrics, Plan, Pretraining
+from dynaflip.platform.training.progress import follow, progress_line
+from dynaflip.platform.training.step import NonFiniteLoss
+
+PROGRESS = "progress.log"
+_READ_ROWS = 256  # rows handed to the consumer at a time
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every worker is told; plain data, so that it travels."""
+
+    config: PretrainConfig
+    index: TripletIndex
+    text: TextTable
+    length: Plan
+    threads: int
+
+
+def fit(work: Work, run: Run, run_folder: Path) -> Path:
+    """Train on the cluster; returns the folder of the last checkpoint.
+
+    A run folder that holds checkpoints is gone on with from the newest.
+
+    Args:
+        work: what to train.
+        run: the open MLflow run that the curves go to.
+        run_folder: absolute; its name is the run's, its parent Ray Train's storage.
+
+    Raises:
+        UserError: the cluster is too small for the settings.
+        NonFiniteLoss: names the step and the batch's triplets.
+    """
+    scaling = scaling_of(work.config, ray.cluster_resources())
+    _calm_ray_data()
+    trainer = ray.train.torch.TorchTrainer(
+        _train_on_worker,
+        train_loop_config={"work": work},
+        scaling_config=scaling,
+        datasets={"train": _dataset(work.index.folder)},
+        # Order is part of the run: a resumed one sees the same batches.
+        dataset_config=ray.train.DataConfig(
+            execution_options=_ordered(), enable_shard_locality=False
+        ),
+        run_config=RunConfig(
+            name=run_folder.name,
+            storage_path=str(run_folder.parent),
+            checkpoint_config=CheckpointConfig(num_to_keep=work.config.train.keep_checkpoints),
+            failure_config=FailureConfig(max_failures=work.config.train.max_failures),
+            callbacks=[Reporter(run, run_folder / PROGRESS, work.length.total_steps)],
+        ),
+    )
+    checkpoint = _fit_in_thread(trainer, run_folder / PROGRESS).checkpoint
+    assert checkpoint is not None, "the last step always reports a checkpoint"
+    return Path(checkpoint.path)
+
+
+class Reporter(ray.train.UserCallback):
+    """Runs in Ray Train's controller: one log_batch and one line of progress a report."""
+
+    def __init__(self, run: Run, log: Path, total_steps: int) -> None:
+        self.run, self.log, self.total_steps = run, log, total_steps
+
+    def after_report(
+        self, run_context: Any, metrics: list[Metrics], checkpoint: Checkpoint | None
+    ) -> None:
+        """Write down what rank 0 said."""
+        said = dict(metrics[0])
+        with self.log.open("a") as log:
+            log.write(progress_line(said, self.total_steps) + "\n")
+        step = int(said.pop("step"))
+        self.run.log_metrics({k: v for k, v in said.items() if math.isfinite(v)}, step)
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """A loss that is not finite would be so again: end the run instead of a retry."""
+        for error in worker_exceptions.values():
+            found = find_non_finite(error)
+            if found is not None:
+                raise found
+
+
+def scaling_of(config: PretrainConfig, resources: dict[str, float]) -> ScalingConfig:
+    """Workers and what each gets; Ray Data keeps one CPU beside them.
+
+    Raises:
+        UserError: the cluster has too few CPUs or GPUs. (Ray itself would wait for ever.)
+    """
+    train = config.train
+    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    use_gpu = train.device == "gpu" or (train.device == "auto" and gpus >= train.num_workers)
+    if train.device == "gpu" and gpus < train.num_workers:
+        raise UserError(
+            f"train.device gpu: {train.num_workers} workers need as many GPUs, the cluster has "
+            f"{gpus:g}; lower train.num_workers or use train.device cpu"
+        )
+    # Ray takes fractions in steps of 1/10000.
+    share = math.floor(100 * (cpus - 1) / train.num_workers) / 100
+    per_worker = train.cpus_per_worker or min(1.0, share)
+    if per_worker <= 0 or train.num_workers * per_worker + 1 > cpus:
+        wanted = train.cpus_per_worker or "some"
+        raise UserError(
+            f"train.num_workers {train.num_workers}: needs {wanted} CPU a worker and 1 for Ray "
+            f"Data, the cluster has {cpus:g}; lower train.num_workers or train.cpus_per_worker"
+        )
+    return ScalingConfig(
+        num_workers=train.num_workers,
+        use_gpu=use_gpu,
+        resources_per_worker={"CPU": per_worker} | ({"GPU": 1} if use_gpu else {}),
+    )
+
+
+def threads_of(config: PretrainConfig) -> int:
+    """Torch threads of a worker: its share of this machine's CPUs."""
+    return config.train.threads or max(1, available_cpus() // config.train.num_workers)
+
+
+def find_non_finite(error: BaseException | None) -> NonFiniteLoss | None:
+    """The NonFiniteLoss inside whatever Ray wrapped around it, or None."""
+    seen: set[int] = set()
+    queue = [error]
+    while queue:
+        current = queue.pop()
+        if current is None or id(current) in seen:
+            continue
+        if isinstance(current, NonFiniteLoss):
+            return NonFiniteLoss(*current.args)
+        seen.add(id(current))
+        failures = getattr(current, "worker_failures", {}) or {}
+        inner = [getattr(current, name, None) for name in ("controller_failure", "_base_exc")]
+        queue += [*failures.values(), *inner, current.__cause__, getattr(current, "cause", None)]
+    return None
+
+
+def _train_on_worker(settings: dict[str, Any]) -> None:
+    """What each Ray Train worker runs."""
+    work: Work = settings["work"]
+    place = ray.train.get_context()
+    torch.set_num_threads(work.threads)
+    rank = place.get_world_rank()
+    collate = _collate(work, augment=True)
+    shard = ray.train.get_dataset_shard("train")
+
+    def batches(epoch: int, skip: int) -> Iterator[Batch]:
+        tables: Iterator[pa.Table] = iter(
+            shard.iter_batches(batch_size=_READ_ROWS, batch_format="pyarrow", prefetch_batches=1)
+        )
+        return epoch_batches(tables, collate, work.config.data, epoch=epoch, rank=rank, skip=skip)
+
+    def report(metrics: Metrics, folder: Path | None) -> None:
+        checkpoint = None if folder is None else Checkpoint.from_directory(str(folder))
+        ray.train.report(metrics, checkpoint=checkpoint)
+
+    gallery = None
+    if rank == 0 and work.config.train.eval_every_steps:
+        still = _collate(work, augment=False)
+        gallery = gallery_batch(work.index, still, work.config.train.gallery_size)
+    saved = ray.train.get_checkpoint()
+    context = Context(
+        rank=rank,
+        world_size=place.get_world_size(),
+        device=str(ray.train.torch.get_device()),
+        report=report,
+    )
+    if saved is None:
+        pretraining = Pretraining(work.config, context, work.length, gallery)
+    else:
+        with saved.as_directory() as folder:
+            pretraining = Pretraining(
+                work.config, context, work.length, gallery, resume_from=Path(folder)
+            )
+    pretraining.run(batches)
+
+
+def _collate(work: Work, *, augment: bool) -> Collate:
+    config = work.config
+    return Collate(
+        config.data,
+        config.model.image.image_px,
+        work.text,
+        seed=config.train.seed,
+        augment=augment,
+    )
+
+
+def _dataset(folder: str) -> ray.data.Dataset:
+    """The training rows, streamed; the filter is pushed down into the Parquet reader."""
+    rows = ray.data.read_parquet(shard_paths(folder), columns=[*COLUMNS, "split"])
+    return rows.filter(expr=col("split") == "train")
+
+
+def _ordered() -> ray.data.ExecutionOptions:
+    options = ray.data.ExecutionOptions()
+    options.preserve_order = True
+    return options
+
+
+def _calm_ray_data() -> None:
+    """Ray Data's own progress (a plan and a table an epoch) stays in its log files."""
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    for name in ("ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _fit_in_thread(trainer: ray.train.torch.TorchTrainer, log: Path) -> ray.train.Result:
+    """Fit while the main thread follows the log, and stays free for Ctrl-C and SIGTERM."""
+    outcome: dict[str, Any] = {}
+
+    def work() -> None:
+        try:
+            outcome["result"] = trainer.fit()
+        except BaseException as error:  # raised again below, in the main thread
+            outcome["error"] = error
+
+    thread = threading.Thread(target=work, daemon=True, name="fit")
+    thread.start()
+    follow(log, thread.is_alive, print)
+    error = outcome.get("error")
+    if error is not None:
+        raise (find_non_finite(error) or error)
+    return outcome["result"]

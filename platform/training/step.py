@@ -1,0 +1,44 @@
+"""The training step: plain torch, the same under Ray Train, torchrun and in a notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss is NaN or infinite: the run stops before the weights are spoilt."""
+
+
+def train_step(
+    model: nn.Module,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    batch: Mapping[str, Any],
+    *,
+    clip_norm: float = 1.0,
+    autocast: torch.dtype | None = None,
+) -> dict[str, Tensor]:
+    """One optimizer step; returns the objective's terms and ``gradient_norm``, () each.
+
+    Raises:
+        NonFiniteLoss: the loss of this batch is not finite; weights are untouched.
+    """
+    device = batch["image_t"].device.type
+    with torch.autocast(device, dtype=autocast, enabled=autocast is not None):
+        outputs = model(batch)
+    terms = objective(outputs, batch)
+    if not torch.isfinite(terms["loss"]):
+        bad = [name for name, term in terms.items() if not torch.isfinite(term)]
+        raise NonFiniteLoss(f"{', '.join(bad)} not finite")
+    optimizer.zero_grad(set_to_none=True)
+    terms["loss"].backward()
+    limit = clip_norm if clip_norm > 0 else float("inf")
+    norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
+    optimizer.step()
+    schedule.step()
+    return {name: term.detach() for name, term in terms.items()} | {"gradient_norm": norm}
