@@ -61,7 +61,10 @@ def save_folder(folder: str | Path, model: DynaFLIP, info: Mapping[str, Any]) ->
         os.chmod(fresh, 0o755)
         save_file(image, fresh / ENCODER)
         save_file(towers, fresh / TOWERS)
-        (fresh / CONFIG).write_text(json.dumps(described, indent=2, allow_nan=True) + "\n")
+        (fresh / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+        # mkdtemp and safetensors make files for their owner alone; these are to be shared.
+        for path in fresh.iterdir():
+            path.chmod(0o644)
         _move_into_place(fresh, folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)

@@ -58,7 +58,8 @@ class ConvNorm(nn.Module):
         if self.norm.training:
             x = self.norm(self._convolve(x, self.conv.weight, None, padding_px))
         else:
-            assert self.norm.running_var is not None and self.norm.running_mean is not None
+            assert self.norm.running_var is not None
+            assert self.norm.running_mean is not None
             factor = self.norm.weight * (self.norm.running_var + self.norm.eps).rsqrt()
             offset = self.norm.bias - self.norm.running_mean * factor
             x = self._convolve(x, self.conv.weight * factor.view(-1, 1, 1, 1), offset, padding_px)

@@ -45,7 +45,10 @@ def load_model(auto_class: Any, name: str, config: Any) -> nn.Module:
         UserError: weights missing or unreadable.
     """
     import torch
+    from transformers.utils import logging
 
+    # A bar for loading a local file is noise in a job's own progress.
+    logging.disable_progress_bar()
     try:
         # Safetensors only: nothing is unpickled.
         return auto_class.from_pretrained(

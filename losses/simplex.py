@@ -47,7 +47,8 @@ def triangle_area(z_language: Tensor, z_image: Tensor, z_flow: Tensor) -> Tensor
         tiny = torch.finfo(base.dtype).tiny
         share = (base * side).sum(-1) / base_squared.clamp(min=tiny)
         height_squared = (side - share.unsqueeze(-1) * base).square().sum(-1)
-        return _half_root(base_squared * height_squared, torch.finfo(base.dtype).eps ** 2)
+        # Sides of one rounding step of a unit vector: nothing smaller can be told from a point.
+        return _half_root(base_squared * height_squared, torch.finfo(base.dtype).eps ** 4)
 
 
 def area_from_inner_products(

@@ -1,0 +1,240 @@
+"""Alignment, temporal and flow terms against plain loops over the definition."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dynaflip.losses.alignment import alignment_loss
+from dynaflip.losses.config import ObjectiveConfig
+from dynaflip.losses.energy import Triples
+from dynaflip.losses.flow_prediction import flow_prediction_loss
+from dynaflip.losses.objective import Objective
+from dynaflip.losses.temporal import temporal_loss
+
+NUM, DIM, STEPS, GRID = 6, 5, 3, 4
+
+
+def triples(seed: int = 0) -> Triples:
+    generator = torch.Generator().manual_seed(seed)
+    return Triples(
+        *(F.normalize(torch.randn(NUM, DIM, generator=generator).double()) for _ in range(3))
+    )
+
+
+def one_energy(language: Tensor, image: Tensor, flow: Tensor, config: ObjectiveConfig) -> float:
+    u, v = image - language, flow - language
+    area = 0.5 * math.sqrt(max(float(u @ u * (v @ v) - (u @ v) ** 2), 0.0))
+    return config.volume * area - config.cosine * float(language @ flow)
+
+
+def by_hand(
+    z: Triples, group: Tensor, config: ObjectiveConfig, anchor: str, swapped: bool
+) -> float:
+    """L_align for one anchored modality, straight from the definition."""
+    total = 0.0
+    for i in range(NUM):
+        matched = math.exp(
+            -one_energy(z.language[i], z.image[i], z.flow[i], config) / config.temperature
+        )
+        others = 0.0
+        for j in range(NUM):
+            if i == j or (anchor in config.mask_same_caption and group[i] == group[j]):
+                continue
+            mine, theirs = (j, i) if swapped else (i, j)
+            row = dict.fromkeys(("language", "image", "flow"), theirs) | {anchor: mine}
+            e = one_energy(
+                z.language[row["language"]], z.image[row["image"]], z.flow[row["flow"]], config
+            )
+            others += math.exp(-e / config.temperature)
+        total -= math.log(matched / (matched + others))
+    return total / NUM
+
+
+@pytest.mark.parametrize("anchor", ["image", "language", "flow"])
+@pytest.mark.parametrize("negatives", ["others", "swapped"])
+def test_alignment_is_the_definition(anchor: str, negatives: str) -> None:
+    group = torch.tensor([0, 0, 1, 2, 1, 3])
+    config = ObjectiveConfig(
+        anchors=(anchor,), negatives=(negatives,), volume=0.8, cosine=1.2, temperature=0.3
+    )
+    z = triples()
+    expected = by_hand(z, group, config, anchor, negatives == "swapped")
+    assert alignment_loss(config, z, group)["loss"].item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_same_caption_is_no_negative_for_language_alone() -> None:
+    z, same, distinct = triples(), torch.zeros(NUM).long(), torch.arange(NUM)
+    parts = alignment_loss(ObjectiveConfig(), z, same)
+    assert parts["others_language"].item() == pytest.approx(0.0)  # no negative is left
+    unmasked = alignment_loss(ObjectiveConfig(), z, distinct)
+    for anchor in ("image", "flow"):
+        assert parts[f"others_{anchor}"] == unmasked[f"others_{anchor}"]
+    every = ObjectiveConfig(mask_same_caption=("image", "language", "flow"))
+    assert alignment_loss(every, z, same)["loss"].item() == pytest.approx(0.0)
+
+
+def test_shuffled_negatives_come_from_three_examples_and_other_captions() -> None:
+    config = ObjectiveConfig(negatives=("shuffled",), shuffles=2, temperature=0.5)
+    z, group = triples(), torch.arange(NUM)
+    total = 0.0
+    for i in range(NUM):
+        matched = math.exp(-one_energy(z.language[i], z.image[i], z.flow[i], config) / 0.5)
+        rows = [((i + 1) % NUM, (i + 2) % NUM), ((i + 2) % NUM, (i + 4) % NUM)]
+        others = sum(
+            math.exp(-one_energy(z.language[i], z.image[j], z.flow[k], config) / 0.5)
+            for j, k in rows
+        )
+        total -= math.log(matched / (matched + others))
+    assert alignment_loss(config, z, group)["loss"].item() == pytest.approx(total / NUM)
+    assert alignment_loss(config, z, torch.zeros(NUM).long())["loss"].item() == pytest.approx(0.0)
+
+
+def test_temporal_is_the_definition() -> None:
+    generator = torch.Generator().manual_seed(1)
+    d_t, d_next, d_far = torch.randn(3, 4, DIM, generator=generator).double()
+    clip = torch.tensor([0, 0, 1, 2])
+    far_valid = torch.tensor([True, False, True, True])
+    # The next frames of other clips, in cyclic order.
+    others = [[2, 3], [2, 3], [3, 0], [0, 1]]
+    total = 0.0
+    for i in range(4):
+        near = math.exp(-float((d_t[i] - d_next[i]).norm()))
+        rest = sum(math.exp(-float((d_t[i] - d_next[j]).norm())) for j in others[i])
+        if far_valid[i]:
+            rest += math.exp(-float((d_t[i] - d_far[i]).norm()))
+        total -= math.log(near / (near + rest))
+    loss = temporal_loss(d_t, d_next, d_far, far_valid, clip, num_negatives=2, temperature=1.0)
+    assert loss.item() == pytest.approx(total / 4)
+
+
+def test_temporal_of_equal_frames_and_of_nothing_to_contrast() -> None:
+    d = torch.ones(3, DIM, requires_grad=True)
+    clip, valid = torch.zeros(3).long(), torch.tensor([True, True, False])
+    loss = temporal_loss(d, d * 1, d * 1, valid, clip, num_negatives=3, temperature=1.0)
+    loss.backward()
+    # Two examples have a far frame, at the near one's distance; the third has nothing.
+    assert loss.item() == pytest.approx(math.log(2))
+    assert d.grad is not None
+    assert d.grad.isfinite().all()
+
+
+def flow_example() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    shape = (2, STEPS, GRID, GRID)
+    prediction = torch.randn(*shape, 3, generator=generator).double()
+    displacement_m = torch.randn(*shape, 3, generator=generator).double()
+    visible = torch.rand(shape, generator=generator) < 0.6
+    return prediction, displacement_m, visible, torch.tensor([0.5, 2.0]).double()
+
+
+def test_flow_error_is_over_visible_points_in_median_depths() -> None:
+    prediction, displacement_m, visible, depth_m = flow_example()
+    target = displacement_m / depth_m.view(2, 1, 1, 1, 1)
+    error = (prediction - target)[visible].square().sum(-1).mean()
+    loss = flow_prediction_loss(
+        prediction, displacement_m, visible, depth_m, scale="none", scale_floor=0.01
+    )
+    torch.testing.assert_close(loss, error)
+    still = flow_prediction_loss(
+        torch.zeros_like(prediction), displacement_m, visible, depth_m,
+        scale="motion", scale_floor=0.01,
+    )  # fmt: skip
+    assert still.item() == pytest.approx(1.0)
+
+
+def test_invisible_points_carry_neither_loss_nor_gradient() -> None:
+    prediction, displacement_m, visible, depth_m = flow_example()
+    hidden = displacement_m.masked_fill(~visible.unsqueeze(-1), torch.nan)
+    losses = []
+    for target in (displacement_m, hidden):
+        leaf = prediction.clone().requires_grad_()
+        loss = flow_prediction_loss(
+            leaf, target, visible, depth_m, scale="motion", scale_floor=0.01
+        )
+        loss.backward()
+        assert leaf.grad is not None
+        assert (leaf.grad[~visible] == 0).all()
+        assert (leaf.grad[visible] != 0).all()
+        losses.append(loss.item())
+    assert losses[0] == losses[1]
+    nothing = flow_prediction_loss(
+        prediction, hidden, torch.zeros_like(visible), depth_m, scale="motion", scale_floor=0.01
+    )
+    assert nothing.item() == 0.0
+
+
+def test_objective_is_the_weighted_sum_of_its_named_terms() -> None:
+    z = triples()
+    generator = torch.Generator().manual_seed(3)
+    shape = (NUM, STEPS, GRID, GRID)
+    frames = torch.randn(3, NUM, DIM, generator=generator).double()
+    outputs = {
+        **dict(zip(("z_language", "z_image", "z_flow"), z, strict=True)),
+        **dict(zip(("d_t", "d_next", "d_far"), frames, strict=True)),
+        "flow_prediction": torch.randn(*shape, 3, generator=generator).double(),
+    }
+    batch = {
+        "group": torch.tensor([0, 0, 1, 1, 2, 3]),
+        "clip": torch.tensor([0, 1, 2, 3, 4, 4]),
+        "far_valid": torch.ones(NUM, dtype=torch.bool),
+        "flow_displacement_m": torch.randn(*shape, 3, generator=generator).double(),
+        "flow_visible": torch.ones(shape, dtype=torch.bool),
+        "median_depth_m": torch.ones(NUM).double(),
+    }
+    weights = {"contrastive": 0.5, "temporal": 2.0, "flow": 3.0, "direct": 0.25}
+    terms = Objective(ObjectiveConfig(**weights))(outputs, batch)
+    expected = sum(weight * terms[name].item() for name, weight in weights.items())
+    assert terms["loss"].item() == pytest.approx(expected, rel=1e-5)
+    paper = Objective(ObjectiveConfig())(outputs, batch)
+    assert paper["loss"].item() == pytest.approx(
+        sum(paper[name].item() for name in ("contrastive", "temporal", "flow")), rel=1e-5
+    )
+    assert all(value.isfinite() and value.shape == () for value in paper.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("volume", -1.0),
+        ("flow", -0.1),
+        ("cosine", math.nan),
+        ("direct", math.inf),
+        ("temperature", 0.0),
+        ("temperature", -1.0),
+        ("anchors", ("pictures",)),
+        ("anchors", ("flow", "flow")),
+        ("negatives", ()),
+        ("shuffles", 0),
+        ("flow_scale", "metres"),
+    ],
+)
+def test_a_setting_out_of_range_is_named(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=name):
+        ObjectiveConfig(**{name: value})  # type: ignore[arg-type]
+
+
+def test_direct_minimisation_is_off_and_collapse_shows_in_the_areas() -> None:
+    assert ObjectiveConfig().direct == 0
+    z = triples()
+    point = Triples(*(z.language[:1].expand(NUM, -1) for _ in range(3)))
+    areas = []
+    for share in (0.0, 0.5, 1.0):
+        mixed = Triples(
+            *(F.normalize((1 - share) * a + share * b) for a, b in zip(z, point, strict=True))
+        )
+        outputs = dict(zip(("z_language", "z_image", "z_flow"), mixed, strict=True))
+        areas.append(_areas(outputs))
+    assert all(later < earlier for earlier, later in pairwise(areas))
+    assert areas[-1] == 0
+
+
+def _areas(outputs: dict[str, Tensor]) -> float:
+    from dynaflip.losses.simplex import triangle_area
+
+    return float(triangle_area(outputs["z_language"], outputs["z_image"], outputs["z_flow"]).sum())
