@@ -184,7 +184,7 @@ def physical(factor: str, value: dict[str, Any]) -> dict[str, float]:
     if factor == "light_tint":  # share of the hue in the lights' colour
         return {"strength": 0.85 * u}
     if factor == "light_direction":  # lights tilted together about a horizontal axis
-        return {"angle_deg": 75.0 * u}
+        return {"angle_deg": 110.0 * u}
     if factor == "shadows":  # share of the lights' energy moved into the one that casts
         return {"strength": u}
     if factor == "table_colour":  # share of the hue that multiplies the texture

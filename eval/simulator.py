@@ -96,10 +96,13 @@ class Scene:
 
     def reset(self, layout_seed: int) -> np.ndarray:
         """Lay the objects out by a seed; the same seed gives the same scene. Returns (39,)."""
+        import mujoco
+
         # Tasks place objects by writing into the model: start from the file's values, so
         # that a layout does not depend on the ones before it.
         for name, value in self._pristine.items():
             getattr(self.model, name)[:] = value
+        mujoco.mj_resetData(self.model, self.data)
         self.env.seed(layout_seed)
         observation, _ = self.env.reset()
         return observation

@@ -204,7 +204,7 @@ def distractor_shapes(value: dict[str, Any]) -> list[Shape]:
     shapes: list[Shape] = []
     while len(shapes) < count:
         kind = rng.choice(("mjGEOM_BOX", "mjGEOM_CYLINDER", "mjGEOM_SPHERE", "mjGEOM_ELLIPSOID"))
-        half = [rng.uniform(0.018, 0.04) for _ in range(3)]
+        half = [rng.uniform(0.022, 0.05) for _ in range(3)]
         height = half[0] if kind == "mjGEOM_SPHERE" else half[2]
         if kind == "mjGEOM_CYLINDER":
             half, height = [half[0], half[1], 0.0], half[1]
@@ -214,7 +214,7 @@ def distractor_shapes(value: dict[str, Any]) -> list[Shape]:
         # The middle of the table is where the task happens: it stays visible.
         if abs(x) < 0.26 and y > 0.42:
             continue
-        if any(np.hypot(x - s.position_m[0], y - s.position_m[1]) < 0.09 for s in shapes):
+        if any(np.hypot(x - s.position_m[0], y - s.position_m[1]) < 0.11 for s in shapes):
             continue
         cos, sin = float(np.cos(yaw)), float(np.sin(yaw))
         rotation = (cos, -sin, 0.0, sin, cos, 0.0, 0.0, 0.0, 1.0)

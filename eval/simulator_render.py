@@ -9,6 +9,7 @@ Legend of shapes: H, W picture height and width in pixels.
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +80,8 @@ class SceneRenderer:
             self._context: Any = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
         except (ImportError, AttributeError, RuntimeError, mujoco.FatalError) as error:
             raise UserError(f"{GL_HINT} [{error}]") from error
+        # Frees the context at exit too, while PyOpenGL can still do it.
+        self._free = weakref.finalize(self, _free, self._gl, self._context)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
         self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
         self._scene = mujoco.MjvScene(model, maxgeom=2000)
@@ -93,7 +96,7 @@ class SceneRenderer:
     def rgb_and_depth(self) -> tuple[np.ndarray, np.ndarray]:
         """The picture (H, W, 3) uint8 and its depth (H, W) float32 in metres along the axis.
 
-        Where nothing is seen (the sky) depth is beyond 50 m.
+        Where nothing is seen (the sky) depth is beyond 30 m.
         """
         rgb = np.empty((self.height_px, self.width_px, 3), np.uint8)
         window_depth = np.empty((self.height_px, self.width_px), np.float32)
@@ -143,11 +146,8 @@ class SceneRenderer:
 
     def close(self) -> None:
         """Free the GL context; harmless to call again."""
-        if self._context is not None:
-            self._gl.make_current()
-            self._context.free()
-            self._gl.free()
-            self._context = self._gl = None
+        self._free()
+        self._context = self._gl = None
 
     def _render(self, rgb: np.ndarray, window_depth: np.ndarray | None) -> None:
         import mujoco
@@ -179,3 +179,9 @@ class SceneRenderer:
             self._scene.ngeom += 1
         mujoco.mjr_render(self._rect, self._scene, self._context)
         mujoco.mjr_readPixels(rgb, window_depth, self._rect, self._context)
+
+
+def _free(gl: Any, context: Any) -> None:
+    gl.make_current()
+    context.free()
+    gl.free()

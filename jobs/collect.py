@@ -1,0 +1,49 @@
+"""Scripted Meta-World demonstrations to a LeRobot v3.0 data set with depth.
+
+    python jobs/collect.py --output data/demo --episodes_per_task 12
+
+Run again, it records what is missing; with other settings it wants another --output.
+Layouts and looks come from the pretraining split, and there is no setting for that.
+"""
+
+from __future__ import annotations
+
+from dynaflip.platform import home
+from dynaflip.platform.cli import config_parser, parse_config, run_job
+from dynaflip.platform.demonstrations.config import CollectConfig
+
+
+def main(argv: list[str]) -> int:
+    """Collect and print what came of it."""
+    parser = config_parser(__doc__ or "", CollectConfig)
+    parser.add_argument(
+        "--output", metavar="PATH", help=f"data set (default {home.default_data()})"
+    )
+    parser.add_argument(
+        "--num-cpus", type=int, metavar="N", help="CPUs to record with (default: all)"
+    )
+    args, config = parse_config(parser, CollectConfig, argv, {})
+    output = home.output_path(args.output, home.default_data(), setting="--output")
+
+    from dynaflip.platform.demonstrations.collect import collect
+
+    outcome = collect(config, output, num_cpus=args.num_cpus)
+    for task, (solved, episodes) in outcome.successes.items():
+        print(f"  {task:<28} solved {solved} of {episodes}")
+    kept = outcome.episodes - outcome.recorded_now
+    reused = f", {kept} of them from before" if kept else ""
+    error = outcome.depth_error
+    print(
+        f"{outcome.episodes} episodes{reused}, {outcome.frames} frames, "
+        f"{sum(s for s, _ in outcome.successes.values())} solved, {outcome.seconds:.0f} s"
+    )
+    print(
+        f"depth error: median {error['median_mm']:.2f} mm, 99 % below {error['p99_mm']:.2f} mm, "
+        f"max {error['max_mm']:.2f} mm"
+    )
+    print(f"data set: {outcome.path}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_job(main)

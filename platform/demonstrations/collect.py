@@ -1,0 +1,248 @@
+"""Demonstrations in parallel on Ray, resumed where they stopped, visible only when whole.
+
+Episodes are staged one by one in ``OUTPUT.partial`` (each under a temporary name
+until it is complete), put together there, and renamed to ``OUTPUT`` in one step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dynaflip.errors import UserError
+from dynaflip.platform.config import flatten, to_dict
+from dynaflip.platform.demonstrations.config import CollectConfig
+from dynaflip.platform.demonstrations.plan import EpisodePlan, plan_episodes
+
+# Raised when the same settings give other episodes than before.
+RECIPE_VERSION = 1
+FPS = 80  # Meta-World's control rate
+_SETTINGS = "meta/dynaflip.json"
+
+# One thread a worker: as many workers as CPUs run side by side. Software rendering
+# (LP_) would start a thread a core in each.
+_WORKER_ENVIRONMENT = {
+    "MUJOCO_GL": os.environ.get("MUJOCO_GL", "egl"),
+    "PYOPENGL_PLATFORM": os.environ.get("PYOPENGL_PLATFORM", os.environ.get("MUJOCO_GL", "egl")),
+    "LP_NUM_THREADS": "0",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a collection came to."""
+
+    path: str
+    episodes: int
+    frames: int
+    successes: dict[str, tuple[int, int]]  # task → solved, episodes
+    seconds: float
+    recorded_now: int  # the rest was there already
+    depth_error: dict[str, Any]
+
+
+def collect(config: CollectConfig, output: str, *, num_cpus: int | None = None) -> Collected:
+    """Collect the data set of these settings, or what is missing of it.
+
+    Raises:
+        UserError: ``output`` is something else, or was collected with other settings.
+    """
+    start = time.monotonic()
+    target = Path(output)
+    recipe = {"recipe_version": RECIPE_VERSION, "settings": to_dict(config)}
+    if _is_done(target, recipe):
+        return _summary(target, start, recorded_now=0)
+    staging = target.with_name(target.name + ".partial")
+    plans = plan_episodes(config)
+    folder = _open_staging(staging, recipe)
+    missing = [plan for plan in plans if not (folder / _name(plan.index)).is_dir()]
+    _record_missing(config, missing, len(plans), folder, num_cpus)
+
+    from dynaflip.platform.demonstrations.lerobot_dataset import assemble
+
+    whole = staging / "dataset"
+    shutil.rmtree(whole, ignore_errors=True)
+    assemble(whole, [folder / _name(plan.index) for plan in plans], fps=FPS)
+    (whole / _SETTINGS).write_text(json.dumps(recipe, indent=2))
+    whole.rename(target)
+    shutil.rmtree(staging)
+    return _summary(target, start, recorded_now=len(missing))
+
+
+def _is_done(target: Path, recipe: dict[str, Any]) -> bool:
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        if target.exists():
+            target.rmdir()
+        return False
+    try:
+        found = json.loads((target / _SETTINGS).read_text())
+    except (OSError, json.JSONDecodeError):
+        raise UserError(
+            f"output: {target} is there already and was not written by jobs/collect.py; "
+            f"choose another --output"
+        ) from None
+    if found == recipe:
+        return True
+    raise UserError(
+        f"output: {target} was collected with other settings ({_difference(found, recipe)}); "
+        f"choose another --output, or delete it first"
+    )
+
+
+def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    if found.get("recipe_version") != wanted["recipe_version"]:
+        return f"recipe version {found.get('recipe_version')}, now {wanted['recipe_version']}"
+    before, now = flatten(found.get("settings", {})), flatten(wanted["settings"])
+    keys = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    return ", ".join(f"{key} {before.get(key)}, now {now.get(key)}" for key in keys)
+
+
+def _open_staging(staging: Path, recipe: dict[str, Any]) -> Path:
+    """The folder of finished episodes; those of other settings are deleted."""
+    settings = staging / "settings.json"
+    folder = staging / "episodes"
+    try:
+        same = json.loads(settings.read_text()) == recipe
+    except (OSError, json.JSONDecodeError):
+        same = False
+    if not same:
+        shutil.rmtree(staging, ignore_errors=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        settings.write_text(json.dumps(recipe))
+    except OSError as error:
+        raise UserError(f"output: cannot write to {staging}: {error.strerror}") from None
+    for leftover in folder.glob("*.tmp"):  # a worker died while it wrote this one
+        shutil.rmtree(leftover)
+    return folder
+
+
+def _name(index: int) -> str:
+    return f"episode-{index:06d}"
+
+
+def _record_missing(
+    config: CollectConfig,
+    missing: list[EpisodePlan],
+    total: int,
+    folder: Path,
+    num_cpus: int | None,
+) -> None:
+    if not missing:
+        return
+    _check_rendering(missing[0].task)
+    from tqdm import tqdm
+
+    from dynaflip.platform import cluster
+
+    cluster.start_ray(num_cpus)
+    import ray
+
+    cpus = int(ray.cluster_resources().get("CPU", 0))
+    if cpus < 1:
+        raise UserError("collect: the Ray cluster has no CPU to record with")
+    workers = [
+        ray.remote(num_cpus=1, runtime_env={"env_vars": _WORKER_ENVIRONMENT})(Recorder).remote(
+            config, str(folder)
+        )
+        for _ in range(min(cpus, len(missing)))
+    ]
+    queues = _Queues(missing)
+    running = {worker.record.remote(queues.next(n)): n for n, worker in enumerate(workers)}
+    with tqdm(total=total, initial=total - len(missing), unit="episode", desc="collect") as bar:
+        while running:
+            [done], _ = ray.wait(list(running))
+            worker = running.pop(done)
+            ray.get(done)
+            bar.update(1)
+            plan = queues.next(worker)
+            if plan is not None:
+                running[workers[worker].record.remote(plan)] = worker
+    for handle in workers:
+        ray.kill(handle)
+
+
+def _check_rendering(task: str) -> None:
+    """Fail here, in one line, and not in every worker."""
+    from dynaflip.eval.simulator import Scene
+
+    Scene(task, height_px=32, width_px=32).close()
+
+
+class _Queues:
+    """Hands out episodes so that a worker stays with a task, whose scene it has loaded."""
+
+    def __init__(self, plans: list[EpisodePlan]) -> None:
+        self._left: dict[str, list[EpisodePlan]] = {}
+        for plan in reversed(plans):
+            self._left.setdefault(plan.task, []).append(plan)
+        self._task: dict[int, str] = {}
+
+    def next(self, worker: int) -> EpisodePlan | None:
+        task = self._task.get(worker)
+        if not self._left.get(task or ""):
+            busy = Counter(self._task.values())
+            left = {name: plans for name, plans in self._left.items() if plans}
+            if not left:
+                return None
+            task = max(left, key=lambda name: len(left[name]) / (1 + busy[name]))
+            self._task[worker] = task
+        assert task is not None
+        return self._left[task].pop()
+
+
+class Recorder:
+    """A Ray actor: records episodes into the staging folder."""
+
+    def __init__(self, config: CollectConfig, folder: str) -> None:
+        self.config, self.folder = config, Path(folder)
+        self.scene: Any = None
+
+    def record(self, plan: EpisodePlan) -> None:
+        """Record one episode; its folder appears when it is complete."""
+        from dynaflip.eval.simulator import Scene
+        from dynaflip.platform.demonstrations.lerobot_episode import write_episode
+        from dynaflip.platform.demonstrations.record import record_episode
+
+        if self.scene is None or self.scene.task != plan.task:
+            if self.scene is not None:
+                self.scene.close()
+            size = self.config.image_px
+            self.scene = Scene(plan.task, height_px=size, width_px=size)
+        recording = record_episode(self.scene, plan, self.config)
+        temporary = self.folder / f"{_name(plan.index)}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        write_episode(temporary, plan, recording, FPS)
+        temporary.rename(self.folder / _name(plan.index))
+
+
+def _summary(target: Path, start: float, recorded_now: int) -> Collected:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(
+        target / "meta" / "episodes" / "chunk-000" / "file-000.parquet",
+        columns=["task_id", "success", "length"],
+    ).to_pydict()
+    episodes = Counter(table["task_id"])
+    solved = Counter(
+        task for task, success in zip(table["task_id"], table["success"], strict=True) if success
+    )
+    return Collected(
+        path=str(target),
+        episodes=len(table["task_id"]),
+        frames=sum(table["length"]),
+        successes={task: (solved[task], episodes[task]) for task in sorted(episodes)},
+        seconds=time.monotonic() - start,
+        recorded_now=recorded_now,
+        depth_error=json.loads((target / "meta" / "depth_error.json").read_text()),
+    )
+
+
+__all__ = ["Collected", "collect"]

@@ -1,0 +1,70 @@
+"""Settings of ``jobs/collect.py`` and their defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dynaflip.platform.demonstrations.captions import KNOWN_TASKS
+
+# Scripted experts that solve nearly every layout, with motion that the camera sees.
+DEFAULT_TASKS = (
+    "assembly-v3",
+    "bin-picking-v3",
+    "button-press-topdown-v3",
+    "drawer-open-v3",
+    "hammer-v3",
+    "button-press-v3",
+    "door-open-v3",
+    "drawer-close-v3",
+    "faucet-open-v3",
+    "plate-slide-v3",
+    "window-close-v3",
+    "window-open-v3",
+)
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """Scripted demonstrations of Meta-World.
+
+    There is no setting for the split: whatever is collected here may be trained
+    on, so layouts and factors come from ``pretrain``.
+    """
+
+    tasks: tuple[str, ...] = DEFAULT_TASKS
+    # Episodes of each task.
+    episodes_per_task: int = 12
+    # Height and width of the pictures.
+    image_px: int = 160
+    # Share of the episodes whose look is perturbed, within the pretraining ranges.
+    perturbed_share: float = 0.5
+    # Share of the episodes with a moving camera, within the same range of the camera.
+    moving_camera_share: float = 0.2
+    # Standard deviation of the noise on the expert's hand velocity (actions are in [-1, 1]).
+    action_noise: float = 0.1
+    # An episode ends this many steps after it is first solved, …
+    steps_after_success: int = 10
+    # … and after this many at the latest.
+    max_steps: int = 200
+    # Episode i's layout, phrasing and look depend on this and on i alone.
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        unknown = [task for task in self.tasks if task not in KNOWN_TASKS]
+        if unknown:
+            raise ValueError(f"tasks: no captions for {', '.join(unknown)}; known: {KNOWN_TASKS}")
+        if not self.tasks or len(set(self.tasks)) != len(self.tasks):
+            raise ValueError("tasks: must name at least one task, each once")
+        if self.episodes_per_task < 1:
+            raise ValueError(f"episodes_per_task: must be at least 1, got {self.episodes_per_task}")
+        if self.image_px < 32 or self.image_px % 2:
+            raise ValueError(f"image_px: must be even and at least 32, got {self.image_px}")
+        for name in ("perturbed_share", "moving_camera_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: must lie in [0, 1], got {getattr(self, name)}")
+        if not 0 <= self.action_noise <= 1:
+            raise ValueError(f"action_noise: must lie in [0, 1], got {self.action_noise}")
+        if not 2 <= self.max_steps <= 500:
+            raise ValueError(f"max_steps: must lie in [2, 500], got {self.max_steps}")
+        if self.steps_after_success < 0:
+            raise ValueError(f"steps_after_success: must be >= 0, got {self.steps_after_success}")

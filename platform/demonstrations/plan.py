@@ -1,0 +1,60 @@
+"""Which episodes make up a data set: each a function of the seed and its index alone."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from dynaflip.eval.perturbations import SEEN_KINDS, layout_seed, sample
+from dynaflip.platform.demonstrations.captions import CAPTIONS
+from dynaflip.platform.demonstrations.config import CollectConfig
+
+SPLIT = "pretrain"  # the only one that is ever collected
+
+
+@dataclass(frozen=True)
+class EpisodePlan:
+    """All that is decided about an episode before it is recorded."""
+
+    index: int
+    task: str
+    caption: str
+    layout_seed: int
+    factors: dict[str, Any]  # of dynaflip.eval.perturbations; a moving camera has a path
+    moving_camera: bool
+    noise_seed: int
+
+
+def plan_episodes(config: CollectConfig) -> list[EpisodePlan]:
+    """The episodes of a data set, tasks taking turns."""
+    total = len(config.tasks) * config.episodes_per_task
+    return [_plan(config, index) for index in range(total)]
+
+
+def _plan(config: CollectConfig, index: int) -> EpisodePlan:
+    generator = random.Random(f"{config.seed}/{index}")
+    task = config.tasks[index % len(config.tasks)]
+    perturbed = generator.random() < config.perturbed_share
+    moving = generator.random() < config.moving_camera_share
+    factors: dict[str, Any] = {}
+    if perturbed:
+        factors = sample(SPLIT, generator.getrandbits(32), SEEN_KINDS)
+    if moving:
+        camera = sample(SPLIT, generator.getrandbits(32), ["camera"])["camera"]
+        # The magnitude bounds the path; a path of nearly none would be a still camera.
+        camera["u"] = 0.15 + camera["u"] / 2
+        camera["path"] = {
+            "period_s": [generator.uniform(1.5, 3.0) for _ in range(2)],
+            "phase": [generator.random() for _ in range(2)],
+        }
+        factors["camera"] = camera
+    return EpisodePlan(
+        index=index,
+        task=task,
+        caption=generator.choice(CAPTIONS[task]),
+        layout_seed=layout_seed(SPLIT, generator.getrandbits(32)),
+        factors=factors,
+        moving_camera=moving,
+        noise_seed=generator.getrandbits(32),
+    )
