@@ -68,9 +68,7 @@ TRIPLET_SCHEMA = pa.schema(
             nullable=False,
         ),
         # Where the points are in frame t and, uncompensated, at each step.
-        pa.field(
-            "origin_px", pa.fixed_shape_tensor(pa.float32(), (GRID, GRID, 2)), nullable=False
-        ),
+        pa.field("origin_px", pa.fixed_shape_tensor(pa.float32(), (GRID, GRID, 2)), nullable=False),
         pa.field(
             "tracks_px", pa.fixed_shape_tensor(pa.float32(), (STEPS, GRID, GRID, 2)), nullable=False
         ),

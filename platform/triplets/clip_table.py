@@ -1,0 +1,266 @@
+"""One clip to one table of triplets: the stages in order, without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+
+from dynaflip.platform.triplets.clips import (
+    Cameras,
+    Clip,
+    ClipError,
+    Doubles,
+    Floats,
+    Frames,
+    Recording,
+    content_hash,
+    normalise_caption,
+)
+from dynaflip.platform.triplets.config import PreprocessConfig
+from dynaflip.platform.triplets.lift import assumed_intrinsics_px, at_steps, lift_tracks
+from dynaflip.platform.triplets.sample import Transition, sample_transitions
+from dynaflip.platform.triplets.schema import GRID, STEPS, TRIPLET_SCHEMA
+from dynaflip.platform.triplets.split import split_of
+from dynaflip.platform.triplets.track import grid_px, thin_frames, track_grid
+
+# (N, H, W, 3) pictures to (N, H, W) depth in metres or without scale.
+DepthModel = Callable[[Frames], Floats]
+# A point moves when it goes further than this share of the median depth (1 cm at 1 m).
+MOVING_SHARE_OF_DEPTH = 0.01
+
+
+def clip_table(
+    clip: Clip,
+    recording: Recording,
+    config: PreprocessConfig,
+    depth_model: DepthModel | None = None,
+    depth_model_scale: str = "relative",
+) -> pa.Table:
+    """Make all triplets of a clip.
+
+    Args:
+        clip: what to read.
+        recording: of that clip.
+        config: settings.
+        depth_model: for ``depth: model:…``.
+        depth_model_scale: metric or relative, what the model gives.
+
+    Returns:
+        A table of :data:`TRIPLET_SCHEMA`, at least one row.
+
+    Raises:
+        ClipError: the clip is rejected; stage and reason say why.
+    """
+    if clip.problem:
+        raise ClipError(*clip.problem)
+    times_s = recording.times_s()
+    transitions = sample_transitions(
+        times_s,
+        clip.clip_id,
+        draws=config.draws_per_clip,
+        flow_window_s=config.flow_window_s,
+        min_window_s=config.min_window_s,
+        seed=config.seed,
+    )
+    material = _Material(clip, recording, config, transitions, times_s)
+    if config.depth.startswith("model:"):
+        assert depth_model is not None
+        material.depth_model, material.depth_scale = depth_model, depth_model_scale
+    rows = [_row(clip, recording, config, material, t) for t in transitions]
+    unique = {row["triplet_id"]: row for row in rows}
+    return _to_table(list(unique.values()))
+
+
+class _Material:
+    """What the windows of a clip are cut from; each frame is decoded once."""
+
+    def __init__(
+        self,
+        clip: Clip,
+        recording: Recording,
+        config: PreprocessConfig,
+        transitions: list[Transition],
+        times_s: Doubles,
+    ) -> None:
+        self.recording, self.config, self.times_s = recording, config, times_s
+        self.windows = {t: self._window(t) for t in transitions}
+        tracked = sorted({i for window in self.windows.values() for i in window})
+        shown = {i for t in transitions for i in (*t.r3m, t.end)}
+        self.indices = sorted({*tracked, *shown})
+        short_side_px = max(config.track.short_side_px, config.image_px)
+        frames = recording.read_frames(self.indices, short_side_px)
+        self.picture_px = (frames.shape[2], frames.shape[1])
+        self.place = {index: n for n, index in enumerate(self.indices)}
+        self.frames = frames
+        self._jpegs: dict[int, bytes] = {}
+        self.depth_model: DepthModel | None = None
+        self.depth_scale = "relative" if config.depth == "plane" else "metric"
+        self._depth: Floats | None = None
+        self._depth_place: dict[int, int] = {}
+        if config.depth == "auto":
+            self._read_depth(tracked)
+        self._tracked_size = _reduced(self.picture_px, config.track.short_side_px)
+
+    def _window(self, t: Transition) -> list[int]:
+        indices = list(range(t.start, t.end + 1))
+        kept = thin_frames(self.times_s[indices], self.config.track.min_frame_gap_s)
+        return [indices[n] for n in kept]
+
+    def _read_depth(self, indices: list[int]) -> None:
+        depth = self.recording.read_depth_m(indices)
+        if depth is None:
+            raise ClipError(
+                "depth", "no depth recorded: choose depth=plane or depth=model:FOLDER-OR-HUB-ID"
+            )
+        self._check_depth(depth, indices)
+        self._depth = depth
+        self._depth_place = {index: n for n, index in enumerate(indices)}
+
+    def _check_depth(self, depth: Floats, indices: list[int]) -> None:
+        missing = 1 - np.isfinite(depth).mean(axis=(1, 2))
+        worst = int(missing.argmax())
+        if missing[worst] > self.config.lift.max_invalid_share:
+            raise ClipError(
+                "depth",
+                f"{missing[worst]:.0%} of the pixels of frame {indices[worst]} hold no depth "
+                f"(NaN, zero or out of range)",
+            )
+
+    def tracked_frames(self, window: list[int]) -> Frames:
+        """(N, H, W, 3) pictures of a window at the tracker's size."""
+        frames = self.frames[[self.place[i] for i in window]]
+        return np.stack([_resize(frame, self._tracked_size) for frame in frames])
+
+    def depth_m(self, window: list[int], frames: Frames) -> Floats | None:
+        """(N, H, W) depth of a window at the tracker's size; None for the plane."""
+        if self.config.depth == "plane":
+            return None
+        if self.depth_model is not None:
+            depth = self.depth_model(frames)
+            self._check_depth(depth, window)
+        else:
+            assert self._depth is not None
+            depth = self._depth[[self._depth_place[i] for i in window]]
+        if depth.shape[1:] == frames.shape[1:3]:
+            return depth
+        # Nearest: an average across an edge is a depth that nothing has.
+        size = (frames.shape[2], frames.shape[1])
+        return np.stack([cv2.resize(d, size, interpolation=cv2.INTER_NEAREST_EXACT) for d in depth])
+
+    def jpeg(self, index: int) -> bytes:
+        """A stored picture, encoded once."""
+        if index not in self._jpegs:
+            size = _reduced(self.picture_px, self.config.image_px)
+            picture = _resize(self.frames[self.place[index]], size)
+            quality = [cv2.IMWRITE_JPEG_QUALITY, self.config.jpeg_quality]
+            done, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), quality)
+            assert done
+            self._jpegs[index] = data.tobytes()
+        return self._jpegs[index]
+
+    def cameras(self, window: list[int], width: int, height: int) -> Cameras:
+        """Intrinsics (of a width × height picture) and poses of a window."""
+        known = self.recording.cameras(window)
+        if known is None:
+            guess = np.tile(assumed_intrinsics_px(height, width), (len(window), 1))
+            return Cameras(guess, (width, height), None, assumed=True)
+        x, y = width / known.picture_px[0], height / known.picture_px[1]
+        scaled = known.intrinsics_px * np.array([x, y, x, y])
+        return Cameras(scaled, (width, height), known.poses, known.assumed)
+
+
+def _row(
+    clip: Clip,
+    recording: Recording,
+    config: PreprocessConfig,
+    material: _Material,
+    transition: Transition,
+) -> dict[str, Any]:
+    window = material.windows[transition]
+    times_s = material.times_s[window]
+    frames = material.tracked_frames(window)
+    height, width = frames.shape[1:3]
+    cameras = material.cameras(window, width, height)
+    depth_m = material.depth_m(window, frames)
+    origin_px = grid_px(height, width)
+    tracks_px, trusted = track_grid(frames, origin_px, config.track)
+    xyz_m, visible = lift_tracks(
+        tracks_px, trusted, depth_m, cameras.intrinsics_px, cameras.poses, config.lift
+    )
+    steps_m, steps_visible = at_steps(xyz_m, visible, times_s)
+    steps_px, _ = at_steps(tracks_px, visible, times_s)
+    displacement_m = np.where(visible[0][..., None], steps_m - xyz_m[0], np.float32(0))
+    median_m = 1.0 if depth_m is None else float(np.nanmedian(depth_m[0]))
+    moving = np.linalg.norm(displacement_m[-1], axis=-1) > MOVING_SHARE_OF_DEPTH * median_m
+    stored_w, stored_h = _reduced(material.picture_px, config.image_px)
+    scale = np.float32([stored_w / width, stored_h / height])
+    follower = transition.r3m_next if config.image_pair == "r3m" else transition.end
+    caption = recording.caption_at(transition.start, transition.draw)
+    group = clip.caption_group or normalise_caption(caption)
+    r3m_s = [float(material.times_s[i]) for i in transition.r3m]
+    t_s, window_s = float(times_s[0]), float(times_s[-1] - times_s[0])
+    return {
+        "triplet_id": content_hash(clip.clip_id, repr(t_s), repr(window_s), repr(r3m_s), caption),
+        "clip_id": clip.clip_id,
+        "recording_id": clip.recording_id,
+        "source": clip.source,
+        "camera": clip.camera,
+        "embodiment": clip.embodiment,
+        "licence": clip.licence,
+        "split": split_of(clip.recording_id, config.heldout_share),
+        "caption": caption,
+        "caption_group": group,
+        "task": clip.task or group,
+        "frame_t": material.jpeg(transition.start),
+        "frame_next": material.jpeg(follower),
+        "frames_r3m": [material.jpeg(i) for i in transition.r3m],
+        "width_px": stored_w,
+        "height_px": stored_h,
+        "t_s": t_s,
+        "window_s": window_s,
+        "frames_r3m_s": r3m_s,
+        "flow_origin_m": xyz_m[0],
+        "flow_displacement_m": displacement_m,
+        "flow_visible": steps_visible.astype(np.uint8),
+        "origin_px": origin_px * scale,
+        "tracks_px": steps_px * scale,
+        "median_depth_m": median_m,
+        "focal_px": float(cameras.intrinsics_px[0, 0] * scale[0]),
+        "flow_source": "lk",
+        "depth_kind": {"auto": "recorded"}.get(config.depth, config.depth),
+        "depth_scale": material.depth_scale,
+        "camera_motion": "none" if cameras.poses is None else "pose",
+        "visible_share": float(steps_visible[-1].mean()),
+        "moving_share": float((moving & steps_visible[-1]).mean()),
+        "factors": clip.factors,
+    }
+
+
+def _reduced(size_px: tuple[int, int], short_side_px: int) -> tuple[int, int]:
+    """(width, height) with the short side at most ``short_side_px``."""
+    scale = min(1.0, short_side_px / min(size_px))
+    return max(1, round(size_px[0] * scale)), max(1, round(size_px[1] * scale))
+
+
+def _resize(picture: Frames, size_px: tuple[int, int]) -> Frames:
+    if (picture.shape[1], picture.shape[0]) == size_px:
+        return picture
+    return cv2.resize(picture, size_px, interpolation=cv2.INTER_AREA)
+
+
+def _to_table(rows: list[dict[str, Any]]) -> pa.Table:
+    columns = []
+    for field in TRIPLET_SCHEMA:
+        values = [row[field.name] for row in rows]
+        if isinstance(field.type, pa.FixedShapeTensorType):
+            kind = field.type.value_type.to_pandas_dtype()
+            array = np.ascontiguousarray(np.stack(values), dtype=kind)
+            assert array.shape[1:] == tuple(field.type.shape), (GRID, STEPS, array.shape)
+            columns.append(pa.FixedShapeTensorArray.from_numpy_ndarray(array))
+        else:
+            columns.append(pa.array(values, type=field.type))
+    return pa.Table.from_arrays(columns, schema=TRIPLET_SCHEMA)

@@ -1,0 +1,130 @@
+"""What a source hands out: clips, which are cheap, and recordings, which are read.
+
+A clip is one camera of one recording (an episode, a source video or a piece of
+it). Listing clips reads no picture; a :class:`Recording` decodes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Frames = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+
+_FINGERPRINT_BYTES = 1 << 20
+
+
+class ClipError(Exception):
+    """A clip that cannot become triplets: a row of ``rejected.parquet``, not a failed job."""
+
+    def __init__(self, stage: str, reason: str) -> None:
+        super().__init__(stage, reason)
+        self.stage = stage  # list | decode | caption | sample | depth | track | flow
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One camera of one recording, without its pictures."""
+
+    clip_id: str  # content hash
+    recording_id: str  # content hash, shared by all cameras and pieces of a recording
+    source: str
+    path: str  # video, relative to the source's root; for messages too
+    camera: str
+    captions: tuple[str, ...]  # one phrasing or several; several tasks: see LeRobot's reader
+    caption_group: str  # equal = same meaning
+    task: str
+    embodiment: str
+    licence: str
+    factors: str = "{}"  # perturbation values, JSON
+    episode_index: int | None = None
+    start_s: float = 0.0  # within the file's own time
+    end_s: float | None = None  # None: the file's end
+    content: str = ""  # fingerprint of every file that is read
+    extra: str = ""  # what the source itself needs to open the clip again
+    problem: tuple[str, str] | None = None  # (stage, reason) found while listing
+
+    def digest(self) -> str:
+        """Changes when anything that triplets are made from does."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """Where frames were taken from.
+
+    Args:
+        intrinsics_px: (N, 4) fx, fy, cx, cy of the recorded picture; pixel centres at +0.5.
+        picture_px: (width, height) that the intrinsics belong to.
+        poses: (N, 4, 4) camera to world in metres, OpenCV axes, or None: assumed still.
+        assumed: True where the focal length is a guess.
+    """
+
+    intrinsics_px: Doubles
+    picture_px: tuple[int, int]
+    poses: Doubles | None
+    assumed: bool
+
+
+class Recording(Protocol):
+    """A clip that can be read. Every method may raise :class:`ClipError`."""
+
+    def times_s(self) -> Doubles:
+        """(N,) time of every frame, ascending, 0 at the clip's first frame."""
+
+    def read_frames(self, indices: list[int], short_side_px: int) -> Frames:
+        """(len(indices), H, W, 3) RGB of frames by ascending index, aspect kept, never enlarged."""
+
+    def read_depth_m(self, indices: list[int]) -> Floats | None:
+        """(len(indices), H, W) z-depth in metres, NaN where there is none; None: not recorded."""
+
+    def cameras(self, indices: list[int]) -> Cameras | None:
+        """Intrinsics and poses of frames, or None where nothing is recorded."""
+
+    def caption_at(self, index: int, draw: int) -> str:
+        """The caption of a frame; phrasings take turns over draws."""
+
+
+class Source(Protocol):
+    """A set of recordings."""
+
+    def list_clips(self) -> list[Clip]:
+        """All clips, problems included; raises UserError where the source itself is wrong."""
+
+    def open(self, clip: Clip) -> Recording:
+        """Get ready to read a clip of this source."""
+
+
+def content_hash(*parts: str) -> str:
+    """A 128-bit id of what the parts say."""
+    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:32]
+
+
+def file_fingerprint(path: Path) -> str:
+    """Hash of a file's length and of 1 MiB at its beginning, middle and end.
+
+    Enough to tell recordings apart without reading terabytes twice.
+    """
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for offset in sorted({0, max(0, size // 2), max(0, size - _FINGERPRINT_BYTES)}):
+            file.seek(offset)
+            digest.update(file.read(_FINGERPRINT_BYTES))
+    return digest.hexdigest()[:32]
+
+
+def normalise_caption(caption: str) -> str:
+    """Caption without case, punctuation and extra blanks: the group of captions without task."""
+    return " ".join(re.sub(r"[^\w\s]", " ", caption.casefold()).split())

@@ -1,0 +1,146 @@
+"""Settings of preprocessing: from recordings to image-language-3D-flow triplets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+DEPTH_CHOICES = "auto, plane or model:FOLDER-OR-HUB-ID"
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """Where recordings come from. The format is detected from what lies there."""
+
+    # Folder: a LeRobot v3.0 data set, or videos with a captions.csv.
+    path: str = ""
+    # Name that triplets carry as their source; "" takes the folder's own name.
+    name: str = ""
+    # Cameras to read, by name; empty reads all that are there.
+    cameras: tuple[str, ...] = ()
+    # Written into triplets whose source does not say: robot | human | unknown.
+    embodiment: str = ""
+    # Licence of the material, where the source itself does not say.
+    licence: str = ""
+    # Read only the first so many clips (trials); 0 reads all.
+    max_clips: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_clips < 0:
+            raise ValueError(f"max_clips must be 0 (all) or more, not {self.max_clips}")
+
+
+@dataclass(frozen=True)
+class TrackConfig:
+    """Pyramidal Lucas-Kanade on the grid, with a forward-backward check."""
+
+    # Short side of the pictures that are tracked; smaller recordings stay as they are.
+    short_side_px: int = 224
+    # Side of the window around a point.
+    lk_window_px: int = 21
+    # Pyramid levels above the picture itself.
+    lk_levels: int = 3
+    # A point is lost where going one frame forward and back misses it by more.
+    max_backward_error_px: float = 1.0
+    # Longest gap between tracked frames; faster video is thinned to it (0: every frame).
+    min_frame_gap_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.short_side_px < 32:
+            raise ValueError(f"short_side_px must be at least 32, not {self.short_side_px}")
+        if self.lk_window_px < 5 or self.lk_window_px % 2 == 0:
+            raise ValueError(f"lk_window_px must be odd and at least 5, not {self.lk_window_px}")
+        if not 0 <= self.lk_levels <= 8:
+            raise ValueError(f"lk_levels must be in 0…8, not {self.lk_levels}")
+        if self.max_backward_error_px <= 0:
+            raise ValueError(
+                f"max_backward_error_px must be above 0, not {self.max_backward_error_px}"
+            )
+        if self.min_frame_gap_s < 0:
+            raise ValueError(f"min_frame_gap_s must be 0 or more, not {self.min_frame_gap_s}")
+
+
+@dataclass(frozen=True)
+class LiftConfig:
+    """From 2D tracks and depth to 3D flow in the camera frame of frame t."""
+
+    # Radius in which a track's depth is looked for, so that a track half a pixel
+    # off an edge does not fall onto the background.
+    search_px: int = 1
+    # Depth may change by this share of itself between two lifted frames; more is
+    # a track that slipped over an edge, and the point is lost.
+    max_depth_jump: float = 0.04
+    # A clip is rejected when a frame has a larger share of pixels without depth.
+    max_invalid_share: float = 0.3
+
+    def __post_init__(self) -> None:
+        if self.search_px < 0:
+            raise ValueError(f"search_px must be 0 or more, not {self.search_px}")
+        if self.max_depth_jump <= 0:
+            raise ValueError(f"max_depth_jump must be above 0, not {self.max_depth_jump}")
+        if not 0 <= self.max_invalid_share <= 1:
+            raise ValueError(f"max_invalid_share must be in [0, 1], not {self.max_invalid_share}")
+
+
+@dataclass(frozen=True)
+class PreprocessConfig:
+    """Everything that ``jobs/preprocess.py`` can be told."""
+
+    source: SourceConfig = field(default_factory=SourceConfig)
+    # auto: the recorded depth, or the clip is rejected. plane: everything at 1 m,
+    # relative scale. model:FOLDER-OR-HUB-ID: a transformers depth model.
+    depth: str = "auto"
+    # tracked: from the pictures. simulator: the exact flow of a simulated
+    # recording, for upper-bound experiments only.
+    flow_source: str = "tracked"
+    # The flow is followed for the time to R3M's next frame, at most this long.
+    flow_window_s: float = 0.5
+    # Transitions shorter than this are skipped: nothing moves in them.
+    min_window_s: float = 0.1
+    # R3M draws per clip: five frames each, hence four transitions.
+    draws_per_clip: int = 3
+    # Second picture of a pair. window: at t + flow window. r3m: R3M's next frame.
+    image_pair: str = "window"
+    # Short side of the stored pictures; smaller recordings stay as they are.
+    image_px: int = 160
+    # Quality of the stored JPEG pictures.
+    jpeg_quality: int = 92
+    # Share of recordings held out from pretraining, by hash.
+    heldout_share: float = 0.2
+    # Enters the draw of frames, beside each clip's content.
+    seed: int = 0
+    # The job fails when more than this share of the clips is rejected.
+    max_rejected_share: float = 0.5
+    # Clips a Parquet file, at most; also what one task works on.
+    clips_per_shard: int = 4
+    # Flow-overlay examples in pictures/.
+    example_pictures: int = 12
+    track: TrackConfig = field(default_factory=TrackConfig)
+    lift: LiftConfig = field(default_factory=LiftConfig)
+
+    def __post_init__(self) -> None:
+        if self.depth not in ("auto", "plane") and not self.depth.removeprefix("model:").strip():
+            raise ValueError(f"depth must be {DEPTH_CHOICES}, not {self.depth!r}")
+        if self.depth not in ("auto", "plane") and not self.depth.startswith("model:"):
+            raise ValueError(f"depth must be {DEPTH_CHOICES}, not {self.depth!r}")
+        if self.flow_source not in ("tracked", "simulator"):
+            raise ValueError(f"flow_source must be tracked or simulator, not {self.flow_source!r}")
+        if self.image_pair not in ("window", "r3m"):
+            raise ValueError(f"image_pair must be window or r3m, not {self.image_pair!r}")
+        if not 0 < self.min_window_s <= self.flow_window_s:
+            raise ValueError(
+                f"min_window_s must be above 0 and at most flow_window_s "
+                f"({self.flow_window_s}), not {self.min_window_s}"
+            )
+        for name in ("draws_per_clip", "clips_per_shard"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.image_px < 16:
+            raise ValueError(f"image_px must be at least 16, not {self.image_px}")
+        if not 1 <= self.jpeg_quality <= 100:
+            raise ValueError(f"jpeg_quality must be in 1…100, not {self.jpeg_quality}")
+        if not 0 <= self.heldout_share < 1:
+            raise ValueError(f"heldout_share must be in [0, 1), not {self.heldout_share}")
+        if not 0 <= self.max_rejected_share <= 1:
+            raise ValueError(f"max_rejected_share must be in [0, 1], not {self.max_rejected_share}")
+        if self.example_pictures < 0:
+            raise ValueError(f"example_pictures must be 0 or more, not {self.example_pictures}")

@@ -1,0 +1,355 @@
+"""LeRobot v3.0 data sets, read with pyarrow and PyAV alone.
+
+Written after the format's source (huggingface/lerobot 0.6.1, ``datasets/``): several
+episodes share a Parquet file and a video; an episode's frames are those of the
+video between its ``from_timestamp`` and ``to_timestamp``.
+
+Beyond the format, these columns are used where they exist: per frame
+``observation.camera_pose.CAMERA`` (16, camera to world, row-major, metres, OpenCV
+axes) and ``observation.intrinsics.CAMERA`` (fx, fy, cx, cy in pixels); per episode
+``task_id`` (equal = same meaning) and ``factors`` (JSON).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dynaflip.errors import UserError
+from dynaflip.platform.triplets import video
+from dynaflip.platform.triplets.clips import (
+    Cameras,
+    Clip,
+    ClipError,
+    Doubles,
+    Floats,
+    Frames,
+    content_hash,
+    file_fingerprint,
+)
+from dynaflip.platform.triplets.config import SourceConfig
+
+IMAGES = "observation.images."
+_VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+_DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+# Where an episode lies says nothing about what it holds.
+_PLACES = ("data/", "meta/", "videos/", "dataset_", "episode_index")
+_POSITIONAL_STATS = ("index", "episode_index", "frame_index", "timestamp", "task_index")
+_CODES = 4095  # 12 bit
+
+
+class LeRobotSource:
+    """One clip for every camera of every episode."""
+
+    def __init__(self, config: SourceConfig) -> None:
+        self.root = Path(config.path)
+        self.config = config
+        self.name = config.name or self.root.resolve().name
+        self.info = _read_info(self.root)
+        features = self.info["features"]
+        videos = {k: f for k, f in features.items() if f.get("dtype") == "video"}
+        self.depth_keys = sorted(k for k, f in videos.items() if _is_depth(f))
+        self.cameras = sorted(k for k in videos if k not in self.depth_keys)
+
+    def list_clips(self) -> list[Clip]:
+        """Clips in the order of episodes and cameras."""
+        if not self.cameras:
+            raise UserError(
+                f"source.path: {self.root}/meta/info.json lists no camera (a feature of dtype "
+                f"video that is not a depth map), so there is no video to read"
+            )
+        chosen = self._chosen_cameras()
+        files = sorted((self.root / "meta" / "episodes").glob("**/*.parquet"))
+        if not files:
+            raise UserError(
+                f"source.path: {self.root} has no episodes (looked for meta/episodes/**/*.parquet)"
+            )
+        episodes = [row for path in files for row in _read_table(path, "source.path").to_pylist()]
+        prints: dict[str, str] = {}
+        clips = [
+            self._clip(episode, key, prints)
+            for episode in sorted(episodes, key=lambda row: row["episode_index"])
+            for key in chosen
+        ]
+        if not any(prints.values()):
+            looked = self._video_file(episodes[0], chosen[0]) if episodes else _VIDEO_PATH
+            raise UserError(f"source.path: no video found in {self.root}, looked for {looked}")
+        return clips
+
+    def _chosen_cameras(self) -> list[str]:
+        if not self.config.cameras:
+            return self.cameras
+        names = {key.removeprefix(IMAGES): key for key in self.cameras}
+        for name in self.config.cameras:
+            if name not in names and name not in self.cameras:
+                raise UserError(
+                    f"source.cameras: {self.root} has no camera {name}; it has {', '.join(names)}"
+                )
+        return [names.get(name, name) for name in self.config.cameras]
+
+    def _clip(self, episode: dict[str, Any], key: str, prints: dict[str, str]) -> Clip:
+        path = self._video_file(episode, key)
+        start_s, end_s = _span_s(episode, key)
+        depth_key = self._depth_key(key)
+        content = [self._print(path, prints)]
+        if depth_key:
+            content.append(self._print(self._video_file(episode, depth_key), prints))
+        recording = _recording_id(episode, f"{content[0]} {start_s} {end_s}")
+        captions = tuple(str(t).strip() for t in episode.get("tasks") or () if str(t).strip())
+        task = str(episode.get("task_id") or "")
+        licence = self.info.get("licence") or self.info.get("license") or "unknown"
+        return Clip(
+            clip_id=content_hash("clip", recording, key),
+            recording_id=recording,
+            source=self.name,
+            path=path,
+            camera=key.removeprefix(IMAGES),
+            captions=captions,
+            caption_group=task,
+            task=task,
+            embodiment=self.config.embodiment or "robot",
+            licence=self.config.licence or str(licence),
+            factors=str(episode.get("factors") or "{}"),
+            episode_index=int(episode["episode_index"]),
+            start_s=start_s,
+            end_s=end_s,
+            content=content_hash(*content, json.dumps(_plain(episode), sort_keys=True)),
+            extra=json.dumps(_plain({k: v for k, v in episode.items() if "stats/" not in k})),
+            problem=None if captions else ("caption", "the episode has no task"),
+        )
+
+    def _print(self, path: str, prints: dict[str, str]) -> str:
+        if path not in prints:
+            file = self.root / path
+            prints[path] = file_fingerprint(file) if file.is_file() else ""
+        return prints[path]
+
+    def _video_file(self, episode: dict[str, Any], key: str) -> str:
+        """Relative path of an episode's video; third-party sets may call the folder video/."""
+        path = str(self.info.get("video_path") or _VIDEO_PATH).format(
+            video_key=key,
+            chunk_index=episode.get(f"videos/{key}/chunk_index", 0),
+            file_index=episode.get(f"videos/{key}/file_index", 0),
+        )
+        other = path.replace("videos/", "video/", 1)
+        found = (self.root / path).is_file() or not (self.root / other).is_file()
+        return path if found else other
+
+    def _depth_key(self, key: str) -> str | None:
+        """The depth video that belongs to a camera."""
+        for candidate in (f"{key}_depth", key.replace(".images.", ".depth.", 1)):
+            if candidate in self.depth_keys:
+                return candidate
+        only = len(self.cameras) == 1 and len(self.depth_keys) == 1
+        return self.depth_keys[0] if only else None
+
+    def open(self, clip: Clip) -> LeRobotRecording:
+        """Get ready to read an episode through one camera."""
+        key = clip.camera if clip.camera in self.info["features"] else IMAGES + clip.camera
+        return LeRobotRecording(self, clip, key, json.loads(clip.extra))
+
+
+class LeRobotRecording:
+    """One episode through one camera."""
+
+    def __init__(
+        self, source: LeRobotSource, clip: Clip, key: str, episode: dict[str, Any]
+    ) -> None:
+        self.source, self.clip, self.key, self.episode = source, clip, key, episode
+        self.path = source.root / clip.path
+        self._timeline: video.Timeline | None = None
+        self._columns: dict[str, pa.ChunkedArray] | None = None
+
+    @property
+    def timeline(self) -> video.Timeline:
+        """Times of the episode's frames, read once."""
+        if self._timeline is None:
+            if not self.path.is_file():
+                raise ClipError("decode", f"there is no file {self.clip.path}")
+            found = video.read_timeline(self.path, self.clip.start_s, self.clip.end_s)
+            length = int(self.episode.get("length", len(found.pts)))
+            if len(found.pts) != length:
+                raise ClipError(
+                    "decode",
+                    f"the episode has {length} frames, but its video {len(found.pts)} "
+                    f"({self.clip.start_s:.3f} to {self.clip.end_s:.3f} s)",
+                )
+            self._timeline = found
+        return self._timeline
+
+    def times_s(self) -> Doubles:
+        """See :class:`~dynaflip.platform.triplets.clips.Recording`."""
+        return self.timeline.times_s()
+
+    def read_frames(self, indices: list[int], short_side_px: int) -> Frames:
+        """See :class:`~dynaflip.platform.triplets.clips.Recording`."""
+        return video.read_frames(self.path, self.timeline, indices, short_side_px)
+
+    def read_depth_m(self, indices: list[int]) -> Floats | None:
+        """See :class:`~dynaflip.platform.triplets.clips.Recording`."""
+        key = self.source._depth_key(self.key)
+        if key is None:
+            return None
+        name = self.source._video_file(self.episode, key)
+        try:
+            timeline = video.read_timeline(self.source.root / name, *_span_s(self.episode, key))
+            if len(timeline.pts) != len(self.timeline.pts):
+                raise ClipError(
+                    "depth",
+                    f"{len(timeline.pts)} frames of depth, {len(self.timeline.pts)} of video",
+                )
+            codes = video.read_gray12(self.source.root / name, timeline, indices)
+        except ClipError as error:
+            raise ClipError("depth", error.reason) from None
+        return decode_depth_m(codes, self.source.info["features"][key].get("info") or {})
+
+    def cameras(self, indices: list[int]) -> Cameras | None:
+        """See :class:`~dynaflip.platform.triplets.clips.Recording`."""
+        intrinsics = self._column(f"observation.intrinsics.{self.clip.camera}", 4)
+        poses = self._column(f"observation.camera_pose.{self.clip.camera}", 16)
+        if intrinsics is None:
+            return None
+        return Cameras(
+            intrinsics[indices],
+            _picture_px(self.source.info["features"][self.key]),
+            None if poses is None else poses[indices].reshape(-1, 4, 4),
+            assumed=False,
+        )
+
+    def caption_at(self, index: int, draw: int) -> str:
+        """The task of the frame; an episode may go from one task to the next."""
+        if len(self.clip.captions) == 1:
+            return self.clip.captions[0]
+        column = self._read_columns().get("task_index")
+        if column is None:
+            return self.clip.captions[draw % len(self.clip.captions)]
+        return _task_names(self.source.root)[int(column[index].as_py())]
+
+    def _column(self, name: str, width: int) -> Doubles | None:
+        column = self._read_columns().get(name)
+        if column is None:
+            return None
+        values = np.array(column.to_pylist(), dtype=np.float64)
+        if values.shape != (len(self.timeline.pts), width) or not np.isfinite(values).all():
+            raise ClipError(
+                "depth", f"{name} of shape {values.shape} or not finite; expected {width} a frame"
+            )
+        return values
+
+    def _read_columns(self) -> dict[str, pa.ChunkedArray]:
+        """The columns beyond the pictures that this camera needs, of this episode."""
+        if self._columns is None:
+            place = {n: self.episode.get(f"data/{n}", 0) for n in ("chunk_index", "file_index")}
+            name = str(self.source.info.get("data_path") or _DATA_PATH).format(**place)
+            path = self.source.root / name
+            wanted = {f"observation.{n}.{self.clip.camera}" for n in ("intrinsics", "camera_pose")}
+            wanted.add("task_index")
+            try:
+                names = [n for n in pq.read_schema(path).names if n in wanted]
+                keep = [("episode_index", "=", self.clip.episode_index)]
+                table = pq.read_table(path, columns=names, filters=keep)
+            except (OSError, pa.ArrowException) as error:
+                raise ClipError("decode", f"cannot read {name}: {_first_line(error)}") from None
+            self._columns = {n: table[n] for n in names}
+        return self._columns
+
+
+def decode_depth_m(codes: np.ndarray, info: dict[str, Any]) -> Floats:
+    """Undo LeRobot's 12-bit depth quantisation (``datasets/depth_utils.py``).
+
+    Args:
+        codes: (N, H, W) uint16 in 0…4095.
+        info: the feature's ``info`` with ``video.depth_min``, ``depth_max`` and
+            ``shift`` (metres) and ``use_log``; LeRobot's defaults where absent.
+
+    Returns:
+        (N, H, W) z-depth in metres; NaN at both ends of the range, where values
+        beyond it, and NaN, are clipped to.
+    """
+    low = float(info.get("video.depth_min", 0.01))
+    high = float(info.get("video.depth_max", 10.0))
+    shift = float(info.get("video.shift", 3.5))
+    share = np.arange(_CODES + 1) / _CODES
+    if info.get("video.use_log", True):
+        logs = np.log([low + shift, high + shift])
+        table = np.exp(logs[0] + share * (logs[1] - logs[0])) - shift
+    else:
+        table = low + share * (high - low)
+    table[[0, -1]] = np.nan
+    return table.astype(np.float32)[np.minimum(codes, _CODES)]
+
+
+def _read_info(root: Path) -> dict[str, Any]:
+    path = root / "meta" / "info.json"
+    try:
+        info = json.loads(path.read_text())
+        version, _ = str(info["codebase_version"]), info["features"].items()
+    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError):
+        raise UserError(f"source.path: {path} is not a LeRobot info.json") from None
+    if not version.startswith("v3."):
+        raise UserError(
+            f"source.path: {root} is LeRobot {version}, this reads v3.0; convert it with "
+            f"LeRobot's convert_dataset_v21_to_v30"
+        )
+    return info
+
+
+def _read_table(path: Path, where: str) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{where}: cannot read {path}: {_first_line(error)}") from None
+
+
+def _task_names(root: Path) -> dict[int, str]:
+    """Task string by index; the string is the pandas index of the table."""
+    try:
+        table = _read_table(root / "meta" / "tasks.parquet", "source.path")
+    except UserError as error:
+        raise ClipError("caption", str(error)) from None
+    text = next(n for n in table.column_names if n != "task_index")
+    return dict(zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True))
+
+
+def _is_depth(feature: dict[str, Any]) -> bool:
+    info = feature.get("info") or {}
+    return bool(info.get("is_depth_map") or info.get("video.is_depth_map"))
+
+
+def _span_s(episode: dict[str, Any], key: str) -> tuple[float, float | None]:
+    end = episode.get(f"videos/{key}/to_timestamp")
+    start = float(episode.get(f"videos/{key}/from_timestamp") or 0.0)
+    return start, None if end is None else float(end)
+
+
+def _picture_px(feature: dict[str, Any]) -> tuple[int, int]:
+    """(width, height) of a camera's pictures."""
+    names = feature.get("names") or ["height", "width", "channels"]
+    shape = dict(zip(names, feature["shape"], strict=False))
+    return int(shape["width"]), int(shape["height"])
+
+
+def _recording_id(episode: dict[str, Any], place: str) -> str:
+    """Content of an episode: its statistics, or where its video lies if there are none."""
+    values = {
+        k: v
+        for k, v in episode.items()
+        if not k.startswith(_PLACES) and k.split("/")[1:2] not in [[n] for n in _POSITIONAL_STATS]
+    }
+    has_statistics = any(k.startswith("stats/") for k in values)
+    text = json.dumps(_plain(values), sort_keys=True)
+    return content_hash("episode", text, "" if has_statistics else place)
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON values of a row of Parquet."""
+    return json.loads(json.dumps(values, default=str, sort_keys=True))
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

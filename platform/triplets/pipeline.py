@@ -1,0 +1,257 @@
+"""Recordings to a triplet folder, on Ray Data.
+
+Ray Data hands shards of clips to CPU tasks (or to actors that hold a depth
+model). A task writes its own Parquet file and then says so, so a job that was
+stopped goes on where it was; the folder takes its final name in one rename.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import pickle
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dynaflip.errors import UserError
+from dynaflip.platform.cluster import start_ray
+from dynaflip.platform.config import to_dict
+from dynaflip.platform.triplets.clips import Clip, content_hash
+from dynaflip.platform.triplets.config import PreprocessConfig
+from dynaflip.platform.triplets.digest import code_digest, digest_of
+from dynaflip.platform.triplets.pictures import write_examples
+from dynaflip.platform.triplets.progress import Progress
+from dynaflip.platform.triplets.schema import REJECTED_SCHEMA, SCHEMA_VERSION
+from dynaflip.platform.triplets.shard import WorkFolder, process_shard
+from dynaflip.platform.triplets.sources import open_source
+
+_MAX_BLOCKS = 4096
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of preprocessing.
+
+    Args:
+        folder: the triplet folder, or where ``rejected.parquet`` lies if it failed.
+        counts: read, kept, rejected, triplets, by split and by reason.
+        reused: the folder was there already, made from the same input by the same code.
+        failure: why there are no triplets, or "".
+    """
+
+    folder: Path
+    counts: dict[str, Any]
+    digest: str
+    reused: bool = False
+    failure: str = ""
+
+
+def preprocess(config: PreprocessConfig, output: str) -> Outcome:
+    """Make a triplet folder of a source; finished work is reused.
+
+    Args:
+        config: settings; ``source.path`` is absolute.
+        output: absolute path of the folder to make.
+
+    Raises:
+        UserError: the source is missing or empty, or the output is something else.
+    """
+    folder = _check_output(output)
+    source = open_source(config.source)
+    clips = source.list_clips()
+    if config.source.max_clips:
+        clips = clips[: config.source.max_clips]
+    if config.depth.startswith("model:"):
+        from dynaflip.platform.triplets.depth_model import check_depth_model
+
+        check_depth_model(config.depth.removeprefix("model:"))
+    settings = to_dict(config)
+    key = _work_key(settings, clips)
+    finished = _finished(folder, key)
+    if finished:
+        return Outcome(folder, finished["counts"], finished["digest"], reused=True)
+    work = WorkFolder(folder.parent / f".{folder.name}.{key[:12]}")
+    shutil.rmtree(work.attempts, ignore_errors=True)
+    for part in (work.triplets, work.done, work.attempts):
+        part.mkdir(parents=True, exist_ok=True)
+    # Small sets in small shards, so that every CPU has work.
+    size = max(1, min(config.clips_per_shard, len(clips) // 16))
+    shards = {n: clips[i : i + size] for n, i in enumerate(range(0, len(clips), size))}
+    summaries = _read_done(work, shards)
+    progress = Progress("triplets", total=len(clips))
+    progress.update(len(summaries), sum(bool(s["stage"]) for s in summaries))
+    missing = {n: s for n, s in shards.items() if not (work.done / f"part-{n:05d}.json").exists()}
+    for summary in _run(missing, config, work):
+        summaries.append(summary)
+        progress.update(1, int(bool(summary["stage"])))
+    progress.close()
+    return _finish(folder, work, summaries, config, settings, key)
+
+
+def _run(
+    shards: dict[int, list[Clip]], config: PreprocessConfig, work: WorkFolder
+) -> Iterator[dict[str, Any]]:
+    """Yield a summary a clip as Ray Data finishes shards."""
+    if not shards:
+        return
+    start_ray()
+    import ray
+
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # it reports in our place
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    items = [{"number": n, "clips": pickle.dumps(clips)} for n, clips in shards.items()]
+    dataset = ray.data.from_items(items, override_num_blocks=min(len(items), _MAX_BLOCKS))
+    arguments = {"config": config, "folder": str(work.path)}
+    if config.depth.startswith("model:"):
+        from dynaflip.platform.triplets.depth_model import DepthModelShards
+
+        cpus = int(ray.cluster_resources().get("CPU", 1))
+        dataset = dataset.flat_map(
+            DepthModelShards,
+            fn_constructor_kwargs=arguments,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, cpus - 1)),
+            num_cpus=1,
+        )
+    else:
+        dataset = dataset.flat_map(_shard_task, fn_kwargs=arguments, num_cpus=1)
+    for row in dataset.iter_rows():
+        yield json.loads(row["summary"])
+
+
+def _shard_task(row: dict[str, Any], config: PreprocessConfig, folder: str) -> list[dict[str, str]]:
+    source = open_source(config.source)
+    clips = pickle.loads(row["clips"])
+    summaries = process_shard(row["number"], clips, source, config, WorkFolder(Path(folder)))
+    return [{"summary": json.dumps(summary)} for summary in summaries]
+
+
+def _work_key(settings: dict[str, Any], clips: list[Clip]) -> str:
+    """Equal for equal work: same settings, same input, same code."""
+    own = {k: v for k, v in settings.items() if k != "max_rejected_share"}
+    own["source"] = {k: v for k, v in own["source"].items() if k != "path"}
+    text = json.dumps(own, sort_keys=True)
+    inputs = hashlib.sha256("".join(clip.digest() for clip in clips).encode()).hexdigest()
+    return content_hash(text, inputs, code_digest())
+
+
+def _check_output(output: str) -> Path:
+    if "://" in output:
+        raise UserError(f"--output: {output}: triplets are written to a local folder")
+    folder = Path(output)
+    if folder.is_file():
+        raise UserError(f"--output: {folder} is a file")
+    if folder.is_dir() and not (folder / "manifest.json").is_file():
+        others = [p.name for p in folder.iterdir() if p.name != "rejected.parquet"]
+        if others:
+            raise UserError(
+                f"--output: {folder} holds something else than triplets ({sorted(others)[0]}); "
+                f"give a new folder"
+            )
+    return folder
+
+
+def _finished(folder: Path, key: str) -> dict[str, Any] | None:
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        return None
+    return manifest if manifest.get("work_key") == key else None
+
+
+def _read_done(work: WorkFolder, shards: dict[int, list[Clip]]) -> list[dict[str, Any]]:
+    done = [work.done / f"part-{n:05d}.json" for n in shards]
+    return [summary for path in done if path.exists() for summary in json.loads(path.read_text())]
+
+
+def _finish(
+    folder: Path,
+    work: WorkFolder,
+    summaries: list[dict[str, Any]],
+    config: PreprocessConfig,
+    settings: dict[str, Any],
+    key: str,
+) -> Outcome:
+    """Write the rejected clips and the manifest, and give the folder its name."""
+    counts = _counts(summaries)
+    rejected = [s for s in summaries if s["stage"]]
+    table = [{k: s[k] for k in REJECTED_SCHEMA.names} for s in rejected]
+    table.sort(key=lambda row: (row["path"], row["clip_id"]))
+    pq.write_table(
+        pa.Table.from_pylist(table, schema=REJECTED_SCHEMA), work.path / "rejected.parquet"
+    )
+    digest = digest_of(row for s in summaries for row in s["rows"])
+    share = len(rejected) / max(1, len(summaries))
+    if share > config.max_rejected_share or not counts["triplets"]:
+        place = folder if not (folder / "manifest.json").exists() else _beside(folder, "failed")
+        place.mkdir(parents=True, exist_ok=True)
+        os.replace(work.path / "rejected.parquet", place / "rejected.parquet")
+        shutil.rmtree(work.path)
+        failure = (
+            f"{len(rejected)} of {len(summaries)} clips were rejected ({share:.0%}), more than "
+            f"max_rejected_share={config.max_rejected_share:g} allows; most: "
+            f"{next(iter(counts['reasons']), 'none')}; all of them: {place / 'rejected.parquet'}"
+        )
+        return Outcome(place, counts, digest, failure=failure)
+    write_examples(work.path, config.example_pictures)
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "digest": digest,
+        "work_key": key,
+        "counts": counts,
+        "settings": settings,
+    }
+    (work.path / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    shutil.rmtree(work.done)
+    shutil.rmtree(work.attempts)
+    _replace_folder(work.path, folder)
+    return Outcome(folder, counts, digest)
+
+
+def _replace_folder(new: Path, folder: Path) -> None:
+    """Put a folder into another's place; a reader sees the old one or the new one."""
+    old = _beside(folder, "old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(new, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(folder: Path, suffix: str) -> Path:
+    return folder.with_name(f"{folder.name}.{suffix}")
+
+
+def _counts(summaries: list[dict[str, Any]]) -> dict[str, Any]:
+    kept = [s for s in summaries if not s["stage"]]
+    triplets = sum(len(s["rows"]) for s in kept)
+    reasons = Counter(f"{s['stage']}: {s['reason']}" for s in summaries if s["stage"])
+    splits: dict[str, dict[str, int]] = {}
+    for split in ("train", "heldout"):
+        mine = [s for s in kept if s["split"] == split]
+        splits[split] = {
+            "recordings": len({s["recording_id"] for s in mine}),
+            "clips": len(mine),
+            "triplets": sum(len(s["rows"]) for s in mine),
+        }
+    return {
+        "read": len(summaries),
+        "kept": len(kept),
+        "rejected": len(summaries) - len(kept),
+        "triplets": triplets,
+        "splits": splits,
+        "reasons": dict(reasons.most_common()),
+        "tasks": len({task for s in kept for task in s["tasks"]}),
+        "visible_share": sum(s["visible"] for s in kept) / max(1, triplets),
+        "moving_share": sum(s["moving"] for s in kept) / max(1, triplets),
+    }
