@@ -45,7 +45,7 @@ class Embeddings:
 
 def retrieval_report(
     model: Any,
-    gallery: dict[str, Tensor],
+    gallery: dict[str, Any],
     *,
     volume: float = 1.0,
     cosine: float = 1.0,
@@ -58,7 +58,7 @@ def retrieval_report(
         model: a :class:`dynaflip.encoders.model.DynaFLIP`.
         gallery: a batch as the model takes it, B transitions, with the extra (B,)
             int64 tensors ``clip``, ``recording`` and ``task`` (``group`` stands in
-            for a missing ``task``).
+            for a missing ``task``); what is no tensor is ignored.
         volume, cosine: the run's weights of the energy.
         chunk: transitions a forward pass.
         seed: seeds the bootstrap.
@@ -117,11 +117,12 @@ def report_of(
 
 
 @torch.no_grad()
-def embed_gallery(model: Any, gallery: dict[str, Tensor], *, chunk: int = 32) -> Embeddings:
+def embed_gallery(model: Any, gallery: dict[str, Any], *, chunk: int = 32) -> Embeddings:
     """Run a model over a gallery, with matched and with swapped condition tokens.
 
     The model's training flag is restored afterwards.
     """
+    gallery = {key: value for key, value in gallery.items() if isinstance(value, Tensor)}
     size = len(gallery["clip"])
     task = gallery.get("task", gallery["group"])
     was_training = model.training

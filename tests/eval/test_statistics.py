@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from dynaflip.eval.statistics import cluster_mean, paired_difference
 from scipy import stats
+
+from dynaflip.eval.statistics import cluster_mean, paired_difference
 
 
 def test_value_is_the_plain_mean_and_draws_are_seeded() -> None:

@@ -1,0 +1,166 @@
+"""The same moments of an expert's episode, seen unperturbed and under perturbation.
+
+States are recorded once and restored for every condition, so that conditions differ
+in appearance alone and their errors can be compared pair by pair. Layouts and factor
+values come from one evaluation split (``dev``, ``test``), never from ``pretrain``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from dynaflip.eval import perturbations
+from dynaflip.eval.simulator import Scene
+
+# Raised when what is rendered for the same plan changes, so that caches are made anew.
+RENDER_VERSION = 1
+UNPERTURBED = "none"
+ALL_FACTORS = "all"
+
+
+@dataclass(frozen=True)
+class EpisodePlan:
+    """One expert episode to render: everything is decided here, before any rendering."""
+
+    task: str
+    split: str
+    layout_seed: int
+    frames: int  # moments, evenly spaced from the first step to the last
+    horizon_steps: int  # the expert gives up after so many steps of 1/80 s
+    height_px: int
+    width_px: int
+    camera: str
+    conditions: dict[str, dict[str, Any]]  # name → factor values; {} is unperturbed
+    render_version: int = RENDER_VERSION
+
+    @property
+    def episode(self) -> str:
+        """A name that is unique within a split."""
+        return f"{self.task}/{self.split}/{self.layout_seed}"
+
+    def digest(self) -> str:
+        """Equal for plans that give the same pictures."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class View:
+    """One picture with where things are in it."""
+
+    task: str
+    episode: str
+    condition: str
+    factors: dict[str, Any]
+    frame: int  # 0 … frames − 1 within the episode
+    image: np.ndarray  # (H, W, 3) uint8
+    hand_m: np.ndarray  # (3,) end effector, world frame
+    object_m: np.ndarray  # (3,) the task's object, world frame
+    success: bool  # of the episode
+
+
+def plan_episode(
+    task: str,
+    index: int,
+    *,
+    split: str,
+    level: int,
+    factors: tuple[str, ...],
+    frames: int,
+    horizon_steps: int,
+    size_px: tuple[int, int],
+    camera: str,
+    seed: int = 0,
+) -> EpisodePlan:
+    """Draw an episode's layout and, for each condition, its factor values.
+
+    Conditions: unperturbed, all factors together, and each of ``factors`` alone.
+
+    Args:
+        task: Meta-World name.
+        index: of the episode within the task; chooses its layout.
+        split: ``dev`` or ``test``.
+        level: strength, 1…5.
+        factors: those that are also shown alone.
+        frames: moments of the episode.
+        horizon_steps: longest episode.
+        size_px: (height, width).
+        camera: camera of the scene.
+        seed: changes every draw of values.
+    """
+    assert split != "pretrain", "an evaluation must not show what pretraining may have seen"
+
+    def draw(condition: str, chosen: tuple[str, ...] | None) -> dict[str, Any]:
+        text = f"{seed}/{task}/{index}/{condition}"
+        number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+        return perturbations.sample(split, number, factors=chosen, level=level)
+
+    conditions = {UNPERTURBED: {}, ALL_FACTORS: draw(ALL_FACTORS, None)}
+    conditions |= {name: draw(name, (name,)) for name in factors}
+    return EpisodePlan(
+        task=task,
+        split=split,
+        layout_seed=perturbations.layout_seed(split, index),
+        frames=frames,
+        horizon_steps=horizon_steps,
+        height_px=size_px[0],
+        width_px=size_px[1],
+        camera=camera,
+        conditions=conditions,
+    )
+
+
+def render(plan: EpisodePlan, scene: Scene) -> Iterator[View]:
+    """Run the expert, then show the chosen moments under every condition.
+
+    Args:
+        plan: what to render.
+        scene: a scene of the plan's task, size and camera; unperturbed afterwards.
+    """
+    moments, success = _roll_out(plan, scene)
+    for condition, factors in plan.conditions.items():
+        if factors:
+            scene.apply(factors)
+        for frame, (state, hand_m, object_m) in enumerate(moments):
+            scene.set_state(state)
+            yield View(
+                task=plan.task,
+                episode=plan.episode,
+                condition=condition,
+                factors=factors,
+                frame=frame,
+                image=scene.rgb(),
+                hand_m=hand_m,
+                object_m=object_m,
+                success=success,
+            )
+        if factors:
+            scene.restore()
+
+
+def open_scene(plan: EpisodePlan) -> Scene:
+    """The scene that a plan asks for."""
+    return Scene(plan.task, height_px=plan.height_px, width_px=plan.width_px, camera=plan.camera)
+
+
+def _roll_out(plan: EpisodePlan, scene: Scene) -> tuple[list[tuple[Any, Any, Any]], bool]:
+    """(state, hand, object) at the plan's moments, and whether the task was solved."""
+    observation, success = scene.reset(plan.layout_seed), False
+    seen = [_moment(scene)]
+    for _ in range(plan.horizon_steps):
+        observation, success = scene.step(scene.expert_action(observation))
+        seen.append(_moment(scene))
+        if success:
+            break
+    chosen = np.linspace(0, len(seen) - 1, plan.frames).round().astype(int)
+    return [seen[i] for i in chosen], success
+
+
+def _moment(scene: Scene) -> tuple[Any, np.ndarray, np.ndarray]:
+    return scene.state(), scene.proprioception()[:3], scene.privileged()["object_position_m"]
