@@ -116,17 +116,41 @@ def plan_episode(
     )
 
 
-def render(plan: EpisodePlan, scene: Scene) -> Iterator[View]:
+@dataclass
+class Scenes:
+    """One task with and without a shadow map.
+
+    Shadows need another renderer, which takes longer to make than the pictures.
+    """
+
+    plain: Scene
+    shadowed: Scene
+
+    def close(self) -> None:
+        """Free both renderers."""
+        self.plain.close()
+        self.shadowed.close()
+
+
+def open_scenes(plan: EpisodePlan) -> Scenes:
+    """The scenes that a plan, and every other of its task and size, is rendered with."""
+    size = {"height_px": plan.height_px, "width_px": plan.width_px}
+    plain = Scene(plan.task, camera=plan.camera, **size)
+    return Scenes(plain, Scene(plan.task, camera=plan.camera, shadows=True, **size))
+
+
+def render(plan: EpisodePlan, scenes: Scenes) -> Iterator[View]:
     """Run the expert, then show the chosen moments under every condition.
 
     Args:
         plan: what to render.
-        scene: a scene of the plan's task, size and camera; unperturbed afterwards.
+        scenes: of the plan's task, size and camera; unperturbed afterwards.
     """
-    moments, success = _roll_out(plan, scene)
+    moments, success = _roll_out(plan, scenes.plain)
+    scenes.shadowed.reset(plan.layout_seed)
     for condition, factors in plan.conditions.items():
-        if factors:
-            scene.apply(factors)
+        scene = scenes.shadowed if "shadows" in factors else scenes.plain
+        scene.apply(factors)
         for frame, (state, hand_m, object_m) in enumerate(moments):
             scene.set_state(state)
             yield View(
@@ -140,13 +164,7 @@ def render(plan: EpisodePlan, scene: Scene) -> Iterator[View]:
                 object_m=object_m,
                 success=success,
             )
-        if factors:
-            scene.restore()
-
-
-def open_scene(plan: EpisodePlan) -> Scene:
-    """The scene that a plan asks for."""
-    return Scene(plan.task, height_px=plan.height_px, width_px=plan.width_px, camera=plan.camera)
+        scene.restore()
 
 
 def _roll_out(plan: EpisodePlan, scene: Scene) -> tuple[list[tuple[Any, Any, Any]], bool]:

@@ -105,6 +105,8 @@ class Scene:
         mujoco.mj_resetData(self.model, self.data)
         self.env.seed(layout_seed)
         observation, _ = self.env.reset()
+        # The last step of a reset leaves poses one step behind the state.
+        mujoco.mj_forward(self.model, self.data)
         return observation
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, bool]:

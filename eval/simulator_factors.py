@@ -94,8 +94,7 @@ class Factors:
                 if factor == "floor":
                     self._tint_materials(_FLOOR_MATERIALS, value["hue"], amount["mix"] / 2)
             elif factor == "camera":
-                angle_rad = np.deg2rad(amount["angle_deg"])
-                self.move_camera(*_split_angle(angle_rad, value["direction_rad"]))
+                self.move_camera(*_camera_angles(amount["angle_deg"], value))
             elif factor == "object_colour":
                 self._colour_objects(value["hue"], amount["strength"])
         return uploads
@@ -222,7 +221,10 @@ def distractor_shapes(value: dict[str, Any]) -> list[Shape]:
     return shapes
 
 
-def _split_angle(angle_rad: float, direction_rad: float) -> tuple[float, float]:
+def _camera_angles(angle_deg: float, value: dict[str, Any]) -> tuple[float, float]:
+    if "path" in value:
+        return camera_path_angles(value, 0.0)
+    angle_rad, direction_rad = np.deg2rad(angle_deg), value["direction_rad"]
     # Half as far up and down as around: lower, and the table's edge hides the task.
     return angle_rad * np.cos(direction_rad), 0.5 * angle_rad * np.sin(direction_rad)
 

@@ -43,12 +43,13 @@ def _plan(config: CollectConfig, index: int) -> EpisodePlan:
     if moving:
         camera = sample(SPLIT, generator.getrandbits(32), ["camera"])["camera"]
         # The magnitude bounds the path; a path of nearly none would be a still camera.
-        camera["u"] = 0.15 + camera["u"] / 2
-        camera["path"] = {
-            "period_s": [generator.uniform(1.5, 3.0) for _ in range(2)],
-            "phase": [generator.random() for _ in range(2)],
+        factors["camera"] = {
+            "u": 0.15 + camera["u"] / 2,
+            "path": {
+                "period_s": [generator.uniform(1.5, 3.0) for _ in range(2)],
+                "phase": [generator.random() for _ in range(2)],
+            },
         }
-        factors["camera"] = camera
     return EpisodePlan(
         index=index,
         task=task,
