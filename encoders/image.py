@@ -52,7 +52,8 @@ class ImageEncoder(nn.Module):
         self.preprocessing = dict(preprocessing)
         self.architecture = None if architecture is None else dict(architecture)
         self.info: dict[str, Any] = {}
-        self.to(memory_format=torch.channels_last)
+        # Torch's stubs do not know this overload.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: Any) -> Tensor:
         """Embeddings of pictures: (B, D).

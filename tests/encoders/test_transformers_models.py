@@ -115,9 +115,13 @@ def test_checkpoint_needs_the_original_folder_no_more(kind: str, tmp_path: Path)
     model = DynaFLIP(config).eval()
     saved = save_folder(tmp_path / "saved", model, {})
     folder.rename(tmp_path / "moved")
+    loaded = load_image_encoder(saved)
+    for name, value in model.image.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[name]), name
     images = torch.rand(1, 56, 56, 3)
     with torch.no_grad():
-        assert torch.equal(load_image_encoder(saved)(images), model.image(images))
+        # Not bit for bit: attention kernels round by where in memory the weights lie.
+        torch.testing.assert_close(loaded(images), model.image(images), atol=1e-5, rtol=1e-5)
 
 
 def text_folder(kind: str, folder: Path) -> Path:
