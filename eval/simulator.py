@@ -20,7 +20,7 @@ import numpy as np
 
 from dynaflip.errors import UserError
 from dynaflip.eval.simulator_factors import Factors, camera_path_angles, distractor_shapes
-from dynaflip.eval.simulator_render import GL_HINT, SceneRenderer
+from dynaflip.eval.simulator_render import SIM_HINT, SceneRenderer, load_mujoco
 
 # Mujoco and PyOpenGL choose their backend when they are imported.
 os.environ.setdefault("MUJOCO_GL", "egl")
@@ -28,8 +28,6 @@ os.environ.setdefault("PYOPENGL_PLATFORM", os.environ["MUJOCO_GL"])
 
 CONTROL_RATE_HZ = 80.0  # 5 steps of 2.5 ms an action
 HORIZON = 500  # Meta-World refuses further steps
-
-_SIM_HINT = "simulator: Meta-World is not installed; run `pip install 'dynaflip[sim]'`"
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,7 @@ class Scene:
         camera: str = "corner4",
         shadows: bool = False,
     ) -> None:
+        load_mujoco()
         import mujoco
 
         self.task = task
@@ -88,6 +87,8 @@ class Scene:
         self.model.mat_reflectance[:] = 0
         self._pristine = {name: getattr(self.model, name).copy() for name in _LAYOUT_FIELDS}
         self._factors = Factors(self.model, self.camera_id)
+        mujoco.mj_forward(self.model, self.data)
+        self._unperturbed_camera_pose = self.camera_pose()
         self._shadows = shadows
         self._renderer: Any = None
         self._make_renderer(shadows)
@@ -215,7 +216,9 @@ class Scene:
         for texture_id in uploads:
             self._renderer.upload_texture(texture_id)
         if "distractors" in values:
-            self._renderer.shapes = distractor_shapes(values["distractors"])
+            self._renderer.shapes = distractor_shapes(
+                values["distractors"], self._unperturbed_camera_pose, self.intrinsics()
+            )
 
     def restore(self) -> None:
         """Take all perturbation back: pictures are bit for bit what they were."""
@@ -286,8 +289,7 @@ def make_environment(task: str) -> Any:
     try:
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
     except ImportError as error:
-        hint = _SIM_HINT if getattr(error, "name", "") == "metaworld" else GL_HINT
-        raise UserError(f"{hint} [{error}]") from error
+        raise UserError(f"{SIM_HINT} [{error}]") from None
     if task not in ALL_V3_ENVIRONMENTS:
         import difflib
 

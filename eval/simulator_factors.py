@@ -196,29 +196,48 @@ def camera_path_angles(value: dict[str, Any], time_s: float) -> tuple[float, flo
     return angle_rad * waves[0] / np.sqrt(2), 0.5 * angle_rad * waves[1] / np.sqrt(2)
 
 
-def distractor_shapes(value: dict[str, Any]) -> list[Shape]:
-    """The bodies that lie about on the table; a smaller count shows the first of them."""
+def distractor_shapes(
+    value: dict[str, Any], camera_pose: np.ndarray, matrix: np.ndarray
+) -> list[Shape]:
+    """The bodies that lie about on the table; a smaller count shows the first of them.
+
+    Args:
+        value: of the factor ``distractors``.
+        camera_pose: camera → world (4, 4) of the unperturbed camera, that has them in view.
+        matrix: its camera matrix (3, 3).
+    """
     count = int(physical("distractors", value)["count"])
     rng = random.Random(value["seed"])
     shapes: list[Shape] = []
+    spacing_m = 0.12
     while len(shapes) < count:
         kind = rng.choice(("mjGEOM_BOX", "mjGEOM_CYLINDER", "mjGEOM_SPHERE", "mjGEOM_ELLIPSOID"))
-        half = [rng.uniform(0.022, 0.05) for _ in range(3)]
+        half = [rng.uniform(0.022, 0.045) for _ in range(3)]
         height = half[0] if kind == "mjGEOM_SPHERE" else half[2]
         if kind == "mjGEOM_CYLINDER":
             half, height = [half[0], half[1], 0.0], half[1]
-        x, y = rng.uniform(-0.45, 0.55), rng.uniform(0.3, 0.92)
+        x, y = rng.uniform(-0.1, 0.62), rng.uniform(0.24, 0.95)
         yaw = rng.uniform(0, 2 * np.pi)
         rgba = (*_hue_rgb(rng.random()) * rng.uniform(0.4, 1.0), 1.0)
-        # The middle of the table is where the task happens: it stays visible.
-        if abs(x) < 0.26 and y > 0.42:
+        spacing_m *= 0.999  # where it gets crowded they may lie closer
+        # The middle of the table is where the task happens: it stays free.
+        if x < 0.26 and y > 0.42:
             continue
-        if any(np.hypot(x - s.position_m[0], y - s.position_m[1]) < 0.11 for s in shapes):
+        if not _well_in_view(np.array([x, y, height]), camera_pose, matrix):
+            continue
+        if any(np.hypot(x - s.position_m[0], y - s.position_m[1]) < spacing_m for s in shapes):
             continue
         cos, sin = float(np.cos(yaw)), float(np.sin(yaw))
         rotation = (cos, -sin, 0.0, sin, cos, 0.0, 0.0, 0.0, 1.0)
         shapes.append(Shape(kind, tuple(half), (x, y, height), rotation, rgba))
     return shapes
+
+
+def _well_in_view(point_m: np.ndarray, pose: np.ndarray, matrix: np.ndarray) -> bool:
+    x, y, z = (point_m - pose[:3, 3]) @ pose[:3, :3]
+    half_px = matrix[:2, 2]
+    offset = np.abs([x, y]) / z * np.diag(matrix)[:2]
+    return bool(z > 0.3 and (offset < 0.93 * half_px).all())
 
 
 def _camera_angles(angle_deg: float, value: dict[str, Any]) -> tuple[float, float]:

@@ -9,6 +9,7 @@ Legend of shapes: H, W picture height and width in pixels.
 
 from __future__ import annotations
 
+import os
 import weakref
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ GL_HINT = (
     "simulator: cannot render; install the system libraries with "
     "`apt-get install -y libegl1 libgl1-mesa-dri` and leave MUJOCO_GL unset or egl"
 )
+
+SIM_HINT = "simulator: Meta-World is not installed; run `pip install 'dynaflip[sim]'`"
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class SceneRenderer:
         model.vis.quality.offsamples = 0
         model.vis.global_.offheight = max(model.vis.global_.offheight, height_px)
         model.vis.global_.offwidth = max(model.vis.global_.offwidth, width_px)
+        _check_display()
         try:
             self._gl: Any = mujoco.GLContext(width_px, height_px)
             self._gl.make_current()
@@ -179,6 +183,30 @@ class SceneRenderer:
             self._scene.ngeom += 1
         mujoco.mjr_render(self._rect, self._scene, self._context)
         mujoco.mjr_readPixels(rgb, window_depth, self._rect, self._context)
+
+
+def load_mujoco() -> None:
+    """Import MuJoCo once, so that what is missing for it is said in one line.
+
+    Raises:
+        UserError: MuJoCo is not installed, or its GL library is missing.
+    """
+    try:
+        import mujoco  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UserError(f"{SIM_HINT} [{error}]") from None
+    except (ImportError, AttributeError, OSError) as error:  # PyOpenGL without its library
+        raise UserError(f"{GL_HINT} [{error}]") from None
+
+
+def _check_display() -> None:
+    if os.environ.get("MUJOCO_GL") != "egl":
+        return
+    from mujoco import egl
+
+    # Asked here, because a context without a display complains again when it is deleted.
+    if egl.EGL_DISPLAY is None and not egl.create_initialized_egl_device_display():
+        raise UserError(f"{GL_HINT} [no EGL display]")
 
 
 def _free(gl: Any, context: Any) -> None:
