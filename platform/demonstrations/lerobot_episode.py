@@ -54,7 +54,7 @@ def write_episode(folder: Path, plan: EpisodePlan, recording: Recording, fps: in
     }
     pq.write_table(_table(columns), folder / "frames.parquet")
     stats = {name: vector_stats(value) for name, value in columns.items()}
-    stats["rgb"] = picture_stats(recording.rgb[..., :] / np.float32(255), frames)
+    stats["rgb"] = picture_stats(recording.rgb, frames, scale=1 / 255)
     stats["depth"] = picture_stats(stored_m[..., None], frames)
     episode = {
         "index": plan.index,
@@ -117,7 +117,7 @@ def depth_errors(rendered_m: np.ndarray, stored_m: np.ndarray) -> dict[str, Any]
     Pixels beyond the codec's range (the sky) are counted as clipped and left out.
     """
     within = rendered_m <= DEPTH_MAX_M
-    error_mm = 1000 * np.abs(stored_m[within].astype(np.float64) - rendered_m[within])
+    error_mm = 1000 * np.abs(stored_m[within] - rendered_m[within])
     counts, _ = np.histogram(error_mm, ERROR_BINS_MM)
     return {
         "counts": counts.tolist(),
@@ -135,10 +135,10 @@ def vector_stats(values: np.ndarray) -> dict[str, list]:
     return _stats(flat, len(values), ())
 
 
-def picture_stats(pictures: np.ndarray, count: int) -> dict[str, list]:
-    """LeRobot's statistics of pictures (N, H, W, C), a channel each: nested (C, 1, 1)."""
+def picture_stats(pictures: np.ndarray, count: int, scale: float = 1.0) -> dict[str, list]:
+    """LeRobot's statistics of pictures (N, H, W, C) times ``scale``, by channel: (C, 1, 1)."""
     # Every fourth pixel of every eighth frame: statistics for normalising, not data.
-    flat = pictures[::8, ::4, ::4].reshape(-1, pictures.shape[-1]).astype(np.float64)
+    flat = scale * pictures[::8, ::4, ::4].reshape(-1, pictures.shape[-1]).astype(np.float64)
     return _stats(flat, count, (1, 1))
 
 

@@ -24,7 +24,8 @@ def test_codes_follow_the_published_rule() -> None:
     """norm = (log(d + shift) − log(min + shift)) / (log(max + shift) − log(min + shift))."""
     depth_m = np.linspace(DEPTH_MIN_M, DEPTH_MAX_M, 1001)
     norm = np.log(depth_m / DEPTH_MIN_M) / np.log(DEPTH_MAX_M / DEPTH_MIN_M)
-    np.testing.assert_array_equal(encode_depth(depth_m), np.rint(norm * CODE_MAX))
+    # Within the rounding of float32 at the border between two codes.
+    assert np.abs(encode_depth(depth_m) - norm * CODE_MAX).max() < 0.51
     assert encode_depth(np.array([0.0, 100.0])).tolist() == [0, CODE_MAX]
 
 
