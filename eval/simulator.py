@@ -90,8 +90,8 @@ class Scene:
         mujoco.mj_forward(self.model, self.data)
         self._unperturbed_camera_pose = self.camera_pose()
         self._shadows = shadows
-        self._renderer: Any = None
-        self._make_renderer(shadows)
+        self._renderers: dict[bool, SceneRenderer] = {}
+        self._use_renderer(shadows)
 
     # Moving -----------------------------------------------------------------------------
 
@@ -211,10 +211,8 @@ class Scene:
         """
         self.restore()
         uploads = self._factors.apply(values)
-        if "shadows" in values and not self._renderer.shadows:
-            self._make_renderer(shadows=True)
-        for texture_id in uploads:
-            self._renderer.upload_texture(texture_id)
+        self._upload(uploads)
+        self._use_renderer(self._shadows or "shadows" in values)
         if "distractors" in values:
             self._renderer.shapes = distractor_shapes(
                 values["distractors"], self._unperturbed_camera_pose, self.intrinsics()
@@ -223,11 +221,10 @@ class Scene:
     def restore(self) -> None:
         """Take all perturbation back: pictures are bit for bit what they were."""
         uploads = self._factors.restore()
-        if self._renderer.shadows != self._shadows:
-            self._make_renderer(self._shadows)
-        for texture_id in uploads:
-            self._renderer.upload_texture(texture_id)
-        self._renderer.shapes = []
+        self._upload(uploads)
+        self._use_renderer(self._shadows)
+        for renderer in self._renderers.values():
+            renderer.shapes = []
 
     def follow_camera_path(self, camera: dict[str, Any], time_s: float) -> None:
         """Move the camera to where a moving camera's value has it at a time."""
@@ -262,23 +259,30 @@ class Scene:
         self.model.cam_quat[self.camera_id] = quat
 
     def close(self) -> None:
-        """Free the renderer."""
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+        """Free the renderers; the scene cannot be seen afterwards."""
+        for renderer in self._renderers.values():
+            renderer.close()
+        self._renderers.clear()
 
     # Inside -----------------------------------------------------------------------------
 
-    def _make_renderer(self, shadows: bool) -> None:
-        self.close()
-        self._renderer = SceneRenderer(
-            self.model,
-            self.data,
-            height_px=self.height_px,
-            width_px=self.width_px,
-            camera_id=self.camera_id,
-            shadows=shadows,
-        )
+    def _use_renderer(self, shadows: bool) -> None:
+        # One with shadows takes a second to make, and is kept beside the one without.
+        if shadows not in self._renderers:
+            self._renderers[shadows] = SceneRenderer(
+                self.model,
+                self.data,
+                height_px=self.height_px,
+                width_px=self.width_px,
+                camera_id=self.camera_id,
+                shadows=shadows,
+            )
+        self._renderer = self._renderers[shadows]
+
+    def _upload(self, texture_ids: list[int]) -> None:
+        for renderer in self._renderers.values():
+            for texture_id in texture_ids:
+                renderer.upload_texture(texture_id)
 
 
 _LAYOUT_FIELDS = ("body_pos", "body_quat", "geom_pos", "geom_quat", "site_pos", "site_quat")
