@@ -32,6 +32,7 @@ class EpisodePlan:
     split: str
     layout_seed: int
     frames: int  # moments, evenly spaced from the first step to the last
+    frames_a_factor: int  # of these, evenly spaced, for each factor alone
     horizon_steps: int  # the expert gives up after so many steps of 1/80 s
     height_px: int
     width_px: int
@@ -73,6 +74,7 @@ def plan_episode(
     level: int,
     factors: tuple[str, ...],
     frames: int,
+    frames_a_factor: int,
     horizon_steps: int,
     size_px: tuple[int, int],
     camera: str,
@@ -88,7 +90,8 @@ def plan_episode(
         split: ``dev`` or ``test``.
         level: strength, 1…5.
         factors: those that are also shown alone.
-        frames: moments of the episode.
+        frames: moments of the episode, shown unperturbed and under all factors.
+        frames_a_factor: how many of these are shown under each factor alone.
         horizon_steps: longest episode.
         size_px: (height, width).
         camera: camera of the scene.
@@ -108,6 +111,7 @@ def plan_episode(
         split=split,
         layout_seed=perturbations.layout_seed(split, index),
         frames=frames,
+        frames_a_factor=min(frames, frames_a_factor),
         horizon_steps=horizon_steps,
         height_px=size_px[0],
         width_px=size_px[1],
@@ -134,9 +138,7 @@ class Scenes:
 
 def open_scenes(plan: EpisodePlan) -> Scenes:
     """The scenes that a plan, and every other of its task and size, is rendered with."""
-    size = {"height_px": plan.height_px, "width_px": plan.width_px}
-    plain = Scene(plan.task, camera=plan.camera, **size)
-    return Scenes(plain, Scene(plan.task, camera=plan.camera, shadows=True, **size))
+    return Scenes(_scene(plan, shadows=False), _scene(plan, shadows=True))
 
 
 def render(plan: EpisodePlan, scenes: Scenes) -> Iterator[View]:
@@ -151,7 +153,9 @@ def render(plan: EpisodePlan, scenes: Scenes) -> Iterator[View]:
     for condition, factors in plan.conditions.items():
         scene = scenes.shadowed if "shadows" in factors else scenes.plain
         scene.apply(factors)
-        for frame, (state, hand_m, object_m) in enumerate(moments):
+        alone = condition not in (UNPERTURBED, ALL_FACTORS)
+        for frame in _spread(len(moments), plan.frames_a_factor if alone else plan.frames):
+            state, hand_m, object_m = moments[frame]
             scene.set_state(state)
             yield View(
                 task=plan.task,
@@ -167,6 +171,16 @@ def render(plan: EpisodePlan, scenes: Scenes) -> Iterator[View]:
         scene.restore()
 
 
+def _scene(plan: EpisodePlan, *, shadows: bool) -> Scene:
+    return Scene(
+        plan.task,
+        height_px=plan.height_px,
+        width_px=plan.width_px,
+        camera=plan.camera,
+        shadows=shadows,
+    )
+
+
 def _roll_out(plan: EpisodePlan, scene: Scene) -> tuple[list[tuple[Any, Any, Any]], bool]:
     """(state, hand, object) at the plan's moments, and whether the task was solved."""
     observation, success = scene.reset(plan.layout_seed), False
@@ -176,9 +190,13 @@ def _roll_out(plan: EpisodePlan, scene: Scene) -> tuple[list[tuple[Any, Any, Any
         seen.append(_moment(scene))
         if success:
             break
-    chosen = np.linspace(0, len(seen) - 1, plan.frames).round().astype(int)
-    return [seen[i] for i in chosen], success
+    return [seen[i] for i in _spread(len(seen), plan.frames)], success
 
 
 def _moment(scene: Scene) -> tuple[Any, np.ndarray, np.ndarray]:
     return scene.state(), scene.proprioception()[:3], scene.privileged()["object_position_m"]
+
+
+def _spread(number: int, chosen: int) -> list[int]:
+    """``chosen`` evenly spaced indices of ``number``, both ends among them."""
+    return np.linspace(0, number - 1, chosen).round().astype(int).tolist()

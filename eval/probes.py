@@ -31,7 +31,7 @@ class Probe:
     """A fitted probe; see :func:`fit_probe`."""
 
     centre: dict[str, np.ndarray]  # task → (D,) mean of the training features
-    scale: np.ndarray  # (D,) spread of the training features within tasks
+    scale: np.ndarray  # (D,) standard deviation of the training features over all tasks
     weights: np.ndarray  # (D, 3) metres per standardised feature
     target_mean_m: dict[str, np.ndarray]  # task → (3,) mean training position, world
     penalty: float  # chosen, relative to the number of frames
@@ -130,15 +130,16 @@ def _fit_path(
 ) -> list[Probe]:
     """A probe for each penalty, from one decomposition of the standardised features."""
     centre, target_mean = {}, {}
+    # Over all tasks: a feature that hardly moves within tasks must not be blown up, or
+    # every shift of appearance is read as metres.
+    scale = features.std(0)
+    scale[scale <= 1e-6 * np.abs(features).max(0)] = np.inf
     x, y = features.copy(), positions_m.copy()
     for task in np.unique(tasks):
         rows = tasks == task
         centre[task], target_mean[task] = x[rows].mean(0), y[rows].mean(0)
         x[rows] -= centre[task]
         y[rows] -= target_mean[task]
-    scale = x.std(0)
-    # A feature that never moves within a task tells nothing, and must not be blown up.
-    scale[scale < 1e-8 * max(1.0, float(np.abs(features).max()))] = np.inf
     x /= scale
     number, width = x.shape
     # The smaller Gram matrix: X = U S Vᵀ, weights = V S/(S² + penalty·N) Uᵀ y.

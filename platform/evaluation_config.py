@@ -19,8 +19,10 @@ class ViewsConfig:
     tasks: tuple[str, ...] = ()
     # Expert episodes a task, each with a layout of its own.
     episodes_per_task: int = 4
-    # Moments of an episode, each shown under every condition.
+    # Moments of an episode, shown unperturbed and with all factors perturbed together.
     frames_per_episode: int = 6
+    # How many of these are also shown with each factor perturbed alone.
+    frames_per_factor: int = 3
     # Strength of the perturbation, 1…5.
     level: int = 3
     # Factors that are also shown alone; empty takes all.
@@ -31,7 +33,7 @@ class ViewsConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "episodes_per_task", "horizon_steps")
+        _at_least(self, 1, "episodes_per_task", "horizon_steps", "frames_per_factor")
         _at_least(self, 2, "frames_per_episode")
         _at_least(self, 0, "seed")
         if not 1 <= self.level <= 5:

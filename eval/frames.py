@@ -1,0 +1,72 @@
+"""Pictures with where things are in them: what probes are fitted on and tested on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+TARGETS = ("hand", "object")
+
+
+@dataclass(frozen=True)
+class LabelledFrames:
+    """N pictures of known scenes. Positions are in metres in the world frame."""
+
+    images: np.ndarray  # (N, H, W, 3) uint8
+    hand_m: np.ndarray  # (N, 3) end effector
+    object_m: np.ndarray  # (N, 3) the task's object
+    task: np.ndarray  # (N,) str
+    episode: np.ndarray  # (N,) str
+    condition: np.ndarray  # (N,) str: how the picture is perturbed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def position_m(self, target: str) -> np.ndarray:
+        """(N, 3) of one of :data:`TARGETS`."""
+        return {"hand": self.hand_m, "object": self.object_m}[target]
+
+    def where(self, chosen: np.ndarray) -> LabelledFrames:
+        """The frames that a (N,) bool or index array chooses."""
+        return LabelledFrames(
+            self.images[chosen],
+            self.hand_m[chosen],
+            self.object_m[chosen],
+            self.task[chosen],
+            self.episode[chosen],
+            self.condition[chosen],
+        )
+
+
+def concatenate(parts: Sequence[LabelledFrames]) -> LabelledFrames:
+    """All frames of several sets, pictures of one size."""
+    names = ("images", "hand_m", "object_m", "task", "episode", "condition")
+    return LabelledFrames(*(np.concatenate([getattr(p, n) for p in parts]) for n in names))
+
+
+@torch.no_grad()
+def embed(encoder: Any, images: np.ndarray, batch_size: int = 64) -> np.ndarray:
+    """Frozen features of pictures: (N, D) float32.
+
+    Args:
+        encoder: an :class:`dynaflip.encoders.image.ImageEncoder`; put into eval mode.
+        images: (N, H, W, 3) uint8.
+        batch_size: pictures a forward pass.
+    """
+    encoder.eval()
+    parts = [
+        encoder(torch.from_numpy(images[i : i + batch_size])).float().cpu().numpy()
+        for i in range(0, len(images), batch_size)
+    ]
+    return np.concatenate(parts)
+
+
+def raw_pixels(images: np.ndarray, side_px: int = 16) -> np.ndarray:
+    """Pictures themselves as features: (N, side · side · 3) float32 in [0, 1]."""
+    small = [cv2.resize(i, (side_px, side_px), interpolation=cv2.INTER_AREA) for i in images]
+    return np.stack(small).reshape(len(images), -1).astype(np.float32) / 255

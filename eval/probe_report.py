@@ -1,0 +1,113 @@
+"""Score several encoders with probes under the same conditions, on the same frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dynaflip.eval.frames import TARGETS, LabelledFrames
+from dynaflip.eval.probes import FOLDS, Probe, errors_cm, fit_probe
+from dynaflip.eval.statistics import Interval, cluster_mean, paired_difference
+
+MEAN = "mean"  # the training mean of the task: what no features are worth
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean error of one encoder at one target under one condition."""
+
+    target: str  # hand | object
+    condition: str
+    encoder: str
+    error_cm: Interval  # over episodes
+    frames: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Error of one encoder less another's on the same frames; negative is better."""
+
+    target: str
+    condition: str
+    encoder: str
+    against: str
+    error_cm: Interval
+
+
+@dataclass(frozen=True)
+class ProbeReport:
+    """All scores, paired differences, and the probes' own choices."""
+
+    scores: list[Score]
+    differences: list[Difference]
+    probes: dict[tuple[str, str], Probe]  # (encoder, target)
+    conditions: list[str]
+
+    def score(self, target: str, condition: str, encoder: str) -> Score:
+        """One score by its names."""
+        wanted = (target, condition, encoder)
+        return next(s for s in self.scores if (s.target, s.condition, s.encoder) == wanted)
+
+    def difference(self, target: str, condition: str) -> Difference:
+        """One paired difference by its names."""
+        wanted = (target, condition)
+        return next(d for d in self.differences if (d.target, d.condition) == wanted)
+
+    def metrics(self) -> dict[str, float]:
+        """``probe/<target>/<condition>/<encoder>_cm`` and ``…/difference_cm``, with bounds."""
+        flat: dict[str, float] = {}
+        for s in self.scores:
+            name = f"probe/{s.target}/{s.condition}/{s.encoder}"
+            flat |= {f"{name}_cm": s.error_cm.value}
+            flat |= {f"{name}_low_cm": s.error_cm.low, f"{name}_high_cm": s.error_cm.high}
+        for d in self.differences:
+            name = f"probe/{d.target}/{d.condition}/difference"
+            flat |= {f"{name}_cm": d.error_cm.value}
+            flat |= {f"{name}_low_cm": d.error_cm.low, f"{name}_high_cm": d.error_cm.high}
+        return {key: value for key, value in flat.items() if np.isfinite(value)}
+
+
+def score_probes(
+    train: LabelledFrames,
+    test: LabelledFrames,
+    features: dict[str, tuple[np.ndarray, np.ndarray]],
+    *,
+    compared: tuple[str, str],
+    folds: int = FOLDS,
+    seed: int = 0,
+) -> ProbeReport:
+    """Fit a probe for each encoder and target on ``train``, and test it on ``test``.
+
+    Args:
+        train: unperturbed training frames.
+        test: frames of every condition; tasks that are in ``train``.
+        features: encoder → (features of train (N, D), features of test (M, D)).
+        compared: (encoder, the one it is compared with), pair by pair.
+        folds: of the cross-validation that chooses penalties.
+        seed: seeds the bootstrap over episodes.
+    """
+    conditions = list(dict.fromkeys(test.condition.tolist()))
+    probes: dict[tuple[str, str], Probe] = {}
+    scores: list[Score] = []
+    differences: list[Difference] = []
+    for target in TARGETS:
+        truth_m = test.position_m(target)
+        errors = {}
+        for encoder, (of_train, of_test) in features.items():
+            fitted = fit_probe(
+                of_train, train.position_m(target), train.task, train.episode, folds=folds
+            )
+            probes[encoder, target] = fitted
+            errors[encoder] = errors_cm(fitted.predict_m(of_test, test.task), truth_m)
+            errors[MEAN] = errors_cm(fitted.mean_m(test.task), truth_m)
+        for condition in conditions:
+            here = test.condition == condition
+            episodes = test.episode[here]
+            for encoder, error in errors.items():
+                interval = cluster_mean(error[here], episodes, seed=seed)
+                scores.append(Score(target, condition, encoder, interval, int(here.sum())))
+            after, before = (errors[name][here] for name in compared)
+            gap = paired_difference(after, before, episodes, seed=seed)
+            differences.append(Difference(target, condition, *compared, gap))
+    return ProbeReport(scores, differences, probes, conditions)

@@ -1,0 +1,155 @@
+"""Frames with simulator labels from a recorded data set, for probes alone.
+
+The one reader of ``privileged.*`` columns: sources, triplets and training never see
+them. Recordings are split as preprocessing split them, so that what is called
+held-out here was held out from pretraining.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dynaflip.errors import UserError
+from dynaflip.eval.frames import LabelledFrames
+from dynaflip.platform.triplets.clips import Clip, ClipError
+from dynaflip.platform.triplets.config import SourceConfig
+from dynaflip.platform.triplets.lerobot import LeRobotSource
+from dynaflip.platform.triplets.split import split_of
+
+HAND = "observation.state"
+OBJECT = "privileged.object_position_m"
+_AS_RECORDED = 1 << 20  # px: longer than any short side, and pictures are never enlarged
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """A data set's unperturbed recordings through one camera, by split."""
+
+    source: LeRobotSource
+    camera: str
+    size_px: tuple[int, int]  # (height, width)
+    train: list[Clip]
+    heldout: list[Clip]
+
+    def tasks(self) -> list[str]:
+        """Tasks with at least the two training recordings that choosing a penalty needs."""
+        names = [clip.task for clip in self.train]
+        return sorted({name for name in names if names.count(name) >= 2})
+
+
+def labels_missing(folder: str) -> str | None:
+    """Why probes cannot be fitted on a data set, in words, or None where they can."""
+    info = Path(folder) / "meta" / "info.json"
+    if not Path(folder).is_dir():
+        return f"there is no data set {folder} (jobs/collect.py writes one)"
+    if not info.is_file():
+        return f"{folder} is no LeRobot data set, so nothing is labelled with positions"
+    try:
+        columns = json.loads(info.read_text())["features"]
+    except (json.JSONDecodeError, KeyError):
+        raise UserError(f"--data: {info} is damaged") from None
+    missing = [name for name in (HAND, OBJECT) if name not in columns]
+    return f"{folder} has no {' and no '.join(missing)}" if missing else None
+
+
+def open_recordings(folder: str, heldout_share: float) -> Recordings:
+    """List the unperturbed, still-camera recordings of a data set.
+
+    Args:
+        folder: LeRobot v3.0 data set with simulator labels.
+        heldout_share: as in preprocessing.
+
+    Raises:
+        UserError: none of them is in the training split.
+    """
+    source = LeRobotSource(SourceConfig(path=folder))
+    clips = source.list_clips()
+    camera = clips[0].camera
+    plain = [clip for clip in clips if clip.camera == camera and _is_plain(clip)]
+    by_split: dict[str, list[Clip]] = {"train": [], "heldout": []}
+    for clip in plain:
+        by_split[split_of(clip.recording_id, heldout_share)].append(clip)
+    if not by_split["train"]:
+        raise UserError(
+            f"--data: {folder} has no unperturbed recording in its training split "
+            f"({len(clips)} recordings); probes are fitted on those alone, so collect more"
+        )
+    key = camera if camera in source.info["features"] else f"observation.images.{camera}"
+    feature = source.info["features"][key]
+    names = feature.get("names") or ["height", "width", "channels"]
+    shape = dict(zip(names, feature["shape"], strict=False))
+    size_px = (int(shape["height"]), int(shape["width"]))
+    return Recordings(source, camera, size_px, by_split["train"], by_split["heldout"])
+
+
+def read_frames(
+    recordings: Recordings, clips: list[Clip], frames_per_episode: int, condition: str
+) -> LabelledFrames:
+    """Decode evenly spaced frames of recordings and join them with their labels.
+
+    Args:
+        recordings: the data set.
+        clips: those to read; clips that cannot be decoded are left out.
+        frames_per_episode: frames of each.
+        condition: what to call them.
+    """
+    columns: dict[str, list[Any]] = {n: [] for n in ("image", "hand", "object", "task", "episode")}
+    for clip in clips:
+        recording = recordings.source.open(clip)
+        try:
+            number = len(recording.times_s())
+            chosen = np.unique(np.linspace(0, number - 1, frames_per_episode).round().astype(int))
+            images = recording.read_frames(chosen.tolist(), _AS_RECORDED)
+        except ClipError:
+            continue  # preprocessing counts and explains these
+        hand_m, object_m = _labels_m(recordings.source, clip, number)
+        columns["image"].append(images)
+        columns["hand"].append(hand_m[chosen])
+        columns["object"].append(object_m[chosen])
+        columns["task"] += [clip.task] * len(chosen)
+        columns["episode"] += [clip.recording_id] * len(chosen)
+    if not columns["image"]:
+        raise UserError(f"--data: no recording of {recordings.source.root} can be decoded")
+    return LabelledFrames(
+        np.concatenate(columns["image"]),
+        np.concatenate(columns["hand"]),
+        np.concatenate(columns["object"]),
+        np.array(columns["task"]),
+        np.array(columns["episode"]),
+        np.full(len(columns["task"]), condition),
+    )
+
+
+def _is_plain(clip: Clip) -> bool:
+    moving = bool(json.loads(clip.extra).get("moving_camera", False))
+    return clip.problem is None and json.loads(clip.factors) == {} and not moving
+
+
+def _labels_m(source: LeRobotSource, clip: Clip, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hand and object positions of an episode's frames: two (N, 3), metres, world."""
+    episode = json.loads(clip.extra)
+    name = source.info["data_path"].format(
+        chunk_index=episode["data/chunk_index"], file_index=episode["data/file_index"]
+    )
+    try:
+        table = pq.read_table(
+            source.root / name,
+            columns=["frame_index", HAND, OBJECT],
+            filters=[("episode_index", "=", clip.episode_index)],
+        ).sort_by("frame_index")
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"--data: cannot read {source.root / name}: {error}") from None
+    if table.num_rows != number:
+        raise UserError(
+            f"--data: episode {clip.episode_index} of {source.root} has {table.num_rows} rows of "
+            f"labels and {number} pictures"
+        )
+    hand_m = np.array(table[HAND].to_pylist(), dtype=np.float64)[:, :3]
+    return hand_m, np.array(table[OBJECT].to_pylist(), dtype=np.float64)
