@@ -21,11 +21,12 @@ from dynaflip.platform.triplets.clips import (
     normalise_caption,
 )
 from dynaflip.platform.triplets.config import PreprocessConfig
-from dynaflip.platform.triplets.lift import assumed_intrinsics_px, at_steps, lift_tracks
+from dynaflip.platform.triplets.flow import flow_of_window
+from dynaflip.platform.triplets.lift import assumed_intrinsics_px
 from dynaflip.platform.triplets.sample import Transition, sample_transitions
 from dynaflip.platform.triplets.schema import GRID, STEPS, TRIPLET_SCHEMA
 from dynaflip.platform.triplets.split import split_of
-from dynaflip.platform.triplets.track import grid_px, thin_frames, track_grid
+from dynaflip.platform.triplets.track import thin_frames
 
 # (N, H, W, 3) pictures to (N, H, W) depth in metres or without scale.
 DepthModel = Callable[[Frames], Floats]
@@ -121,13 +122,16 @@ class _Material:
         self._depth_place = {index: n for n, index in enumerate(indices)}
 
     def _check_depth(self, depth: Floats, indices: list[int]) -> None:
-        missing = 1 - np.isfinite(depth).mean(axis=(1, 2))
+        missing = np.isnan(depth).mean(axis=(1, 2))
         worst = int(missing.argmax())
-        if missing[worst] > self.config.lift.max_invalid_share:
+        if (
+            not np.isfinite(depth).any(axis=(1, 2)).all()
+            or missing[worst] > self.config.lift.max_invalid_share
+        ):
             raise ClipError(
                 "depth",
                 f"{missing[worst]:.0%} of the pixels of frame {indices[worst]} hold no depth "
-                f"(NaN, zero or out of range)",
+                f"(NaN or zero)",
             )
 
     def tracked_frames(self, window: list[int]) -> Frames:
@@ -186,16 +190,9 @@ def _row(
     height, width = frames.shape[1:3]
     cameras = material.cameras(window, width, height)
     depth_m = material.depth_m(window, frames)
-    origin_px = grid_px(height, width)
-    tracks_px, trusted = track_grid(frames, origin_px, config.track)
-    xyz_m, visible = lift_tracks(
-        tracks_px, trusted, depth_m, cameras.intrinsics_px, cameras.poses, config.lift
-    )
-    steps_m, steps_visible = at_steps(xyz_m, visible, times_s)
-    steps_px, _ = at_steps(tracks_px, visible, times_s)
-    displacement_m = np.where(visible[0][..., None], steps_m - xyz_m[0], np.float32(0))
-    median_m = 1.0 if depth_m is None else float(np.nanmedian(depth_m[0]))
-    moving = np.linalg.norm(displacement_m[-1], axis=-1) > MOVING_SHARE_OF_DEPTH * median_m
+    flow = flow_of_window(frames, times_s, depth_m, cameras, config)
+    median_m = 1.0 if depth_m is None else float(np.median(depth_m[0][np.isfinite(depth_m[0])]))
+    moving = np.linalg.norm(flow.displacement_m[-1], axis=-1) > MOVING_SHARE_OF_DEPTH * median_m
     stored_w, stored_h = _reduced(material.picture_px, config.image_px)
     scale = np.float32([stored_w / width, stored_h / height])
     follower = transition.r3m_next if config.image_pair == "r3m" else transition.end
@@ -223,19 +220,19 @@ def _row(
         "t_s": t_s,
         "window_s": window_s,
         "frames_r3m_s": r3m_s,
-        "flow_origin_m": xyz_m[0],
-        "flow_displacement_m": displacement_m,
-        "flow_visible": steps_visible.astype(np.uint8),
-        "origin_px": origin_px * scale,
-        "tracks_px": steps_px * scale,
+        "flow_origin_m": flow.origin_m,
+        "flow_displacement_m": flow.displacement_m,
+        "flow_visible": flow.visible.astype(np.uint8),
+        "origin_px": flow.origin_px * scale,
+        "tracks_px": flow.tracks_px * scale,
         "median_depth_m": median_m,
         "focal_px": float(cameras.intrinsics_px[0, 0] * scale[0]),
         "flow_source": "lk",
         "depth_kind": {"auto": "recorded"}.get(config.depth, config.depth),
         "depth_scale": material.depth_scale,
         "camera_motion": "none" if cameras.poses is None else "pose",
-        "visible_share": float(steps_visible[-1].mean()),
-        "moving_share": float((moving & steps_visible[-1]).mean()),
+        "visible_share": float(flow.visible[-1].mean()),
+        "moving_share": float((moving & flow.visible[-1]).mean()),
         "factors": clip.factors,
     }
 

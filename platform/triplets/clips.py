@@ -87,7 +87,10 @@ class Recording(Protocol):
         """(len(indices), H, W, 3) RGB of frames by ascending index, aspect kept, never enlarged."""
 
     def read_depth_m(self, indices: list[int]) -> Floats | None:
-        """(len(indices), H, W) z-depth in metres, NaN where there is none; None: not recorded."""
+        """(len(indices), H, W) z-depth in metres; None: not recorded.
+
+        NaN where there is none, infinity beyond the range of the sensor (the sky).
+        """
 
     def cameras(self, indices: list[int]) -> Cameras | None:
         """Intrinsics and poses of frames, or None where nothing is recorded."""

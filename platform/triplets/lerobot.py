@@ -268,8 +268,8 @@ def decode_depth_m(codes: np.ndarray, info: dict[str, Any]) -> Floats:
             ``shift`` (metres) and ``use_log``; LeRobot's defaults where absent.
 
     Returns:
-        (N, H, W) z-depth in metres; NaN at both ends of the range, where values
-        beyond it, and NaN, are clipped to.
+        (N, H, W) z-depth in metres. NaN at the lowest code, which is also what NaN
+        and zero are stored as; infinity at the highest: beyond the range, like the sky.
     """
     low = float(info.get("video.depth_min", 0.01))
     high = float(info.get("video.depth_max", 10.0))
@@ -280,7 +280,7 @@ def decode_depth_m(codes: np.ndarray, info: dict[str, Any]) -> Floats:
         table = np.exp(logs[0] + share * (logs[1] - logs[0])) - shift
     else:
         table = low + share * (high - low)
-    table[[0, -1]] = np.nan
+    table[0], table[-1] = np.nan, np.inf
     return table.astype(np.float32)[np.minimum(codes, _CODES)]
 
 

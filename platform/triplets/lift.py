@@ -11,8 +11,10 @@ from dynaflip.platform.triplets.clips import Doubles, Floats
 from dynaflip.platform.triplets.config import LiftConfig
 from dynaflip.platform.triplets.schema import STEPS
 
-# Neighbouring depths that differ by less than this share lie on one surface.
-_SMOOTH_SHARE = 0.01
+# Neighbouring depths that differ by less than this share lie on one surface, be it steep.
+_SMOOTH_SHARE = 0.03
+# A median of fewer is no better than the point itself; it counts itself.
+_MIN_NEIGHBOURS = 3
 
 
 def assumed_intrinsics_px(height_px: int, width_px: int) -> Doubles:
@@ -32,6 +34,13 @@ def unproject(points_px: np.ndarray, depth_m: np.ndarray, intrinsics_px: np.ndar
     return np.stack([x, y, depth_m], axis=-1)
 
 
+def project(points_m: np.ndarray, intrinsics_px: np.ndarray) -> Doubles:
+    """(…, 3) XYZ in the camera's frame to (…, 2) pixels; what is behind it goes far away."""
+    fx, fy, cx, cy = intrinsics_px
+    z = np.maximum(points_m[..., 2], 1e-6)
+    return np.stack([points_m[..., 0] / z * fx + cx, points_m[..., 1] / z * fy + cy], axis=-1)
+
+
 def move_points(points_m: np.ndarray, transform: np.ndarray) -> Doubles:
     """Apply a (4, 4) rigid transform to (…, 3) points."""
     return points_m @ transform[:3, :3].T + transform[:3, 3]
@@ -47,7 +56,7 @@ def sample_depth_m(
     pixel's own.
 
     Args:
-        depth_m: (H, W) z-depth, NaN where there is none.
+        depth_m: (H, W) z-depth, NaN or infinite where there is none.
         points_px: (P, 2) x, y in this depth picture, pixel centres at +0.5.
         expected_m: (P,) where the point's depth should be, or None.
         search_px: radius in pixels.
@@ -63,8 +72,10 @@ def sample_depth_m(
     a, b = np.clip(u - x0, 0, 1), np.clip(v - y0, 0, 1)
     corners = np.stack([depth_m[y0, x0], depth_m[y0, x1], depth_m[y1, x0], depth_m[y1, x1]])
     weights = np.stack([(1 - a) * (1 - b), a * (1 - b), (1 - a) * b, a * b])
+    finite = np.isfinite(corners).all(0)
+    corners = np.where(finite, corners, 1.0)
     bilinear = (corners * weights).sum(0)
-    smooth = corners.max(0) - corners.min(0) <= _SMOOTH_SHARE * corners.min(0)
+    smooth = finite & (corners.max(0) - corners.min(0) <= _SMOOTH_SHARE * corners.min(0))
     x = np.clip(np.rint(u), 0, width - 1).astype(int)
     y = np.clip(np.rint(v), 0, height - 1).astype(int)
     if expected_m is None:
@@ -72,11 +83,12 @@ def sample_depth_m(
     reach = np.arange(-search_px, search_px + 1)
     dy, dx = (d.reshape(-1, 1) for d in np.meshgrid(reach, reach, indexing="ij"))
     near = depth_m[np.clip(y + dy, 0, height - 1), np.clip(x + dx, 0, width - 1)]
-    off = np.abs(near - expected_m)
-    best = np.where(np.isnan(off), np.inf, off).argmin(0)
+    off = np.where(np.isfinite(near), np.abs(near - expected_m), np.inf)
+    best = off.argmin(0)
     nearest = near[best, np.arange(len(best))]
     # Bilinear is finer, but only if it lies on the surface that was followed.
-    use = smooth & (np.abs(bilinear - nearest) <= _SMOOTH_SHARE * nearest)
+    with np.errstate(invalid="ignore"):
+        use = smooth & (np.abs(bilinear - nearest) <= _SMOOTH_SHARE * nearest)
     return np.where(use, bilinear, nearest)
 
 
@@ -119,11 +131,12 @@ def lift_tracks(
             z = sample_depth_m(depth_m[n], points[n], expected, config.search_px)
             with np.errstate(invalid="ignore"):
                 good[n] &= np.abs(z - expected) <= config.max_depth_jump * expected
+        z = np.where(np.isfinite(z), z, 0.0)
         at = move_points(unproject(points[n], z, intrinsics_px[n]), to_first)
         if n > 0:
             good[n] &= good[n - 1]
             at = np.where(good[n][:, None], at, xyz[n - 1])
-        xyz[n] = np.nan_to_num(at)
+        xyz[n] = at
     shape = (frames, rows, columns)
     return xyz.reshape(*shape, 3).astype(np.float32), good.reshape(shape)
 
@@ -151,3 +164,37 @@ def at_steps(
         ((1 - w) * values[before] + w * values[after]).astype(np.float32),
         visible[before] & visible[after],
     )
+
+
+def agree_with_neighbours(
+    displacement_m: Floats, origin_m: Floats, moving: np.ndarray, config: LiftConfig
+) -> Floats:
+    """Median over neighbours on the same surface: things move in one piece.
+
+    Args:
+        displacement_m: (K, G, G, 3).
+        origin_m: (G, G, 3).
+        moving: (K, G, G) bool: points that are followed and seen; only they take
+            part, and only they are changed.
+        config: reach in grid cells and in depth.
+
+    Returns:
+        (K, G, G, 3).
+    """
+    reach, rows, columns = config.neighbour_cells, *origin_m.shape[:2]
+    pad = ((reach, reach), (reach, reach))
+    z = np.pad(origin_m[..., 2], pad, constant_values=np.inf)
+    seen = np.pad(moving, ((0, 0), *pad))
+    moved = np.pad(displacement_m, ((0, 0), *pad, (0, 0)))
+    stack = []
+    for y in range(2 * reach + 1):
+        for x in range(2 * reach + 1):
+            part = (slice(y, y + rows), slice(x, x + columns))
+            gap = np.abs(z[part] - origin_m[..., 2])
+            near = seen[:, *part] & (gap <= config.neighbour_depth * origin_m[..., 2])
+            stack.append(np.where(near[..., None], moved[:, *part], np.nan))
+    neighbours = np.stack(stack)
+    enough = moving & ((~np.isnan(neighbours[..., 0])).sum(0) >= _MIN_NEIGHBOURS)
+    out = displacement_m.copy()
+    out[enough] = np.nanmedian(neighbours[:, enough], axis=0)
+    return out

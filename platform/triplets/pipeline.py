@@ -106,11 +106,11 @@ def _run(
     start_ray()
     import ray
 
-    logging.getLogger("ray.data").setLevel(logging.WARNING)  # it reports in our place
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     items = [{"number": n, "clips": pickle.dumps(clips)} for n, clips in shards.items()]
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it would report beside our progress
     dataset = ray.data.from_items(items, override_num_blocks=min(len(items), _MAX_BLOCKS))
     arguments = {"config": config, "folder": str(work.path)}
     if config.depth.startswith("model:"):

@@ -1,0 +1,123 @@
+"""Which points stand still: the world is tested before the tracker is believed.
+
+A tracker drags plain background along with whatever passes in front of it, and
+such points pass the forward-backward check. But a point that stands still can be
+predicted: at its own place (moved by the camera's motion, where that is known)
+later frames must show the same colours at the depth it has. Measured on simulated
+clips, this takes the share of truly moving points among those that seem to move
+from a half to four fifths.
+
+N frames of the window, P points.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from dynaflip.platform.triplets.clips import Doubles, Floats, Frames
+from dynaflip.platform.triplets.config import StillConfig
+from dynaflip.platform.triplets.lift import move_points, project, sample_depth_m, unproject
+
+# Nearer than expected by this share: something stands in front.
+_HIDDEN_SHARE = 0.03
+
+
+@dataclass(frozen=True)
+class Stillness:
+    """``same`` (N, P): the frame shows the point at its own place. ``hidden`` (N, P):
+    something is in front of it, or its place is out of the picture. ``place_px``
+    (N, P, 2): its own place, moved by the camera."""
+
+    same: np.ndarray
+    hidden: np.ndarray
+    place_px: Doubles
+
+    def rests(self) -> np.ndarray:
+        """(P,) bool: nothing but being hidden speaks against standing still."""
+        return (self.same | self.hidden).all(0)
+
+
+def compare_with_still(
+    frames: Frames,
+    origin_px: Floats,
+    depth_m: Floats | None,
+    intrinsics_px: Doubles,
+    poses: Doubles | None,
+    config: StillConfig,
+    search_px: int,
+) -> Stillness:
+    """Compare each frame with what it would show if the point stood still.
+
+    Args:
+        frames: (N, H, W, 3) uint8.
+        origin_px: (P, 2) x, y in the first frame, pixel centres at +0.5.
+        depth_m: (N, H, W), or None: colours alone decide.
+        intrinsics_px: (N, 4) fx, fy, cx, cy.
+        poses: (N, 4, 4) camera to world, metres, or None for a still camera.
+        config: tolerances.
+        search_px: radius in which depth is looked for at edges.
+    """
+    count, (height, width) = len(frames), frames.shape[1:3]
+    points = origin_px.astype(np.float64)
+    if depth_m is None:
+        z_m = np.ones(len(points))
+    else:
+        z_m = sample_depth_m(depth_m[0], points, None, search_px)
+    known = np.isfinite(z_m)
+    world_m = unproject(points, np.where(known, z_m, 1.0), intrinsics_px[0])
+    reference = _patches(frames[0], points, config.patch_radius_px)
+    same = np.zeros((count, len(points)), dtype=bool)
+    hidden = np.zeros_like(same)
+    place_px = np.repeat(points[None], count, axis=0)
+    same[0] = known
+    most = config.max_colour_difference * (1.0 if depth_m is not None else config.without_depth)
+    for n in range(1, count):
+        place = world_m
+        if poses is not None:
+            place = move_points(world_m, np.linalg.inv(poses[n]) @ poses[0])
+        at_px = place_px[n] = project(place, intrinsics_px[n])
+        inside = ((at_px >= 0) & (at_px < (width, height))).all(1) & (place[:, 2] > 0)
+        patches = _patches(frames[n], at_px, config.patch_radius_px)
+        same[n] = known & inside & (np.abs(patches - reference).mean(axis=(1, 2)) <= most)
+        hidden[n] = known & ~inside
+        if depth_m is not None:
+            found_m = sample_depth_m(depth_m[n], at_px, place[:, 2], search_px)
+            same[n] &= np.abs(found_m - place[:, 2]) <= config.max_depth_difference * place[:, 2]
+            hidden[n] |= known & (found_m < (1 - _HIDDEN_SHARE) * place[:, 2])
+    return Stillness(same, hidden, place_px)
+
+
+def hold_still(
+    xyz_m: Floats, visible: np.ndarray, stillness: Stillness
+) -> tuple[Floats, np.ndarray]:
+    """Put resting points where they rest, and drop those that were dragged away.
+
+    A point whose own place is covered at the end, and which the tracker has carried
+    off, may have been pushed by what covers it: it is lost from then on.
+
+    Args:
+        xyz_m: (N, G, G, 3) in the camera frame of the first frame.
+        visible: (N, G, G).
+        stillness: of the same points.
+
+    Returns:
+        xyz and visibility of the same shapes.
+    """
+    shape = visible.shape
+    rests = stillness.rests().reshape(shape[1:])
+    same, hidden = stillness.same.reshape(shape), stillness.hidden.reshape(shape)
+    xyz_m = np.where(rests[..., None], xyz_m[:1], xyz_m)
+    return xyz_m, np.where(rests, same, visible & ~hidden)
+
+
+def _patches(frame: Frames, points_px: np.ndarray, radius_px: int) -> Floats:
+    """(P, side², 3) colours about sub-pixel points, the border repeated."""
+    reach = np.arange(-radius_px, radius_px + 1)
+    dx, dy = np.meshgrid(reach, reach)
+    x = (points_px[:, :1] - 0.5 + dx.ravel()).astype(np.float32)
+    y = (points_px[:, 1:] - 0.5 + dy.ravel()).astype(np.float32)
+    border = cv2.BORDER_REPLICATE
+    return cv2.remap(frame, x, y, cv2.INTER_LINEAR, borderMode=border).astype(np.float32)
