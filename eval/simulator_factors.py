@@ -273,7 +273,9 @@ def _texture(file_name: str, height: int, width: int) -> np.ndarray:
 def _object_looks(model: Any) -> tuple[list[int], list[int]]:
     """Geoms and materials of the task's objects; a material shared with the scene is left out."""
     robot = {model.body("base").id}
-    geoms, materials, others = [], set(), set()
+    geoms: list[int] = []
+    materials: set[int] = set()
+    others: set[int] = set()
     for body in range(model.nbody):
         if int(model.body_parentid[body]) in robot:
             robot.add(body)

@@ -148,12 +148,8 @@ def _record_missing(
     cpus = int(ray.cluster_resources().get("CPU", 0))
     if cpus < 1:
         raise UserError("collect: the Ray cluster has no CPU to record with")
-    workers = [
-        ray.remote(num_cpus=1, runtime_env={"env_vars": _WORKER_ENVIRONMENT})(Recorder).remote(
-            config, str(folder)
-        )
-        for _ in range(min(cpus, len(missing)))
-    ]
+    actor: Any = ray.remote(num_cpus=1, runtime_env={"env_vars": _WORKER_ENVIRONMENT})(Recorder)
+    workers = [actor.remote(config, str(folder)) for _ in range(min(cpus, len(missing)))]
     queues = _Queues(missing)
     running = {worker.record.remote(queues.next(n)): n for n, worker in enumerate(workers)}
     with tqdm(total=total, initial=total - len(missing), unit="episode", desc="collect") as bar:

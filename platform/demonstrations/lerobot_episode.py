@@ -77,7 +77,7 @@ def write_rgb_video(path: Path, rgb: np.ndarray, fps: int) -> None:
     import av
 
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(RGB_CODEC, rate=fps, options=RGB_OPTIONS)
+        stream: Any = container.add_stream(RGB_CODEC, rate=fps, options=RGB_OPTIONS)
         stream.height, stream.width = rgb.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for picture in rgb:
@@ -91,12 +91,12 @@ def write_depth_video(path: Path, codes: np.ndarray, fps: int) -> None:
 
     height, width = codes.shape[1:]
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(DEPTH_CODEC, rate=fps, options=DEPTH_OPTIONS)
+        stream: Any = container.add_stream(DEPTH_CODEC, rate=fps, options=DEPTH_OPTIONS)
         stream.height, stream.width = height, width
         stream.pix_fmt = DEPTH_PIX_FMT
         for picture in codes:
             frame = av.VideoFrame(width, height, DEPTH_PIX_FMT)
-            plane = frame.planes[0]
+            plane: Any = frame.planes[0]
             rows = np.frombuffer(plane, np.uint16).reshape(height, plane.line_size // 2)
             rows[:, :width] = picture
             container.mux(stream.encode(frame))
