@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import io
 import logging
+import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,9 +60,9 @@ def register(
     from mlflow.models.signature import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    picture = TensorSpec(np.dtype("uint8"), (-1, -1, -1, 3), name="images")
+    picture = TensorSpec(np.dtype("uint8"), (-1, -1, -1, 3))
     vector = TensorSpec(np.dtype("float32"), (-1, -1))
-    with _quiet("mlflow"), mlflow.start_run(run_id=run.run_id, log_system_metrics=False):
+    with _quiet(), mlflow.start_run(run_id=run.run_id, log_system_metrics=False):
         logged = mlflow.pyfunc.log_model(
             name=_ARTIFACT,
             python_model=str(Path(__file__).with_name("pyfunc_encoder.py")),
@@ -180,7 +183,7 @@ def _version_folder(name: str, version: str, asked: str) -> Path:
 
     try:
         source = store.get_model_version_download_uri(name, version)
-        with _quiet("mlflow"):
+        with _quiet():
             folder = mlflow.artifacts.download_artifacts(artifact_uri=source)
     except (MlflowException, OSError) as error:
         raise _missing(asked, name, error) from None
@@ -224,12 +227,19 @@ def _pinned() -> list[str]:
 
 
 @contextlib.contextmanager
-def _quiet(name: str) -> Any:
-    """Keep a library's remarks (not its errors) out of a job's output."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def _quiet() -> Any:
+    """Keep MLflow's remarks and progress bars (not its errors) out of a job's output."""
+    loggers = [logging.getLogger(name) for name in ("mlflow", "mlflow.store.model_registry")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()) as said:
+            warnings.simplefilter("ignore")
+            yield
+    except BaseException:
+        sys.stderr.write(said.getvalue())
+        raise
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

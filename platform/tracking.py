@@ -26,6 +26,7 @@ from dynaflip.platform.home import mlflow_folder
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+_URI = "MLFLOW_TRACKING_URI"
 _MAX_BATCH = 1000  # metrics in one log_batch; the server refuses more
 _MAX_PARAM_CHARS = 6000
 # MLflow's telemetry thread and its colour codes have no place in a job's output.
@@ -34,19 +35,22 @@ _ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "GIT_PYTHON_REFRESH": "quiet
 
 def tracking_uri() -> str:
     """The store's absolute URI: ``MLFLOW_TRACKING_URI``, or SQLite below the home."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{mlflow_folder() / 'mlflow.db'}"
+    return os.environ.get(_URI) or f"sqlite:///{mlflow_folder() / 'mlflow.db'}"
 
 
 def is_embedded() -> bool:
     """Whether runs go into the home's own store."""
-    return not os.environ.get("MLFLOW_TRACKING_URI")
+    return not os.environ.get(_URI)
 
 
-def client() -> MlflowClient:
+def client(uri: str | None = None) -> MlflowClient:
     """A client of the store; makes the embedded one if it does not exist yet.
 
     Only a driver may be the first to call this: two processes that create one
     SQLite file at the same time crash in its migration.
+
+    Args:
+        uri: of the store; by default :func:`tracking_uri`.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -59,9 +63,13 @@ def client() -> MlflowClient:
         (mlflow_folder() / "artifacts").mkdir(parents=True, exist_ok=True)
     import mlflow
 
-    uri = tracking_uri()
+    chosen = os.environ.get(_URI)
+    uri = uri or tracking_uri()
     if mlflow.get_tracking_uri() != uri:
         mlflow.set_tracking_uri(uri)
+        # It also sets the variable, which would then read as the user's own choice.
+        if chosen is None:
+            os.environ.pop(_URI, None)
     return mlflow.MlflowClient(tracking_uri=uri)
 
 
@@ -71,6 +79,11 @@ class Run:
 
     run_id: str
     run_name: str
+    uri: str  # of the store it is in
+
+    def client(self) -> MlflowClient:
+        """A client of the run's store, in whatever process this is."""
+        return client(self.uri)
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         """Append one point to each named curve, in as few calls as possible."""
@@ -86,7 +99,7 @@ class Run:
             for step, metrics in points
             for name, value in metrics.items()
         ]
-        store = client()
+        store = self.client()
         for start in range(0, len(batch), _MAX_BATCH):
             store.log_batch(self.run_id, metrics=batch[start : start + _MAX_BATCH])
 
@@ -94,7 +107,7 @@ class Run:
         """Log a settings dataclass: ``config.yaml`` as an artifact, each dotted key as a param."""
         from mlflow.entities import Param
 
-        store = client()
+        store = self.client()
         store.log_text(self.run_id, to_yaml(config), "config.yaml")
         flat = flatten(to_dict(config))
         params = [Param(key, str(value)[:_MAX_PARAM_CHARS]) for key, value in flat.items()]
@@ -105,23 +118,23 @@ class Run:
         """Set tags; values are written as text."""
         from mlflow.entities import RunTag
 
-        client().log_batch(self.run_id, tags=[RunTag(k, str(v)) for k, v in tags.items()])
+        self.client().log_batch(self.run_id, tags=[RunTag(k, str(v)) for k, v in tags.items()])
 
     def log_file(self, path: str | Path, folder: str | None = None) -> None:
         """Log a file (a picture, a table) as an artifact."""
-        client().log_artifact(self.run_id, str(path), folder)
+        self.client().log_artifact(self.run_id, str(path), folder)
 
     def log_figure(self, figure: Any, name: str) -> None:
         """Log a matplotlib figure as an artifact, e.g. ``pictures/loss.png``."""
-        client().log_figure(self.run_id, figure, name)
+        self.client().log_figure(self.run_id, figure, name)
 
     def log_text(self, text: str, name: str) -> None:
         """Log text as an artifact, e.g. ``report.md``."""
-        client().log_text(self.run_id, text, name)
+        self.client().log_text(self.run_id, text, name)
 
     def curves(self) -> dict[str, list[tuple[int, float]]]:
         """Every logged curve as (step, value) in order; the last value at a step counts."""
-        store = client()
+        store = self.client()
         found = {}
         for name in store.get_run(self.run_id).data.metrics:
             history = store.get_metric_history(self.run_id, name)
@@ -130,7 +143,7 @@ class Run:
 
     def end(self, status: str) -> None:
         """Mark the run ``FINISHED``, ``FAILED`` or ``KILLED``."""
-        client().set_terminated(self.run_id, status)
+        self.client().set_terminated(self.run_id, status)
 
 
 def open_run(experiment: str, run_name: str, tags: dict[str, Any] | None = None) -> Run:
@@ -147,7 +160,7 @@ def open_run(experiment: str, run_name: str, tags: dict[str, Any] | None = None)
         run_name=run_name,
         tags={name: str(value) for name, value in stamped.items()},
     )
-    return Run(run.info.run_id, run_name)
+    return Run(run.info.run_id, run_name, tracking_uri())
 
 
 def reopen_run(run_id: str) -> Run:
@@ -169,7 +182,7 @@ def reopen_run(run_id: str) -> Run:
             f"MLFLOW_TRACKING_URI another one than when the run was started?"
         ) from None
     store.update_run(run_id, status="RUNNING")
-    reopened = Run(run_id, run.info.run_name)
+    reopened = Run(run_id, run.info.run_name, tracking_uri())
     reopened.set_tags(_process_tags())
     return reopened
 

@@ -34,6 +34,7 @@ def build_optimizer(model: DynaFLIP, config: OptimizerConfig) -> torch.optim.Ada
         ],
         lr=config.lr,
         betas=(config.beta1, config.beta2),
+        fused=True,  # one pass over memory; a fifth of a step on a CPU otherwise
     )
 
 

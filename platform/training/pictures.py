@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from dynaflip.platform.tracking import Run
-from dynaflip.platform.training.data import TripletIndex
 
 Curves = dict[str, list[tuple[int, float]]]
 _TERMS = ("loss", "contrastive", "temporal", "flow")
 
 
-def log_pictures(run: Run, curves: Curves, index: TripletIndex) -> None:
-    """Log ``pictures/curves.png`` and ``pictures/flow.png`` to the run."""
+_FLOW_EXAMPLES = 8
+
+
+def log_pictures(run: Run, curves: Curves, triplets: str) -> None:
+    """Log ``pictures/curves.png`` and ``pictures/flow.png`` to the run.
+
+    Args:
+        run: the open MLflow run.
+        curves: of :meth:`Run.curves`.
+        triplets: the folder that the run learnt from.
+    """
+    import cv2
+
+    from dynaflip.platform.triplets.pictures import draw_tracks, read_examples, sheet
+
     run.log_figure(curves_figure(curves), "pictures/curves.png")
+    rows = read_examples(Path(triplets), _FLOW_EXAMPLES)
+    overlay = sheet([draw_tracks(row) for row in rows], [row["caption"] for row in rows])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "flow.png"
+        cv2.imwrite(str(path), cv2.cvtColor(overlay, cv2.COLOR_RGB2BGR))
+        run.log_file(path, "pictures")
 
 
 def curves_figure(curves: Curves) -> Any:

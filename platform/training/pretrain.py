@@ -141,7 +141,7 @@ def _train_and_register(
         checkpoint = ray_train.fit(work, run, run_folder)
         curves = run.curves()
         last = {name: points[-1][1] for name, points in curves.items()}
-        pictures.log_pictures(run, curves, work.index)
+        pictures.log_pictures(run, curves, work.index.folder)
         encoder_folder = _save_encoder(work, run, run_folder, checkpoint, last)
         version = registry.register(
             encoder_folder,

@@ -86,9 +86,14 @@ def load_state(
     """
     document = read_state(folder)
     load_model(model, str(folder / "model.safetensors"))
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     slots: dict[int, dict[str, Tensor]] = {}
     for key, value in load_file(str(folder / "optimizer.safetensors")).items():
         index, _, name = key.partition(".")
+        like = parameters[int(index)]
+        if value.shape == like.shape:
+            # The parameter's own memory order (channels_last): a fused step walks both at once.
+            value = torch.empty_like(like, dtype=value.dtype).copy_(value)
         slots.setdefault(int(index), {})[name] = value
     groups = document["optimizer_groups"]
     for group in groups:  # JSON has no tuples

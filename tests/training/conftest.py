@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from dynaflip.platform.triplets.schema import GRID, SCHEMA_VERSION, STEPS, TRIPLET_SCHEMA
 
 TASKS = {"open": ["open the drawer", "pull the drawer open"], "press": ["press the button"]}

@@ -1,0 +1,112 @@
+"""Runs in a real SQLite store: curves, reopening, and what becomes of killed ones."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dynaflip.errors import UserError
+from dynaflip.platform import tracking
+from dynaflip.platform.training.config import PretrainConfig
+
+
+def status(run: tracking.Run) -> str:
+    return tracking.client().get_run(run.run_id).info.status
+
+
+def test_a_run_lies_in_the_home_and_keeps_curves_settings_and_provenance(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = tracking.open_run("first", "run-1", {"kind": "test"})
+    with tracking.ending(run):
+        run.log_settings(PretrainConfig())
+        run.log_curves([(step, {"train/loss": 1.0 / (step + 1)}) for step in range(1200)])
+        run.log_text("hello", "notes/hello.txt")
+    stored = tracking.client().get_run(run.run_id)
+    assert stored.info.status == "FINISHED"
+    assert stored.data.params["objective.temperature"] == "0.07"
+    assert stored.data.tags["kind"] == "test"
+    assert len(stored.data.tags["git_commit"].split("-")[0]) == 40 or "unknown" in str(
+        stored.data.tags["git_commit"]
+    )
+    assert " x " in stored.data.tags["hardware"]
+    curve = run.curves()["train/loss"]
+    assert len(curve) == 1200
+    assert curve[3] == (3, 0.25)
+    artifacts = home / "mlflow" / "artifacts" / "first" / run.run_id / "artifacts"
+    assert (artifacts / "config.yaml").is_file()
+    assert (artifacts / "notes" / "hello.txt").read_text() == "hello"
+    assert (home / "mlflow" / "mlflow.db").is_file()
+    # Nothing falls into the working directory, and the user's choice of store stays open.
+    assert list(tmp_path.iterdir()) == [home]
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+
+
+def test_reopening_goes_on_with_the_curves(home: Path) -> None:
+    run = tracking.open_run("first", "run-1")
+    run.log_metrics({"a": 1.0}, step=0)
+    run.end("KILLED")
+    again = tracking.reopen_run(run.run_id)
+    assert status(again) == "RUNNING"
+    again.log_metrics({"a": 2.0}, step=1)
+    again.log_metrics({"a": 3.0}, step=1)
+    assert run.curves() == {"a": [(0, 1.0), (1, 3.0)]}
+    with pytest.raises(UserError, match="has no run 0123"):
+        tracking.reopen_run("0123")
+
+
+def test_failures_and_interrupts_end_the_run(home: Path) -> None:
+    failed, stopped = (tracking.open_run("first", name) for name in "ab")
+    with pytest.raises(RuntimeError), tracking.ending(failed):
+        raise RuntimeError("the loss of step 3")
+    with pytest.raises(KeyboardInterrupt), tracking.ending(stopped):
+        raise KeyboardInterrupt
+    assert (status(failed), status(stopped)) == ("FAILED", "KILLED")
+    assert tracking.client().get_run(failed.run_id).data.tags["error"] == "the loss of step 3"
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_process_leaves_no_run_running(home: Path, how: signal.Signals) -> None:
+    mine = tracking.open_run("first", "mine")
+    code = (
+        "import time; from dynaflip.platform import tracking\n"
+        "run = tracking.open_run('first', 'theirs')\n"
+        "with tracking.ending(run):\n"
+        "    print(run.run_id, flush=True); time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        run_id = other.stdout.readline().strip()
+        other.send_signal(how)
+        other.wait(30)
+    tracking.open_run("first", "next")
+    theirs = tracking.client().get_run(run_id)
+    assert theirs.info.status == "KILLED"
+    assert status(mine) == "RUNNING"
+
+
+def test_the_environment_overrides_the_store(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"sqlite:///{tmp_path / 'other.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert not tracking.is_embedded()
+    assert tracking.client().tracking_uri == uri
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert tracking.client().tracking_uri == f"sqlite:///{home / 'mlflow' / 'mlflow.db'}"
+
+
+def test_without_a_checkout_the_commit_is_the_environment_s_or_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "_ray_pkg_abc" / "platform" / "tracking.py"
+    monkeypatch.setattr(tracking, "__file__", str(copy))
+    assert tracking.git_commit() == "unknown (no git checkout, _ray_pkg_abc)"
+    monkeypatch.setenv("DYNAFLIP_GIT_COMMIT", "0" * 40)
+    assert tracking.git_commit() == "0" * 40

@@ -1,0 +1,126 @@
+"""The whole of it on a real Ray cluster: train, stop, resume, register, load, fail clearly."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import dynaflip
+from dynaflip.encoders.config import FlowConfig, ImageConfig, ModelConfig
+from dynaflip.errors import UserError
+from dynaflip.platform import tracking
+from dynaflip.platform.config import load_config
+from dynaflip.platform.home import runs
+from dynaflip.platform.training.config import DataConfig, PretrainConfig, TrainConfig
+
+pytestmark = pytest.mark.ray
+CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
+
+
+def config_of(folder: Path, **train: object) -> PretrainConfig:
+    settings = {"steps": 4, "report_every_steps": 1, "checkpoint_every_steps": 2}
+    return PretrainConfig(
+        triplets=str(folder),
+        model=ModelConfig(
+            image=ImageConfig(image_px=32, pretrained=False),
+            flow=FlowConfig(width=32, layers=1, heads=2, channels=8),
+            embedding_dim=16,
+            hidden_dim=32,
+        ),
+        data=DataConfig(batch_size=8),
+        train=TrainConfig(**{**settings, "eval_every_steps": 4, "threads": 1, **train}),  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_run_is_logged_registered_and_loads(
+    ray_cluster: None, triplet_folder: Path, num_workers: int
+) -> None:
+    from dynaflip.platform.training.pretrain import pretrain, resume
+
+    outcome = pretrain(config_of(triplet_folder, num_workers=num_workers), alias="candidate")
+    run = tracking.client().get_run(outcome.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["data_digest"] == "synthetic"
+    assert run.data.tags["flow_source"] == "lk"
+    curves = tracking.reopen_run(outcome.run_id).curves()
+    assert [step for step, _ in curves["train/contrastive"]] == [1, 2, 3, 4]
+    assert [step for step, _ in curves["heldout/retrieval/task/top1"]] == [0, 4]
+    store = tracking.client()
+    pictures = [item.path for item in store.list_artifacts(outcome.run_id, "pictures")]
+    assert pictures == ["pictures/curves.png", "pictures/flow.png"]
+    encoder = dynaflip.load_encoder("models:/dynaflip-encoder@candidate")
+    assert encoder.info["run_name"] == outcome.run_name
+    with torch.no_grad():
+        assert encoder(np.zeros((1, 50, 60, 3), np.uint8)).shape == (1, 1280)
+    log = (runs() / outcome.run_name / "progress.log").read_text()
+    assert "step 4/4" in log
+    with pytest.raises(UserError, match="the run is finished; it is version"):
+        resume(outcome.run_name)
+
+
+def test_a_run_that_was_killed_goes_on_in_the_same_mlflow_run(
+    ray_cluster: None, triplet_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dynaflip.platform import registry
+    from dynaflip.platform.training import pretrain as training
+
+    def killed(*args: object, **kwargs: object) -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(registry, "register", killed)
+        training.pretrain(config_of(triplet_folder))
+    folder = max(runs().glob("*/run.json"), key=lambda path: path.stat().st_mtime).parent
+    saved = json.loads((folder / "run.json").read_text())
+    assert tracking.client().get_run(saved["run_id"]).info.status == "KILLED"
+    outcome = training.resume(folder.name)
+    assert outcome.run_id == saved["run_id"]
+    assert tracking.client().get_run(outcome.run_id).info.status == "FINISHED"
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_as_failed(
+    ray_cluster: None, triplet_folder: Path
+) -> None:
+    from dynaflip.platform.training.pretrain import pretrain
+    from dynaflip.platform.training.step import NonFiniteLoss
+
+    config = config_of(triplet_folder)
+    # A rate that throws the weights to infinity in the first step.
+    wild = dataclasses.replace(config.optimizer, lr=1e38, clip_norm=0, warmup_share=0)
+    with pytest.raises(NonFiniteLoss, match=r"^step \d+: loss.*; triplets: \w+-\d"):
+        pretrain(dataclasses.replace(config, optimizer=wild))
+    store = tracking.client()
+    experiment = store.get_experiment_by_name(config.tracking.experiment)
+    assert experiment is not None
+    newest = store.search_runs([experiment.experiment_id], max_results=1)[0]
+    assert newest.info.status == "FAILED"
+    assert "triplets:" in newest.data.tags["error"]
+
+
+def test_a_cluster_that_is_too_small_is_one_clear_line(ray_cluster: None) -> None:
+    from dynaflip.platform.training.ray_train import scaling_of
+
+    def config(**train: object) -> PretrainConfig:
+        return PretrainConfig(train=TrainConfig(**train))  # type: ignore[arg-type]
+
+    two = {"CPU": 2.0}
+    assert scaling_of(config(num_workers=2), two).resources_per_worker == {"CPU": 0.5}
+    assert scaling_of(config(), {"CPU": 16.0, "GPU": 1.0}).use_gpu
+    with pytest.raises(UserError, match=r"train\.device gpu: 1 workers need as many GPUs"):
+        scaling_of(config(device="gpu"), two)
+    with pytest.raises(UserError, match="1 for Ray Data, the cluster has 1"):
+        scaling_of(config(), {"CPU": 1.0})
+    with pytest.raises(UserError, match="needs 1.0 CPU a worker"):
+        scaling_of(config(num_workers=4, cpus_per_worker=1.0), two)
+
+
+def test_the_demo_s_settings_are_known_and_commented() -> None:
+    config = load_config(PretrainConfig, str(CONFIGS / "demo.yaml"), {})
+    assert config.model.image.image_px == 112
+    assert config.data.batch_size == 32
