@@ -85,7 +85,7 @@ class Pretraining:
         self.config, self.context, self.length, self.gallery = config, context, length, gallery
         seed_step(config.train.seed, 0, 0)  # the same weights on every rank
         model = DynaFLIP(config.model)
-        self.model = model.to(context.device, memory_format=torch.channels_last).train()
+        self.model = model.to(context.device).train()
         self.objective = Objective(config.objective)
         self.optimizer = build_optimizer(model, config.optimizer)
         self.schedule = build_schedule(self.optimizer, config.optimizer, length.total_steps)
@@ -168,7 +168,7 @@ class Pretraining:
         metrics = {
             "step": self.step,
             "train/epoch": self.step / self.length.steps_per_epoch,
-            "train/lr": self.schedule.get_last_lr()[-1],
+            "train/lr": float(self.schedule.get_last_lr()[-1]),
             **self.meter.flush(),
         }
         if self._evaluates(self.step):

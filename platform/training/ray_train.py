@@ -69,6 +69,8 @@ def fit(work: Work, run: Run, run_folder: Path) -> Path:
     """
     scaling = scaling_of(work.config, ray.cluster_resources())
     _calm_ray_data()
+    # Typed for Ray's older callbacks, which the Train of today refuses.
+    callbacks: list[Any] = [Reporter(run, run_folder / PROGRESS, work.length.total_steps)]
     trainer = ray.train.torch.TorchTrainer(
         _train_on_worker,
         train_loop_config={"work": work},
@@ -83,7 +85,7 @@ def fit(work: Work, run: Run, run_folder: Path) -> Path:
             storage_path=str(run_folder.parent),
             checkpoint_config=CheckpointConfig(num_to_keep=work.config.train.keep_checkpoints),
             failure_config=FailureConfig(max_failures=work.config.train.max_failures),
-            callbacks=[Reporter(run, run_folder / PROGRESS, work.length.total_steps)],
+            callbacks=callbacks,
         ),
     )
     checkpoint = _fit_in_thread(trainer, run_folder / PROGRESS).checkpoint
