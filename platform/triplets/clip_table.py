@@ -25,6 +25,7 @@ from dynaflip.platform.triplets.flow import flow_of_window
 from dynaflip.platform.triplets.lift import assumed_intrinsics_px
 from dynaflip.platform.triplets.sample import Transition, sample_transitions
 from dynaflip.platform.triplets.schema import GRID, STEPS, TRIPLET_SCHEMA
+from dynaflip.platform.triplets.simulator_flow import simulator_flow
 from dynaflip.platform.triplets.split import split_of
 from dynaflip.platform.triplets.track import thin_frames
 
@@ -190,7 +191,11 @@ def _row(
     height, width = frames.shape[1:3]
     cameras = material.cameras(window, width, height)
     depth_m = material.depth_m(window, frames)
-    flow = flow_of_window(frames, times_s, depth_m, cameras, config)
+    if config.flow_source == "simulator":
+        state = recording.simulator_state(window)
+        flow = simulator_flow(clip, times_s, cameras.poses, state, (width, height))
+    else:
+        flow = flow_of_window(frames, times_s, depth_m, cameras, config)
     median_m = 1.0 if depth_m is None else float(np.median(depth_m[0][np.isfinite(depth_m[0])]))
     moving = np.linalg.norm(flow.displacement_m[-1], axis=-1) > MOVING_SHARE_OF_DEPTH * median_m
     stored_w, stored_h = _reduced(material.picture_px, config.image_px)
@@ -202,13 +207,7 @@ def _row(
     t_s, window_s = float(times_s[0]), float(times_s[-1] - times_s[0])
     return {
         "triplet_id": content_hash(clip.clip_id, repr(t_s), repr(window_s), repr(r3m_s), caption),
-        "clip_id": clip.clip_id,
-        "recording_id": clip.recording_id,
-        "source": clip.source,
-        "camera": clip.camera,
-        "embodiment": clip.embodiment,
-        "licence": clip.licence,
-        "split": split_of(clip.recording_id, config.heldout_share),
+        **_identity(clip, config),
         "caption": caption,
         "caption_group": group,
         "task": clip.task or group,
@@ -227,12 +226,25 @@ def _row(
         "tracks_px": flow.tracks_px * scale,
         "median_depth_m": median_m,
         "focal_px": float(cameras.intrinsics_px[0, 0] * scale[0]),
-        "flow_source": "lk",
+        "flow_source": "lk" if config.flow_source == "tracked" else config.flow_source,
         "depth_kind": {"auto": "recorded"}.get(config.depth, config.depth),
         "depth_scale": material.depth_scale,
         "camera_motion": "none" if cameras.poses is None else "pose",
         "visible_share": float(flow.visible[-1].mean()),
         "moving_share": float((moving & flow.visible[-1]).mean()),
+    }
+
+
+def _identity(clip: Clip, config: PreprocessConfig) -> dict[str, Any]:
+    """The columns that are equal in all triplets of a clip."""
+    return {
+        "clip_id": clip.clip_id,
+        "recording_id": clip.recording_id,
+        "source": clip.source,
+        "camera": clip.camera,
+        "embodiment": clip.embodiment,
+        "licence": clip.licence,
+        "split": split_of(clip.recording_id, config.heldout_share),
         "factors": clip.factors,
     }
 

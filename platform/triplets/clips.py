@@ -95,6 +95,9 @@ class Recording(Protocol):
     def cameras(self, indices: list[int]) -> Cameras | None:
         """Intrinsics and poses of frames, or None where nothing is recorded."""
 
+    def simulator_state(self, indices: list[int]) -> Doubles | None:
+        """(len(indices), Q) state of a simulation, or None: no simulation, or not recorded."""
+
     def caption_at(self, index: int, draw: int) -> str:
         """The caption of a frame; phrasings take turns over draws."""
 

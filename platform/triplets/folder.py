@@ -166,6 +166,10 @@ class FolderRecording:
         """Nothing is known of the camera of a plain video."""
         return None
 
+    def simulator_state(self, indices: list[int]) -> Doubles | None:
+        """A plain video is no simulation."""
+        return None
+
     def caption_at(self, index: int, draw: int) -> str:
         """Phrasings take turns over draws."""
         return self.clip.captions[draw % len(self.clip.captions)]

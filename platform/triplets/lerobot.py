@@ -41,6 +41,7 @@ _DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 _PLACES = ("data/", "meta/", "videos/", "dataset_", "episode_index")
 _POSITIONAL_STATS = ("index", "episode_index", "frame_index", "timestamp", "task_index")
 _CODES = 4095  # 12 bit
+_SIMULATOR_STATE = "privileged.qpos"
 
 
 class LeRobotSource:
@@ -221,6 +222,11 @@ class LeRobotRecording:
             assumed=False,
         )
 
+    def simulator_state(self, indices: list[int]) -> Doubles | None:
+        """See :class:`~dynaflip.platform.triplets.clips.Recording`."""
+        column = self._read_columns().get(_SIMULATOR_STATE)
+        return None if column is None else np.array(column.to_pylist(), np.float64)[indices]
+
     def caption_at(self, index: int, draw: int) -> str:
         """The task of the frame; an episode may go from one task to the next."""
         if len(self.clip.captions) == 1:
@@ -248,7 +254,7 @@ class LeRobotRecording:
             name = str(self.source.info.get("data_path") or _DATA_PATH).format(**place)
             path = self.source.root / name
             wanted = {f"observation.{n}.{self.clip.camera}" for n in ("intrinsics", "camera_pose")}
-            wanted.add("task_index")
+            wanted |= {"task_index", _SIMULATOR_STATE}
             try:
                 names = [n for n in pq.read_schema(path).names if n in wanted]
                 keep = [("episode_index", "=", self.clip.episode_index)]

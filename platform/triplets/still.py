@@ -36,8 +36,15 @@ class Stillness:
     place_px: Doubles
 
     def rests(self) -> np.ndarray:
-        """(P,) bool: nothing but being hidden speaks against standing still."""
-        return (self.same | self.hidden).all(0)
+        """(P,) bool: nothing but being hidden speaks against standing still.
+
+        A frame before and after it counts too: the edge of what hides the point is
+        then within its patch.
+        """
+        around = self.hidden.copy()
+        around[1:] |= self.hidden[:-1]
+        around[:-1] |= self.hidden[1:]
+        return (self.same | around).all(0)
 
 
 def compare_with_still(
@@ -95,8 +102,8 @@ def hold_still(
 ) -> tuple[Floats, np.ndarray]:
     """Put resting points where they rest, and drop those that were dragged away.
 
-    A point whose own place is covered at the end, and which the tracker has carried
-    off, may have been pushed by what covers it: it is lost from then on.
+    A point whose own place is covered, and which the tracker has carried off, may
+    have been pushed by what covers it: it does not count while that is so.
 
     Args:
         xyz_m: (N, G, G, 3) in the camera frame of the first frame.
