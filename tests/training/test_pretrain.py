@@ -94,14 +94,14 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_failed(
     config = config_of(triplet_folder)
     # A rate that throws the weights to infinity in the first step.
     wild = dataclasses.replace(config.optimizer, lr=1e38, clip_norm=0, warmup_share=0)
-    with pytest.raises(NonFiniteLoss, match=r"^step \d+: loss.*; triplets: \w+-\d"):
+    with pytest.raises(NonFiniteLoss, match=r"^step \d+: loss.*; triplets of the batch: \w+-\d"):
         pretrain(dataclasses.replace(config, optimizer=wild))
     store = tracking.client()
     experiment = store.get_experiment_by_name(config.tracking.experiment)
     assert experiment is not None
     newest = store.search_runs([experiment.experiment_id], max_results=1)[0]
     assert newest.info.status == "FAILED"
-    assert "triplets:" in newest.data.tags["error"]
+    assert "triplets of the batch:" in newest.data.tags["error"]
 
 
 def test_a_cluster_that_is_too_small_is_one_clear_line(ray_cluster: None) -> None:
