@@ -120,38 +120,20 @@ def plan_episode(
     )
 
 
-@dataclass
-class Scenes:
-    """One task with and without a shadow map.
-
-    Shadows need another renderer, which takes longer to make than the pictures.
-    """
-
-    plain: Scene
-    shadowed: Scene
-
-    def close(self) -> None:
-        """Free both renderers."""
-        self.plain.close()
-        self.shadowed.close()
+def open_scene(plan: EpisodePlan) -> Scene:
+    """The scene that a plan, and every other of its task and size, is rendered with."""
+    return Scene(plan.task, height_px=plan.height_px, width_px=plan.width_px, camera=plan.camera)
 
 
-def open_scenes(plan: EpisodePlan) -> Scenes:
-    """The scenes that a plan, and every other of its task and size, is rendered with."""
-    return Scenes(_scene(plan, shadows=False), _scene(plan, shadows=True))
-
-
-def render(plan: EpisodePlan, scenes: Scenes) -> Iterator[View]:
+def render(plan: EpisodePlan, scene: Scene) -> Iterator[View]:
     """Run the expert, then show the chosen moments under every condition.
 
     Args:
         plan: what to render.
-        scenes: of the plan's task, size and camera; unperturbed afterwards.
+        scene: of the plan's task, size and camera; unperturbed afterwards.
     """
-    moments, success = _roll_out(plan, scenes.plain)
-    scenes.shadowed.reset(plan.layout_seed)
+    moments, success = _roll_out(plan, scene)
     for condition, factors in plan.conditions.items():
-        scene = scenes.shadowed if "shadows" in factors else scenes.plain
         scene.apply(factors)
         alone = condition not in (UNPERTURBED, ALL_FACTORS)
         for frame in _spread(len(moments), plan.frames_a_factor if alone else plan.frames):
@@ -169,16 +151,6 @@ def render(plan: EpisodePlan, scenes: Scenes) -> Iterator[View]:
                 success=success,
             )
         scene.restore()
-
-
-def _scene(plan: EpisodePlan, *, shadows: bool) -> Scene:
-    return Scene(
-        plan.task,
-        height_px=plan.height_px,
-        width_px=plan.width_px,
-        camera=plan.camera,
-        shadows=shadows,
-    )
 
 
 def _roll_out(plan: EpisodePlan, scene: Scene) -> tuple[list[tuple[Any, Any, Any]], bool]:

@@ -111,12 +111,14 @@ def _render_on_ray(plans: dict[str, list[EpisodePlan]], paths: dict[str, Path]) 
 
 def _render_task(plans: list[EpisodePlan]) -> pa.Table:
     """Render one task's episodes; runs in a Ray worker."""
+    # As many workers as CPUs run side by side; each would else start a thread a core.
+    os.environ["LP_NUM_THREADS"] = "0"
     cv2.setNumThreads(1)
-    scenes = paired_views.open_scenes(plans[0])
+    scene = paired_views.open_scene(plans[0])
     try:
-        rows = [_row(view) for plan in plans for view in paired_views.render(plan, scenes)]
+        rows = [_row(view) for plan in plans for view in paired_views.render(plan, scene)]
     finally:
-        scenes.close()
+        scene.close()
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
