@@ -19,7 +19,7 @@ from dynaflip.eval import perturbations
 from dynaflip.eval.simulator import Scene
 
 # Raised when what is rendered for the same plan changes, so that caches are made anew.
-RENDER_VERSION = 1
+RENDER_VERSION = 2
 UNPERTURBED = "none"
 ALL_FACTORS = "all"
 
