@@ -72,20 +72,12 @@ class LiftConfig:
     # Depth may change by this share of itself between two lifted frames; more is
     # a track that slipped over an edge, and the point is lost.
     max_depth_jump: float = 0.04
-    # Moving points take the median of those within so many grid cells (0: off) …
-    neighbour_cells: int = 2
-    # … whose depth differs by no more than this share.
-    neighbour_depth: float = 0.05
     # A clip is rejected when a frame has a larger share of pixels without depth.
     max_invalid_share: float = 0.3
 
     def __post_init__(self) -> None:
         if self.search_px < 0:
             raise ValueError(f"search_px must be 0 or more, not {self.search_px}")
-        if self.neighbour_cells < 0:
-            raise ValueError(f"neighbour_cells must be 0 or more, not {self.neighbour_cells}")
-        if self.neighbour_depth < 0:
-            raise ValueError(f"neighbour_depth must be 0 or more, not {self.neighbour_depth}")
         if self.max_depth_jump <= 0:
             raise ValueError(f"max_depth_jump must be above 0, not {self.max_depth_jump}")
         if not 0 <= self.max_invalid_share <= 1:
@@ -113,6 +105,32 @@ class StillConfig:
         for name in ("max_colour_difference", "without_depth", "max_depth_difference"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class PiecesConfig:
+    """Neighbours on one surface correct each other: things move in one piece."""
+
+    # false: every point for itself.
+    enabled: bool = True
+    # Neighbours are on one surface when their depth differs by no more than this share.
+    depth_share: float = 0.05
+    # Reach, in grid cells, of the rigid motion that is fitted …
+    fit_cells: int = 3
+    # … and of the vote on who moves.
+    vote_cells: int = 2
+    # A point that moves is lost where a smaller share of its neighbours does …
+    min_moving_share: float = 0.35
+    # … and one that rests where a larger share moves.
+    max_moving_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("fit_cells", "vote_cells"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("depth_share", "min_moving_share", "max_moving_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], not {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -151,6 +169,7 @@ class PreprocessConfig:
     track: TrackConfig = field(default_factory=TrackConfig)
     lift: LiftConfig = field(default_factory=LiftConfig)
     still: StillConfig = field(default_factory=StillConfig)
+    pieces: PiecesConfig = field(default_factory=PiecesConfig)
 
     def __post_init__(self) -> None:
         if self.depth not in ("auto", "plane") and not self.depth.removeprefix("model:").strip():

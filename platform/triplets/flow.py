@@ -11,7 +11,8 @@ import numpy as np
 
 from dynaflip.platform.triplets.clips import Cameras, Doubles, Floats, Frames
 from dynaflip.platform.triplets.config import PreprocessConfig
-from dynaflip.platform.triplets.lift import agree_with_neighbours, at_steps, lift_tracks
+from dynaflip.platform.triplets.lift import at_steps, lift_tracks
+from dynaflip.platform.triplets.pieces import doubtful, move_rigidly
 from dynaflip.platform.triplets.still import compare_with_still, hold_still
 from dynaflip.platform.triplets.track import grid_px, track_points, tracker_pictures
 
@@ -74,12 +75,15 @@ def flow_of_window(
     )
     if still is not None:
         xyz_m, visible = hold_still(xyz_m, visible, still)
+    moves = follow.reshape(shape[1:])
+    if config.pieces.enabled:
+        # Without the test for stillness everything is followed, and nobody can be outvoted.
+        visible = visible & ~doubtful(xyz_m[0], moves, visible[0], config.pieces)
     steps_m, steps_visible = at_steps(xyz_m, visible, times_s)
     steps_px, _ = at_steps(tracks_px.reshape(*shape, 2), visible, times_s)
     displacement_m = np.where(visible[0][..., None], steps_m - xyz_m[0], np.float32(0))
-    if config.lift.neighbour_cells:
-        moving = follow.reshape(shape[1:])
-        displacement_m = agree_with_neighbours(
-            displacement_m, xyz_m[0], steps_visible & moving, config.lift
+    if config.pieces.enabled:
+        displacement_m = move_rigidly(
+            xyz_m[0], displacement_m, steps_visible & moves, config.pieces
         )
     return Flow(xyz_m[0], displacement_m, steps_visible, origin_px, steps_px)

@@ -13,8 +13,6 @@ from dynaflip.platform.triplets.schema import STEPS
 
 # Neighbouring depths that differ by less than this share lie on one surface, be it steep.
 _SMOOTH_SHARE = 0.03
-# A median of fewer is no better than the point itself; it counts itself.
-_MIN_NEIGHBOURS = 3
 
 
 def assumed_intrinsics_px(height_px: int, width_px: int) -> Doubles:
@@ -164,37 +162,3 @@ def at_steps(
         ((1 - w) * values[before] + w * values[after]).astype(np.float32),
         visible[before] & visible[after],
     )
-
-
-def agree_with_neighbours(
-    displacement_m: Floats, origin_m: Floats, moving: np.ndarray, config: LiftConfig
-) -> Floats:
-    """Median over neighbours on the same surface: things move in one piece.
-
-    Args:
-        displacement_m: (K, G, G, 3).
-        origin_m: (G, G, 3).
-        moving: (K, G, G) bool: points that are followed and seen; only they take
-            part, and only they are changed.
-        config: reach in grid cells and in depth.
-
-    Returns:
-        (K, G, G, 3).
-    """
-    reach, rows, columns = config.neighbour_cells, *origin_m.shape[:2]
-    pad = ((reach, reach), (reach, reach))
-    z = np.pad(origin_m[..., 2], pad, constant_values=np.inf)
-    seen = np.pad(moving, ((0, 0), *pad))
-    moved = np.pad(displacement_m, ((0, 0), *pad, (0, 0)))
-    stack = []
-    for y in range(2 * reach + 1):
-        for x in range(2 * reach + 1):
-            part = (slice(y, y + rows), slice(x, x + columns))
-            gap = np.abs(z[part] - origin_m[..., 2])
-            near = seen[:, *part] & (gap <= config.neighbour_depth * origin_m[..., 2])
-            stack.append(np.where(near[..., None], moved[:, *part], np.nan))
-    neighbours = np.stack(stack)
-    enough = moving & ((~np.isnan(neighbours[..., 0])).sum(0) >= _MIN_NEIGHBOURS)
-    out = displacement_m.copy()
-    out[enough] = np.nanmedian(neighbours[:, enough], axis=0)
-    return out

@@ -88,5 +88,5 @@ def test_recovered_flow_against_truth(tmp_path: Path, moving_camera: bool) -> No
     assert np.median(still_mm) <= 5
     assert np.percentile(still_mm, 90) <= 5
     assert np.median(relative) < 0.25
-    # Without the comparison with standing still it is a half, and a quarter under motion.
-    assert np.concatenate(precise).mean() > 0.5
+    # By the tracker alone it is a half, and a quarter when the camera moves.
+    assert np.concatenate(precise).mean() > 0.7

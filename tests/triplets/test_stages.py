@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 from triplet_recordings import moving_square, textured
 
-from dynaflip.platform.triplets import lift
+from dynaflip.platform.triplets import lift, pieces
 from dynaflip.platform.triplets.clips import Cameras, ClipError
-from dynaflip.platform.triplets.config import LiftConfig, PreprocessConfig, TrackConfig
+from dynaflip.platform.triplets.config import (
+    LiftConfig,
+    PiecesConfig,
+    PreprocessConfig,
+    TrackConfig,
+)
 from dynaflip.platform.triplets.flow import flow_of_window
 from dynaflip.platform.triplets.sample import draw_r3m, sample_transitions
 from dynaflip.platform.triplets.track import grid_px, thin_frames, track_points, tracker_pictures
@@ -169,19 +174,41 @@ def test_steps_are_linear_between_frames() -> None:
     np.testing.assert_array_equal(seen[:, 0, 0], [True, False, False, False, False, False, False])
 
 
-def test_an_outlier_among_neighbours_is_put_right() -> None:
-    moved = np.full((7, 20, 20, 3), 0.05, np.float32)
-    moved[:, 10, 10] = 0.4
-    origin = np.ones((20, 20, 3), np.float32)
+def rotated(origin: np.ndarray, degrees: float, shift: np.ndarray) -> np.ndarray:
+    """Displacement of a piece that turns about its middle, in the picture's plane."""
+    c, s = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+    middle = origin.reshape(-1, 3).mean(0)
+    return (origin - middle) @ turn.T + middle + shift - origin
+
+
+def test_a_turning_piece_puts_its_outliers_right() -> None:
+    origin = lift.unproject(grid_px(120, 160), np.ones((20, 20)), np.array([160.0, 160, 80, 60]))
+    truth = np.tile(rotated(origin, 20, np.array([0.05, 0.0, 0.02])), (7, 1, 1, 1))
+    noisy = truth.copy()
+    noisy[:, 10, 10] += [0.3, 0.1, 0]
     moving = np.zeros((7, 20, 20), bool)
-    moving[:, 8:13, 8:13] = True
-    out = lift.agree_with_neighbours(moved, origin, moving, LiftConfig())
-    np.testing.assert_allclose(out[:, 10, 10], 0.05)
-    np.testing.assert_allclose(out[:, 0, 0], 0.05)
-    # Another surface has no say.
+    moving[:, 7:14, 7:14] = True
+    out = pieces.move_rigidly(origin, noisy, moving, PiecesConfig())
+    np.testing.assert_allclose(out[moving], truth[moving], atol=2e-3)
+    np.testing.assert_array_equal(out[~moving], noisy[~moving])
+    # A point on a surface of its own keeps its motion.
     origin[10, 10, 2] = 2
-    out = lift.agree_with_neighbours(moved, origin, moving, LiftConfig())
-    np.testing.assert_allclose(out[:, 10, 10], 0.4)
+    out = pieces.move_rigidly(origin, noisy, moving, PiecesConfig())
+    np.testing.assert_array_equal(out[:, 10, 10], noisy[:, 10, 10])
+
+
+def test_a_surface_outvotes_single_points() -> None:
+    origin = np.ones((20, 20, 3), np.float32)
+    followed = np.zeros((20, 20), bool)
+    followed[4, 4] = True
+    followed[10:16, 10:16] = True
+    followed[12, 12] = False
+    doubt = pieces.doubtful(origin, followed, np.ones_like(followed), PiecesConfig())
+    assert doubt[4, 4]  # moves alone
+    assert doubt[12, 12]  # rests alone
+    assert not doubt[11:15, 13].any()
+    assert not doubt[:8, 8:].any()
 
 
 def square_flow(with_depth: bool):
