@@ -23,8 +23,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from dynaflip.eval.statistics import cluster_mean
 from torch import Tensor
+
+from dynaflip.eval.statistics import cluster_mean
 
 SCOPES = ("all", "task", "clip")
 
