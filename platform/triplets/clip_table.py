@@ -199,7 +199,7 @@ def _row(
     median_m = 1.0 if depth_m is None else float(np.median(depth_m[0][np.isfinite(depth_m[0])]))
     moving = np.linalg.norm(flow.displacement_m[-1], axis=-1) > MOVING_SHARE_OF_DEPTH * median_m
     stored_w, stored_h = _reduced(material.picture_px, config.image_px)
-    scale = np.float32([stored_w / width, stored_h / height])
+    scale = np.array([stored_w / width, stored_h / height], np.float32)
     follower = transition.r3m_next if config.image_pair == "r3m" else transition.end
     caption = recording.caption_at(transition.start, transition.draw)
     group = clip.caption_group or normalise_caption(caption)
@@ -258,7 +258,7 @@ def _reduced(size_px: tuple[int, int], short_side_px: int) -> tuple[int, int]:
 def _resize(picture: Frames, size_px: tuple[int, int]) -> Frames:
     if (picture.shape[1], picture.shape[0]) == size_px:
         return picture
-    return cv2.resize(picture, size_px, interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.resize(picture, size_px, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _to_table(rows: list[dict[str, Any]]) -> pa.Table:

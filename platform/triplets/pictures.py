@@ -39,7 +39,9 @@ def draw_tracks(row: dict[str, Any], short_side_px: int = 320) -> Frames:
         (H, W, 3) uint8 RGB.
     """
     encoded = np.frombuffer(row["frame_t"], dtype=np.uint8)
-    picture = cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    stored = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+    assert stored is not None, "frame_t is no JPEG"
+    picture: Any = cv2.cvtColor(stored, cv2.COLOR_BGR2RGB)
     scale = short_side_px / min(picture.shape[:2])
     size = (round(picture.shape[1] * scale), round(picture.shape[0] * scale))
     picture = cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC)

@@ -70,6 +70,8 @@ def preprocess(config: PreprocessConfig, output: str) -> Outcome:
     clips = source.list_clips()
     if config.source.max_clips:
         clips = clips[: config.source.max_clips]
+    if not clips:
+        raise UserError(f"source.path: {config.source.path} holds no recording")
     if config.depth.startswith("model:"):
         from dynaflip.platform.triplets.depth_model import check_depth_model
 
@@ -111,7 +113,7 @@ def _run(
     context.print_on_execution_start = False
     items = [{"number": n, "clips": pickle.dumps(clips)} for n, clips in shards.items()]
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it would report beside our progress
-    dataset = ray.data.from_items(items, override_num_blocks=min(len(items), _MAX_BLOCKS))
+    dataset: Any = ray.data.from_items(items, override_num_blocks=min(len(items), _MAX_BLOCKS))
     arguments = {"config": config, "folder": str(work.path)}
     if config.depth.startswith("model:"):
         from dynaflip.platform.triplets.depth_model import DepthModelShards

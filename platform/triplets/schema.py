@@ -53,6 +53,7 @@ TRIPLET_SCHEMA = pa.schema(
         pa.field("window_s", pa.float64(), nullable=False),  # min(H, flow_window_s)
         pa.field("frames_r3m_s", pa.list_(pa.float64(), R3M_FRAMES), nullable=False),
         # Flow. Origin: metric XYZ, camera frame t. Step k = 1…K is at t + k·window/K.
+        # A point without depth in frame t (the sky) has origin 0 and is never visible.
         pa.field(
             "flow_origin_m", pa.fixed_shape_tensor(pa.float32(), (GRID, GRID, 3)), nullable=False
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import cv2
 import numpy as np
@@ -69,11 +70,12 @@ def track_points(
     """
     cv2.setNumThreads(1)  # one CPU a task
     height, width = pictures[0].shape[:2]
-    options = {
+    options: dict[str, Any] = {
         "winSize": (config.lk_window_px, config.lk_window_px),
         "maxLevel": config.lk_levels,
         "criteria": (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 20, 0.01),
     }
+    follow: Any = cv2.calcOpticalFlowPyrLK  # its type stub forbids a None that it wants
     # OpenCV has the centre of the first pixel at 0.
     at = origin_px.reshape(-1, 1, 2).astype(np.float32) - np.float32(0.5)
     trusted = np.ones(len(at), dtype=bool)
@@ -85,8 +87,8 @@ def track_points(
             continue
         # Only points that are still followed cost time.
         start = at[trusted]
-        there, found, _ = cv2.calcOpticalFlowPyrLK(before, after, start, None, **options)
-        back, found_back, _ = cv2.calcOpticalFlowPyrLK(after, before, there, None, **options)
+        there, found, _ = follow(before, after, start, None, **options)
+        back, found_back, _ = follow(after, before, there, None, **options)
         miss_px = np.linalg.norm(back - start, axis=-1)[:, 0]
         x, y = there[:, 0, 0], there[:, 0, 1]
         good = (x >= -0.5) & (y >= -0.5) & (x <= width - 0.5) & (y <= height - 0.5)

@@ -138,9 +138,8 @@ def read_frames(path: Path, timeline: Timeline, indices: list[int], short_side_p
     out: list[Frames] = []
     for frame, aspect in _decode(path, timeline, indices):
         width, height = _size(frame.width * aspect, frame.height, short_side_px)
-        rgb = frame.reformat(
-            width=width, height=height, format="rgb24", interpolation="AREA"
-        ).to_ndarray()
+        reduced = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA")
+        rgb = np.asarray(reduced.to_ndarray(), dtype=np.uint8)
         turns = round(frame.rotation / 90) % 4  # counter-clockwise
         out.append(np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb)
         if out[-1].shape != out[0].shape:
