@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: bars by factor, retrieval against chance, examples."""
+"""Pictures of an evaluation: error by factor, retrieval against chance, examples."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SCOPE_NAMES = {
     "all_swapped": "among all, other clip's condition",
     "task_swapped": "same task, other clip's condition",
 }
-_COLOURS = ("#1b7f79", "#b5b5b5")
+_COLOURS = ("#1b7f79", "#d08a2e")
 
 
 def condition_name(condition: str) -> str:
@@ -33,9 +33,10 @@ def condition_name(condition: str) -> str:
 
 
 def probe_figure(report: ProbeReport, encoders: tuple[str, str]) -> Any:
-    """Error by condition, a panel a target: two encoders' bars with 95 % intervals.
+    """Error by condition, a panel a target: two encoders' points with 95 % intervals.
 
-    A black tick marks what predicting the task's mean would give.
+    A black line marks what predicting the task's mean would give. Errors span decades, so
+    the axis is logarithmic, and points and not bars, which would start anywhere.
 
     Returns:
         A matplotlib figure.
@@ -50,24 +51,27 @@ def probe_figure(report: ProbeReport, encoders: tuple[str, str]) -> Any:
             found = [report.score(target, c, encoder).error_cm for c in report.conditions]
             values = np.array([interval.value for interval in found])
             bounds = np.array([[i.value - i.low, i.high - i.value] for i in found]).T
-            panel.bar(
-                places + 0.4 * (index - 0.5),
+            panel.errorbar(
+                places + 0.25 * (index - 0.5),
                 values,
-                0.4,
                 yerr=np.nan_to_num(bounds).clip(min=0),
+                fmt="o",
+                markersize=7,
+                capsize=3,
                 label=encoder,
                 color=colour,
-                error_kw={"lw": 1, "capsize": 2},
             )
         means = [report.score(target, c, MEAN).error_cm.value for c in report.conditions]
         panel.scatter(places, means, marker="_", s=500, color="black", label="task's mean")
         panel.set_ylabel(f"{TARGET_NAMES[target]}: error, cm")
         panel.set_yscale("log")
         panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_formatter("{x:g}")
+        panel.tick_params(axis="y", which="minor", labelsize=7)
         panel.grid(axis="y", which="both", alpha=0.25)
     names = [condition_name(condition) for condition in report.conditions]
     panels[-1].set_xticks(places, names, rotation=30, ha="right")
-    panels[0].legend(ncol=3, loc="upper left")
+    panels[0].legend(ncol=3, loc="upper right")
     panels[0].set_title("Linear probes from frozen features, fitted on unperturbed recordings")
     return figure
 
