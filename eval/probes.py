@@ -22,6 +22,12 @@ from dataclasses import dataclass
 import numpy as np
 
 FOLDS = 5
+# Smallest spread that a feature is divided by, relative to the features' root mean square
+# spread. Units that are all but dead on unperturbed frames wake under perturbation, and
+# plain standardising would read that as metres: measured on ImageNet features of 12 tasks,
+# 71 cm of error under all factors against 18 cm with the floor, and 3.5 against 3.1 cm in
+# cross-validation on the unperturbed training episodes themselves.
+SPREAD_FLOOR = 0.1
 # Relative to the number of frames: from almost none to almost only the mean.
 PENALTIES = np.logspace(-5, 3, 17)
 
@@ -31,7 +37,7 @@ class Probe:
     """A fitted probe; see :func:`fit_probe`."""
 
     centre: dict[str, np.ndarray]  # task → (D,) mean of the training features
-    scale: np.ndarray  # (D,) standard deviation of the training features over all tasks
+    scale: np.ndarray  # (D,) spread of the training features, not below SPREAD_FLOOR
     weights: np.ndarray  # (D, 3) metres per standardised feature
     target_mean_m: dict[str, np.ndarray]  # task → (3,) mean training position, world
     penalty: float  # chosen, relative to the number of frames
@@ -130,10 +136,10 @@ def _fit_path(
 ) -> list[Probe]:
     """A probe for each penalty, from one decomposition of the standardised features."""
     centre, target_mean = {}, {}
-    # Over all tasks: a feature that hardly moves within tasks must not be blown up, or
-    # every shift of appearance is read as metres.
-    scale = features.std(0)
-    scale[scale <= 1e-6 * np.abs(features).max(0)] = np.inf
+    # Over all tasks: a feature that hardly moves within tasks must not be blown up either.
+    spread = features.std(0)
+    scale = np.maximum(spread, SPREAD_FLOOR * np.sqrt(np.square(spread).mean()))
+    scale[scale == 0] = 1.0  # nothing moves at all
     x, y = features.copy(), positions_m.copy()
     for task in np.unique(tasks):
         rows = tasks == task
