@@ -18,12 +18,12 @@ if not os.path.isdir(os.path.join(_here, "losses")):
     __path__.append(os.path.dirname(_here))
 
 if TYPE_CHECKING:
-    from dynaflip.encoders.image import LoadedEncoder
+    from dynaflip.encoders.image import ImageEncoder
 
 __version__ = "0.1.0"
 
 
-def load_encoder(uri: str, **kwargs: Any) -> LoadedEncoder:
+def load_encoder(uri: str, **kwargs: Any) -> ImageEncoder:
     """Load a pretrained image encoder: one RGB image in, one feature vector out.
 
     Args:

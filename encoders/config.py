@@ -86,6 +86,10 @@ class FlowConfig:
     displacement_gain: float = 10.0
     # Prepend the frame's embedding, under stop-gradient, as condition token (paper: yes).
     condition: bool = True
+    # Share of training examples whose condition token is withheld. The token names the scene,
+    # so image and flow can be matched by recognising the clip; without it only motion is left.
+    # Ours; the paper has 0.
+    condition_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "steps", "grid", "width", "layers", "heads", "channels", "cnn_layers")
@@ -93,6 +97,8 @@ class FlowConfig:
             raise ValueError(f"heads: {self.heads} does not divide width {self.width}")
         if self.inputs not in FLOW_INPUTS:
             raise ValueError(f"inputs: {self.inputs!r} is not one of {list(FLOW_INPUTS)}")
+        if not 0 <= self.condition_dropout <= 1:
+            raise ValueError(f"condition_dropout: a share in [0, 1], not {self.condition_dropout}")
         if self.displacement_gain <= 0:
             raise ValueError(f"displacement_gain: must be above 0, not {self.displacement_gain}")
 

@@ -58,6 +58,9 @@ class FlowEncoder(nn.Module):
         frame = self.condition(self.condition_norm(condition.detach())).unsqueeze(1)
         if not self.config.condition:
             frame = torch.zeros_like(frame)
+        elif self.training and self.config.condition_dropout > 0:
+            kept = torch.rand(num_examples, 1, 1, device=frame.device)
+            frame = frame * (kept >= self.config.condition_dropout)
         tokens = torch.cat([cls, frame, steps], 1) + self.positions
         return self.out(self.transformer(tokens)[:, 0])
 

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "dynaflip": {"platform", "encoders"},
 }
 CLUSTER = {"ray", "mlflow", "optuna"}
-MLFLOW_FILES = {"platform/tracking.py", "platform/registry.py", "platform/registered_encoder.py"}
+MLFLOW_FILES = {"platform/tracking.py", "platform/registry.py", "platform/pyfunc_encoder.py"}
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:

@@ -16,6 +16,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--resume", metavar="RUN", help="go on with a stopped run, with the settings it began with"
     )
+    parser.add_argument(
+        "--reuse",
+        action="store_true",
+        help="do nothing where an encoder with these settings and triplets is registered",
+    )
     args, config = parse_config(parser, PretrainConfig, argv, aliases={})
     if args.resume and (args.config or config != PretrainConfig()):
         raise UserError("--resume goes on with the run's own settings: give no others beside it")
@@ -23,6 +28,11 @@ def main(argv: list[str]) -> int:
     from dynaflip.platform.training import pretrain as training
     from dynaflip.platform.training.step import NonFiniteLoss
 
+    if args.reuse and (uri := training.find_finished(config)):
+        if args.alias:
+            training.move_alias(uri, args.alias)
+        print(f"these settings and triplets have an encoder already: {uri}")
+        return 0
     try:
         if args.resume:
             outcome = training.resume(args.resume, alias=args.alias)

@@ -7,8 +7,10 @@ Ray reads much of its configuration when it is imported, so
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
+from typing import Any
 
 from dynaflip.errors import UserError
 from dynaflip.platform.home import home, in_submitted_job
@@ -64,7 +66,7 @@ def start_ray(num_cpus: int | None = None, *, dashboard: bool = False) -> None:
         environment["PYTHONPATH"] = os.pathsep.join([root, *others])
     address = os.environ.get("RAY_ADDRESS")
     joined = bool(address) and address != "local"
-    options = {} if joined else {"num_cpus": num_cpus or available_cpus()}
+    options: dict[str, Any] = {} if joined else {"num_cpus": num_cpus or available_cpus()}
     if not joined:
         options |= {"include_dashboard": dashboard, "_node_ip_address": "127.0.0.1"}
         options |= {"object_store_memory": _object_store_bytes()}
@@ -73,7 +75,7 @@ def start_ray(num_cpus: int | None = None, *, dashboard: bool = False) -> None:
             address=address if joined else "local",
             runtime_env={"env_vars": environment},
             log_to_driver=False,
-            logging_level="WARNING",
+            logging_level=logging.WARNING,
             **options,
         )
     except ConnectionError:

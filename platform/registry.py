@@ -77,8 +77,8 @@ def register(
     store.update_run(run.run_id, status="RUNNING")
     for key, value in (tags or {}).items():
         store.set_model_version_tag(name, str(version), key, str(value))
-    if alias and alias != LATEST:
-        store.set_registered_model_alias(name, alias, str(version))
+    if alias:
+        set_alias(name, alias, version)
     return version
 
 
@@ -149,6 +149,21 @@ def describe_versions(name: str = DEFAULT_NAME) -> str:
     shown = ", ".join(f"{alias} = {number}" for alias, number in sorted(aliases.items()))
     numbers = ", ".join(map(str, versions[-20:]))
     return f"{name} versions {numbers}" + (f" ({shown})" if shown else "")
+
+
+def find_version(name: str, tags: dict[str, str]) -> int | None:
+    """The newest version of a registered model that has all of these tags, or None."""
+    if tracking.is_embedded() and not (mlflow_folder() / "mlflow.db").exists():
+        return None
+    found = tracking.client().search_model_versions(f"name='{name}'")
+    matching = [int(v.version) for v in found if tags.items() <= dict(v.tags).items()]
+    return max(matching, default=None)
+
+
+def set_alias(name: str, alias: str, version: int) -> None:
+    """Move an alias to a version; ``latest`` is MLflow's own and needs no moving."""
+    if alias != LATEST:
+        tracking.client().set_registered_model_alias(name, alias, str(version))
 
 
 def _resolve_model(uri: str) -> Path:

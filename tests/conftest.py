@@ -50,6 +50,14 @@ def ray_cluster(session_home: Path) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def triplet_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small synthetic triplet folder, so that training is tested without a simulator."""
+    from synthetic_triplets import write_triplets
+
+    return write_triplets(tmp_path_factory.mktemp("triplets") / "set")
+
+
+@pytest.fixture(scope="session")
 def shared_clips() -> Path:
     """Real clips beside the checkout; the tests that want them skip without."""
     if not SHARED_CLIPS.is_dir():

@@ -44,7 +44,9 @@ def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cluster(bare_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def cluster(
+    bare_python: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, str]]:
     """`ray start --head` as an engineer would type it; yields the environment to submit from."""
     from dynaflip.platform.cluster import prepare_environment
 
@@ -106,7 +108,7 @@ def submit(cluster: dict[str, str], *words: str) -> tuple[int, int | None, str]:
 
 
 def test_a_submitted_pretraining_runs_the_submitted_code_and_registers(
-    cluster: dict[str, str], tiny_triplets: Path, bare_python: Path
+    cluster: dict[str, str], triplet_folder: Path, bare_python: Path
 ) -> None:
     code, own, printed = submit(
         cluster,
@@ -114,7 +116,7 @@ def test_a_submitted_pretraining_runs_the_submitted_code_and_registers(
         "--config",
         "tests/tiny.yaml",
         "--triplets",
-        str(tiny_triplets),
+        str(triplet_folder),
     )
     assert (code, own) == (0, 0), printed
     assert f"DYNAFLIP_HOME {cluster['DYNAFLIP_HOME']} (submitted job)" in printed

@@ -14,7 +14,7 @@ from typing import Any
 
 from dynaflip.errors import UserError
 from dynaflip.platform import cluster, registry, tracking
-from dynaflip.platform.config import load_config, to_dict, to_yaml
+from dynaflip.platform.config import config_digest, load_config, to_dict, to_yaml
 from dynaflip.platform.home import default_triplets, input_path, new_run_name, runs
 from dynaflip.platform.training.config import PretrainConfig
 from dynaflip.platform.training.progress import heldout_summary
@@ -60,6 +60,22 @@ def pretrain(config: PretrainConfig, *, alias: str | None = None) -> Outcome:
     (run_folder / "config.yaml").write_text(to_yaml(config))
     run.log_settings(config)
     return _train_and_register(work, run, run_folder, alias)
+
+
+def find_finished(config: PretrainConfig) -> str | None:
+    """URI of the newest registered encoder with these settings and these triplets, if any."""
+    from dynaflip.platform.triplets.schema import read_manifest
+
+    digest = read_manifest(input_path(config.triplets, default_triplets()))["digest"]
+    same = {"config_digest": _settings_digest(config), "data_digest": digest}
+    version = registry.find_version(config.tracking.model_name, same)
+    return None if version is None else f"models:/{config.tracking.model_name}/{version}"
+
+
+def move_alias(uri: str, alias: str) -> None:
+    """Move an alias to the version that ``models:/NAME/VERSION`` names."""
+    name, version = uri.removeprefix("models:/").split("/")
+    registry.set_alias(name, alias, int(version))
 
 
 def resume(run_name: str, *, alias: str | None = None) -> Outcome:
@@ -184,11 +200,17 @@ def _save_encoder(
     return save_folder(run_folder / "encoder", model, info)
 
 
+def _settings_digest(config: PretrainConfig) -> str:
+    """Digest of everything but where the triplets lie: what they are has its own digest."""
+    return config_digest(dataclasses.replace(config, triplets=None))
+
+
 def _tags(work: Any) -> dict[str, Any]:
     """What tells runs apart at a glance; simulator flow is named as the upper bound it is."""
     index = work.index
     tags = {
         "kind": "pretrain",
+        "config_digest": _settings_digest(work.config),
         "data_digest": index.digest,
         "triplets": index.folder,
         "train_triplets": index.counts["train"],

@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 
 from dynaflip.platform.triplets.schema import GRID, SCHEMA_VERSION, STEPS, TRIPLET_SCHEMA
 
@@ -31,11 +30,6 @@ def write_triplets(folder: Path, clips: int = 12, per_clip: int = 4, px: int = 3
     manifest = {"schema_version": SCHEMA_VERSION, "digest": "synthetic", "counts": {}}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
-
-
-@pytest.fixture(scope="session")
-def triplet_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_triplets(tmp_path_factory.mktemp("triplets") / "set")
 
 
 def _clip(rng: np.random.Generator, number: int, per_clip: int, px: int) -> list[dict]:
