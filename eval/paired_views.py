@@ -45,6 +45,10 @@ class EpisodePlan:
         """A name that is unique within a split."""
         return f"{self.task}/{self.split}/{self.layout_seed}"
 
+    def single_factors(self) -> tuple[str, ...]:
+        """The conditions that show one factor alone."""
+        return tuple(n for n in self.conditions if n not in (UNPERTURBED, ALL_FACTORS))
+
     def digest(self) -> str:
         """Equal for plans that give the same pictures."""
         text = json.dumps(asdict(self), sort_keys=True)
@@ -135,7 +139,7 @@ def render(plan: EpisodePlan, scene: Scene) -> Iterator[View]:
     moments, success = _roll_out(plan, scene)
     for condition, factors in plan.conditions.items():
         scene.apply(factors)
-        alone = condition not in (UNPERTURBED, ALL_FACTORS)
+        alone = condition in plan.single_factors()
         for frame in _spread(len(moments), plan.frames_a_factor if alone else plan.frames):
             state, hand_m, object_m = moments[frame]
             scene.set_state(state)

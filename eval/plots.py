@@ -11,10 +11,12 @@ from dynaflip.eval.paired_views import ALL_FACTORS, UNPERTURBED
 from dynaflip.eval.probe_report import MEAN, ProbeReport
 
 RECORDED = "recorded"
+ONE_FACTOR = "one"  # the pool of all frames that show a single factor
 CONDITION_NAMES = {
     RECORDED: "held-out recordings",
     UNPERTURBED: "unperturbed",
-    ALL_FACTORS: "all factors",
+    ALL_FACTORS: "all factors at once",
+    ONE_FACTOR: "one factor at a time",
 }
 TARGET_NAMES = {"hand": "end effector", "object": "object"}
 SCOPE_NAMES = {

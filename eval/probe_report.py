@@ -74,6 +74,7 @@ def score_probes(
     features: dict[str, tuple[np.ndarray, np.ndarray]],
     *,
     compared: tuple[str, str],
+    groups: dict[str, tuple[str, ...]] | None = None,
     folds: int = FOLDS,
     seed: int = 0,
 ) -> ProbeReport:
@@ -84,10 +85,12 @@ def score_probes(
         test: frames of every condition; tasks that are in ``train``.
         features: encoder → (features of train (N, D), features of test (M, D)).
         compared: (encoder, the one it is compared with), pair by pair.
+        groups: rows of the report: name → conditions whose frames are scored together
+            under it; by default each condition by itself.
         folds: of the cross-validation that chooses penalties.
         seed: seeds the bootstrap over episodes.
     """
-    conditions = list(dict.fromkeys(test.condition.tolist()))
+    groups = groups or {name: (name,) for name in dict.fromkeys(test.condition.tolist())}
     probes: dict[tuple[str, str], Probe] = {}
     scores: list[Score] = []
     differences: list[Difference] = []
@@ -101,8 +104,8 @@ def score_probes(
             probes[encoder, target] = fitted
             errors[encoder] = errors_cm(fitted.predict_m(of_test, test.task), truth_m)
             errors[MEAN] = errors_cm(fitted.mean_m(test.task), truth_m)
-        for condition in conditions:
-            here = test.condition == condition
+        for condition, members in groups.items():
+            here = np.isin(test.condition, members)
             episodes = test.episode[here]
             for encoder, error in errors.items():
                 interval = cluster_mean(error[here], episodes, seed=seed)
@@ -110,4 +113,4 @@ def score_probes(
             after, before = (errors[name][here] for name in compared)
             gap = paired_difference(after, before, episodes, seed=seed)
             differences.append(Difference(target, condition, *compared, gap))
-    return ProbeReport(scores, differences, probes, conditions)
+    return ProbeReport(scores, differences, probes, list(groups))

@@ -158,7 +158,8 @@ def score_positions(pair: Pair, config: EvaluationConfig, heldout_share: float) 
     import numpy as np
 
     from dynaflip.eval.frames import concatenate, embed, raw_pixels
-    from dynaflip.eval.plots import RECORDED
+    from dynaflip.eval.paired_views import ALL_FACTORS, UNPERTURBED
+    from dynaflip.eval.plots import ONE_FACTOR, RECORDED
     from dynaflip.eval.probe_report import score_probes
     from dynaflip.platform.evaluation_recordings import open_recordings, read_frames
     from dynaflip.platform.evaluation_tables import INITIAL, PIXELS, TRAINED
@@ -175,6 +176,10 @@ def score_positions(pair: Pair, config: EvaluationConfig, heldout_share: float) 
     heldout = [clip for clip in recordings.heldout if clip.task in tasks]
     parts = [read_frames(recordings, heldout, number, RECORDED)] if heldout else []
     test = concatenate([*parts, views])
+    factors = plans[tasks[0]][0].single_factors()
+    alone = [*([RECORDED] if heldout else []), UNPERTURBED, ALL_FACTORS]
+    groups = {name: (name,) for name in alone} | {ONE_FACTOR: factors}
+    groups |= {name: (name,) for name in factors}
     together = np.concatenate([train.images, test.images])
     features = {
         TRAINED: embed(pair.trained.image, together, config.batch_size),
@@ -186,6 +191,7 @@ def score_positions(pair: Pair, config: EvaluationConfig, heldout_share: float) 
         test,
         {name: (both[: len(train)], both[len(train) :]) for name, both in features.items()},
         compared=(TRAINED, INITIAL),
+        groups=groups,
         folds=config.probes.folds,
         seed=config.seed,
     )
@@ -293,8 +299,12 @@ def _log(
 _HEADLINES = (
     "trained/retrieval/task/top1",
     "trained/retrieval/task/chance",
+    "probe/hand/one/trained_cm",
+    "probe/hand/one/initial_cm",
     "probe/hand/all/trained_cm",
     "probe/hand/all/initial_cm",
+    "probe/object/one/trained_cm",
+    "probe/object/one/initial_cm",
     "probe/object/all/trained_cm",
     "probe/object/all/initial_cm",
 )

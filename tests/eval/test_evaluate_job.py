@@ -107,7 +107,7 @@ def test_an_untrained_encoder_scores_as_its_own_initialisation(
         if key.startswith("trained/"):
             assert value == pytest.approx(outcome.metrics[key.replace("trained", "initial", 1)])
     for target in ("hand", "object"):
-        for condition in ("recorded", "none", "all", "camera"):
+        for condition in ("recorded", "none", "all", "one", "camera"):
             name = f"probe/{target}/{condition}"
             assert outcome.metrics[f"{name}/difference_cm"] == pytest.approx(0, abs=1e-6)
             assert outcome.metrics[f"{name}/mean_cm"] > 0

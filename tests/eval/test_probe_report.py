@@ -39,7 +39,8 @@ def report() -> ProbeReport:
     robust = [features(of, 0.001, 0.0) for of in (train, test)]
     brittle = [features(of, 0.001, 0.3) for of in (train, test)]
     given = {"trained": (robust[0], robust[1]), "initial": (brittle[0], brittle[1])}
-    return score_probes(train, test, given, compared=("trained", "initial"), folds=3)
+    groups = {"none": ("none",), "all": ("all",), "both": ("none", "all")}
+    return score_probes(train, test, given, compared=("trained", "initial"), groups=groups, folds=3)
 
 
 def test_brittle_features_fail_under_perturbation_alone(report: ProbeReport) -> None:
@@ -54,10 +55,17 @@ def test_brittle_features_fail_under_perturbation_alone(report: ProbeReport) -> 
         assert report.difference(target, "none").error_cm.clusters == 2 * EPISODES
 
 
+def test_grouped_conditions_are_scored_over_all_their_frames(report: ProbeReport) -> None:
+    parts = [report.score("hand", c, "initial") for c in ("none", "all")]
+    both = report.score("hand", "both", "initial")
+    assert both.frames == sum(part.frames for part in parts)
+    assert both.error_cm.value == pytest.approx(np.mean([p.error_cm.value for p in parts]))
+
+
 def test_metrics_are_finite_and_complete(report: ProbeReport) -> None:
     metrics = report.metrics()
     assert np.isfinite(list(metrics.values())).all()
-    assert len(metrics) == 2 * 2 * (3 + 1) * 3  # targets, conditions, encoders + gap, bounds
+    assert len(metrics) == 2 * 3 * (3 + 1) * 3  # targets, conditions, encoders + gap, bounds
     assert metrics["probe/hand/all/difference_cm"] < 0
 
 
