@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
+from dynaflip.eval.perturbations import belongs_to
 from dynaflip.platform.triplets.clips import (
     Cameras,
     Clip,
@@ -59,6 +61,7 @@ def clip_table(
     """
     if clip.problem:
         raise ClipError(*clip.problem)
+    _refuse_unless_for_pretraining(clip)
     times_s = recording.times_s()
     transitions = sample_transitions(
         times_s,
@@ -75,6 +78,14 @@ def clip_table(
     rows = [_row(clip, recording, config, material, t) for t in transitions]
     unique = {row["triplet_id"]: row for row in rows}
     return _to_table(list(unique.values()))
+
+
+def _refuse_unless_for_pretraining(clip: Clip) -> None:
+    """What is evaluated on must not be learnt from: only looks of split pretrain may pass."""
+    values = json.loads(clip.factors)
+    if values and not belongs_to(values, "pretrain"):
+        found = ", ".join(split for split in ("dev", "test") if belongs_to(values, split))
+        raise ClipError("perturbation", f"its look is of split {found or 'none'}, not of pretrain")
 
 
 class _Material:

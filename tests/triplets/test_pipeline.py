@@ -20,7 +20,9 @@ import pytest
 from triplet_recordings import moving_square, write_lerobot, write_video
 
 from dynaflip.errors import UserError
+from dynaflip.eval.perturbations import sample
 from dynaflip.platform.triplets.clip_table import clip_table
+from dynaflip.platform.triplets.clips import ClipError
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
 from dynaflip.platform.triplets.digest import digest_of, row_digests
 from dynaflip.platform.triplets.pictures import draw_tracks, read_examples
@@ -225,6 +227,21 @@ def test_the_digest_forgets_order_and_nothing_else(video_folder: Callable[..., P
     assert digest_of(digests) == digest_of(reversed(digests))
     assert digest_of(digests) != digest_of(digests[1:])
     assert digests != row_digests(table_of(folder, settings(folder, jpeg_quality=91)))
+
+
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_a_look_of_another_split_never_becomes_a_triplet(
+    video_folder: Callable[..., Path], split: str
+) -> None:
+    config = settings(video_folder(1))
+    source = open_source(config.source)
+    clip = source.list_clips()[0]
+    recording = source.open(clip)
+    seen = replace(clip, factors=json.dumps(sample("pretrain", 3)))
+    assert clip_table(seen, recording, config).num_rows > 0
+    unseen = replace(clip, factors=json.dumps(sample(split, 3)))
+    with pytest.raises(ClipError, match=f"of split {split}, not of pretrain"):
+        clip_table(unseen, recording, config)
 
 
 def test_several_cameras_without_depth(tmp_path: Path) -> None:
