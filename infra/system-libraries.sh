@@ -3,6 +3,7 @@
 # Installs it where that is allowed, and says the line to type where it is not.
 set -eu
 packages="libegl1 libgl1-mesa-dri libgles2"
+PATH="$PATH:/usr/sbin:/sbin" # ldconfig is not on an ordinary user's path
 has_egl() {
     ldconfig -p 2>/dev/null | grep -q 'libEGL\.so\.1' &&
         { ldconfig -p | grep -q 'libEGL_mesa\|libEGL_nvidia'; }
