@@ -228,7 +228,9 @@ def _missing(asked: str, name: str, error: Exception) -> UserError:
 def _code_paths() -> list[str]:
     """This package's folders, so that a version can be served where it is not installed."""
     package = Path(__file__).resolve().parents[1]
-    if package.name == "dynaflip":  # installed from a wheel: everything is inside
+    # Installed from a wheel, everything is inside. A checkout has no __init__.py at its root,
+    # and may itself be called dynaflip: its name says nothing.
+    if (package / "__init__.py").is_file():
         return [str(package)]
     return [str(package / name) for name in ("dynaflip", "encoders", "losses", "platform")]
 

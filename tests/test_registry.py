@@ -119,3 +119,16 @@ def test_an_empty_home_says_so_and_stays_empty(home: Path) -> None:
 def test_a_bad_alias_is_refused_before_any_work(alias: str) -> None:
     with pytest.raises(UserError, match="--alias"):
         registry.check_alias(alias)
+
+
+def test_a_checkout_called_dynaflip_is_not_taken_for_the_installed_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Taken whole it would bring its .venv: 90,000 files in every registered version.
+    checkout = tmp_path / "dynaflip"
+    monkeypatch.setattr(registry, "__file__", str(checkout / "platform" / "registry.py"))
+    folders = {Path(path).relative_to(checkout).as_posix() for path in registry._code_paths()}
+    assert folders == {"dynaflip", "encoders", "losses", "platform"}
+    (checkout).mkdir(parents=True)
+    (checkout / "__init__.py").touch()
+    assert registry._code_paths() == [str(checkout)]
