@@ -129,6 +129,6 @@ def test_a_checkout_called_dynaflip_is_not_taken_for_the_installed_package(
     monkeypatch.setattr(registry, "__file__", str(checkout / "platform" / "registry.py"))
     folders = {Path(path).relative_to(checkout).as_posix() for path in registry._code_paths()}
     assert folders == {"dynaflip", "encoders", "losses", "platform"}
-    (checkout).mkdir(parents=True)
+    checkout.mkdir(parents=True)
     (checkout / "__init__.py").touch()
     assert registry._code_paths() == [str(checkout)]
