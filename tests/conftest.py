@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from checkout import SHARED_CLIPS
 
 # Before anything reads them: state goes to the session's folder, rendering is in software.
 os.environ.setdefault("MUJOCO_GL", "egl")
@@ -15,9 +16,6 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ.pop("RAY_ADDRESS", None)
 # The suite is about this machine; nothing may be looked up on a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-SHARED_CLIPS = REPOSITORY.parent / "shared" / "clips"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from checkout import REPOSITORY
 
 from dynaflip.errors import UserError
 from dynaflip.platform.cli import config_parser, parse_config

@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from checkout import REPOSITORY
 
 JOBS = sorted(p.stem for p in (REPOSITORY / "jobs").glob("*.py") if p.stem != "__init__")
 

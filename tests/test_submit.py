@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from checkout import REPOSITORY
 
 pytestmark = pytest.mark.ray
 
