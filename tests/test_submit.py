@@ -57,8 +57,8 @@ def cluster(
         "PATH": f"{bare_python.parent}{os.pathsep}{os.environ['PATH']}",
         "DYNAFLIP_HOME": str(home),
     }
-    ports = {"--port": free_port(), "--dashboard-port": dashboard, "--ray-client-server-port": 0}
-    ports |= {"--dashboard-agent-listen-port": free_port()}
+    ports = {"--port": free_port(), "--dashboard-port": dashboard}
+    ports |= {"--dashboard-agent-listen-port": free_port(), "--ray-client-server-port": free_port()}
     words = [str(bare_python), "-m", "ray.scripts.scripts", "start", "--head", "--block"]
     words += [word for flag, port in ports.items() for word in (flag, str(port))]
     words += ["--num-cpus", "2", "--node-ip-address", "127.0.0.1", "--disable-usage-stats"]
@@ -101,7 +101,7 @@ def submit(cluster: dict[str, str], *words: str) -> tuple[int, int | None, str]:
     command = [python, "-m", "ray.scripts.scripts", "job", "submit", "--submission-id", name]
     command += ["--working-dir", str(REPOSITORY), "--", "python", *words]
     result = subprocess.run(
-        command, env=cluster, cwd=REPOSITORY, capture_output=True, text=True, timeout=400
+        command, env=cluster, cwd=REPOSITORY, capture_output=True, text=True, timeout=300
     )
     info = JobSubmissionClient(cluster["RAY_ADDRESS"]).get_job_info(name)
     return result.returncode, info.driver_exit_code, result.stdout + result.stderr
