@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dynaflip.platform import home
 from dynaflip.platform.cli import config_parser, parse_config, run_job
-from dynaflip.platform.evaluation_config import EvaluationConfig
+from dynaflip.platform.evaluation.config import EvaluationConfig
 
 
 def main(argv: list[str]) -> int:
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     flags = {name: name for name in ("encoder", "data", "triplets")}
     _, config = parse_config(parser, EvaluationConfig, argv, flags)
 
-    from dynaflip.platform.evaluation import evaluate
+    from dynaflip.platform.evaluation.score import evaluate
 
     outcome = evaluate(config)
     print(f"\n{outcome.table}\n")

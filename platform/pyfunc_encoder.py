@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import mlflow
 import numpy as np
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel
 
 
-class PyfuncEncoder(mlflow.pyfunc.PythonModel):
+class PyfuncEncoder(PythonModel):
     """Pictures (B, H, W, 3) or (B, 3, H, W), uint8 or [0, 1] float → (B, D) float32."""
 
     def load_context(self, context: Any) -> None:
@@ -30,4 +31,4 @@ class PyfuncEncoder(mlflow.pyfunc.PythonModel):
             return self.encoder(torch.from_numpy(np.ascontiguousarray(model_input))).numpy()
 
 
-mlflow.models.set_model(PyfuncEncoder())
+set_model(PyfuncEncoder())

@@ -72,11 +72,9 @@ def cluster(
         wait_for_dashboard(dashboard, head, home / "ray-start.log")
         yield environment
     finally:
-        head.send_signal(signal.SIGTERM)
-        try:
-            head.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(head.pid, signal.SIGKILL)
+        # SIGTERM to `ray start --block` alone leaves it waiting for its children.
+        os.killpg(head.pid, signal.SIGKILL)
+        head.wait()
 
 
 def wait_for_dashboard(port: int, head: subprocess.Popen, log: Path) -> None:

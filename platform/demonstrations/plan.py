@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 from typing import Any
@@ -35,8 +36,9 @@ def plan_episodes(config: CollectConfig) -> list[EpisodePlan]:
 def _plan(config: CollectConfig, index: int) -> EpisodePlan:
     generator = random.Random(f"{config.seed}/{index}")
     task = config.tasks[index % len(config.tasks)]
-    perturbed = generator.random() < config.perturbed_share
-    moving = generator.random() < config.moving_camera_share
+    turn = index // len(config.tasks)
+    perturbed = _due(config.perturbed_share, turn, f"{config.seed}/{task}/perturbed")
+    moving = _due(config.moving_camera_share, turn, f"{config.seed}/{task}/moving")
     factors: dict[str, Any] = {}
     if perturbed:
         factors = sample(SPLIT, generator.getrandbits(32), SEEN_KINDS)
@@ -59,3 +61,12 @@ def _plan(config: CollectConfig, index: int) -> EpisodePlan:
         moving_camera=moving,
         noise_seed=generator.getrandbits(32),
     )
+
+
+def _due(share: float, turn: int, seed: str) -> bool:
+    """Whether a task's episode ``turn`` is one of the ``share``: evenly spread, not drawn.
+
+    Drawn, a task may end without unperturbed episodes, on which probes are fitted.
+    """
+    offset = random.Random(seed).random()
+    return math.floor((turn + 1) * share + offset) > math.floor(turn * share + offset)

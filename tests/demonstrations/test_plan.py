@@ -70,3 +70,11 @@ def test_default_tasks_have_several_phrasings() -> None:
 def test_mistakes_are_named(settings: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         CollectConfig(**settings)
+
+
+def test_every_task_has_its_share_of_perturbed_and_of_moving_episodes() -> None:
+    config = CollectConfig(episodes_per_task=12, perturbed_share=0.5, moving_camera_share=0.25)
+    for task in config.tasks:
+        plans = [plan for plan in plan_episodes(config) if plan.task == task]
+        assert sum(bool(set(plan.factors) - {"camera"}) for plan in plans) == 6
+        assert sum(plan.moving_camera for plan in plans) == 3

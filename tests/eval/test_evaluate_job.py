@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dynaflip.errors import UserError
-from dynaflip.platform.evaluation_config import EvaluationConfig, ProbesConfig, ViewsConfig
+from dynaflip.platform.evaluation.config import EvaluationConfig, ProbesConfig, ViewsConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = ("drawer-open-v3", "button-press-v3")
@@ -89,7 +89,7 @@ def test_an_untrained_encoder_scores_as_its_own_initialisation(
     ray_cluster: None, home: Path, tmp_path: Path
 ) -> None:
     from dynaflip.platform import tracking
-    from dynaflip.platform.evaluation import evaluate
+    from dynaflip.platform.evaluation.score import evaluate
 
     data, triplets = recordings(tmp_path)
     config = EvaluationConfig(
@@ -129,7 +129,7 @@ def test_an_untrained_encoder_scores_as_its_own_initialisation(
 
 
 def test_probes_are_skipped_in_words_where_nothing_is_labelled(tmp_path: Path) -> None:
-    from dynaflip.platform.evaluation_recordings import labels_missing
+    from dynaflip.platform.evaluation.recordings import labels_missing
 
     assert "there is no data set" in str(labels_missing(str(tmp_path / "none")))
     (tmp_path / "meta").mkdir()
@@ -143,7 +143,7 @@ def test_probes_are_skipped_in_words_where_nothing_is_labelled(tmp_path: Path) -
 
 
 def test_an_unknown_factor_is_refused_before_anything_is_rendered() -> None:
-    from dynaflip.platform.evaluation_views import plan_views
+    from dynaflip.platform.evaluation.views import plan_views
 
     with pytest.raises(UserError, match="there is no factor fog"):
         plan_views(ViewsConfig(factors=("fog",)), ["drawer-open-v3"], "corner4", (64, 64), "dev")

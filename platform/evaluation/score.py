@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynaflip.errors import UserError
 from dynaflip.platform import registry, tracking
-from dynaflip.platform.evaluation_config import EvaluationConfig
+from dynaflip.platform.evaluation.config import EvaluationConfig
 from dynaflip.platform.home import (
     default_data,
     default_triplets,
@@ -161,9 +161,9 @@ def score_positions(pair: Pair, config: EvaluationConfig, heldout_share: float) 
     from dynaflip.eval.paired_views import ALL_FACTORS, UNPERTURBED
     from dynaflip.eval.plots import ONE_FACTOR, RECORDED
     from dynaflip.eval.probe_report import score_probes
-    from dynaflip.platform.evaluation_recordings import open_recordings, read_frames
-    from dynaflip.platform.evaluation_tables import INITIAL, PIXELS, TRAINED
-    from dynaflip.platform.evaluation_views import plan_views, render_views
+    from dynaflip.platform.evaluation.recordings import open_recordings, read_frames
+    from dynaflip.platform.evaluation.tables import INITIAL, PIXELS, TRAINED
+    from dynaflip.platform.evaluation.views import plan_views, render_views
 
     assert config.data is not None
     recordings = open_recordings(config.data, heldout_share)
@@ -210,8 +210,8 @@ def _conclude(
     notes: list[str],
 ) -> Outcome:
     """Tables, pictures, report, MLflow."""
-    from dynaflip.platform import evaluation_report as report
-    from dynaflip.platform import evaluation_tables as tables
+    from dynaflip.platform.evaluation import report as report
+    from dynaflip.platform.evaluation import tables as tables
 
     trained, initial = retrieval["trained"], retrieval["initial"]
     sections = [
@@ -245,8 +245,8 @@ def _pictures(
 ) -> list[tuple[str, str, bytes]]:
     """(file name, caption, bytes)."""
     from dynaflip.eval import plots
-    from dynaflip.platform.evaluation_report import jpeg_of, png_of
-    from dynaflip.platform.evaluation_tables import INITIAL, TRAINED
+    from dynaflip.platform.evaluation.report import jpeg_of, png_of
+    from dynaflip.platform.evaluation.tables import INITIAL, TRAINED
 
     made = []
     if probed is not None:
@@ -320,7 +320,7 @@ def _versions(info: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _why_no_probes(config: EvaluationConfig) -> str | None:
-    from dynaflip.platform.evaluation_recordings import labels_missing
+    from dynaflip.platform.evaluation.recordings import labels_missing
 
     if not config.probes.enabled:
         return "probes.enabled is false"

@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from dynaflip.platform.evaluation_tables import COLUMNS, Section
+from dynaflip.platform.evaluation.tables import COLUMNS, Section
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1100px; color: #222 }

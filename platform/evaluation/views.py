@@ -24,7 +24,7 @@ from dynaflip.eval import paired_views, perturbations
 from dynaflip.eval.frames import LabelledFrames, concatenate
 from dynaflip.eval.paired_views import EpisodePlan
 from dynaflip.platform.cluster import start_ray
-from dynaflip.platform.evaluation_config import ViewsConfig
+from dynaflip.platform.evaluation.config import ViewsConfig
 from dynaflip.platform.home import home
 
 _POSITION_M = pa.list_(pa.float64(), 3)

@@ -1,0 +1,1 @@
+"""Scores of an encoder: retrieval and probes, and how they are shown."""
