@@ -15,7 +15,8 @@ JOBS = {
     "collect": "scripted demonstrations, written as a LeRobot v3.0 data set",
     "preprocess": "videos to image-language-3D-flow triplets",
     "pretrain": "pretrain an encoder on triplets and register it",
-    "evaluate": "score a registered encoder beside its own initialisation",
+    "evaluate": "score a registered encoder: probes, or policies in the simulator",
+    "promote": "make a version the champion, with evidence",
     "ui": "the MLflow UI on your runs",
     "demo": "all of it, small, from nothing",
 }

@@ -28,7 +28,7 @@ STAGES = {
         "candidate",
         "--reuse",
     ],
-    "score": ["evaluate.py", "--encoder", ENCODER],
+    "score": ["evaluate.py", "--encoder", ENCODER, "--views.episodes_per_task", "3"],
 }
 
 

@@ -1,21 +1,44 @@
-"""Score a trained encoder beside its own initialisation.
+"""Does an encoder help, and how sure is that?
 
     python jobs/evaluate.py --encoder models:/dynaflip-encoder@candidate
+    python jobs/evaluate.py --encoder URI --suite metaworld --tasks r3m5 --seeds 3
+    python jobs/evaluate.py compare RUN_A RUN_B
 
-Retrieval over held-out transitions, and linear probes from frozen features to positions,
-unperturbed and under the dev perturbations. The score goes to the terminal, to an HTML
-report and to MLflow.
+Alone: retrieval over held-out transitions, and linear probes from frozen features to
+positions, unperturbed and under the dev perturbations, beside the encoder's own
+initialisation. With --suite metaworld: policies on the frozen encoder and on its baselines,
+rolled out in the simulator (see `--suite metaworld --help`). `compare` pairs two such runs.
+The score goes to the terminal, to an HTML report and to MLflow.
 """
 
 from __future__ import annotations
 
+from dynaflip.errors import UserError
 from dynaflip.platform import home
 from dynaflip.platform.cli import config_parser, parse_config, run_job
 from dynaflip.platform.evaluation.config import EvaluationConfig
+from dynaflip.platform.rollouts.config import RolloutConfig
+
+SUITES = ("metaworld",)
 
 
 def main(argv: list[str]) -> int:
     """Evaluate and print the table."""
+    if argv[:1] == ["compare"]:
+        return _compare(argv[1:])
+    for index, word in enumerate(argv):
+        flag, equals, value = word.partition("=")
+        if flag == "--suite":
+            rest = argv[index + 1 :]
+            if not equals:
+                value, rest = (rest[0] if rest else ""), rest[1:]
+            if value not in SUITES:
+                raise UserError(f"--suite: there is no {value or '(nothing)'}; known: metaworld")
+            return _policies([*argv[:index], *rest])
+    return _score(argv)
+
+
+def _score(argv: list[str]) -> int:
     parser = config_parser(__doc__ or "", EvaluationConfig)
     default = EvaluationConfig().encoder
     parser.add_argument(
@@ -32,13 +55,51 @@ def main(argv: list[str]) -> int:
 
     from dynaflip.platform.evaluation.score import evaluate
 
-    outcome = evaluate(config)
+    _show(evaluate(config))
+    return 0
+
+
+def _policies(argv: list[str]) -> int:
+    parser = config_parser(__doc__ or "", RolloutConfig)
+    parser.add_argument(
+        "--encoder", metavar="URI[,URI]", help="version or folder; pretraining seeds"
+    )
+    parser.add_argument(
+        "--baselines", metavar="A,B", help="initialization, imagenet, random; or none"
+    )
+    parser.add_argument("--tasks", metavar="A,B", help="r3m5, mt10, mw15, or tasks")
+    parser.add_argument("--seeds", metavar="N", help="policies an arm")
+    parser.add_argument("--split", metavar="NAME", help="dev, or test for a headline (counted)")
+    _, config = parse_config(
+        parser,
+        RolloutConfig,
+        argv,
+        {name: name for name in ("encoder", "seeds", "split")},
+        lists={name: name for name in ("baselines", "tasks")},
+    )
+
+    from dynaflip.platform.rollouts.score import evaluate_policies
+
+    _show(evaluate_policies(config))
+    return 0
+
+
+def _compare(argv: list[str]) -> int:
+    if len(argv) != 2 or any(word.startswith("-") for word in argv):
+        raise UserError("compare: give the names or ids of two runs: compare RUN_A RUN_B")
+
+    from dynaflip.platform.rollouts.compare import compare
+
+    print(f"\n{compare(*argv)}")
+    return 0
+
+
+def _show(outcome) -> None:
     print(f"\n{outcome.table}\n")
     for note in outcome.notes:
         print(note)
     print(f"report: {outcome.report}")
     print(f"MLflow run: {outcome.run_name} ({outcome.run_id})")
-    return 0
 
 
 if __name__ == "__main__":

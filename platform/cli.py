@@ -26,6 +26,15 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
+def job_parser(description: str) -> argparse.ArgumentParser:
+    """A parser of a job that has flags and no settings."""
+    return _Parser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
 def config_parser(description: str, cls: type) -> argparse.ArgumentParser:
     """A parser with ``--config`` and a help that lists the dotted settings.
 
@@ -42,7 +51,11 @@ def config_parser(description: str, cls: type) -> argparse.ArgumentParser:
 
 
 def parse_config(
-    parser: argparse.ArgumentParser, cls: type[C], argv: list[str], aliases: dict[str, str]
+    parser: argparse.ArgumentParser,
+    cls: type[C],
+    argv: list[str],
+    aliases: dict[str, str],
+    lists: dict[str, str] | None = None,
 ) -> tuple[argparse.Namespace, C]:
     """Parse a job's command line into its own flags and its settings.
 
@@ -51,6 +64,7 @@ def parse_config(
         cls: the dataclass of the job's settings.
         argv: the words after the program's name.
         aliases: flag of the job (``source``) to the dotted key it stands for.
+        lists: the same for flags whose words have commas between (``none`` is no word).
 
     Raises:
         UserError: an unknown flag or setting, or a value that does not fit.
@@ -58,11 +72,16 @@ def parse_config(
     parser.add_argument("--config", metavar="FILE", help="YAML file with some of the settings")
     known = dict(flat_fields(cls))
     args, rest = parser.parse_known_args(argv)
-    overrides = _dotted(rest, known)
+    overrides: dict[str, Any] = dict(_dotted(rest, known))
     for flag, key in aliases.items():
         value = getattr(args, flag.replace("-", "_"))
         if value is not None:
             overrides[key] = value
+    for flag, key in (lists or {}).items():
+        value = getattr(args, flag.replace("-", "_"))
+        if value is not None:
+            words = [] if value == "none" else value.split(",")
+            overrides[key] = [word.strip() for word in words if word.strip()]
     return args, load_config(cls, args.config, overrides)
 
 

@@ -166,6 +166,36 @@ def set_alias(name: str, alias: str, version: int) -> None:
         tracking.client().set_registered_model_alias(name, alias, str(version))
 
 
+def version_of_alias(name: str, alias: str) -> str | None:
+    """The version that an alias names, or None where nothing has it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(tracking.client().get_model_version_by_alias(name, alias).version)
+    except MlflowException:
+        return None
+
+
+def version_tags(name: str, version: str) -> dict[str, str]:
+    """Tags of a version that exists (see :func:`check_version`)."""
+    return dict(tracking.client().get_model_version(name, version).tags)
+
+
+def check_version(name: str, version: str) -> None:
+    """Refuse a version that does not exist.
+
+    Raises:
+        UserError: with those that do.
+    """
+    from mlflow.exceptions import MlflowException
+
+    uri = f"models:/{name}/{version}"
+    try:
+        _store(uri).get_model_version(name, version)
+    except MlflowException as error:
+        raise _missing(uri, name, error) from None
+
+
 def _resolve_model(uri: str) -> Path:
     rest = uri.removeprefix("models:/").strip("/")
     name, at, alias = rest.partition("@")

@@ -187,6 +187,44 @@ def reopen_run(run_id: str) -> Run:
     return reopened
 
 
+def find_run(name_or_id: str) -> Any | None:
+    """MLflow's entity of the newest run of this name, or of this id; None: there is none."""
+    from mlflow.exceptions import MlflowException
+
+    store = client()
+    experiments = [experiment.experiment_id for experiment in store.search_experiments()]
+    if "'" not in name_or_id:
+        query = f"attributes.run_name = '{name_or_id}'"
+        found = store.search_runs(experiments, query, max_results=1)
+        if found:
+            return found[0]
+    try:
+        return store.get_run(name_or_id)
+    except MlflowException:
+        return None
+
+
+def newest_run_names(kind: str, number: int = 3) -> list[str]:
+    """Names of the newest runs with a tag ``kind``."""
+    store = client()
+    experiments = [experiment.experiment_id for experiment in store.search_experiments()]
+    found = store.search_runs(experiments, f"tags.kind = '{kind}'", max_results=number)
+    return [run.info.run_name for run in found]
+
+
+def read_artifact(run_id: str, name: str) -> bytes | None:
+    """A file that a run logged, or None where it has no such file."""
+    import tempfile
+
+    from mlflow.exceptions import MlflowException
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return Path(client().download_artifacts(run_id, name, folder)).read_bytes()
+        except (MlflowException, OSError):
+            return None
+
+
 @contextlib.contextmanager
 def ending(run: Run) -> Iterator[Run]:
     """End the run with the block: FINISHED, FAILED by an exception, KILLED by a signal."""

@@ -79,6 +79,11 @@ CAPTIONS: dict[str, tuple[str, ...]] = {
         "slide the puck over the table to the goal",
         "shove the red cylinder to the target",
     ),
+    "reach-v3": (
+        "reach the target with the gripper",
+        "move the hand to the goal",
+        "bring the gripper to the red point",
+    ),
     "sweep-into-v3": (
         "sweep the block into the hole",
         "push the cube into the square hole",

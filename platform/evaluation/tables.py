@@ -20,6 +20,7 @@ class Section:
 
     title: str
     rows: list[list[str]] = field(default_factory=list)
+    columns: tuple[str, ...] = COLUMNS
 
 
 def retrieval_section(trained: dict[str, float], initial: dict[str, float]) -> Section:
@@ -71,19 +72,27 @@ def probe_sections(report: ProbeReport) -> list[Section]:
 
 
 def as_text(sections: list[Section]) -> str:
-    """Aligned columns for a terminal."""
-    rows = [list(COLUMNS), *(row for section in sections for row in section.rows)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
+    """Aligned columns for a terminal; sections with the same columns share their head."""
+    lines: list[str] = []
+    for columns in dict.fromkeys(section.columns for section in sections):
+        together = [section for section in sections if section.columns == columns]
+        lines += ["", *_aligned(columns, together)] if lines else _aligned(columns, together)
+    return "\n".join(lines)
+
+
+def _aligned(columns: tuple[str, ...], sections: list[Section]) -> list[str]:
+    rows = [list(columns), *(row for section in sections for row in section.rows)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
 
     def line(row: list[str]) -> str:
         cells = [f"  {row[0]:<{widths[0]}}"]
         cells += [f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)]
         return "  ".join(cells).rstrip()
 
-    lines = [line(list(COLUMNS))]
+    lines = [line(list(columns))]
     for section in sections:
         lines += ["", section.title, *(line(row) for row in section.rows)]
-    return "\n".join(lines)
+    return lines
 
 
 def _share(metrics: dict[str, float], scope: str) -> str:

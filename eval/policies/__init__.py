@@ -1,0 +1,1 @@
+"""Policies that act from an encoder's features: torch alone."""

@@ -1,0 +1,72 @@
+"""Behaviour cloning with a small network: the policy of CortexBench and R3M.
+
+Batch norm on the input, three hidden layers of 256 and squared error (Majumdar et al. 2023,
+"Where are we in the search for an artificial visual cortex for embodied intelligence?",
+arXiv 2303.18240). Frozen features are computed once and never in a minibatch. The policy of
+the last step is kept: choosing the best of several checkpoints by its success inflates it.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from dynaflip.eval.policies.head import ACTION_DIM, Demonstrations, seeded
+from dynaflip.eval.policies.settings import BehaviourCloningConfig
+
+
+class BehaviourCloning(nn.Module):
+    """(B, I) → one action a frame."""
+
+    def __init__(self, input_dim: int, config: BehaviourCloningConfig) -> None:
+        super().__init__()
+        widths = [input_dim] + [config.hidden_dim] * config.layers
+        self.norm = nn.BatchNorm1d(input_dim)
+        self.hidden = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
+        self.out = nn.Linear(widths[-1], ACTION_DIM)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, I) → (B, A), not bounded."""
+        x = self.norm(inputs)
+        for layer in self.hidden:
+            x = torch.relu(layer(x))
+        return self.out(x)
+
+    @torch.no_grad()
+    def plan(self, inputs: Tensor) -> Tensor:
+        """(B, I) → (B, 1, A) in [-1, 1]."""
+        return self(inputs).clamp(-1, 1)[:, None]
+
+
+def fit_behaviour_cloning(
+    demonstrations: Demonstrations,
+    config: BehaviourCloningConfig,
+    *,
+    use_proprioception: bool,
+    seed: int,
+) -> BehaviourCloning:
+    """Fit to demonstrations of a task (or of several, with their words as context).
+
+    The learning rate falls as a cosine; equal arguments give equal weights on one thread.
+    """
+    inputs = torch.from_numpy(demonstrations.inputs(use_proprioception))
+    actions = torch.from_numpy(demonstrations.actions)
+    generator = seeded(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = BehaviourCloning(inputs.shape[1], config)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=config.lr, weight_decay=config.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
+    network.train()
+    for _ in range(config.steps):
+        rows = torch.randint(len(inputs), (config.batch_size,), generator=generator)
+        loss = nn.functional.mse_loss(network(inputs[rows]), actions[rows])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return network.eval()

@@ -1,0 +1,149 @@
+"""A diffusion policy: chunks of actions, denoised from noise under the encoder's features.
+
+Chi et al. 2023, "Diffusion Policy" (arXiv 2303.04137): a DDPM (Ho et al. 2020) over the next
+``chunk`` actions with the squared-cosine schedule and noise prediction, sampled by DDIM
+(Song et al. 2021). The denoiser is a residual network with the step and the input modulating
+every block (FiLM); the chunk is short enough to need no convolutions over time.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from dynaflip.eval.policies.head import ACTION_DIM, Demonstrations, seeded
+from dynaflip.eval.policies.settings import DiffusionConfig
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = nn.Linear(width, 2 * width)
+        self.inner = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
+        )
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        scale, shift = self.modulation(condition).chunk(2, dim=-1)
+        return x + self.inner(self.norm(x) * (1 + scale) + shift)
+
+
+class DiffusionPolicy(nn.Module):
+    """(B, I) → chunks of actions."""
+
+    betas: Tensor
+    kept: Tensor
+
+    def __init__(self, input_dim: int, config: DiffusionConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.hidden_dim
+        self.norm = nn.BatchNorm1d(input_dim)
+        self.condition = nn.Sequential(
+            nn.Linear(input_dim, width), nn.SiLU(), nn.Linear(width, width)
+        )
+        self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.enter = nn.Linear(config.chunk * ACTION_DIM, width)
+        self.blocks = nn.ModuleList(_Block(width) for _ in range(config.blocks))
+        self.leave = nn.Linear(width, config.chunk * ACTION_DIM)
+        # Share of the signal that is left after each diffusion step (squared cosine).
+        steps = torch.arange(config.diffusion_steps + 1, dtype=torch.float64)
+        curve = torch.cos((steps / config.diffusion_steps + 0.008) / 1.008 * math.pi / 2) ** 2
+        betas = (1 - curve[1:] / curve[:-1]).clamp(max=0.999)
+        self.register_buffer("kept", torch.cumprod(1 - betas, 0).float(), persistent=False)
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        """(B, I) → (B, width): computed once, used at every denoising step."""
+        return self.condition(self.norm(inputs))
+
+    def forward(self, noisy: Tensor, step: Tensor, encoded: Tensor) -> Tensor:
+        """The noise in (B, T, A) at diffusion step (B,) int, under ``encoded`` (B, width)."""
+        condition = encoded + self.time(_sinusoids(step, self.config.hidden_dim))
+        x = self.enter(noisy.flatten(1))
+        for block in self.blocks:
+            x = block(x, condition)
+        return self.leave(x).view_as(noisy)
+
+    @torch.no_grad()
+    def plan(self, inputs: Tensor) -> Tensor:
+        """(B, I) → (B, execute, A) in [-1, 1], by DDIM without added noise.
+
+        The starting noise is the same for every call, so that equal inputs give equal plans.
+        """
+        config = self.config
+        encoded = self.encode(inputs)
+        start = torch.randn(1, config.chunk, ACTION_DIM, generator=seeded(0))
+        x = start.expand(len(inputs), -1, -1)
+        times = torch.linspace(config.diffusion_steps - 1, 0, config.sampling_steps).round().long()
+        for index, time in enumerate(times.tolist()):
+            kept = self.kept[time]
+            noise = self(x, torch.full((len(inputs),), time), encoded)
+            clean = ((x - (1 - kept).sqrt() * noise) / kept.sqrt()).clamp(-1, 1)
+            noise = (x - kept.sqrt() * clean) / (1 - kept).sqrt()
+            last = index + 1 == len(times)
+            before = torch.ones(()) if last else self.kept[times[index + 1]]
+            x = before.sqrt() * clean + (1 - before).sqrt() * noise
+        return x[:, : config.execute]
+
+
+def fit_diffusion(
+    demonstrations: Demonstrations,
+    config: DiffusionConfig,
+    *,
+    use_proprioception: bool,
+    seed: int,
+) -> DiffusionPolicy:
+    """Fit to demonstrations; the weights are averaged over the last steps (EMA 0.995)."""
+    inputs = torch.from_numpy(demonstrations.inputs(use_proprioception))
+    chunks = _chunks(demonstrations, config.chunk)
+    generator = seeded(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = DiffusionPolicy(inputs.shape[1], config)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=config.lr, weight_decay=config.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
+    average = torch.optim.swa_utils.AveragedModel(
+        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995), use_buffers=True
+    )
+    network.train()
+    for _ in range(config.steps):
+        rows = torch.randint(len(inputs), (config.batch_size,), generator=generator)
+        step = torch.randint(config.diffusion_steps, (config.batch_size,), generator=generator)
+        noise = torch.randn(config.batch_size, config.chunk, ACTION_DIM, generator=generator)
+        kept = network.kept[step][:, None, None]
+        noisy = kept.sqrt() * chunks[rows] + (1 - kept).sqrt() * noise
+        loss = nn.functional.mse_loss(network(noisy, step, network.encode(inputs[rows])), noise)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        average.update_parameters(network)
+    network.load_state_dict(average.module.state_dict())
+    return network.eval()
+
+
+def _chunks(demonstrations: Demonstrations, length: int) -> Tensor:
+    """(N, T, A): each frame's next actions; past an episode's end its last one is repeated."""
+    actions, episode = demonstrations.actions, demonstrations.episode
+    number = len(actions)
+    last = torch.empty(number, dtype=torch.long)
+    end = number - 1
+    for row in range(number - 1, -1, -1):
+        if row + 1 < number and episode[row] != episode[row + 1]:
+            end = row
+        last[row] = end
+    wanted = torch.arange(number)[:, None] + torch.arange(length)
+    return torch.from_numpy(actions)[torch.minimum(wanted, last[:, None])]
+
+
+def _sinusoids(step: Tensor, width: int) -> Tensor:
+    """(B,) → (B, width) position codes (Vaswani et al. 2017)."""
+    half = width // 2
+    rates = torch.exp(-math.log(10_000) * torch.arange(half) / half)
+    angles = step[:, None] * rates
+    return nn.functional.pad(torch.cat([angles.sin(), angles.cos()], 1), (0, width - 2 * half))

@@ -1,0 +1,62 @@
+"""What a policy's trainable part offers, and how features become its input.
+
+Legend of shapes: N frames, B parallel episodes, D feature width, I input width, T steps of a
+chunk, A = 4 action width (hand velocity xyz and gripper effort, each in [-1, 1]).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ACTION_DIM = 4
+
+
+class Head(Protocol):
+    """A fitted map from inputs to the next actions."""
+
+    def plan(self, inputs: Tensor) -> Tensor:
+        """(B, I) → (B, T, A): actions of the next T steps, in [-1, 1]."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What makes it: plain tensors."""
+        ...
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """Frames that a policy learns from, in the order of their episodes.
+
+    There is no field for what only a simulator knows: a policy that is given object
+    positions ignores its encoder.
+    """
+
+    features: np.ndarray  # (N, D) float32, frozen
+    proprioception: np.ndarray  # (N, 4) float32: hand position (m, world), gripper
+    actions: np.ndarray  # (N, A) float32
+    episode: np.ndarray  # (N,) int
+    context: np.ndarray | None = None  # (N, C) float32: the task in words, of several tasks
+
+    def inputs(self, use_proprioception: bool) -> np.ndarray:
+        """(N, I) float32."""
+        return join(
+            self.features, self.proprioception if use_proprioception else None, self.context
+        )
+
+
+def join(
+    features: np.ndarray, proprioception: np.ndarray | None, context: np.ndarray | None
+) -> np.ndarray:
+    """Inputs of a head: features, then what the robot knows of itself, then the task's words."""
+    parts = [part for part in (features, proprioception, context) if part is not None]
+    return np.concatenate(parts, axis=1).astype(np.float32, copy=False)
+
+
+def seeded(seed: int) -> torch.Generator:
+    """A generator of a policy's own: fitting leaves the global state alone."""
+    return torch.Generator().manual_seed(seed)

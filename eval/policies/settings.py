@@ -1,0 +1,56 @@
+"""Settings of the policies' heads. Imports no torch, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class BehaviourCloningConfig:
+    """Behaviour cloning: see :mod:`dynaflip.eval.policies.behaviour_cloning`."""
+
+    hidden_dim: int = 256
+    layers: int = 3
+    steps: int = 1500
+    batch_size: int = 128
+    lr: float = 1.0e-3
+    weight_decay: float = 1.0e-4
+
+    def __post_init__(self) -> None:
+        _check(self, "hidden_dim", "layers", "steps", "batch_size")
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """Diffusion policy: see :mod:`dynaflip.eval.policies.diffusion`."""
+
+    # Actions foreseen together …
+    chunk: int = 16
+    # … and how many of these are done before looking again.
+    execute: int = 8
+    hidden_dim: int = 256
+    blocks: int = 4
+    diffusion_steps: int = 50
+    # Denoising steps when acting.
+    sampling_steps: int = 10
+    steps: int = 3000
+    batch_size: int = 128
+    lr: float = 1.0e-3
+    weight_decay: float = 1.0e-4
+
+    def __post_init__(self) -> None:
+        _check(self, "chunk", "execute", "hidden_dim", "blocks", "steps", "batch_size")
+        if self.execute > self.chunk:
+            raise ValueError(f"execute ({self.execute}) must not exceed chunk ({self.chunk})")
+        if not 1 <= self.sampling_steps <= self.diffusion_steps:
+            raise ValueError(
+                f"sampling_steps ({self.sampling_steps}) must lie in 1…{self.diffusion_steps}"
+            )
+
+
+def _check(config: BehaviourCloningConfig | DiffusionConfig, *counts: str) -> None:
+    for name in counts:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, not {getattr(config, name)}")
+    if config.lr <= 0 or config.weight_decay < 0:
+        raise ValueError("lr must be above 0 and weight_decay not below 0")

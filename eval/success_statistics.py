@@ -1,0 +1,117 @@
+"""Success rates of policies with honest intervals.
+
+The unit of chance is twofold: which pretraining seed an encoder was trained with, and
+which initial states its policy met. Both are resampled (hierarchical bootstrap, Davison and
+Hinkley 1997, section 3.8; Agarwal et al. 2021, arXiv 2108.13264, for why single best runs
+mislead); tasks and perturbations are fixed unless asked. Of n units n − 1 are drawn (Rao and
+Wu 1988), which makes the bootstrap's variance of a mean unbiased: with three seeds drawing
+three would understate their part by a third.
+
+Legend of shapes: S seeds, T tasks, C conditions, E episodes (initial states), R resamples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+RESAMPLES = 4000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A mean (of successes, or of paired differences) with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    seeds: int
+    episodes: int  # values behind it
+
+    def verdict(self) -> str:
+        """For a paired difference: ``better``, ``worse`` or ``not distinguishable``."""
+        if self.low > 0:
+            return "better"
+        return "worse" if self.high < 0 else "not distinguishable"
+
+
+def success_rate(
+    success: np.ndarray, *, resample_tasks: bool = False, seed: int = 0, resamples: int = RESAMPLES
+) -> Rate:
+    """Mean success with its interval by hierarchical bootstrap.
+
+    Episode e of a task is the same initial state under every seed and condition, so its
+    values are resampled together.
+
+    Args:
+        success: (S, T, C, E) of 0 and 1 (or differences of them), finite.
+        resample_tasks: treat the tasks as a sample of tasks too.
+        seed: seeds the resampling: equal input gives equal intervals.
+        resamples: bootstrap draws, R.
+
+    Raises:
+        ValueError: another number of dimensions, nothing in it, or values not finite.
+    """
+    values = np.asarray(success, np.float64)
+    if values.ndim != 4 or values.size == 0:
+        raise ValueError(f"success must be (S, T, C, E) and hold something, got {values.shape}")
+    if not np.isfinite(values).all():
+        raise ValueError("success holds NaN or infinity: a cell is missing")
+    by_state = values.mean(axis=2)  # (S, T, E)
+    seeds, tasks, episodes = by_state.shape
+    rng = np.random.default_rng(seed)
+
+    def draw(number: int, *shape: int) -> np.ndarray:
+        """Units of a level, n − 1 of n; a single one stands for itself."""
+        return rng.integers(0, number, size=(resamples, *shape, max(number - 1, 1)))
+
+    chosen_seeds = draw(seeds)  # (R, S')
+    width = chosen_seeds.shape[1]
+    if resample_tasks and tasks > 1:
+        chosen_tasks = draw(tasks)
+    else:
+        chosen_tasks = np.broadcast_to(np.arange(tasks), (resamples, tasks))
+    # Initial states are drawn once a task: policies of all seeds met the same ones.
+    chosen_episodes = draw(episodes, chosen_tasks.shape[1])  # (R, T', E')
+    means = np.zeros(resamples)
+    for column in range(width):
+        picked = by_state[
+            chosen_seeds[:, column, None, None], chosen_tasks[:, :, None], chosen_episodes
+        ]
+        means += picked.mean(axis=(1, 2)) / width
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    value = float(by_state.mean())
+    if np.ptp(by_state) == 0:
+        # All alike: a bootstrap sees no chance at all. Clopper and Pearson's bound for n of n
+        # initial states says how many others may yet have been missed.
+        missed = 1 - ((1 - LEVEL) / 2) ** (1 / (tasks * episodes))
+        low, high = max(low - 2 * missed, -1.0), min(high + 2 * missed, 1.0)
+        if ((values == 0) | (values == 1)).all():
+            low, high = max(value - missed, 0.0), min(value + missed, 1.0)
+    return Rate(value, float(low), float(high), seeds, int(values.size))
+
+
+def paired_success(
+    after: np.ndarray,
+    before: np.ndarray,
+    *,
+    resample_tasks: bool = False,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Rate:
+    """Mean of ``after − before`` on the same initial states, seed by seed.
+
+    Args:
+        after, before: (S, T, C, E) alike; a single seed is set beside every seed of the other.
+        resample_tasks, seed, resamples: as in :func:`success_rate`.
+    """
+    after, before = np.asarray(after, np.float64), np.asarray(before, np.float64)
+    if after.shape[1:] != before.shape[1:]:
+        raise ValueError(f"pairs must match, got {after.shape} and {before.shape}")
+    if after.shape[0] != before.shape[0] and 1 not in (after.shape[0], before.shape[0]):
+        raise ValueError(f"seeds must match, got {after.shape[0]} and {before.shape[0]}")
+    return success_rate(
+        after - before, resample_tasks=resample_tasks, seed=seed, resamples=resamples
+    )

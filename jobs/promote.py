@@ -1,0 +1,34 @@
+"""Make a version the champion, if the evidence holds.
+
+    python jobs/promote.py --version 7
+
+The champion is what others build on, so it takes evidence on the test split: out of
+distribution better than the present champion (its interval above zero), in distribution not
+worse (its lower bound above -5 points). A first champion is measured against its own
+initialisation. The evidence is kept with the version, and the alias moves in one step.
+"""
+
+from __future__ import annotations
+
+from dynaflip.platform.cli import job_parser, run_job
+
+
+def main(argv: list[str]) -> int:
+    """Promote and say why, or refuse and say why not."""
+    parser = job_parser(__doc__ or "")
+    parser.add_argument("--version", required=True, metavar="N", help="of dynaflip-encoder")
+    parser.add_argument("--name", default="dynaflip-encoder", help="of the registered model")
+    parser.add_argument(
+        "--force", metavar="REASON", help="promote without evidence; the reason is recorded"
+    )
+    args = parser.parse_args(argv)
+
+    from dynaflip.platform.rollouts.promotion import promote
+
+    decision = promote(args.name, args.version, force=args.force)
+    print(decision.explanation)
+    return 0 if decision.promoted else 1
+
+
+if __name__ == "__main__":
+    run_job(main)

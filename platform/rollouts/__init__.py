@@ -1,0 +1,1 @@
+"""Policies on frozen encoders, rolled out in the simulator: which encoder helps, and how sure?"""

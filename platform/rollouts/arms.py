@@ -1,0 +1,116 @@
+"""The encoders that are set side by side, each a folder with a digest of its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dynaflip.errors import UserError
+from dynaflip.platform import registry
+from dynaflip.platform.home import home
+from dynaflip.platform.rollouts.config import RolloutConfig
+
+TRAINED = "trained"
+EXPERT, RANDOM_POLICY = "scripted expert", "random policy"
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """An encoder on disk. ``folder`` is None for the policies that use none."""
+
+    name: str  # as the user gave it
+    folder: str | None
+    digest: str  # of weights and preprocessing: equal digests give equal features
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is compared: a way of pretraining, with an encoder for each pretraining seed."""
+
+    name: str
+    encoders: tuple[Encoder, ...]
+
+    def encoder(self, seed: int) -> Encoder:
+        """That policy ``seed`` learns from."""
+        return self.encoders[seed % len(self.encoders)]
+
+
+def resolve_arms(config: RolloutConfig) -> list[Arm]:
+    """The encoder under test, the baselines, and the other arms, in the table's order.
+
+    Raises:
+        UserError: an encoder does not exist, or two arms share a name.
+    """
+    trained = [_encoder(uri) for uri in _split(config.encoder)]
+    if not trained:
+        raise UserError("encoder must not be empty")
+    arms = [Arm(TRAINED, tuple(trained))]
+    for baseline in config.baselines:
+        made = [_baseline(baseline, encoder) for encoder in trained]
+        # Equal weights (an initialisation from ImageNet, say) are one encoder.
+        distinct = {encoder.digest: encoder for encoder in made}
+        arms.append(Arm(baseline, tuple(distinct.values())))
+    for text in config.arms:
+        name, _, uris = text.partition("=")
+        arms.append(Arm(name.strip(), tuple(_encoder(uri) for uri in _split(uris))))
+    if config.check_harness:
+        arms += [Arm(name, (Encoder(name, None, name),)) for name in (EXPERT, RANDOM_POLICY)]
+    names = [arm.name for arm in arms]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"arms: two are called {name}")
+    return arms
+
+
+def info_of(encoder: Encoder) -> dict[str, Any]:
+    """What the encoder's folder says about its making."""
+    if encoder.folder is None:
+        return {}
+    return json.loads((Path(encoder.folder) / "config.json").read_text())["info"]
+
+
+def _encoder(uri: str) -> Encoder:
+    folder = registry.resolve(uri)
+    return Encoder(uri, str(folder), _weights_digest(folder))
+
+
+def _split(uris: str) -> list[str]:
+    return [uri.strip() for uri in uris.split(",") if uri.strip()]
+
+
+def _weights_digest(folder: Path) -> str:
+    from dynaflip.encoders.checkpoint import CONFIG, ENCODER, load_image_encoder
+
+    load_image_encoder(folder)  # complete and readable, or a clear line now
+    preprocessing = json.loads((folder / CONFIG).read_text())["preprocessing"]
+    digest = hashlib.sha256(json.dumps(preprocessing, sort_keys=True).encode())
+    digest.update((folder / ENCODER).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _baseline(name: str, encoder: Encoder) -> Encoder:
+    """Make a baseline of the same architecture and picture size as the encoder under test."""
+    import torch
+
+    from dynaflip.encoders.checkpoint import load_model, save_folder
+    from dynaflip.encoders.model import DynaFLIP
+    from dynaflip.platform.training.resume import seed_step
+
+    assert encoder.folder is not None
+    trained = load_model(encoder.folder)
+    settings = trained.image.info.get("config", {})
+    if name == "initialization":
+        model_config = trained.config
+    else:
+        image = replace(trained.config.image, pretrained=name == "imagenet")
+        model_config = replace(trained.config, image=image)
+    with torch.random.fork_rng(devices=[]):
+        # As the training loop does before it builds the model.
+        seed_step(int(settings.get("train", {}).get("seed", 0)), 0, 0)
+        model = DynaFLIP(model_config).eval()
+    folder = home() / "evaluation" / "encoders" / f"{name}-of-{encoder.digest}"
+    save_folder(folder, model, {"baseline": name, "of": encoder.name})
+    return Encoder(f"{name} of {encoder.name}", str(folder), _weights_digest(folder))

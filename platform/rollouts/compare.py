@@ -1,0 +1,138 @@
+"""Two finished policy evaluations side by side, paired episode by episode."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+import yaml
+
+from dynaflip.errors import UserError
+from dynaflip.eval.success_statistics import Rate, paired_success, success_rate
+from dynaflip.platform import tracking
+from dynaflip.platform.evaluation.tables import Section, as_text
+from dynaflip.platform.rollouts.arms import TRAINED
+from dynaflip.platform.rollouts.results import Successes, groups, successes
+from dynaflip.platform.rollouts.score import EPISODES_FILE, KIND
+from dynaflip.platform.rollouts.tables import percent, points
+
+# Settings that must be alike for episodes to be pairs.
+_PROTOCOL = (
+    "split", "episodes", "horizon_steps", "steps_after_success", "image_px", "demonstrations",
+    "head", "behaviour_cloning", "diffusion", "multitask", "seed", "seeds",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FinishedEvaluation:
+    """A policy evaluation as MLflow keeps it."""
+
+    run_id: str
+    run_name: str
+    settings: dict[str, Any]
+    episodes: pl.DataFrame
+
+
+def read_evaluation(run: str) -> FinishedEvaluation:
+    """By name or id of its MLflow run.
+
+    Raises:
+        UserError: there is no such run, or it is no finished policy evaluation.
+    """
+    entity = tracking.find_run(run)
+    if entity is None:
+        newest = ", ".join(tracking.newest_run_names(KIND)) or "none"
+        raise UserError(f"compare: there is no run {run}; newest policy runs: {newest}")
+    run_id = entity.info.run_id
+    episodes = tracking.read_artifact(run_id, EPISODES_FILE)
+    settings = tracking.read_artifact(run_id, "config.yaml")
+    if episodes is None or settings is None:
+        raise UserError(
+            f"compare: run {run} holds no {EPISODES_FILE}; it is not a finished evaluation of "
+            f"policies (jobs/evaluate.py --suite metaworld)"
+        )
+    return FinishedEvaluation(
+        run_id,
+        entity.info.run_name,
+        yaml.safe_load(settings),
+        pl.read_parquet(io.BytesIO(episodes)),
+    )
+
+
+def check_same_protocol(first: FinishedEvaluation, second: FinishedEvaluation) -> None:
+    """Refuse to pair episodes of different protocols."""
+    for key in _PROTOCOL:
+        if first.settings.get(key) != second.settings.get(key):
+            raise UserError(
+                f"compare: {first.run_name} has {key} {first.settings.get(key)}, "
+                f"{second.run_name} {second.settings.get(key)}: their episodes are no pairs"
+            )
+
+
+@dataclass(frozen=True)
+class PairedGroup:
+    """Success of both runs' trained arms on a group of conditions they share."""
+
+    name: str
+    first: Rate
+    second: Rate
+    difference: Rate  # first − second
+
+
+def paired_groups(
+    first: FinishedEvaluation, second: FinishedEvaluation, *, second_arm: str = TRAINED
+) -> list[PairedGroup]:
+    """Every group of conditions on the tasks and conditions that both runs have.
+
+    Args:
+        first, second: the runs, whose trained arms are paired.
+        second_arm: another arm of ``second`` instead.
+
+    Raises:
+        UserError: they share none.
+    """
+    check_same_protocol(first, second)
+    given = [v for v in first.settings["proprioception"] if v in second.settings["proprioception"]]
+    if not given:
+        raise UserError("compare: one run gives policies hand position and gripper, the other not")
+    for run, arm in ((first, TRAINED), (second, second_arm)):
+        if arm not in run.episodes["arm"].unique():
+            raise UserError(f"compare: {run.run_name} has no arm {arm}")
+    mine = successes(first.episodes, TRAINED, proprioception=given[0])
+    theirs = successes(second.episodes, second_arm, proprioception=given[0])
+    tasks = [task for task in mine.tasks if task in theirs.tasks]
+    conditions = [c for c in mine.conditions if c in theirs.conditions]
+    if not tasks or not conditions:
+        raise UserError("compare: the runs share no task under the same condition")
+    found = []
+    for name, chosen in groups(tuple(conditions)).items():
+        a, b = _chosen(mine, tasks, chosen), _chosen(theirs, tasks, chosen)
+        found.append(PairedGroup(name, success_rate(a), success_rate(b), paired_success(a, b)))
+    return found
+
+
+def compare(first_run: str, second_run: str) -> str:
+    """The comparison as a table."""
+    first, second = read_evaluation(first_run), read_evaluation(second_run)
+    section = Section(
+        f"Success %, {first.settings['encoder']} beside {second.settings['encoder']}",
+        columns=("", first.run_name, second.run_name, "difference, points", "verdict"),
+    )
+    for group in paired_groups(first, second):
+        section.rows.append(
+            [
+                group.name,
+                percent(group.first),
+                percent(group.second),
+                points(group.difference),
+                group.difference.verdict(),
+            ]
+        )
+    return as_text([section])
+
+
+def _chosen(found: Successes, tasks: list[str], conditions: list[tuple[str, int]]) -> Any:
+    places = [found.tasks.index(task) for task in tasks]
+    return found.of_conditions(conditions)[:, places]

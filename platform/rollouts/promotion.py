@@ -1,0 +1,109 @@
+"""Candidate to champion: only with evidence on the test split, which stays with the version."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+
+from dynaflip.errors import UserError
+from dynaflip.eval.success_statistics import Rate
+from dynaflip.platform import registry, tracking
+from dynaflip.platform.rollouts.compare import (
+    FinishedEvaluation,
+    PairedGroup,
+    paired_groups,
+    read_evaluation,
+)
+from dynaflip.platform.rollouts.results import IN_DISTRIBUTION, OUT_OF_DISTRIBUTION
+
+CHAMPION = "champion"
+BASELINE = "initialization"  # a first champion is measured against it
+MARGIN = 0.05  # in distribution the lower bound may be this far below zero
+RUN_TAG = "policies_test_run_id"  # written by the evaluation on the version it scored
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether the alias moved, and why."""
+
+    promoted: bool
+    explanation: str
+
+
+def promote(name: str, version: str, *, force: str | None = None) -> Decision:
+    """Move the alias ``champion`` to a version, if the evidence holds.
+
+    Args:
+        name: of the registered model.
+        version: its number.
+        force: a reason for doing it without evidence; it is recorded.
+
+    Raises:
+        UserError: no such version, or it has not been evaluated on ``test``.
+    """
+    registry.check_version(name, version)
+    present = registry.version_of_alias(name, CHAMPION)
+    if present == version:
+        return Decision(True, f"{name} version {version} is the champion already")
+    if force is not None:
+        if not force.strip():
+            raise UserError("--force: give the reason, it is recorded with the version")
+        _crown(name, version, {"forced": force, "instead_of": present})
+        return Decision(True, f"{name} version {version} is champion by force: {force}")
+    mine = _evaluation(name, version)
+    if present is None:
+        groups = paired_groups(mine, mine, second_arm=BASELINE)
+        rival = "its own initialisation (there is no champion yet)"
+    else:
+        groups = paired_groups(mine, _evaluation(name, present))
+        rival = f"the champion, version {present}"
+    found = {group.name: group for group in groups}
+    for needed in (IN_DISTRIBUTION, OUT_OF_DISTRIBUTION):
+        if needed not in found:
+            raise UserError(f"--version {version}: its evaluation has no episodes {needed}")
+    inside, outside = found[IN_DISTRIBUTION].difference, found[OUT_OF_DISTRIBUTION].difference
+    holds = outside.low > 0 and inside.low > -MARGIN
+    said = (
+        f"against {rival}, on test: out of distribution {_points(outside)} "
+        f"(must be above 0), in distribution {_points(inside)} "
+        f"(lower bound must be above {-100 * MARGIN:.0f})"
+    )
+    if not holds:
+        return Decision(False, f"{name} version {version} is not promoted: {said}")
+    _crown(name, version, _evidence(mine, present, groups))
+    return Decision(True, f"{name} version {version} is champion: {said}")
+
+
+def _evaluation(name: str, version: str) -> FinishedEvaluation:
+    tags = registry.version_tags(name, version)
+    if RUN_TAG not in tags:
+        raise UserError(
+            f"--version {version}: {name} version {version} has not been evaluated on test; run "
+            f"python jobs/evaluate.py --suite metaworld --split test --encoder "
+            f"models:/{name}/{version}"
+        )
+    return read_evaluation(tags[RUN_TAG])
+
+
+def _evidence(
+    mine: FinishedEvaluation, present: str | None, groups: list[PairedGroup]
+) -> dict[str, object]:
+    differences = {
+        group.name: [group.difference.value, group.difference.low, group.difference.high]
+        for group in groups
+    }
+    return {"run_id": mine.run_id, "instead_of": present, "differences": differences}
+
+
+def _crown(name: str, version: str, evidence: dict[str, object]) -> None:
+    """Evidence first: a version that is champion has it."""
+    evidence = {**evidence, "at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    evidence["git_commit"] = tracking.git_commit()
+    store = tracking.client()
+    store.set_model_version_tag(name, version, "champion_evidence", json.dumps(evidence))
+    registry.set_alias(name, CHAMPION, int(version))
+
+
+def _points(rate: Rate) -> str:
+    return f"{100 * rate.value:+.1f} [{100 * rate.low:+.1f}, {100 * rate.high:+.1f}] points"

@@ -1,0 +1,161 @@
+"""Fit what is not fitted, roll out what has not run, on all CPUs of the Ray cluster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from dynaflip.errors import UserError
+from dynaflip.platform.cluster import start_ray
+from dynaflip.platform.rollouts import store
+from dynaflip.platform.rollouts.cells import Cell, PolicySpec
+from dynaflip.platform.rollouts.worker import WORKER_ENVIRONMENT, CellResult, Worker
+
+
+def run_cells(cells: list[Cell]) -> list[CellResult]:
+    """Results of all cells in their order, from the store where they are in it.
+
+    Raises:
+        UserError: an encoder does not do what an encoder must, or nothing can be rendered.
+    """
+    missing = [cell for cell in cells if store.load_result(cell) is None]
+    # Arms of equal weights share their cells.
+    distinct = list({cell.digest(): cell for cell in missing}.values())
+    print(
+        f"{len(cells)} cells (task x condition x seed x arm), "
+        f"{len(cells) - len(missing)} of them finished before"
+    )
+    if distinct:
+        workers = _Workers(len(distinct))
+        try:
+            _fit_missing(distinct, workers)
+            _roll_out_missing(distinct, workers)
+        finally:
+            workers.close()
+    results = []
+    for cell in cells:
+        result = store.load_result(cell)
+        assert result is not None, f"cell {cell.digest()} has just been written"
+        results.append(result)
+    return results
+
+
+class _Workers:
+    """Actors, one a CPU, that ask for their next job when they are free."""
+
+    def __init__(self, most: int) -> None:
+        start_ray()
+        import ray
+
+        cpus = int(ray.cluster_resources().get("CPU", 0))
+        if cpus < 1:
+            raise UserError("evaluate: the Ray cluster has no CPU to run environments with")
+        actor: Any = ray.remote(num_cpus=1, runtime_env={"env_vars": WORKER_ENVIRONMENT})(Worker)
+        self.actors = [actor.remote() for _ in range(min(cpus, most))]
+
+    def run(
+        self, next_job: Callable[[int], Any], submit: Callable[[Any, Any], Any]
+    ) -> Iterator[tuple[Any, Any]]:
+        """(job, answer) as they finish.
+
+        Args:
+            next_job: number of a free worker → its next job, or None.
+            submit: (actor, job) → what Ray promises.
+        """
+        import ray
+
+        running: dict[Any, tuple[int, Any]] = {}
+
+        def hand_out(worker: int) -> None:
+            job = next_job(worker)
+            if job is not None:
+                running[submit(self.actors[worker], job)] = worker, job
+
+        for worker in range(len(self.actors)):
+            hand_out(worker)
+        while running:
+            [done], _ = ray.wait(list(running))
+            worker, job = running.pop(done)
+            try:
+                answer = ray.get(done)
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, UserError):
+                    raise UserError(str(error.cause)) from None
+                raise
+            yield job, answer
+            hand_out(worker)
+
+    def close(self) -> None:
+        import ray
+
+        for actor in self.actors:
+            ray.kill(actor)
+
+
+def _fit_missing(cells: list[Cell], workers: _Workers) -> None:
+    """Fit the policies of these cells, those of one encoder and task together."""
+    from tqdm import tqdm
+
+    groups: dict[tuple[str, ...], dict[str, PolicySpec]] = {}
+    for cell in cells:
+        spec = cell.policy
+        if spec.encoder.folder is None or store.has_policy(spec):
+            continue
+        key = (spec.encoder.digest, *(d.digest for d in spec.demonstrations))
+        groups.setdefault(key, {})[spec.digest()] = spec
+    jobs = [list(specs.values()) for specs in groups.values()]
+    if not jobs:
+        return
+    with tqdm(total=sum(map(len, jobs)), desc="fit", unit="policy") as bar:
+        queue = list(reversed(jobs))
+        for specs, fitted in workers.run(
+            lambda _: queue.pop() if queue else None,
+            lambda actor, specs: actor.fit.remote(specs),
+        ):
+            for digest, weights in fitted.items():
+                store.save_policy(digest, weights)
+            bar.update(len(specs))
+
+
+def _roll_out_missing(cells: list[Cell], workers: _Workers) -> None:
+    from tqdm import tqdm
+
+    queues = _Queues(cells)
+    began, steps = time.monotonic(), 0
+
+    def submit(actor: Any, cell: Cell) -> Any:
+        spec = cell.policy
+        weights = None if spec.encoder.folder is None else store.load_policy(spec.digest())
+        return actor.roll_out.remote(cell, weights)
+
+    with tqdm(total=len(cells), desc="roll out", unit="cell") as bar:
+        for cell, result in workers.run(queues.next, submit):
+            store.save_result(cell, result)
+            steps += sum(result.steps)
+            bar.set_postfix_str(
+                f"{steps / (time.monotonic() - began):.0f} steps/s, last {cell.task} "
+                f"{cell.condition.name} {cell.arm}: {sum(result.success_ever)}/{len(result.steps)}"
+            )
+            bar.update()
+
+
+class _Queues:
+    """Hands out cells so that a worker stays with a task, whose scenes it has loaded."""
+
+    def __init__(self, cells: list[Cell]) -> None:
+        self._left: dict[str, list[Cell]] = {}
+        for cell in reversed(cells):
+            self._left.setdefault(cell.task, []).append(cell)
+        self._task: dict[int, str] = {}
+
+    def next(self, worker: int) -> Cell | None:
+        task = self._task.get(worker, "")
+        if not self._left.get(task):
+            left = {name: len(cells) for name, cells in self._left.items() if cells}
+            if not left:
+                return None
+            busy = list(self._task.values())
+            task = max(left, key=lambda name: left[name] / (1 + busy.count(name)))
+            self._task[worker] = task
+        return self._left[task].pop()

@@ -1,0 +1,242 @@
+"""One policy evaluation from its settings to table, report and MLflow run."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from dynaflip.eval.suites import tasks_of
+from dynaflip.platform import tracking
+from dynaflip.platform.demonstrations.captions import KNOWN_TASKS
+from dynaflip.platform.evaluation.tables import Section, as_text
+from dynaflip.platform.home import home, new_run_name
+from dynaflip.platform.rollouts import tables
+from dynaflip.platform.rollouts.arms import TRAINED, Arm, info_of, resolve_arms
+from dynaflip.platform.rollouts.cells import Cell, plan_cells
+from dynaflip.platform.rollouts.config import RolloutConfig
+from dynaflip.platform.rollouts.demonstrations import collect_demonstrations
+from dynaflip.platform.rollouts.results import (
+    IN_DISTRIBUTION,
+    MEASURES,
+    Successes,
+    compare_arms,
+    episode_table,
+    groups,
+    successes,
+)
+from dynaflip.platform.rollouts.run import run_cells
+
+EPISODES_FILE = "episodes.parquet"
+KIND = "policies"  # of the MLflow run
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a policy evaluation left behind."""
+
+    table: str
+    notes: list[str]
+    metrics: dict[str, float]
+    episodes: pl.DataFrame
+    run_name: str
+    run_id: str  # MLflow's
+    report: Path  # HTML
+
+
+def evaluate_policies(config: RolloutConfig) -> Outcome:
+    """Fit policies on every arm's encoders, roll them out, compare and log.
+
+    Raises:
+        UserError: an encoder or a task does not exist, or the simulator cannot render.
+    """
+    tasks = tasks_of(config.tasks, KNOWN_TASKS)
+    arms = resolve_arms(config)
+    demonstrations = collect_demonstrations(config, tasks)
+    cells = plan_cells(config, arms, demonstrations)
+    results = run_cells(cells)
+    table = episode_table(cells, results)
+    return _conclude(config, arms, cells, table)
+
+
+def test_looks(experiment: str) -> int:
+    """How many evaluations on ``test`` this store has seen in an experiment."""
+    store = tracking.client()
+    found = store.get_experiment_by_name(experiment)
+    if found is None:
+        return 0
+    query = f"tags.kind = '{KIND}' and tags.perturbation_split = 'test'"
+    return len(store.search_runs([found.experiment_id], query, max_results=5000))
+
+
+def sections_of(
+    config: RolloutConfig, arms: list[str], table: pl.DataFrame
+) -> tuple[list[Section], dict[str, float]]:
+    """All tables of an evaluation, and its figures by name."""
+    sections: list[Section] = []
+    metrics: dict[str, float] = {}
+    for proprioception in config.proprioception:
+        ever, last = (
+            {
+                arm: successes(table, arm, proprioception=proprioception, measure=measure)
+                for arm in arms
+            }
+            for measure in MEASURES
+        )
+        metrics |= _metrics(ever, MEASURES[0], proprioception)
+        metrics |= _metrics(last, MEASURES[1], proprioception)
+        made = tables.headline_sections(ever, last, TRAINED)
+        made += [tables.condition_section(ever), *tables.task_sections(ever)]
+        given = "with hand position and gripper" if proprioception else "pictures alone"
+        for section in made:
+            section.title += f" ({given})"
+        sections += made
+    return sections, metrics
+
+
+def _metrics(found: dict[str, Successes], measure: str, proprioception: bool) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    given = "proprioception" if proprioception else "pictures"
+    for name, conditions in groups(found[TRAINED].conditions).items():
+        for arm, comparison in compare_arms(found, TRAINED, conditions).items():
+            key = f"{measure}/{given}/{name}/{arm}".replace(" ", "_")
+            rates = {key: comparison.rate}
+            if comparison.difference is not None:
+                rates[f"{key}/trained_minus_this"] = comparison.difference
+            for full, rate in rates.items():
+                metrics |= {full: rate.value, f"{full}/low": rate.low, f"{full}/high": rate.high}
+    return metrics
+
+
+def _conclude(
+    config: RolloutConfig, arms: list[Arm], cells: list[Cell], table: pl.DataFrame
+) -> Outcome:
+    from dynaflip.platform.evaluation.report import write_report
+    from dynaflip.platform.rollouts.pictures import pictures_of
+
+    sections, metrics = sections_of(config, [arm.name for arm in arms], table)
+    run_name = new_run_name("policies")
+    look = test_looks(config.experiment) + 1 if config.split == "test" else 0
+    notes = _notes(config, arms, look)
+    pictures = pictures_of(config, cells, table)
+    path = home() / "reports" / f"{run_name}.html"
+    write_report(
+        path,
+        title=f"DynaFLIP: policies on {config.encoder}",
+        facts=_facts(config, arms, table),
+        sections=sections,
+        notes=notes,
+        pictures=[(caption, data) for _, caption, data in pictures],
+    )
+    text = as_text(sections)
+    run_id = _log(config, arms, run_name, look, metrics, text, path, table, pictures)
+    return Outcome(text, notes, metrics, table, run_name, run_id, path)
+
+
+def _log(
+    config: RolloutConfig,
+    arms: list[Arm],
+    run_name: str,
+    look: int,
+    metrics: dict[str, float],
+    text: str,
+    report: Path,
+    table: pl.DataFrame,
+    pictures: list[tuple[str, str, bytes]],
+) -> str:
+    info = info_of(arms[0].encoders[0])
+    tags = {
+        "kind": KIND,
+        "encoder": config.encoder,
+        "encoder_run_id": info.get("mlflow_run_id", ""),
+        "encoder_digest": ",".join(encoder.digest for encoder in arms[0].encoders),
+        "perturbation_split": config.split,
+    }
+    if look:
+        tags["test_look"] = str(look)
+    run = tracking.open_run(config.experiment, run_name, tags)
+    with tracking.ending(run), tempfile.TemporaryDirectory() as folder:
+        run.log_settings(config)
+        run.log_metrics(metrics, step=0)
+        run.log_text(text, "table.txt")
+        run.log_text(json.dumps(metrics, indent=1, sort_keys=True), "metrics.json")
+        run.log_file(report)
+        table.write_parquet(Path(folder) / EPISODES_FILE)
+        run.log_file(Path(folder) / EPISODES_FILE)
+        for name, _, data in pictures:
+            (Path(folder) / name).write_bytes(data)
+            run.log_file(Path(folder) / name, "pictures")
+    _tag_versions(config, arms, run.run_id, metrics)
+    return run.run_id
+
+
+def _tag_versions(
+    config: RolloutConfig, arms: list[Arm], run_id: str, metrics: dict[str, float]
+) -> None:
+    """The scores become tags of the registered versions that were evaluated."""
+    store = tracking.client()
+    headline = {k: v for k, v in metrics.items() if k.startswith("success_ever/")}
+    for encoder in arms[0].encoders:
+        made_by = info_of(encoder).get("mlflow_run_id")
+        if not made_by:
+            continue
+        for version in store.search_model_versions(f"run_id='{made_by}'"):
+            tags = {f"policies_{config.split}_run_id": run_id}
+            for key, rate in headline.items():
+                if key.endswith("/trained"):
+                    tags[f"{config.split}/{key}"] = f"{rate:.4g}"
+            for key, text in tags.items():
+                store.set_model_version_tag(version.name, str(version.version), key, text)
+
+
+def _facts(config: RolloutConfig, arms: list[Arm], table: pl.DataFrame) -> dict[str, str]:
+    return {
+        "arms": "; ".join(f"{a.name}: {', '.join(e.name for e in a.encoders)}" for a in arms),
+        "tasks": ", ".join(table["task"].unique().sort()),
+        "policy": config.head + (" of all tasks, told in words" if config.multitask else ""),
+        "perturbation split": config.split,
+        "levels": ", ".join(map(str, config.levels)),
+        "picture": f"{config.image_px} px, horizon {config.horizon_steps} steps of 1/80 s",
+        "demonstrations": f"{config.demonstrations} a task, unperturbed",
+        "git commit": tracking.git_commit(),
+        "hardware": tracking.hardware(),
+    }
+
+
+def _notes(config: RolloutConfig, arms: list[Arm], look: int) -> list[str]:
+    number = len(arms[0].encoders)
+    notes = [
+        "Intervals are 95 %, by hierarchical bootstrap over policies (each with its pretraining "
+        "seed) and initial states, tasks fixed; the last column resamples tasks too. Every "
+        "encoder meets the same initial states, and differences are paired.",
+        "Out of distribution is the mean over single factors. An episode ends "
+        f"{config.steps_after_success} steps after it is first solved.",
+    ]
+    if number == 1:
+        notes.append(
+            "note: one pretraining seed, so the intervals leave out how much another pretraining "
+            "would differ"
+        )
+    unseen = _tasks_unseen(arms[0], config)
+    if unseen:
+        notes.append(f"tasks held out of pretraining: {', '.join(unseen)}")
+    if look:
+        notes.append(f"this is look {look} at the test split in this store")
+    return notes
+
+
+def _tasks_unseen(arm: Arm, config: RolloutConfig) -> list[str]:
+    """Tasks that no encoder of the arm saw in pretraining, where its folder says what it saw."""
+    seen: set[str] = set()
+    for encoder in arm.encoders:
+        known = info_of(encoder).get("caption_groups")
+        if known is None:
+            return []
+        seen |= set(known)
+    return [task for task in tasks_of(config.tasks, KNOWN_TASKS) if task not in seen]
+
+
+__all__ = ["IN_DISTRIBUTION", "Outcome", "evaluate_policies", "sections_of", "test_looks"]

@@ -1,0 +1,197 @@
+"""A Ray actor that fits policies and rolls them out; one CPU, many environments."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from dynaflip.eval.policies.settings import BehaviourCloningConfig, DiffusionConfig
+from dynaflip.platform.rollouts.arms import EXPERT, RANDOM_POLICY, Encoder
+from dynaflip.platform.rollouts.cells import Cell, PolicySpec
+
+# One thread a worker: as many workers as CPUs run side by side. Software rendering (LP_)
+# would start a thread a core in each.
+WORKER_ENVIRONMENT = {
+    "MUJOCO_GL": os.environ.get("MUJOCO_GL", "egl"),
+    "PYOPENGL_PLATFORM": os.environ.get("PYOPENGL_PLATFORM", os.environ.get("MUJOCO_GL", "egl")),
+    "LP_NUM_THREADS": "0",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """Outcomes of a cell's episodes in the order of its starts."""
+
+    success_ever: list[bool]
+    success_last: list[bool]
+    steps: list[int]
+    seconds: float
+    animation: bytes | None  # GIF of the first episode
+
+
+class Worker:
+    """Keeps the scenes of a task and an encoder or two loaded between calls."""
+
+    def __init__(self) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+        self._scenes: list[Any] = []
+        self._scene_key: tuple[str, int] | None = None
+        self._encoders: dict[str, Any] = {}
+
+    def fit(self, specs: list[PolicySpec]) -> dict[str, dict[str, Any]]:
+        """Fit policies that share encoder and demonstrations: digest → state dict.
+
+        Features are computed once for all of them, and in no minibatch.
+        """
+        import numpy as np
+
+        from dynaflip.eval.policies.encoder_policy import check_encoder, features_of
+        from dynaflip.eval.policies.head import Demonstrations
+        from dynaflip.platform.rollouts.demonstrations import read_demonstrations
+
+        encoder = self._encoder(specs[0].encoder)
+        parts = [read_demonstrations(d) for d in specs[0].demonstrations]
+        check_encoder(encoder, parts[0].images[:4])
+        words = _words(specs[0])
+        features, context, episode = [], [], []
+        for number, part in enumerate(parts):
+            for start in range(0, len(part.images), 64):
+                features.append(features_of(encoder, part.images[start : start + 64]))
+            if words is not None:
+                context.append(np.repeat(words[number : number + 1], len(part.images), 0))
+            episode.append(part.episode + 10**6 * number)
+        demonstrations = Demonstrations(
+            features=np.concatenate(features),
+            proprioception=np.concatenate([part.proprioception for part in parts]),
+            actions=np.concatenate([part.actions for part in parts]),
+            episode=np.concatenate(episode),
+            context=np.concatenate(context) if words is not None else None,
+        )
+        return {spec.digest(): _fit_head(spec, demonstrations).state_dict() for spec in specs}
+
+    def roll_out(self, cell: Cell, weights: dict[str, Any] | None) -> CellResult:
+        """Run a cell's episodes with a fitted policy."""
+        from dynaflip.eval.rollout import roll_out
+
+        began = time.monotonic()
+        scenes = self._scenes_for(cell)
+        policy = self._policy(cell, weights)
+        results = roll_out(
+            scenes,
+            cell.starts,
+            policy,
+            horizon_steps=cell.horizon_steps,
+            steps_after_success=cell.steps_after_success,
+            record_first=cell.recorded,
+        )
+        if weights is not None:
+            policy.check_features()
+        pictures = results[0].pictures
+        return CellResult(
+            [r.success_ever for r in results],
+            [r.success_last for r in results],
+            [r.steps for r in results],
+            time.monotonic() - began,
+            _animation(pictures) if pictures else None,
+        )
+
+    def _scenes_for(self, cell: Cell) -> list[Any]:
+        from dynaflip.eval.simulator import Scene
+
+        key = cell.task, cell.image_px
+        if self._scene_key != key:
+            for scene in self._scenes:
+                scene.close()
+            self._scenes, self._scene_key = [], key
+        while len(self._scenes) < min(cell.environments, len(cell.starts)):
+            px = cell.image_px
+            self._scenes.append(Scene(cell.task, height_px=px, width_px=px))
+        return self._scenes
+
+    def _encoder(self, encoder: Encoder) -> Any:
+        from dynaflip.encoders.checkpoint import load_image_encoder
+
+        assert encoder.folder is not None
+        if encoder.digest not in self._encoders:
+            if len(self._encoders) >= 4:
+                self._encoders.pop(next(iter(self._encoders)))
+            self._encoders[encoder.digest] = load_image_encoder(encoder.folder)
+        return self._encoders[encoder.digest]
+
+    def _policy(self, cell: Cell, weights: dict[str, Any] | None) -> Any:
+        from dynaflip.eval.policies.encoder_policy import EncoderPolicy
+        from dynaflip.eval.policies.uniform import UniformPolicy
+
+        spec = cell.policy
+        if spec.encoder.name == EXPERT:
+            return None
+        if spec.encoder.name == RANDOM_POLICY:
+            return UniformPolicy(spec.seed)
+        assert weights is not None
+        words = _words(spec)
+        context = None
+        if words is not None:
+            context = words[[d.task for d in spec.demonstrations].index(cell.task)]
+        return EncoderPolicy(
+            self._encoder(spec.encoder),
+            _head_of(spec, weights),
+            use_proprioception=spec.use_proprioception,
+            context=context,
+        )
+
+
+def _fit_head(spec: PolicySpec, demonstrations: Any) -> Any:
+    options: dict[str, Any] = {
+        "use_proprioception": spec.use_proprioception,
+        "seed": spec.seed,
+    }
+    if spec.head == "diffusion":
+        from dynaflip.eval.policies.diffusion import fit_diffusion
+
+        return fit_diffusion(demonstrations, DiffusionConfig(**spec.head_settings), **options)
+    from dynaflip.eval.policies.behaviour_cloning import fit_behaviour_cloning
+
+    settings = BehaviourCloningConfig(**spec.head_settings)
+    return fit_behaviour_cloning(demonstrations, settings, **options)
+
+
+def _head_of(spec: PolicySpec, weights: dict[str, Any]) -> Any:
+    from dynaflip.eval.policies.behaviour_cloning import BehaviourCloning
+    from dynaflip.eval.policies.diffusion import DiffusionPolicy
+
+    input_dim = len(weights["norm.weight"])
+    head: Any
+    if spec.head == "diffusion":
+        head = DiffusionPolicy(input_dim, DiffusionConfig(**spec.head_settings))
+    else:
+        head = BehaviourCloning(input_dim, BehaviourCloningConfig(**spec.head_settings))
+    head.load_state_dict(weights)
+    return head.eval()
+
+
+def _words(spec: PolicySpec) -> Any:
+    """(tasks, C) float32 of the tasks' captions, or None where a policy serves one task."""
+    if len(spec.demonstrations) == 1:
+        return None
+    from dynaflip.encoders.config import LanguageConfig
+    from dynaflip.encoders.language import embed_captions
+
+    captions = [d.caption for d in spec.demonstrations]
+    return embed_captions(captions, LanguageConfig()).numpy()
+
+
+def _animation(pictures: list[Any]) -> bytes:
+    from PIL import Image
+
+    frames = [Image.fromarray(picture) for picture in pictures]
+    buffer = io.BytesIO()
+    frames[0].save(
+        buffer, "GIF", save_all=True, append_images=frames[1:], duration=60, loop=0, optimize=False
+    )
+    return buffer.getvalue()
