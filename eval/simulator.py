@@ -19,7 +19,12 @@ from typing import Any
 import numpy as np
 
 from dynaflip.errors import UserError
-from dynaflip.eval.simulator_factors import Factors, camera_path_angles, distractor_shapes
+from dynaflip.eval.simulator_factors import (
+    Factors,
+    camera_path_angles,
+    distractor_shapes,
+    robot_and_object_geoms,
+)
 from dynaflip.eval.simulator_render import SIM_HINT, SceneRenderer, load_mujoco
 
 # Mujoco and PyOpenGL choose their backend when they are imported.
@@ -183,6 +188,12 @@ class Scene:
         ids, kinds = self._renderer.object_ids()
         geoms = np.where(kinds == mujoco.mjtObj.mjOBJ_GEOM, ids, -1)
         return np.where(kinds == mujoco.mjtObj.mjOBJ_UNKNOWN, -2 - ids, geoms).astype(np.int32)
+
+    def robot_and_object(self) -> tuple[np.ndarray, np.ndarray]:
+        """Which pixels show the robot, and which the task's objects: two (H, W) bool."""
+        geoms = self.segmentation()
+        robot, objects = robot_and_object_geoms(self.model)
+        return np.isin(geoms, robot), np.isin(geoms, objects)
 
     def bodies(self) -> np.ndarray:
         """Body id at each pixel: (H, W) int32; 0, the world, for sky and distractors."""

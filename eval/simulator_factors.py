@@ -270,21 +270,30 @@ def _texture(file_name: str, height: int, width: int) -> np.ndarray:
     return np.asarray(resized, np.float32)
 
 
-def _object_looks(model: Any) -> tuple[list[int], list[int]]:
-    """Geoms and materials of the task's objects; a material shared with the scene is left out."""
-    robot = {model.body("base").id}
-    geoms: list[int] = []
-    materials: set[int] = set()
-    others: set[int] = set()
+def robot_and_object_geoms(model: Any) -> tuple[list[int], list[int]]:
+    """Geoms of the robot, and of the task's objects; the rest is furniture."""
+    bodies = {model.body("base").id}
     for body in range(model.nbody):
-        if int(model.body_parentid[body]) in robot:
-            robot.add(body)
+        if int(model.body_parentid[body]) in bodies:
+            bodies.add(body)
+    robot: list[int] = []
+    objects: list[int] = []
     for geom in range(model.ngeom):
         body = int(model.geom_bodyid[geom])
-        is_object = body not in robot and model.body(body).name not in _SCENE_BODIES
+        if body in bodies:
+            robot.append(geom)
+        elif model.body(body).name not in _SCENE_BODIES:
+            objects.append(geom)
+    return robot, objects
+
+
+def _object_looks(model: Any) -> tuple[list[int], list[int]]:
+    """Geoms and materials of the task's objects; a material shared with the scene is left out."""
+    _, geoms = robot_and_object_geoms(model)
+    materials: set[int] = set()
+    others: set[int] = set()
+    for geom in range(model.ngeom):
         material = int(model.geom_matid[geom])
-        if is_object:
-            geoms.append(geom)
         if material >= 0:
-            (materials if is_object else others).add(material)
+            (materials if geom in geoms else others).add(material)
     return geoms, sorted(materials - others)

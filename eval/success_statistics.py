@@ -54,6 +54,13 @@ def success_rate(
     Raises:
         ValueError: another number of dimensions, nothing in it, or values not finite.
     """
+    return _hierarchical(success, 0.0, resample_tasks, seed, resamples)
+
+
+def _hierarchical(
+    success: np.ndarray, lowest: float, resample_tasks: bool, seed: int, resamples: int
+) -> Rate:
+    """:func:`success_rate` of values in [``lowest``, 1]."""
     values = np.asarray(success, np.float64)
     if values.ndim != 4 or values.size == 0:
         raise ValueError(f"success must be (S, T, C, E) and hold something, got {values.shape}")
@@ -87,9 +94,8 @@ def success_rate(
         # All alike: a bootstrap sees no chance at all. Clopper and Pearson's bound for n of n
         # initial states says how many others may yet have been missed.
         missed = 1 - ((1 - LEVEL) / 2) ** (1 / (tasks * episodes))
-        low, high = max(low - 2 * missed, -1.0), min(high + 2 * missed, 1.0)
-        if ((values == 0) | (values == 1)).all():
-            low, high = max(value - missed, 0.0), min(value + missed, 1.0)
+        spread = missed * (1 - lowest)
+        low, high = max(value - spread, lowest), min(value + spread, 1.0)
     return Rate(value, float(low), float(high), seeds, int(values.size))
 
 
@@ -112,6 +118,4 @@ def paired_success(
         raise ValueError(f"pairs must match, got {after.shape} and {before.shape}")
     if after.shape[0] != before.shape[0] and 1 not in (after.shape[0], before.shape[0]):
         raise ValueError(f"seeds must match, got {after.shape[0]} and {before.shape[0]}")
-    return success_rate(
-        after - before, resample_tasks=resample_tasks, seed=seed, resamples=resamples
-    )
+    return _hierarchical(after - before, -1.0, resample_tasks, seed, resamples)

@@ -34,8 +34,7 @@ class _Block(nn.Module):
 class DiffusionPolicy(nn.Module):
     """(B, I) → chunks of actions."""
 
-    betas: Tensor
-    kept: Tensor
+    kept: Tensor  # share of the signal that each diffusion step leaves
 
     def __init__(self, input_dim: int, config: DiffusionConfig) -> None:
         super().__init__()
@@ -49,7 +48,7 @@ class DiffusionPolicy(nn.Module):
         self.enter = nn.Linear(config.chunk * ACTION_DIM, width)
         self.blocks = nn.ModuleList(_Block(width) for _ in range(config.blocks))
         self.leave = nn.Linear(width, config.chunk * ACTION_DIM)
-        # Share of the signal that is left after each diffusion step (squared cosine).
+        # The squared-cosine schedule of Nichol and Dhariwal (2021).
         steps = torch.arange(config.diffusion_steps + 1, dtype=torch.float64)
         curve = torch.cos((steps / config.diffusion_steps + 0.008) / 1.008 * math.pi / 2) ** 2
         betas = (1 - curve[1:] / curve[:-1]).clamp(max=0.999)
@@ -73,20 +72,26 @@ class DiffusionPolicy(nn.Module):
 
         The starting noise is the same for every call, so that equal inputs give equal plans.
         """
+        shape = (1, self.config.chunk, ACTION_DIM)
+        noise = torch.randn(shape, generator=seeded(0)).expand(len(inputs), -1, -1)
+        return self.denoise(noise, inputs)[:, : self.config.execute]
+
+    @torch.no_grad()
+    def denoise(self, noise: Tensor, inputs: Tensor) -> Tensor:
+        """Noise (B, T, A) → actions (B, T, A) in [-1, 1] under inputs (B, I), by DDIM."""
         config = self.config
         encoded = self.encode(inputs)
-        start = torch.randn(1, config.chunk, ACTION_DIM, generator=seeded(0))
-        x = start.expand(len(inputs), -1, -1)
+        x = noise
         times = torch.linspace(config.diffusion_steps - 1, 0, config.sampling_steps).round().long()
         for index, time in enumerate(times.tolist()):
             kept = self.kept[time]
-            noise = self(x, torch.full((len(inputs),), time), encoded)
-            clean = ((x - (1 - kept).sqrt() * noise) / kept.sqrt()).clamp(-1, 1)
-            noise = (x - kept.sqrt() * clean) / (1 - kept).sqrt()
+            foreseen = self(x, torch.full((len(inputs),), time), encoded)
+            clean = ((x - (1 - kept).sqrt() * foreseen) / kept.sqrt()).clamp(-1, 1)
+            foreseen = (x - kept.sqrt() * clean) / (1 - kept).sqrt()
             last = index + 1 == len(times)
             before = torch.ones(()) if last else self.kept[times[index + 1]]
-            x = before.sqrt() * clean + (1 - before).sqrt() * noise
-        return x[:, : config.execute]
+            x = before.sqrt() * clean + (1 - before).sqrt() * foreseen
+        return x
 
 
 def fit_diffusion(

@@ -10,19 +10,25 @@ import polars as pl
 
 from dynaflip.eval.paired_views import ALL_FACTORS, UNPERTURBED
 from dynaflip.eval.plots import condition_name
+from dynaflip.eval.saliency import overlay
 from dynaflip.eval.success_statistics import success_rate
 from dynaflip.platform.evaluation.report import jpeg_of, png_of
 from dynaflip.platform.rollouts import store
-from dynaflip.platform.rollouts.arms import TRAINED
+from dynaflip.platform.rollouts.arms import TRAINED, Arm
 from dynaflip.platform.rollouts.cells import Cell
 from dynaflip.platform.rollouts.config import RolloutConfig
 from dynaflip.platform.rollouts.results import successes
+from dynaflip.platform.rollouts.worker import Looked
 
 _COLOURS = ("#1b7f79", "#d08a2e", "#5b6fb5", "#9a9a9a", "#b3476b", "#6a9a3c", "#444444")
 
 
 def pictures_of(
-    config: RolloutConfig, cells: list[Cell], table: pl.DataFrame
+    config: RolloutConfig,
+    arms: list[Arm],
+    cells: list[Cell],
+    table: pl.DataFrame,
+    looks: dict[str, Looked],
 ) -> list[tuple[str, str, bytes]]:
     """(file name, caption, bytes) of every picture, for the report and for MLflow."""
     made = [("success.png", "Success by condition", png_of(_bars(config, table)))]
@@ -33,8 +39,10 @@ def pictures_of(
             dict.fromkeys(cell.condition.name for cell in trained)
         )
         made.append(("cells.jpg", caption, jpeg_of(_sheet(trained))))
-    made += _films(recorded)
-    return made
+    shown = [arm for arm in arms if arm.encoders[0].folder is not None]
+    caption = "Where it looks, a row a task: the picture, then " + ", ".join(a.name for a in shown)
+    made.append(("saliency.jpg", caption, jpeg_of(_gazes(shown, looks))))
+    return made + _films(recorded)
 
 
 def _bars(config: RolloutConfig, table: pl.DataFrame) -> Any:
@@ -80,6 +88,16 @@ def _sheet(cells: list[Cell]) -> np.ndarray:
     """(rows · H, columns · W, 3): a row a task, a column a condition."""
     tasks = dict.fromkeys(cell.task for cell in cells)
     rows = [np.concatenate([_frames(c)[0] for c in cells if c.task == task], 1) for task in tasks]
+    return np.concatenate(rows, 0)
+
+
+def _gazes(arms: list[Arm], looks: dict[str, Looked]) -> np.ndarray:
+    """(rows · H, columns · W, 3): each task's first picture and every arm's saliency over it."""
+    rows = []
+    for found in looks.values():
+        image = found.images[0]
+        maps = [found.saliency[arm.encoders[0].digest][0] for arm in arms]
+        rows.append(np.concatenate([image, *(overlay(image, heat) for heat in maps)], 1))
     return np.concatenate(rows, 0)
 
 

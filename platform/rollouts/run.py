@@ -9,11 +9,12 @@ from typing import Any
 from dynaflip.errors import UserError
 from dynaflip.platform.cluster import start_ray
 from dynaflip.platform.rollouts import store
+from dynaflip.platform.rollouts.arms import Encoder
 from dynaflip.platform.rollouts.cells import Cell, PolicySpec
-from dynaflip.platform.rollouts.worker import WORKER_ENVIRONMENT, CellResult, Worker
+from dynaflip.platform.rollouts.worker import WORKER_ENVIRONMENT, CellResult, Looked, Worker
 
 
-def run_cells(cells: list[Cell]) -> list[CellResult]:
+def run_cells(cells: list[Cell], workers: Workers) -> list[CellResult]:
     """Results of all cells in their order, from the store where they are in it.
 
     Raises:
@@ -27,12 +28,8 @@ def run_cells(cells: list[Cell]) -> list[CellResult]:
         f"{len(cells) - len(missing)} of them finished before"
     )
     if distinct:
-        workers = _Workers(len(distinct))
-        try:
-            _fit_missing(distinct, workers)
-            _roll_out_missing(distinct, workers)
-        finally:
-            workers.close()
+        _fit_missing(distinct, workers)
+        _roll_out_missing(distinct, workers)
     results = []
     for cell in cells:
         result = store.load_result(cell)
@@ -41,10 +38,50 @@ def run_cells(cells: list[Cell]) -> list[CellResult]:
     return results
 
 
-class _Workers:
-    """Actors, one a CPU, that ask for their next job when they are free."""
+def look(
+    tasks: tuple[str, ...],
+    image_px: int,
+    layout_seeds: list[int],
+    encoders: list[Encoder],
+    workers: Workers,
+) -> dict[str, Looked]:
+    """Where encoders look, task by task."""
+    queue = list(reversed(tasks))
+    found = dict(
+        workers.run(
+            lambda _: queue.pop() if queue else None,
+            lambda actor, task: actor.look.remote(task, image_px, layout_seeds, encoders),
+        )
+    )
+    return {task: found[task] for task in tasks}
 
-    def __init__(self, most: int) -> None:
+
+class Workers:
+    """Actors, one a CPU, that ask for their next job when they are free.
+
+    A context manager; they start when there is something to do.
+    """
+
+    def __init__(self) -> None:
+        self._actors: list[Any] = []
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        import ray
+
+        for actor in self._actors:
+            ray.kill(actor)
+
+    def start(self) -> list[Any]:
+        """The actors, which are started once.
+
+        Raises:
+            UserError: the cluster has no CPU.
+        """
+        if self._actors:
+            return self._actors
         start_ray()
         import ray
 
@@ -52,7 +89,8 @@ class _Workers:
         if cpus < 1:
             raise UserError("evaluate: the Ray cluster has no CPU to run environments with")
         actor: Any = ray.remote(num_cpus=1, runtime_env={"env_vars": WORKER_ENVIRONMENT})(Worker)
-        self.actors = [actor.remote() for _ in range(min(cpus, most))]
+        self._actors = [actor.remote() for _ in range(cpus)]
+        return self._actors
 
     def run(
         self, next_job: Callable[[int], Any], submit: Callable[[Any, Any], Any]
@@ -63,6 +101,7 @@ class _Workers:
             next_job: number of a free worker → its next job, or None.
             submit: (actor, job) → what Ray promises.
         """
+        actors = self.start()
         import ray
 
         running: dict[Any, tuple[int, Any]] = {}
@@ -70,9 +109,9 @@ class _Workers:
         def hand_out(worker: int) -> None:
             job = next_job(worker)
             if job is not None:
-                running[submit(self.actors[worker], job)] = worker, job
+                running[submit(actors[worker], job)] = worker, job
 
-        for worker in range(len(self.actors)):
+        for worker in range(len(actors)):
             hand_out(worker)
         while running:
             [done], _ = ray.wait(list(running))
@@ -86,14 +125,8 @@ class _Workers:
             yield job, answer
             hand_out(worker)
 
-    def close(self) -> None:
-        import ray
 
-        for actor in self.actors:
-            ray.kill(actor)
-
-
-def _fit_missing(cells: list[Cell], workers: _Workers) -> None:
+def _fit_missing(cells: list[Cell], workers: Workers) -> None:
     """Fit the policies of these cells, those of one encoder and task together."""
     from tqdm import tqdm
 
@@ -118,7 +151,7 @@ def _fit_missing(cells: list[Cell], workers: _Workers) -> None:
             bar.update(len(specs))
 
 
-def _roll_out_missing(cells: list[Cell], workers: _Workers) -> None:
+def _roll_out_missing(cells: list[Cell], workers: Workers) -> None:
     from tqdm import tqdm
 
     queues = _Queues(cells)

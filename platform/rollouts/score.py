@@ -7,8 +7,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
+from dynaflip.eval.perturbations import layout_seed
+from dynaflip.eval.saliency import gaze
 from dynaflip.eval.suites import tasks_of
 from dynaflip.platform import tracking
 from dynaflip.platform.demonstrations.captions import KNOWN_TASKS
@@ -28,10 +31,12 @@ from dynaflip.platform.rollouts.results import (
     groups,
     successes,
 )
-from dynaflip.platform.rollouts.run import run_cells
+from dynaflip.platform.rollouts.run import Workers, look, run_cells
+from dynaflip.platform.rollouts.worker import Looked
 
 EPISODES_FILE = "episodes.parquet"
 KIND = "policies"  # of the MLflow run
+LOOKS = 3  # pictures a task whose saliency is shown
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,10 @@ def evaluate_policies(config: RolloutConfig) -> Outcome:
     arms = resolve_arms(config)
     demonstrations = collect_demonstrations(config, tasks)
     cells = plan_cells(config, arms, demonstrations)
-    results = run_cells(cells)
-    table = episode_table(cells, results)
-    return _conclude(config, arms, cells, table)
+    with Workers() as workers:
+        table = episode_table(cells, run_cells(cells, workers))
+        looks = _look(config, arms, tasks, workers)
+    return _conclude(config, arms, cells, table, looks)
 
 
 def test_looks(experiment: str) -> int:
@@ -97,6 +103,44 @@ def sections_of(
     return sections, metrics
 
 
+def _look(
+    config: RolloutConfig, arms: list[Arm], tasks: tuple[str, ...], workers: Workers
+) -> dict[str, Looked]:
+    """Saliency of each arm's first encoder (policies without one look at nothing)."""
+    encoders = {arm.encoders[0].digest: arm.encoders[0] for arm in arms}
+    seeds = [layout_seed(config.split, index) for index in range(LOOKS)]
+    seeing = [encoder for encoder in encoders.values() if encoder.folder is not None]
+    return look(tasks, config.image_px, seeds, seeing, workers)
+
+
+def gaze_section(arms: list[Arm], looks: dict[str, Looked]) -> tuple[Section, dict[str, float]]:
+    """The share of saliency on robot and object by arm, beside their share of the picture."""
+    section = Section(
+        "Where it looks: share of saliency, % (an even gaze has the share of the area)",
+        columns=("", "on the robot", "on the object"),
+    )
+    robot, objects = (
+        np.concatenate([getattr(found, name) for found in looks.values()])
+        for name in ("robot", "objects")
+    )
+    metrics: dict[str, float] = {}
+    area = None
+    for arm in arms:
+        encoder = arm.encoders[0]
+        if encoder.folder is None:
+            continue
+        maps = np.concatenate([found.saliency[encoder.digest] for found in looks.values()])
+        shares = area = gaze(maps, robot, objects)
+        section.rows.append([arm.name, f"{100 * shares.robot:.1f}", f"{100 * shares.object:.1f}"])
+        name = arm.name.replace(" ", "_")
+        metrics[f"gaze/robot/{name}"] = shares.robot
+        metrics[f"gaze/object/{name}"] = shares.object
+    if area is not None:
+        cells = [f"{100 * area.robot_area:.1f}", f"{100 * area.object_area:.1f}"]
+        section.rows.append(["share of the area", *cells])
+    return section, metrics
+
+
 def _metrics(found: dict[str, Successes], measure: str, proprioception: bool) -> dict[str, float]:
     metrics: dict[str, float] = {}
     given = "proprioception" if proprioception else "pictures"
@@ -112,16 +156,23 @@ def _metrics(found: dict[str, Successes], measure: str, proprioception: bool) ->
 
 
 def _conclude(
-    config: RolloutConfig, arms: list[Arm], cells: list[Cell], table: pl.DataFrame
+    config: RolloutConfig,
+    arms: list[Arm],
+    cells: list[Cell],
+    table: pl.DataFrame,
+    looks: dict[str, Looked],
 ) -> Outcome:
     from dynaflip.platform.evaluation.report import write_report
     from dynaflip.platform.rollouts.pictures import pictures_of
 
     sections, metrics = sections_of(config, [arm.name for arm in arms], table)
+    where, shares = gaze_section(arms, looks)
+    sections.append(where)
+    metrics |= shares
     run_name = new_run_name("policies")
     look = test_looks(config.experiment) + 1 if config.split == "test" else 0
     notes = _notes(config, arms, look)
-    pictures = pictures_of(config, cells, table)
+    pictures = pictures_of(config, arms, cells, table, looks)
     path = home() / "reports" / f"{run_name}.html"
     write_report(
         path,

@@ -21,6 +21,8 @@ WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
 }
 
+LOOK_AT_STEP = 40  # half a second: the hand has reached the object or is about to
+
 
 @dataclass(frozen=True)
 class CellResult:
@@ -31,6 +33,16 @@ class CellResult:
     steps: list[int]
     seconds: float
     animation: bytes | None  # GIF of the first episode
+
+
+@dataclass(frozen=True)
+class Looked:
+    """Pictures of a task with every encoder's saliency over them."""
+
+    images: Any  # (B, H, W, 3) uint8
+    robot: Any  # (B, H, W) bool
+    objects: Any  # (B, H, W) bool
+    saliency: dict[str, Any]  # digest of an encoder → (B, G, G)
 
 
 class Worker:
@@ -101,17 +113,38 @@ class Worker:
             _animation(pictures) if pictures else None,
         )
 
+    def look(
+        self, task: str, image_px: int, layout_seeds: list[int], encoders: list[Encoder]
+    ) -> Looked:
+        """Where encoders look in a task: the middle of the expert's episodes, unperturbed."""
+        import numpy as np
+
+        from dynaflip.eval.saliency import saliency
+
+        scene = self._load_scenes(task, image_px, 1)[0]
+        seen = []
+        for seed in layout_seeds:
+            observation = scene.reset(seed)
+            for _ in range(LOOK_AT_STEP):
+                observation, _ = scene.step(scene.expert_action(observation))
+            seen.append((scene.rgb(), *scene.robot_and_object()))
+        images, robot, objects = (np.stack(column) for column in zip(*seen, strict=True))
+        found = {e.digest: saliency(self._encoder(e), images) for e in encoders}
+        return Looked(images, robot, objects, found)
+
     def _scenes_for(self, cell: Cell) -> list[Any]:
+        number = min(cell.environments, len(cell.starts))
+        return self._load_scenes(cell.task, cell.image_px, number)
+
+    def _load_scenes(self, task: str, px: int, number: int) -> list[Any]:
         from dynaflip.eval.simulator import Scene
 
-        key = cell.task, cell.image_px
-        if self._scene_key != key:
+        if self._scene_key != (task, px):
             for scene in self._scenes:
                 scene.close()
-            self._scenes, self._scene_key = [], key
-        while len(self._scenes) < min(cell.environments, len(cell.starts)):
-            px = cell.image_px
-            self._scenes.append(Scene(cell.task, height_px=px, width_px=px))
+            self._scenes, self._scene_key = [], (task, px)
+        while len(self._scenes) < number:
+            self._scenes.append(Scene(task, height_px=px, width_px=px))
         return self._scenes
 
     def _encoder(self, encoder: Encoder) -> Any:

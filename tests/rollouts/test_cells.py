@@ -1,0 +1,111 @@
+"""Cells: equal for every encoder, never of pretraining's split, named by what they depend on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rollout_pieces import tiny
+
+from dynaflip.errors import UserError
+from dynaflip.eval.perturbations import belongs_to
+from dynaflip.eval.suites import TASK_SETS, tasks_of
+from dynaflip.platform.demonstrations.captions import KNOWN_TASKS
+from dynaflip.platform.rollouts.arms import Arm, Encoder
+from dynaflip.platform.rollouts.cells import Cell, conditions_of, plan_cells
+from dynaflip.platform.rollouts.config import RolloutConfig
+from dynaflip.platform.rollouts.demonstrations import DemonstrationSet
+
+ARMS = [
+    Arm("trained", (Encoder("a", "/a", "digest-a"), Encoder("b", "/b", "digest-b"))),
+    Arm("random", (Encoder("c", "/c", "digest-c"),)),
+]
+
+
+def cells_of(config: RolloutConfig) -> list[Cell]:
+    shown = {
+        task: DemonstrationSet(task, f"/{task}", f"digest-{task}") for task in TASK_SETS["r3m5"]
+    }
+    return plan_cells(config, ARMS, shown)
+
+
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_every_initial_state_belongs_to_its_split_and_is_the_same_for_every_arm(split: str) -> None:
+    config = tiny(
+        Path("x"), split=split, factors=(), all_at_once=True, levels=(1, 3, 5), episodes=4
+    )
+    by_place: dict[tuple, list] = {}
+    for cell in cells_of(config):
+        for start in cell.starts:
+            drawn = {**start.factors, "layout_seed": start.layout_seed}
+            other = "test" if split == "dev" else "dev"
+            assert belongs_to(drawn, split)
+            assert not belongs_to(drawn, other)
+            assert not belongs_to(drawn, "pretrain")
+        by_place.setdefault((cell.task, cell.condition), []).append(cell.starts)
+    assert len(by_place) == 5 * (1 + 11 * 3)
+    for starts in by_place.values():
+        assert len(starts) == 4  # arms x seeds
+        assert all(other == starts[0] for other in starts)
+
+
+def test_policies_take_turns_with_the_pretraining_seeds() -> None:
+    cells = cells_of(tiny(Path("x"), seeds=3))
+    used = {(c.arm, c.policy.seed): c.policy.encoder.digest for c in cells}
+    assert [used["trained", k] for k in range(3)] == ["digest-a", "digest-b", "digest-a"]
+    assert {used["random", k] for k in range(3)} == {"digest-c"}
+
+
+def test_a_digest_changes_with_what_a_result_depends_on_and_with_nothing_else() -> None:
+    config = tiny(Path("x"))
+    first = cells_of(config)[1]
+    assert first.condition.factor == "light_tint"
+    same = replace(config, environments=7, experiment="other", check_harness=False)
+    assert cells_of(same)[1].digest() == first.digest()
+    for change in (
+        {"seed": 1},
+        {"horizon_steps": 61},
+        {"image_px": 48},
+        {"split": "test"},
+        {"episodes": 3},
+        {"head": "diffusion"},
+        {"proprioception": (False,)},
+        {"multitask": True},
+        {"behaviour_cloning": replace(config.behaviour_cloning, steps=51)},
+    ):
+        assert cells_of(replace(config, **change))[1].digest() != first.digest(), change
+    assert len({cell.digest() for cell in cells_of(config)}) == len(cells_of(config))
+
+
+def test_conditions_are_unperturbed_then_factors_by_level_then_all() -> None:
+    config = RolloutConfig(factors=("camera",), levels=(1, 3))
+    names = [condition.name for condition in conditions_of(config)]
+    assert names == ["none", "camera-1", "camera-3", "all-1", "all-3"]
+
+
+def test_suites_name_tasks_that_can_be_demonstrated_and_unknown_ones_list_those() -> None:
+    for tasks in TASK_SETS.values():
+        assert set(tasks) <= set(KNOWN_TASKS)
+    assert [len(TASK_SETS[name]) for name in ("r3m5", "mt10", "mw15")] == [5, 10, 15]
+    assert tasks_of(["r3m5", "hammer", "reach-v3"], KNOWN_TASKS)[-2:] == ("hammer-v3", "reach-v3")
+    with pytest.raises(UserError, match=r"no task or set juggle; sets: r3m5.*assembly-v3"):
+        tasks_of(["juggle"], KNOWN_TASKS)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"factors": ("fog",)}, "factors: there is no fog"),
+        ({"levels": (6,)}, "levels: there is no 6"),
+        ({"split": "pretrain"}, "split must be one of dev, test"),
+        ({"baselines": ("clip",)}, "baselines: there is no clip; known: initialization"),
+        ({"arms": ("no uri",)}, "must read NAME=URI"),
+        ({"episodes": 0}, "episodes must be at least 1"),
+        ({"head": "transformer"}, "head must be one of"),
+        ({"proprioception": ()}, "proprioception must be"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(change: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        RolloutConfig(**change)

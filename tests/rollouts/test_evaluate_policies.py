@@ -1,0 +1,152 @@
+"""A whole policy evaluation on real Ray, in the real simulator: right, resumable, comparable."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from checkout import REPOSITORY
+from rollout_pieces import encoder_folder, tiny
+
+from dynaflip.errors import UserError
+
+pytestmark = [pytest.mark.ray, pytest.mark.sim]
+
+
+@pytest.fixture(scope="module")
+def module_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rollouts")
+    previous = os.environ["DYNAFLIP_HOME"]
+    os.environ["DYNAFLIP_HOME"] = str(folder / "home")
+    yield folder
+    os.environ["DYNAFLIP_HOME"] = previous
+
+
+def command(encoder: Path) -> list[str]:
+    """What a user types for the settings of :func:`tiny`."""
+    words = [sys.executable, "jobs/evaluate.py", "--suite", "metaworld", "--encoder", str(encoder)]
+    words += ["--baselines", "initialization", "--tasks", "reach", "--seeds", "2"]
+    words += ["--factors", '["light_tint"]', "--all_at_once", "false", "--episodes", "2"]
+    words += ["--demonstrations", "3", "--image_px", "32", "--horizon_steps", "60"]
+    words += ["--steps_after_success", "5", "--environments", "2", "--check_harness", "true"]
+    words += ["--behaviour_cloning.hidden_dim", "16", "--behaviour_cloning.layers", "1"]
+    return [*words, "--behaviour_cloning.steps", "50"]
+
+
+def test_a_killed_evaluation_goes_on_to_the_table_of_an_uninterrupted_one_and_is_right(
+    module_home: Path, ray_cluster: None
+) -> None:
+    from dynaflip.platform import tracking
+    from dynaflip.platform.rollouts.score import evaluate_policies
+
+    encoder = encoder_folder(module_home / "encoder")
+    home = module_home / "home"
+    killed = subprocess.Popen(
+        command(encoder),
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    cells = home / "evaluation" / "cells"
+    deadline = time.monotonic() + 240
+    while not list(cells.glob("*.json")) and killed.poll() is None:
+        assert time.monotonic() < deadline, "no cell was finished"
+        time.sleep(0.05)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    before = {path: path.stat().st_mtime_ns for path in cells.glob("*.json")}
+    assert before
+
+    outcome = evaluate_policies(tiny(encoder))
+    after = {path: path.stat().st_mtime_ns for path in cells.glob("*.json")}
+    assert before.items() <= after.items(), "a finished cell was run again"
+    # Arms of equal weights share cells: trained is its own initialisation here.
+    assert len(after) == 3 * 2 * 2
+
+    name = "success_ever/proprioception/in_distribution"
+    assert outcome.metrics[f"{name}/scripted_expert"] == 1
+    assert outcome.metrics[f"{name}/random_policy"] < 1
+    assert outcome.metrics[f"{name}/initialization/trained_minus_this"] == 0
+    assert any("one pretraining seed" in note for note in outcome.notes)
+    assert any("held out of pretraining: reach-v3" in note for note in outcome.notes)
+
+    for path in cells.iterdir():
+        path.unlink()
+    again = evaluate_policies(tiny(encoder))
+    assert again.episodes.equals(outcome.episodes)
+    assert again.table == outcome.table
+
+    run = tracking.client().get_run(outcome.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["perturbation_split"] == "dev"
+    assert "test_look" not in run.data.tags
+    # A network of random weights looks everywhere about evenly.
+    assert 0 < outcome.metrics["gaze/robot/trained"] < 1
+    assert outcome.metrics["gaze/robot/trained"] == outcome.metrics["gaze/robot/initialization"]
+    page = outcome.report.read_text()
+    assert page.count("data:image/gif") == 2
+    assert "http" not in page
+
+
+def test_runs_are_compared_in_pairs_and_promotion_asks_for_test(
+    module_home: Path, ray_cluster: None
+) -> None:
+    from dynaflip.platform import registry, tracking
+    from dynaflip.platform.rollouts.compare import compare
+    from dynaflip.platform.rollouts.promotion import promote
+    from dynaflip.platform.rollouts.score import evaluate_policies
+
+    encoder = encoder_folder(module_home / "encoder")
+    run = tracking.open_run("dynaflip-pretrain", "maker", {"kind": "pretrain"})
+    registered = _registered(encoder, run, module_home / "registered")
+    uri = f"models:/{registry.DEFAULT_NAME}/{registered}"
+    on_dev = evaluate_policies(tiny(encoder, check_harness=False))
+    shown = compare(on_dev.run_name, on_dev.run_id)
+    assert "+0.0" in shown
+    assert "not distinguishable" in shown
+    with pytest.raises(UserError, match=r"has not been evaluated on test; run python"):
+        promote(registry.DEFAULT_NAME, str(registered))
+
+    on_test = evaluate_policies(tiny(Path(uri), split="test", check_harness=False))
+    tags = tracking.client().get_run(on_test.run_id).data.tags
+    assert tags["test_look"] == "1"
+    assert any("look 1 at the test split" in note for note in on_test.notes)
+    with pytest.raises(UserError, match="split"):
+        compare(on_dev.run_name, on_test.run_name)
+    refused = promote(registry.DEFAULT_NAME, str(registered))
+    assert not refused.promoted
+    assert "must be above 0" in refused.explanation
+    assert registry.version_of_alias(registry.DEFAULT_NAME, "champion") is None
+
+    forced = promote(registry.DEFAULT_NAME, str(registered), force="a test of the alias")
+    assert forced.promoted
+    assert registry.version_of_alias(registry.DEFAULT_NAME, "champion") == str(registered)
+    evidence = registry.version_tags(registry.DEFAULT_NAME, str(registered))["champion_evidence"]
+    assert "a test of the alias" in evidence
+    with pytest.raises(UserError, match="does not exist"):
+        promote(registry.DEFAULT_NAME, "99")
+    with pytest.raises(UserError, match="no run nothing-like-it"):
+        compare("nothing-like-it", on_dev.run_name)
+
+
+def _registered(encoder: Path, run, folder: Path) -> int:
+    """The encoder as a registered version that its run made."""
+    import json
+    import shutil
+
+    from dynaflip.platform import registry
+
+    shutil.copytree(encoder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["info"]["mlflow_run_id"] = run.run_id
+    (folder / "config.json").write_text(json.dumps(config))
+    version = registry.register(folder, run)
+    run.end("FINISHED")
+    return version
