@@ -6,12 +6,16 @@ import sys
 
 from dynaflip.errors import UserError
 from dynaflip.platform.cli import config_parser, parse_config, run_job
+from dynaflip.platform.training.arms import ARMS, apply_arm
 from dynaflip.platform.training.config import PretrainConfig
 
 
 def main(argv: list[str]) -> int:
     """Parse, train, say where the result is; 1 when the loss stopped being finite."""
     parser = config_parser(__doc__ or "", PretrainConfig)
+    parser.add_argument(
+        "--arm", metavar="NAME", help=f"lay a named variant over the settings: {', '.join(ARMS)}"
+    )
     parser.add_argument("--alias", help="move this alias (candidate, say) to the new version")
     parser.add_argument(
         "--resume", metavar="RUN", help="go on with a stopped run, with the settings it began with"
@@ -22,7 +26,9 @@ def main(argv: list[str]) -> int:
         help="do nothing where an encoder with these settings and triplets is registered",
     )
     args, config = parse_config(parser, PretrainConfig, argv, aliases={})
-    if args.resume and (args.config or config != PretrainConfig()):
+    if args.arm:
+        config = apply_arm(config, args.arm)
+    if args.resume and (args.config or args.arm or config != PretrainConfig()):
         raise UserError("--resume goes on with the run's own settings: give no others beside it")
 
     from dynaflip.platform.training import pretrain as training

@@ -4,97 +4,175 @@ DynaFLIP (arXiv 2605.30350):
 L_align = −log [ e^{−E_pos/τ} / (e^{−E_pos/τ} + Σ_neg e^{−E_neg/τ}) ].
 The paper does not say which shuffles are negatives; here each anchored modality is held
 against the two others of every other example ("others"), and more by setting.
-Shapes: n examples of this process, N of all processes, D width.
+Shapes: n examples of this process, N of all processes, C columns (N and the queue's), D width.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dynaflip.losses.config import ObjectiveConfig
-from dynaflip.losses.energy import Triples, energy, energy_matrix
+from dynaflip.losses.energy import Points, energy, energy_matrix, rolled
 from dynaflip.losses.gather import gather_rows, global_mean, rank
+from dynaflip.losses.simplex import full_precision
 
 
-def alignment_rows(
-    config: ObjectiveConfig, local: Triples, everyone: Triples, group: Tensor
+@dataclass(frozen=True)
+class Examples:
+    """Embeddings of some examples and who belongs to whom."""
+
+    points: Points  # modality to (N, D) unit vectors
+    group: Tensor  # (N,) int caption group, so that paraphrases of a caption are equal
+    clip: Tensor  # (N,) int clip id
+
+    def gathered(self) -> Examples:
+        """The examples of all processes, in rank order."""
+        points = {name: gather_rows(z) for name, z in self.points.items()}
+        return Examples(points, gather_rows(self.group), gather_rows(self.clip))
+
+    def detached(self) -> Examples:
+        """The same without gradient."""
+        points = {name: z.detach() for name, z in self.points.items()}
+        return Examples(points, self.group, self.clip)
+
+
+def alignment_loss(
+    config: ObjectiveConfig,
+    local: Examples,
+    everyone: Examples,
+    *,
+    temperature: Tensor | float | None = None,
+    past: Examples | None = None,
 ) -> dict[str, Tensor]:
-    """Loss of each local example in each set of negatives: name → (n,).
-
-    Args:
-        config: weights, temperature, anchors, negatives and the false-negative rule.
-        local: this process's n triples, rows ``rank·n …`` of ``everyone``.
-        everyone: the N triples of all processes.
-        group: (N,) caption group of each, so that paraphrases of a caption are equal.
-    """
-    num_local = local.image.shape[0]
-    index = rank() * num_local + torch.arange(num_local, device=group.device)
-    matched = energy(local, config.volume, config.cosine)
-    same_example = index[:, None] == torch.arange(len(group), device=group.device)[None]
-    same_caption = group[index][:, None] == group[None]
-    rows: dict[str, Tensor] = {}
-    for anchor in config.anchors:
-        left_out = same_example
-        if anchor in config.mask_same_caption:
-            left_out = left_out | same_caption
-        if "others" in config.negatives:
-            shuffled = energy_matrix(anchor, local, everyone, config.volume, config.cosine)
-            rows[f"others_{anchor}"] = _info_nce(config, matched, shuffled, left_out)
-        if "swapped" in config.negatives:
-            # The same triples as above, told from the other two modalities' side.
-            shuffled = energy_matrix(anchor, everyone, local, config.volume, config.cosine).T
-            rows[f"swapped_{anchor}"] = _info_nce(config, matched, shuffled, left_out)
-    if "shuffled" in config.negatives:
-        shuffled, left_out = _all_shuffled(config, everyone, group, index)
-        rows["shuffled"] = _info_nce(config, matched, shuffled, left_out)
-    return rows
-
-
-def alignment_loss(config: ObjectiveConfig, local: Triples, group: Tensor) -> dict[str, Tensor]:
     """L_align of this process: ``loss`` () and its parts by set of negatives, each ().
 
     Args:
         config: the objective's settings.
-        local: this process's n triples.
-        group: (n,) int caption group of each.
+        local: this process's n examples, rows ``rank·n …`` of ``everyone``.
+        everyone: the N examples of all processes (:meth:`Examples.gathered`).
+        temperature: τ; by default the settings'.
+        past: further examples that "others" is held against.
     """
-    everyone = Triples(*(gather_rows(z) for z in local))
-    parts = alignment_rows(config, local, everyone, gather_rows(group))
-    count = torch.tensor(float(len(group)), device=group.device)
+    tau = config.temperature if temperature is None else temperature
+    if config.alignment == "pairwise":
+        parts = _pairwise_rows(config, local, everyone, tau)
+    elif not config.negatives:
+        parts = {"attraction": energy(local.points, config.volume, config.cosine) / tau}
+    else:
+        parts = _simplex_rows(config, local, everyone, tau, past)
+    count = torch.tensor(float(len(local.group)), device=local.group.device)
     means = {name: global_mean(rows.sum(), count) for name, rows in parts.items()}
     return {"loss": torch.stack(list(means.values())).mean(), **means}
 
 
-def _info_nce(
-    config: ObjectiveConfig, matched: Tensor, shuffled: Tensor, left_out: Tensor
-) -> Tensor:
-    """−log softmax of the matched triple among itself and the kept shuffled ones: (n,).
+def _simplex_rows(
+    config: ObjectiveConfig,
+    local: Examples,
+    everyone: Examples,
+    tau: Tensor | float,
+    past: Examples | None,
+) -> dict[str, Tensor]:
+    """Loss of each local example in each set of negatives: name → (n,)."""
+    weights = (config.volume, config.cosine)
+    matched = energy(local.points, *weights)
+    itself = _is_itself(local, everyone)
+    rows: dict[str, Tensor] = {}
+    for anchor in config.anchored():
+        masked = anchor in config.mask_same_caption
+        left_out = itself | _same_caption(local, everyone) if masked else itself
+        if "others" in config.negatives:
+            shuffled = [energy_matrix(anchor, local.points, everyone.points, *weights)]
+            unwanted = [left_out]
+            if past is not None:
+                shuffled.append(energy_matrix(anchor, local.points, past.points, *weights))
+                own_clip = local.clip[:, None] == past.clip[None]
+                unwanted.append(own_clip | _same_caption(local, past) if masked else own_clip)
+            columns, out = torch.cat(shuffled, 1), torch.cat(unwanted, 1)
+            rows[f"others_{anchor}"] = _info_nce(-matched / tau, -columns / tau, out)
+        if "swapped" in config.negatives:
+            # The same triples as above, told from the other modalities' side.
+            columns = energy_matrix(anchor, everyone.points, local.points, *weights).T
+            rows[f"swapped_{anchor}"] = _info_nce(-matched / tau, -columns / tau, left_out)
+    if "shuffled" in config.negatives:
+        columns, left_out = _all_shuffled(config, local, everyone)
+        rows["shuffled"] = _info_nce(-matched / tau, -columns / tau, left_out)
+    return rows
 
-    ``matched`` (n,), ``shuffled`` (n, M), ``left_out`` (n, M) bool. No negative left gives 0.
+
+def _pairwise_rows(
+    config: ObjectiveConfig, local: Examples, everyone: Examples, tau: Tensor | float
+) -> dict[str, Tensor]:
+    """InfoNCE over cosines of the anchor with each other modality, both ways: name → (n,).
+
+    CLIP's loss (arXiv 2103.00020) for each pair, as ImageBind (arXiv 2305.05665) has it.
+    With language on either side an entry of one caption group is no negative.
     """
-    positive = -matched / config.temperature
-    negative = (-shuffled / config.temperature).masked_fill(left_out, -torch.inf)
-    return torch.logsumexp(torch.cat([positive[:, None], negative], 1), 1) - positive
+    anchor = config.pairwise_anchor
+    rows: dict[str, Tensor] = {}
+    for other in config.modalities:
+        if other == anchor:
+            continue
+        left_out = _is_itself(local, everyone)
+        if {anchor, other} & set(config.mask_same_caption):
+            left_out = left_out | _same_caption(local, everyone)
+        for one, two in ((anchor, other), (other, anchor)):
+            mine = full_precision(local.points[one])
+            with torch.autocast(mine.device.type, enabled=False):
+                matched = (mine * full_precision(local.points[two])).sum(-1)
+                columns = mine @ full_precision(everyone.points[two]).T
+            rows[f"{one}_to_{two}"] = _info_nce(matched / tau, columns / tau, left_out)
+    return rows
+
+
+def _info_nce(matched: Tensor, shuffled: Tensor, left_out: Tensor) -> Tensor:
+    """−log softmax of the matched example among itself and the kept shuffled ones: (n,).
+
+    ``matched`` (n,), ``shuffled`` (n, C), ``left_out`` (n, C) bool. No negative left gives 0.
+    """
+    negative = shuffled.masked_fill(left_out, -torch.inf)
+    return torch.logsumexp(torch.cat([matched[:, None], negative], 1), 1) - matched
+
+
+def _own_rows(local: Examples) -> Tensor:
+    """(n,) index of this process's examples among those of all."""
+    size = len(local.group)
+    return rank() * size + torch.arange(size, device=local.group.device)
+
+
+def _is_itself(local: Examples, everyone: Examples) -> Tensor:
+    """(n, N) bool: whether a column is the row's own example."""
+    columns = torch.arange(len(everyone.group), device=everyone.group.device)
+    return _own_rows(local)[:, None] == columns[None]
+
+
+def _same_caption(local: Examples, columns: Examples) -> Tensor:
+    """(n, C) bool: whether a column's caption means the same as the row's."""
+    return local.group[:, None] == columns.group[None]
 
 
 def _all_shuffled(
-    config: ObjectiveConfig, everyone: Triples, group: Tensor, index: Tensor
+    config: ObjectiveConfig, local: Examples, everyone: Examples
 ) -> tuple[Tensor, Tensor]:
-    """Triples of three different examples, and which of them to leave out: two (n, M).
+    """Energies of examples put together from different ones, and which to leave out: two (n, M).
 
     The batch comes in random order, so cyclic shifts are random derangements that all
-    processes agree on. A triple within one caption group is left out where language is masked.
+    processes agree on. A mixture within one caption group is left out where language is masked.
     """
-    size = len(group)
+    index, group, size = _own_rows(local), everyone.group, len(everyone.group)
+    first, *rest = sorted(everyone.points, key=lambda name: name != "language")
     energies, left_out = [], []
     for shuffle in range(config.shuffles):
-        image, flow = 1 + shuffle, 2 + 2 * shuffle
-        distinct = image % size and flow % size and (image - flow) % size
-        triples = everyone.rolled(0, image, flow)
-        triples = Triples(*(z[index] for z in triples))
-        energies.append(energy(triples, config.volume, config.cosine))
-        one_group = (group == group.roll(-image)) & (group == group.roll(-flow))
+        shifts = {name: k * (1 + shuffle) for k, name in enumerate(rest, 1)}
+        shifts[first] = 0
+        mixed = {n: z[index] for n, z in rolled(everyone.points, shifts).items()}
+        energies.append(energy(mixed, config.volume, config.cosine))
+        distinct = len({shift % size for shift in shifts.values()}) == len(shifts)
+        one_group = torch.ones_like(index, dtype=torch.bool)
+        for shift in shifts.values():
+            one_group &= (group == group.roll(-shift))[index]
         masked = one_group & ("language" in config.mask_same_caption)
-        left_out.append(masked[index] if distinct else torch.ones_like(index, dtype=torch.bool))
+        left_out.append(masked if distinct else torch.ones_like(masked))
     return torch.stack(energies, 1), torch.stack(left_out, 1)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 MODALITIES = ("image", "language", "flow")
 NEGATIVES = ("others", "swapped", "shuffled")
+ALIGNMENTS = ("simplex", "pairwise")
 FLOW_SCALES = ("motion", "none")
 
 
@@ -22,9 +23,12 @@ class ObjectiveConfig:
         ValueError: a value out of range; the message starts with the setting's name.
     """
 
+    # Modalities that are aligned. Two span a segment, whose volume is its length.
+    modalities: tuple[str, ...] = MODALITIES
     # Weight of the simplex volume (the triangle's area A) inside the energy.
     volume: float = 1.0
-    # Weight of the cosine regularizer ⟨z_L, z_F⟩ inside the energy (the paper's α).
+    # Weight of the cosine regularizer ⟨z_L, z_F⟩ inside the energy (the paper's α). Of two
+    # modalities it is their cosine.
     cosine: float = 1.0
     # Weight of the contrastive alignment over energies (L_align).
     contrastive: float = 1.0
@@ -37,12 +41,27 @@ class ObjectiveConfig:
     direct: float = 0.0
     # Temperature τ of the contrastive alignment.
     temperature: float = 0.07
-    # Anchored modalities: each gives one N×N energy matrix. Open in the paper; all three.
-    anchors: tuple[str, ...] = MODALITIES
+    # Learn the temperature, from `temperature` on; it stays above 0.01, as CLIP's does.
+    learn_temperature: bool = False
+    # "simplex": contrast the energies of whole triples (paper); "pairwise": InfoNCE over cosines
+    # of one modality with each other one, both ways (the paper's baseline).
+    alignment: str = "simplex"
+    # The modality that the others are aligned with by "pairwise". Open in the paper; language is
+    # the corner that the paper's triangle is written from.
+    pairwise_anchor: str = "language"
+    # Anchored modalities: each gives one N×N energy matrix. Open in the paper; empty takes all
+    # that are aligned.
+    anchors: tuple[str, ...] = ()
     # Which shuffles are negatives, open in the paper. "others": the two other modalities come
     # from one other example; "swapped": the anchored modality does; "shuffled": all three
-    # modalities come from three examples (`shuffles` per example).
+    # modalities come from three examples (`shuffles` per example). Empty: no negatives at all,
+    # in the temporal term neither. Both lose their denominators: L_align = E/τ and
+    # L_tcn = ‖d(t1) − d(t2)‖. It collapses; the paper's ablation.
     negatives: tuple[str, ...] = ("others",)
+    # Examples of past steps, without gradient, that "others" is held against beside the batch;
+    # 0 = the batch alone (paper). Transitions of the example's own clip are left out, because the
+    # example itself may be among them.
+    queue_size: int = 0
     # Number of all-shuffled negatives of each example, used with negatives "shuffled" only.
     shuffles: int = 16
     # Anchors in whose matrix an entry between equal caption groups is left out. With language
@@ -73,7 +92,8 @@ class ObjectiveConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, not {getattr(self, name)}")
         for name, known in (
-            ("anchors", MODALITIES),
+            ("modalities", MODALITIES),
+            ("anchors", self.modalities),
             ("negatives", NEGATIVES),
             ("mask_same_caption", MODALITIES),
         ):
@@ -82,9 +102,35 @@ class ObjectiveConfig:
                 raise ValueError(f"{name}: unknown {sorted(unknown)}; known are {list(known)}")
             if len(set(chosen)) != len(chosen):
                 raise ValueError(f"{name}: {list(chosen)} names one twice")
-        if not self.anchors or not self.negatives:
-            raise ValueError("anchors, negatives: name at least one; weigh with `contrastive`")
-        if self.flow_scale not in FLOW_SCALES:
-            raise ValueError(f"flow_scale: {self.flow_scale!r} is not one of {list(FLOW_SCALES)}")
+        for name, known in (("flow_scale", FLOW_SCALES), ("alignment", ALIGNMENTS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: {getattr(self, name)!r} is not one of {list(known)}")
+        if len(self.modalities) < 2:
+            raise ValueError("modalities: at least two can be aligned; weigh with `contrastive`")
         if self.volume == 0 and self.cosine == 0:
             raise ValueError("volume, cosine: both are 0, so every triple has the same energy")
+        self._refuse_ignored()
+
+    def _refuse_ignored(self) -> None:
+        """Settings that another one leaves without effect."""
+        if self.queue_size < 0:
+            raise ValueError(f"queue_size: must be at least 0, not {self.queue_size}")
+        if self.queue_size and "others" not in self.negatives:
+            raise ValueError('queue_size: a queue extends the negatives "others", which are off')
+        if self.learn_temperature and not self.negatives:
+            raise ValueError("learn_temperature: without negatives it would only grow")
+        if self.alignment == "pairwise":
+            if self.pairwise_anchor not in self.modalities:
+                raise ValueError(
+                    f"pairwise_anchor: {self.pairwise_anchor!r} is not one of the aligned "
+                    f"modalities {list(self.modalities)}"
+                )
+            if self.negatives != ("others",) or self.queue_size or self.anchors:
+                raise ValueError(
+                    'alignment: "pairwise" takes the other examples of the batch; `negatives`, '
+                    '`queue_size` and `anchors` are of "simplex"'
+                )
+
+    def anchored(self) -> tuple[str, ...]:
+        """The anchored modalities."""
+        return self.anchors or self.modalities

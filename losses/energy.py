@@ -2,71 +2,72 @@
 
 DynaFLIP (arXiv 2605.30350): E = w_volume · A(z_L, z_I, z_F) − w_cosine · ⟨z_L, z_F⟩.
 The area alone vanishes also when two of the three points meet and the third is far; the
-cosine tells these apart. Shapes: n rows, N columns, D width; embeddings have unit norm.
+cosine tells these apart. Any two or more modalities have an energy: the volume is of their
+simplex, and the cosine that of language and flow, or where one of them is missing that of
+the first two (the paper does not say).
+Shapes: n rows, N columns, D width; embeddings have unit norm.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from itertools import combinations
 
 import torch
 from torch import Tensor
 
-from dynaflip.losses.simplex import area_from_inner_products, full_precision, triangle_area
+from dynaflip.losses.simplex import full_precision, simplex_volume, volume_from_inner_products
+
+# Unit embeddings of N examples by modality ("image", "language", "flow", …), each (N, D).
+Points = Mapping[str, Tensor]
 
 
-class Triples(NamedTuple):
-    """Unit embeddings of N triples, each (N, D)."""
-
-    language: Tensor
-    image: Tensor
-    flow: Tensor
-
-    def rolled(self, language: int, image: int, flow: int) -> Triples:
-        """Triples put together from rows i + shift, another shift for each modality."""
-        return Triples(
-            self.language.roll(-language, 0), self.image.roll(-image, 0), self.flow.roll(-flow, 0)
-        )
+def rolled(points: Points, shifts: Mapping[str, int]) -> dict[str, Tensor]:
+    """Examples put together from rows i + shift, another shift for each modality."""
+    return {name: z.roll(-shifts[name], 0) for name, z in points.items()}
 
 
-def energy(triples: Triples, volume: float, cosine: float) -> Tensor:
-    """Energy of N triples, by explicit differences: (N,)."""
-    area = triangle_area(triples.language, triples.image, triples.flow)
-    with torch.autocast(area.device.type, enabled=False):
-        return volume * area - cosine * _paired(triples.language, triples.flow)
+def energy(points: Points, volume: float, cosine: float) -> Tensor:
+    """Energy of N examples, by explicit differences: (N,)."""
+    first, second = _regularized(points)
+    with torch.autocast(points[first].device.type, enabled=False):
+        similarity = _paired(points[first], points[second])
+        return volume * simplex_volume(list(points.values())) - cosine * similarity
 
 
 def energy_matrix(
-    anchor: str, rows: Triples, columns: Triples, volume: float, cosine: float
+    anchor: str, rows: Points, columns: Points, volume: float, cosine: float
 ) -> Tensor:
-    """Energy of one modality of each row with the two others of each column: (n, N).
+    """Energy of one modality of each row with the others of each column: (n, N).
 
     Entry (i, j) is, with ``anchor`` "language" E(L_i, I_j, F_j), with "image" E(L_j, I_i, F_j),
-    with "flow" E(L_j, I_j, F_i). Memory is O(n·N). The entries of matched triples are inexact
+    with "flow" E(L_j, I_j, F_i). Memory is O(n·N). The entries of matched examples are inexact
     near alignment: use :func:`energy` for those.
 
     Args:
         anchor: the modality that comes from the rows.
-        rows: n triples; only ``anchor`` is read.
-        columns: N triples; the two others are read.
+        rows: n examples; only ``anchor`` is read.
+        columns: N examples; the others are read.
         volume, cosine: weights in the energy.
     """
-    with torch.autocast(columns.image.device.type, enabled=False):
-        if anchor == "language":
-            image_language = _crossed(rows.language, columns.image)
-            flow_language = _crossed(rows.language, columns.flow)
-            image_flow = _paired(columns.image, columns.flow)[None]
-        elif anchor == "image":
-            image_language = _crossed(rows.image, columns.language)
-            flow_language = _paired(columns.flow, columns.language)[None]
-            image_flow = _crossed(rows.image, columns.flow)
-        else:
-            assert anchor == "flow", anchor
-            image_language = _paired(columns.image, columns.language)[None]
-            flow_language = _crossed(rows.flow, columns.language)
-            image_flow = _crossed(rows.flow, columns.image)
-        area = area_from_inner_products(image_language, flow_language, image_flow)
-        return volume * area - cosine * flow_language
+    names = list(columns)
+    with torch.autocast(columns[anchor].device.type, enabled=False):
+        products = {}
+        for (b, one), (c, other) in combinations(enumerate(names), 2):
+            if anchor in (one, other):
+                rest = other if anchor == one else one
+                products[b, c] = _crossed(rows[anchor], columns[rest])
+            else:
+                products[b, c] = _paired(columns[one], columns[other])[None]
+        first, second = sorted(names.index(name) for name in _regularized(columns))
+        area = volume_from_inner_products(products, len(names))
+        return volume * area - cosine * products[first, second]
+
+
+def _regularized(points: Points) -> tuple[str, str]:
+    """The two modalities whose cosine is in the energy: language and flow where they are."""
+    first, second = sorted(points, key=lambda name: name not in ("language", "flow"))[:2]
+    return first, second
 
 
 def _paired(a: Tensor, b: Tensor) -> Tensor:

@@ -7,18 +7,24 @@ embedding width, K steps, G×G grid points.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from dynaflip.losses.alignment import alignment_loss
-from dynaflip.losses.config import ObjectiveConfig
-from dynaflip.losses.energy import Triples, energy
+from dynaflip.losses.alignment import Examples, alignment_loss
+from dynaflip.losses.config import MODALITIES, ObjectiveConfig
+from dynaflip.losses.energy import energy, rolled
 from dynaflip.losses.flow_prediction import flow_prediction_loss
-from dynaflip.losses.gather import gather_rows, global_sum, world_size
-from dynaflip.losses.simplex import triangle_area
+from dynaflip.losses.gather import global_sum, world_size
+from dynaflip.losses.past import Queue
+from dynaflip.losses.simplex import simplex_volume
 from dynaflip.losses.temporal import temporal_loss
+
+WEIGHTED = ("contrastive", "temporal", "flow", "direct")
+# A learned temperature stays above this, so that a few wrong captions cannot blow up the loss.
+LOWEST_TEMPERATURE = 0.01
 
 
 class Objective(nn.Module):
@@ -26,12 +32,22 @@ class Objective(nn.Module):
 
     Under ``torch.distributed`` negatives come from all processes, and ``loss`` is scaled so
     that DDP's averaged gradients are those of one process with the whole batch. Every
-    process must call with the same number of examples.
+    process must call with the same number of examples. A learned temperature is a parameter
+    and the queue a buffer of this module: where there is one, train and save it too.
     """
 
-    def __init__(self, config: ObjectiveConfig) -> None:
+    def __init__(self, config: ObjectiveConfig, embedding_dim: int | None = None) -> None:
+        """``embedding_dim`` is E; a queue needs it."""
         super().__init__()
         self.config = config
+        self.log_temperature: nn.Parameter | None = None
+        if config.learn_temperature:
+            above = max(config.temperature - LOWEST_TEMPERATURE, 1e-4)
+            self.log_temperature = nn.Parameter(torch.tensor(math.log(above)))
+        self.queue: Queue | None = None
+        if config.queue_size:
+            assert embedding_dim is not None, "a queue needs the embedding's width"
+            self.queue = Queue(config.queue_size, embedding_dim, config.modalities)
 
     def forward(
         self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]
@@ -47,12 +63,30 @@ class Objective(nn.Module):
         Returns:
             ``loss``; the unweighted terms ``contrastive``, ``temporal``, ``flow``, ``direct``;
             ``contrastive_<negatives>`` for each set of negatives; ``volume`` and ``cosine``,
-            the energy's two parts over matched triples; ``area_matched``, ``area_shuffled``
-            over triples of three examples.
+            the energy's two parts over matched examples; ``area_matched``, ``area_shuffled``,
+            the volume over matched ones and over mixtures of different examples;
+            ``temperature`` where it is learned.
         """
+        terms, measures = self.terms(outputs, batch)
+        # A term of weight 0 stays in the sum: DDP wants a gradient for every parameter.
+        loss = torch.stack([getattr(self.config, name) * terms[name] for name in WEIGHTED]).sum()
+        for name in set(MODALITIES) - set(self.config.modalities):
+            loss = loss + 0.0 * outputs[f"z_{name}"].sum()
+        return {"loss": loss, **_over_processes({**terms, **measures})}
+
+    def terms(
+        self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The unweighted terms, () with gradient, and the other entries of :meth:`forward`."""
         config = self.config
-        triples = Triples(outputs["z_language"], outputs["z_image"], outputs["z_flow"])
-        align = alignment_loss(config, triples, batch["group"])
+        points = {name: outputs[f"z_{name}"] for name in config.modalities}
+        local = Examples(points, batch["group"], batch["clip"])
+        everyone = local.gathered()
+        past = None if self.queue is None else self.queue.examples()
+        temperature = self.temperature()
+        align = alignment_loss(config, local, everyone, temperature=temperature, past=past)
+        if self.queue is not None and self.training:
+            self.queue.push(everyone.detached())
         terms = {
             "contrastive": align.pop("loss"),
             "temporal": self._temporal(outputs, batch),
@@ -64,12 +98,19 @@ class Objective(nn.Module):
                 scale=config.flow_scale,
                 scale_floor=config.flow_scale_floor,
             ),
-            "direct": energy(triples, config.volume, config.cosine).mean(),
+            "direct": energy(points, config.volume, config.cosine).mean(),
         }
-        # A term of weight 0 stays in the sum: DDP wants a gradient for every parameter.
-        loss = torch.stack([getattr(config, name) * term for name, term in terms.items()]).sum()
-        parts = {f"contrastive_{name}": part for name, part in align.items()}
-        return {"loss": loss, **_over_processes({**terms, **parts, **_areas(triples)})}
+        measures = {f"contrastive_{name}": part for name, part in align.items()}
+        measures |= _areas(local.detached(), everyone.detached())
+        if isinstance(temperature, Tensor):
+            measures["temperature"] = temperature
+        return terms, measures
+
+    def temperature(self) -> Tensor | float:
+        """τ: a number, or where it is learned a () tensor with gradient."""
+        if self.log_temperature is None:
+            return self.config.temperature
+        return LOWEST_TEMPERATURE + self.log_temperature.exp()
 
     def _temporal(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
         return temporal_loss(
@@ -80,20 +121,20 @@ class Objective(nn.Module):
             batch["clip"],
             num_negatives=self.config.temporal_negatives,
             temperature=self.config.temporal_temperature,
+            contrast=bool(self.config.negatives),
         )
 
 
 @torch.no_grad()
-def _areas(triples: Triples) -> dict[str, Tensor]:
-    """Mean area of matched triples and of triples of three examples, and the mean cosine."""
-    everyone = Triples(*(gather_rows(z.detach()) for z in triples))
-    matched = triangle_area(*triples).mean()
-    shuffled = everyone.rolled(0, 1, 2)
+def _areas(local: Examples, everyone: Examples) -> dict[str, Tensor]:
+    """Mean volume of matched examples and of mixtures of different ones, and the mean cosine."""
+    matched = simplex_volume(list(local.points.values())).mean()
+    mixed = rolled(everyone.points, {name: k for k, name in enumerate(everyone.points)})
     return {
         "volume": matched,
-        "cosine": (triples.language * triples.flow).sum(-1).mean(),
+        "cosine": -energy(local.points, 0.0, 1.0).mean(),
         "area_matched": matched,
-        "area_shuffled": triangle_area(*shuffled).mean(),
+        "area_shuffled": simplex_volume(list(mixed.values())).mean(),
     }
 
 

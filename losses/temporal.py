@@ -24,6 +24,7 @@ def temporal_loss(
     *,
     num_negatives: int,
     temperature: float,
+    contrast: bool = True,
 ) -> Tensor:
     """L_tcn of this process, a scalar: the mean over examples that have something to contrast.
 
@@ -34,9 +35,14 @@ def temporal_loss(
         clip: (n,) int clip id.
         num_negatives: number of other clips' frames per example (R3M: 3).
         temperature: distance that counts as one nat (R3M: 1).
+        contrast: False drops the denominator: −S(t1, t2) alone, which collapses.
     """
     with torch.autocast(d_t.device.type, enabled=False):
         d_t, d_next, d_far = map(full_precision, (d_t, d_next, d_far))
+        if not contrast:
+            # The far frame stays in the sum, at weight 0: it needs a gradient too.
+            apart = (_distance(d_t, d_next) / temperature).sum() + 0.0 * d_far.sum()
+            return global_mean(apart, torch.tensor(float(len(clip)), device=clip.device))
         others, is_other = _other_clips(gather_rows(d_next), gather_rows(clip), clip, num_negatives)
         near = -_distance(d_t, d_next) / temperature
         far = (-_distance(d_t, d_far) / temperature).masked_fill(~far_valid, -torch.inf)

@@ -86,7 +86,7 @@ class Pretraining:
         seed_step(config.train.seed, 0, 0)  # the same weights on every rank
         model = DynaFLIP(config.model)
         self.model = model.to(context.device).train()
-        self.objective = Objective(config.objective)
+        self.objective = Objective(config.objective, config.model.embedding_dim)
         self.optimizer = build_optimizer(model, config.optimizer)
         self.schedule = build_schedule(self.optimizer, config.optimizer, length.total_steps)
         self.step = 0

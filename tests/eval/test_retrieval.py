@@ -122,7 +122,7 @@ def test_scores_are_the_energy_of_each_triple() -> None:
 def test_energy_agrees_with_the_training_loss() -> None:
     language, image, flow = (unit((50, WIDTH), s) for s in (14, 15, 16))
     products = [(a * b).sum(-1) for a, b in ((image, language), (language, flow), (image, flow))]
-    triples = losses_energy.Triples(language, image, flow)
+    triples = {"language": language, "image": image, "flow": flow}
     trained = losses_energy.energy(triples, 2.0, 3.0)
     torch.testing.assert_close(energy(*products, 2.0, 3.0), trained)
     matrix = losses_energy.energy_matrix("image", triples, triples, 2.0, 3.0)

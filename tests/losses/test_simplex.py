@@ -9,17 +9,34 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dynaflip.losses.energy import Triples, energy, energy_matrix
-from dynaflip.losses.simplex import area_from_inner_products, triangle_area
+from dynaflip.losses.energy import energy, energy_matrix
+from dynaflip.losses.simplex import simplex_volume, volume_from_inner_products
+
+NAMES = ("language", "image", "flow")
 
 
 def unit_triples(
     num: int = 6, dim: int = 5, seed: int = 0, dtype: torch.dtype = torch.float64
-) -> Triples:
+) -> list[Tensor]:
+    return unit_points(3, num, dim, seed, dtype)
+
+
+def unit_points(
+    modalities: int, num: int, dim: int, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return Triples(
-        *(F.normalize(torch.randn(num, dim, generator=generator, dtype=dtype)) for _ in range(3))
-    )
+    return [
+        F.normalize(torch.randn(num, dim, generator=generator, dtype=dtype))
+        for _ in range(modalities)
+    ]
+
+
+def named(points: list[Tensor]) -> dict[str, Tensor]:
+    return dict(zip(NAMES, points, strict=True))
+
+
+def triangle_area(language: Tensor, image: Tensor, flow: Tensor) -> Tensor:
+    return simplex_volume([language, image, flow])
 
 
 def textbook_area(language: Tensor, image: Tensor, flow: Tensor) -> Tensor:
@@ -59,11 +76,8 @@ def test_area_does_not_depend_on_order_or_rotation() -> None:
 
 @pytest.mark.parametrize("anchor", ["language", "image", "flow"])
 def test_matrix_equals_the_textbook_formula(anchor: str) -> None:
-    triples = unit_triples(9, 6)
-    mixed = {
-        name: z[:, None] if name == anchor else z[None]
-        for name, z in zip(("language", "image", "flow"), triples, strict=True)
-    }
+    triples = named(unit_triples(9, 6))
+    mixed = {name: z[:, None] if name == anchor else z[None] for name, z in triples.items()}
     area = textbook_area(mixed["language"], mixed["image"], mixed["flow"])
     cosine = (mixed["language"] * mixed["flow"]).sum(-1)
     matrix = energy_matrix(anchor, triples, triples, 0.7, 1.3).expand(9, 9)
@@ -76,7 +90,7 @@ def test_gradients_agree_with_finite_differences() -> None:
     assert torch.autograd.gradcheck(triangle_area, triples)
 
     def area_sum(*z: Tensor) -> Tensor:
-        unit = Triples(*(F.normalize(each) for each in z))
+        unit = named([F.normalize(each) for each in z])
         return energy_matrix("image", unit, unit, 1.0, 1.0).sum()
 
     assert torch.autograd.gradcheck(area_sum, triples)
@@ -96,8 +110,9 @@ def test_gradient_is_finite_at_degenerate_triangles(case: str, dtype: torch.dtyp
     }[case]
     language, image, flow = (z.clone().requires_grad_() for z in points)
     area = triangle_area(language, image, flow)
-    inner = [(p * q).sum(-1) for p, q in ((image, language), (flow, language), (image, flow))]
-    (area.sum() + area_from_inner_products(*inner).sum()).backward()
+    corners = (language, image, flow)
+    inner = {(b, c): (corners[b] * corners[c]).sum(-1) for b, c in ((0, 1), (0, 2), (1, 2))}
+    (area.sum() + volume_from_inner_products(inner, 3).sum()).backward()
     assert (area == 0).all()
     for z in (language, image, flow):
         assert z.grad is not None
@@ -105,10 +120,10 @@ def test_gradient_is_finite_at_degenerate_triangles(case: str, dtype: torch.dtyp
 
 
 def test_gradient_is_finite_on_the_way_to_collapse() -> None:
-    center = unit_triples(64, 32, dtype=torch.float32).language[:1]
+    center = unit_triples(64, 32, dtype=torch.float32)[0][:1]
     for noise in (1e-1, 1e-3, 1e-5, 1e-7, 0.0):
         raw = [(center + noise * torch.randn(64, 32)).requires_grad_() for _ in range(3)]
-        unit = Triples(*(F.normalize(z) for z in raw))
+        unit = named([F.normalize(z) for z in raw])
         total = energy(unit, 1.0, 1.0).sum()
         for anchor in ("language", "image", "flow"):
             total = total + energy_matrix(anchor, unit, unit, 1.0, 1.0).sum()
@@ -133,12 +148,47 @@ def test_matched_area_is_exact_near_alignment(noise: float) -> None:
 
 
 def test_half_precision_is_computed_in_full() -> None:
-    triples = Triples(*(z.bfloat16() for z in unit_triples(8, 16, dtype=torch.float32)))
+    triples = named([z.bfloat16() for z in unit_triples(8, 16, dtype=torch.float32)])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        area = triangle_area(*triples)
+        area = triangle_area(*triples.values())
         matrix = energy_matrix("language", triples, triples, 1.0, 1.0)
     assert area.dtype == matrix.dtype == torch.float32
-    full = Triples(*(z.double() for z in triples))
+    full = {name: z.double() for name, z in triples.items()}
     torch.testing.assert_close(
         matrix.double(), energy_matrix("language", full, full, 1.0, 1.0), atol=1e-5, rtol=1e-4
     )
+
+
+@pytest.mark.parametrize("modalities", [2, 3, 4, 5])
+def test_volume_of_any_number_of_modalities_is_the_gram_determinant(modalities: int) -> None:
+    points = unit_points(modalities, 10, 7)
+    edges = torch.stack([z - points[0] for z in points[1:]], 1)
+    gram = edges @ edges.mT
+    expected = torch.linalg.det(gram).sqrt() / math.factorial(modalities - 1)
+    torch.testing.assert_close(simplex_volume(points), expected)
+    torch.testing.assert_close(simplex_volume(points[::-1]), expected)
+    inner = {
+        (b, c): (points[b] * points[c]).sum(-1)
+        for b in range(modalities)
+        for c in range(b + 1, modalities)
+    }
+    torch.testing.assert_close(volume_from_inner_products(inner, modalities), expected)
+
+
+def test_volume_of_known_simplices() -> None:
+    corners = list(torch.eye(5, dtype=torch.float64)[:, None])
+    assert simplex_volume(corners[:2]).item() == pytest.approx(math.sqrt(2))  # a segment's length
+    assert simplex_volume(corners[:4]).item() == pytest.approx(1 / 3)  # tetrahedron of side √2
+
+
+def test_a_fourth_modality_has_energies_and_finite_gradients() -> None:
+    raw = [z.requires_grad_() for z in unit_points(4, 6, 8, dtype=torch.float32)]
+    points = dict(zip((*NAMES, "touch"), raw, strict=True))
+    total = energy(points, 1.0, 1.0).sum()
+    for anchor in points:
+        matrix = energy_matrix(anchor, points, points, 1.0, 1.0)
+        assert matrix.shape == (6, 6)
+        torch.testing.assert_close(matrix.diagonal(), energy(points, 1.0, 1.0))
+        total = total + matrix.sum()
+    total.backward()
+    assert all(z.grad is not None and z.grad.isfinite().all() for z in raw)

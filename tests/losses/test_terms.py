@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dynaflip.losses.alignment import alignment_loss
+from dynaflip.losses.alignment import Examples
+from dynaflip.losses.alignment import alignment_loss as loss_of_examples
 from dynaflip.losses.config import ObjectiveConfig
-from dynaflip.losses.energy import Triples
 from dynaflip.losses.flow_prediction import flow_prediction_loss
 from dynaflip.losses.objective import Objective
 from dynaflip.losses.temporal import temporal_loss
 
 NUM, DIM, STEPS, GRID = 6, 5, 3, 4
+
+
+class Triples(NamedTuple):
+    language: Tensor
+    image: Tensor
+    flow: Tensor
+
+
+def alignment_loss(config: ObjectiveConfig, z: Triples, group: Tensor) -> dict[str, Tensor]:
+    """Of one process that holds the whole batch, each example a clip of its own."""
+    examples = Examples(z._asdict(), group, torch.arange(NUM))
+    return loss_of_examples(config, examples, examples)
 
 
 def triples(seed: int = 0) -> Triples:
@@ -209,7 +222,11 @@ def test_objective_is_the_weighted_sum_of_its_named_terms() -> None:
         ("temperature", -1.0),
         ("anchors", ("pictures",)),
         ("anchors", ("flow", "flow")),
-        ("negatives", ()),
+        ("negatives", ("others", "others")),
+        ("modalities", ("image",)),
+        ("modalities", ("image", "touch")),
+        ("queue_size", -1),
+        ("alignment", "triangle"),
         ("shuffles", 0),
         ("flow_scale", "metres"),
     ],
@@ -235,6 +252,131 @@ def test_direct_minimisation_is_off_and_collapse_shows_in_the_areas() -> None:
 
 
 def _areas(outputs: dict[str, Tensor]) -> float:
-    from dynaflip.losses.simplex import triangle_area
+    from dynaflip.losses.simplex import simplex_volume
 
-    return float(triangle_area(outputs["z_language"], outputs["z_image"], outputs["z_flow"]).sum())
+    return float(simplex_volume([outputs[f"z_{name}"] for name in Triples._fields]).sum())
+
+
+def batch_of(num: int = NUM) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    shape = (num, STEPS, GRID, GRID)
+    return {
+        "group": torch.arange(num),
+        "clip": torch.arange(num),
+        "far_valid": torch.ones(num, dtype=torch.bool),
+        "flow_displacement_m": torch.randn(*shape, 3, generator=generator).double(),
+        "flow_visible": torch.ones(shape, dtype=torch.bool),
+        "median_depth_m": torch.ones(num).double(),
+    }
+
+
+def outputs_of(seed: int = 5) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    frames = torch.randn(3, NUM, DIM, generator=generator).double()
+    outputs = {f"z_{name}": z for name, z in triples(seed)._asdict().items()}
+    outputs |= dict(zip(("d_t", "d_next", "d_far"), frames, strict=True))
+    shape = (NUM, STEPS, GRID, GRID, 3)
+    outputs["flow_prediction"] = torch.randn(*shape, generator=generator).double()
+    return {name: value.requires_grad_() for name, value in outputs.items()}
+
+
+def test_without_negatives_both_contrasts_lose_their_denominators() -> None:
+    outputs, batch = outputs_of(), batch_of()
+    config = ObjectiveConfig(negatives=(), temperature=0.5)
+    terms = Objective(config)(outputs, batch)
+    z = [outputs[f"z_{name}"] for name in Triples._fields]
+    energies = [one_energy(*(p[i].detach() for p in z), config) for i in range(NUM)]
+    assert terms["contrastive"].item() == pytest.approx(sum(energies) / NUM / 0.5, rel=1e-5)
+    apart = (outputs["d_t"] - outputs["d_next"]).norm(dim=1).mean()
+    assert terms["temporal"].item() == pytest.approx(apart.item(), rel=1e-5)
+    # What is missing: the loss of one and the same point for everything is the lowest there is.
+    collapsed = {k: v.detach() for k, v in outputs.items()}
+    for name in ("z_language", "z_image", "z_flow", "d_t", "d_next", "d_far"):
+        collapsed[name] = outputs["z_image"][:1].detach().expand(NUM, -1)
+    lowest = Objective(config)(collapsed, batch)
+    assert lowest["contrastive"].item() == pytest.approx(-1 / 0.5)
+    assert lowest["temporal"].item() == 0.0
+
+
+@pytest.mark.parametrize("left_out", ["flow", "language"])
+def test_a_modality_left_out_has_no_say_but_a_gradient(left_out: str) -> None:
+    modalities = tuple(name for name in ("image", "language", "flow") if name != left_out)
+    objective = Objective(ObjectiveConfig(modalities=modalities, temperature=0.3))
+    outputs, batch = outputs_of(), batch_of()
+    loss = objective(outputs, batch)["loss"]
+    loss.backward()
+    gradient = outputs[f"z_{left_out}"].grad
+    assert gradient is not None
+    assert (gradient == 0).all()
+    assert outputs["z_image"].grad is not None
+    assert (outputs["z_image"].grad != 0).any()
+    other = {**outputs, f"z_{left_out}": -outputs[f"z_{left_out}"].detach()}
+    assert objective(other, batch)["loss"].item() == loss.item()
+    # By hand: a segment's length and the cosine of its two ends.
+    one, two = (outputs[f"z_{name}"].detach() for name in modalities)
+    energies = (one[:, None] - two[None]).norm(dim=-1) - one @ two.T
+    rows = torch.log_softmax(-energies / 0.3, 1).diagonal()
+    columns = torch.log_softmax(-energies / 0.3, 0).diagonal()
+    terms = objective(outputs, batch)
+    assert terms["contrastive"].item() == pytest.approx(-(rows + columns).mean().item() / 2)
+
+
+def test_pairwise_alignment_is_clip_s_loss_of_the_anchor_with_each_other() -> None:
+    z, group = triples(), torch.tensor([0, 0, 1, 2, 1, 3])
+    config = ObjectiveConfig(alignment="pairwise", temperature=0.4)
+    parts = alignment_loss(config, z, group)
+    names = {f"{a}_to_{b}" for a, b in (("language", "image"), ("language", "flow"))}
+    assert set(parts) - {"loss"} == names | {"image_to_language", "flow_to_language"}
+    total = 0.0
+    for i in range(NUM):
+        kept = [j for j in range(NUM) if j == i or group[j] != group[i]]
+        scores = torch.stack([z.flow[i] @ z.language[j] / 0.4 for j in kept])
+        total -= float(torch.log_softmax(scores, 0)[kept.index(i)])
+    assert parts["flow_to_language"].item() == pytest.approx(total / NUM)
+    with pytest.raises(ValueError, match="alignment"):
+        ObjectiveConfig(alignment="pairwise", negatives=())
+
+
+def test_the_queue_holds_past_examples_as_negatives_and_spares_the_own_clip() -> None:
+    config = ObjectiveConfig(queue_size=NUM + 2, anchors=("image",))
+    objective = Objective(config, DIM).double()
+    batch, first, second = batch_of(), outputs_of(5), outputs_of(6)
+    alone = Objective(ObjectiveConfig(anchors=("image",)))
+    assert objective(first, batch)["contrastive"] == alone(first, batch)["contrastive"]
+    # The second step's examples are of the same clips: each is spared its own clip's entry.
+    terms = objective(second, batch)
+    energies = torch.zeros(NUM, 2 * NUM)
+    for i in range(NUM):
+        for j in range(2 * NUM):
+            source = second if j < NUM else first
+            own = (second["z_language"][i], second["z_flow"][i]) if j == i else None
+            language, flow = own or (source["z_language"][j % NUM], source["z_flow"][j % NUM])
+            energies[i, j] = one_energy(language, second["z_image"][i], flow, config)
+    scores = -energies / config.temperature
+    scores[torch.arange(NUM), NUM + torch.arange(NUM)] = -torch.inf
+    expected = -torch.log_softmax(scores, 1).diagonal().mean()
+    assert terms["contrastive"].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert objective.queue is not None
+    # Q = 8 places, 12 written: the newest 8 are held, 2 of the first step's and all 6 of later.
+    held = objective.queue.examples()
+    assert held is not None
+    newest = torch.cat([first["z_image"][-2:], second["z_image"]]).detach()
+    assert sorted(held.points["image"][:, 0].tolist()) == sorted(newest[:, 0].tolist())
+
+
+def test_a_learned_temperature_starts_at_the_setting_and_follows_its_gradient() -> None:
+    objective = Objective(ObjectiveConfig(learn_temperature=True, temperature=0.2))
+    optimizer = torch.optim.SGD(objective.parameters(), lr=0.05)
+    outputs, batch = outputs_of(), batch_of()
+    losses = []
+    for _ in range(20):
+        terms = objective(outputs, batch)
+        losses.append(terms["contrastive"].item())
+        optimizer.zero_grad()
+        terms["loss"].backward()
+        optimizer.step()
+    assert Objective(objective.config).temperature().item() == pytest.approx(0.2)  # type: ignore[union-attr]
+    assert losses[-1] < losses[0]
+    assert terms["temperature"].item() != pytest.approx(0.2, abs=1e-3)
+    with pytest.raises(ValueError, match="learn_temperature"):
+        ObjectiveConfig(learn_temperature=True, negatives=())

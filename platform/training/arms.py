@@ -1,0 +1,72 @@
+"""Named variants of a pretraining: the paper's ablations and single-term arms.
+
+An arm is a handful of settings by dotted key, laid over whatever configuration is in use;
+`jobs/pretrain.py --arm`, `jobs/ablate.py` and the evaluation read this one table. Imports
+no torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dynaflip.errors import UserError
+from dynaflip.platform.config import flatten, load_config, to_dict
+from dynaflip.platform.training.config import PretrainConfig
+
+FULL = "full"
+NO_NEGATIVES = "no_negatives"
+
+# Arm to its settings. The paper (arXiv 2605.30350) names its ablations and does not print
+# their settings; each comment says how the name is understood here.
+ARMS: dict[str, dict[str, Any]] = {
+    FULL: {},
+    # L_act off: the frame's embedding need not foresee motion.
+    "no_flow_prediction": {"objective.flow": 0.0},
+    # The energy is the triangle's area alone.
+    "no_cosine": {"objective.cosine": 0.0},
+    # L_tcn off.
+    "no_temporal": {"objective.temporal": 0.0},
+    # Image and language alone are aligned, and no flow is predicted either.
+    "no_flow": {"objective.modalities": ["image", "language"], "objective.flow": 0.0},
+    # Image and flow alone are aligned.
+    "no_language": {"objective.modalities": ["image", "flow"]},
+    # InfoNCE of language with image and of language with flow, instead of triangles.
+    "pairwise": {"objective.alignment": "pairwise"},
+    # Neither the alignment nor the temporal term has a denominator.
+    NO_NEGATIVES: {"objective.negatives": []},
+    # One term alone.
+    "time_contrast_only": {"objective.contrastive": 0.0, "objective.flow": 0.0},
+    "flow_prediction_only": {"objective.contrastive": 0.0, "objective.temporal": 0.0},
+    "language_image_only": {
+        "objective.modalities": ["image", "language"],
+        "objective.temporal": 0.0,
+        "objective.flow": 0.0,
+    },
+}
+
+# The paper's ablation in its order: LIBERO, frozen encoder and diffusion policy, mean success
+# of four suites in percent.
+PAPER_SUCCESS_PERCENT = {
+    FULL: 44.0,
+    "no_flow_prediction": 43.4,
+    "no_cosine": 39.8,
+    "no_temporal": 39.6,
+    "no_flow": 37.1,
+    "no_language": 35.4,
+    "pairwise": 31.8,
+    NO_NEGATIVES: 18.1,
+}
+
+
+def apply_arm(config: PretrainConfig, arm: str) -> PretrainConfig:
+    """The configuration with an arm's settings laid over it.
+
+    Raises:
+        UserError: there is no such arm, or its settings contradict the configuration's.
+    """
+    if arm not in ARMS:
+        raise UserError(f"--arm {arm}: there is no such arm; known: {', '.join(ARMS)}")
+    try:
+        return load_config(PretrainConfig, None, {**flatten(to_dict(config)), **ARMS[arm]})
+    except UserError as error:
+        raise UserError(f"--arm {arm}: {error}") from None
