@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export MUJOCO_GL ?= egl
 export PYOPENGL_PLATFORM ?= egl
 
-.PHONY: help demo test check ui lock format clean
+.PHONY: help demo test chaos bench check ui lock format clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,7 +26,13 @@ demo: $(STAMP)  ## from nothing to a registered encoder and its first score
 	$(BIN)/python jobs/demo.py
 
 test: $(STAMP)  ## the whole test suite (about 10 minutes on 2 cores)
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu and not chaos and not bench"
+
+chaos: $(STAMP)  ## kill workers, fill disks, damage checkpoints (about 10 minutes)
+	$(BIN)/python -m pytest -m chaos
+
+bench: $(STAMP)  ## benchmarks: ratios of two things measured in one run
+	$(BIN)/python -m pytest -m bench -s
 
 check: $(STAMP) types-tree  ## format, lint, types, import direction
 	$(BIN)/ruff format --check .

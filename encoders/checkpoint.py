@@ -1,5 +1,7 @@
 """A model in one folder: ``config.json``, ``encoder.safetensors``, ``towers.safetensors``.
 
+``README.md`` beside them is the model card.
+
 The encoder's weights are apart from the other towers' because use needs nothing else.
 Nothing is pickled. A folder is complete or absent: it is written beside its place and
 renamed. The image network's architecture is in ``config.json``, so that loading needs
@@ -21,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from dynaflip.encoders.card import model_card
 from dynaflip.encoders.config import FlowConfig, ImageConfig, LanguageConfig, ModelConfig
 from dynaflip.encoders.image import ImageEncoder, build_image_encoder
 from dynaflip.encoders.model import DynaFLIP
@@ -28,6 +31,7 @@ from dynaflip.errors import UserError
 
 FORMAT_VERSION = 1
 CONFIG, ENCODER, TOWERS = "config.json", "encoder.safetensors", "towers.safetensors"
+CARD = "README.md"
 IMAGE_PREFIX = "image."
 
 
@@ -61,6 +65,8 @@ def save_folder(folder: str | Path, model: DynaFLIP, info: Mapping[str, Any]) ->
         os.chmod(fresh, 0o755)
         save_file(image, fresh / ENCODER)
         save_file(towers, fresh / TOWERS)
+        card = model_card(described["model"], model.image.preprocessing, model.image.dim, info)
+        (fresh / CARD).write_text(card, encoding="utf-8")
         (fresh / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
         # mkdtemp and safetensors make files for their owner alone; these are to be shared.
         for path in fresh.iterdir():

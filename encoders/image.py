@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dynaflip.encoders import pictures, pretrained
 from dynaflip.encoders.config import EFFICIENTNET_LITE0, ImageConfig
@@ -38,7 +40,7 @@ class ImageEncoder(nn.Module):
     def __init__(
         self,
         config: ImageConfig,
-        backbone: nn.Module,
+        backbone: Backbone,
         dim: int,
         token_dim: int,
         preprocessing: Mapping[str, Any],
@@ -78,8 +80,11 @@ class ImageEncoder(nn.Module):
         return pictures.to_pixels(images, pre["image_px"], pre["mean"], pre["std"])
 
     def features(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised pixels (B, 3, px, px) → embedding (B, D) and tokens (B, P, D')."""
-        return self.backbone(pixels)
+        """Normalised pixels (B, 3, px, px) → embedding (B, D) and tokens (B, P, D').
+
+        In the weights' own precision, so that ``encoder.half()`` just works.
+        """
+        return self.backbone(pixels.to(next(self.parameters()).dtype))
 
     def train(self, mode: bool = True) -> ImageEncoder:
         """As of nn.Module, but BatchNorm keeps its statistics unless the setting frees them."""
@@ -90,6 +95,11 @@ class ImageEncoder(nn.Module):
                     module.eval()
         return self
 
+    def recompute_activations(self) -> None:
+        """Keep no activations inside the blocks: the backward pass computes them again."""
+        for block in self.backbone.blocks():
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
     def _checked(self, images: Any) -> Tensor:
         images = pictures.channels_first(images)
         pictures.check_range(images)
@@ -97,7 +107,15 @@ class ImageEncoder(nn.Module):
         return self.preprocess(images.to(device))
 
 
-class LiteBackbone(nn.Module):
+class Backbone(nn.Module):
+    """A network behind the one interface that :class:`ImageEncoder` uses."""
+
+    def blocks(self) -> nn.ModuleList:
+        """Its repeated blocks, in order."""
+        raise NotImplementedError
+
+
+class LiteBackbone(Backbone):
     """EfficientNet-Lite0 with its first blocks frozen."""
 
     def __init__(self, frozen_blocks: int) -> None:
@@ -109,6 +127,10 @@ class LiteBackbone(nn.Module):
         if frozen_blocks:
             for part in (self.network.stem, *self.network.blocks[:frozen_blocks]):
                 part.requires_grad_(False)
+
+    def blocks(self) -> nn.ModuleList:
+        """The inverted residual blocks."""
+        return self.network.blocks
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, px, px) → (B, 1280) and (B, P, 1280)."""
@@ -123,7 +145,7 @@ class LiteBackbone(nn.Module):
         return tokens.mean(1), tokens
 
 
-class TransformersBackbone(nn.Module):
+class TransformersBackbone(Backbone):
     """A transformers vision model: DINOv2, ViT, SigLIP, CLIP, or a convolutional one."""
 
     def __init__(self, network: nn.Module, frozen_blocks: int) -> None:
@@ -132,6 +154,10 @@ class TransformersBackbone(nn.Module):
         self.prefix_tokens = pretrained.prefix_tokens(network)
         self.call_settings = pretrained.call_settings(network)
         pretrained.freeze_first_blocks(network, frozen_blocks)
+
+    def blocks(self) -> nn.ModuleList:
+        """The transformer's layers, or a convolutional network's stages."""
+        return pretrained.longest_list(self.network)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, px, px) → (B, D) and (B, P, D')."""

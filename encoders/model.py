@@ -78,10 +78,20 @@ class DynaFLIP(nn.Module):
             z_image, z_language, z_flow (B, E) of unit norm; d_t, d_next, d_far (B, D);
             flow_prediction (B, K, G, G, 3) displacements in median depths.
         """
+        return self.heads(*self.embed_frames(batch), batch)
+
+    def embed_frames(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """d_t, d_next, d_far (B, D) of the three pictures of a batch, as of :meth:`forward`."""
         # One call: a backbone is most efficient on many pictures.
         images = torch.cat([batch["image_t"], batch["image_next"], batch["image_far"]])
         embeddings, _ = self.image.features(self.image.preprocess(images))
         d_t, d_next, d_far = embeddings.chunk(3)
+        return d_t, d_next, d_far
+
+    def heads(
+        self, d_t: Tensor, d_next: Tensor, d_far: Tensor, batch: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """What :meth:`forward` returns, from the frames' embeddings, each (B, D)."""
         depth_m = batch["median_depth_m"]
         return {
             "z_image": self.encode_transition(d_t, d_next),

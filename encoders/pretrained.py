@@ -126,6 +126,12 @@ def call_settings(network: nn.Module) -> dict[str, Any]:
     return {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
 
 
+def longest_list(network: nn.Module) -> nn.ModuleList:
+    """The network's repeated blocks: its longest list of modules."""
+    lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=len, default=nn.ModuleList())
+
+
 def freeze_first_blocks(network: nn.Module, count: int) -> None:
     """Do not train the patch embedding and the first ``count`` blocks.
 
@@ -134,8 +140,7 @@ def freeze_first_blocks(network: nn.Module, count: int) -> None:
     """
     if not count:
         return
-    lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
-    blocks = max(lists, key=len, default=nn.ModuleList())
+    blocks = longest_list(network)
     if count > len(blocks):
         raise UserError(f"frozen_blocks: {count} of {len(blocks)} blocks of this model")
     for name, child in network.named_children():

@@ -11,7 +11,7 @@ from dynaflip.platform.training.config import PretrainConfig
 
 
 def main(argv: list[str]) -> int:
-    """Parse, train, say where the result is; 1 when the loss stopped being finite."""
+    """Parse, train, say where the result is; 1 when a loss or a collapse stopped it."""
     parser = config_parser(__doc__ or "", PretrainConfig)
     parser.add_argument(
         "--arm", metavar="NAME", help=f"lay a named variant over the settings: {', '.join(ARMS)}"
@@ -32,6 +32,7 @@ def main(argv: list[str]) -> int:
         raise UserError("--resume goes on with the run's own settings: give no others beside it")
 
     from dynaflip.platform.training import pretrain as training
+    from dynaflip.platform.training.diagnostics import Collapsed
     from dynaflip.platform.training.step import NonFiniteLoss
 
     if args.reuse and (uri := training.find_finished(config)):
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> int:
             outcome = training.resume(args.resume, alias=args.alias)
         else:
             outcome = training.pretrain(config, alias=args.alias)
-    except NonFiniteLoss as error:
+    except (NonFiniteLoss, Collapsed) as error:
         print(f"stopped: {error}", file=sys.stderr)
         return 1
     print(f"run {outcome.run_name}  MLflow run {outcome.run_id}")

@@ -26,17 +26,17 @@ class Examples:
 
     points: Points  # modality to (N, D) unit vectors
     group: Tensor  # (N,) int caption group, so that paraphrases of a caption are equal
-    clip: Tensor  # (N,) int clip id
+    example: Tensor  # (N,) int id: equal where the same example is in the batch twice
 
     def gathered(self) -> Examples:
         """The examples of all processes, in rank order."""
         points = {name: gather_rows(z) for name, z in self.points.items()}
-        return Examples(points, gather_rows(self.group), gather_rows(self.clip))
+        return Examples(points, gather_rows(self.group), gather_rows(self.example))
 
     def detached(self) -> Examples:
         """The same without gradient."""
         points = {name: z.detach() for name, z in self.points.items()}
-        return Examples(points, self.group, self.clip)
+        return Examples(points, self.group, self.example)
 
 
 def alignment_loss(
@@ -78,18 +78,16 @@ def _simplex_rows(
     """Loss of each local example in each set of negatives: name → (n,)."""
     weights = (config.volume, config.cosine)
     matched = energy(local.points, *weights)
-    itself = _is_itself(local, everyone)
     rows: dict[str, Tensor] = {}
     for anchor in config.anchored():
         masked = anchor in config.mask_same_caption
-        left_out = itself | _same_caption(local, everyone) if masked else itself
+        left_out = _left_out(local, everyone, masked)
         if "others" in config.negatives:
             shuffled = [energy_matrix(anchor, local.points, everyone.points, *weights)]
             unwanted = [left_out]
             if past is not None:
                 shuffled.append(energy_matrix(anchor, local.points, past.points, *weights))
-                own_clip = local.clip[:, None] == past.clip[None]
-                unwanted.append(own_clip | _same_caption(local, past) if masked else own_clip)
+                unwanted.append(_left_out(local, past, masked))
             columns, out = torch.cat(shuffled, 1), torch.cat(unwanted, 1)
             rows[f"others_{anchor}"] = _info_nce(-matched / tau, -columns / tau, out)
         if "swapped" in config.negatives:
@@ -115,9 +113,8 @@ def _pairwise_rows(
     for other in config.modalities:
         if other == anchor:
             continue
-        left_out = _is_itself(local, everyone)
-        if {anchor, other} & set(config.mask_same_caption):
-            left_out = left_out | _same_caption(local, everyone)
+        masked = bool({anchor, other} & set(config.mask_same_caption))
+        left_out = _left_out(local, everyone, masked)
         for one, two in ((anchor, other), (other, anchor)):
             mine = full_precision(local.points[one])
             with torch.autocast(mine.device.type, enabled=False):
@@ -136,21 +133,12 @@ def _info_nce(matched: Tensor, shuffled: Tensor, left_out: Tensor) -> Tensor:
     return torch.logsumexp(torch.cat([matched[:, None], negative], 1), 1) - matched
 
 
-def _own_rows(local: Examples) -> Tensor:
-    """(n,) index of this process's examples among those of all."""
-    size = len(local.group)
-    return rank() * size + torch.arange(size, device=local.group.device)
-
-
-def _is_itself(local: Examples, everyone: Examples) -> Tensor:
-    """(n, N) bool: whether a column is the row's own example."""
-    columns = torch.arange(len(everyone.group), device=everyone.group.device)
-    return _own_rows(local)[:, None] == columns[None]
-
-
-def _same_caption(local: Examples, columns: Examples) -> Tensor:
-    """(n, C) bool: whether a column's caption means the same as the row's."""
-    return local.group[:, None] == columns.group[None]
+def _left_out(local: Examples, columns: Examples, same_caption: bool) -> Tensor:
+    """(n, C) bool: columns that are no negatives: the example itself, and equal captions."""
+    left_out = local.example[:, None] == columns.example[None]
+    if same_caption:
+        left_out = left_out | (local.group[:, None] == columns.group[None])
+    return left_out
 
 
 def _all_shuffled(
@@ -161,7 +149,8 @@ def _all_shuffled(
     The batch comes in random order, so cyclic shifts are random derangements that all
     processes agree on. A mixture within one caption group is left out where language is masked.
     """
-    index, group, size = _own_rows(local), everyone.group, len(everyone.group)
+    group, size, own = everyone.group, len(everyone.group), len(local.group)
+    index = rank() * own + torch.arange(own, device=group.device)
     first, *rest = sorted(everyone.points, key=lambda name: name != "language")
     energies, left_out = [], []
     for shuffle in range(config.shuffles):

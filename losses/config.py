@@ -59,8 +59,7 @@ class ObjectiveConfig:
     # L_tcn = ‖d(t1) − d(t2)‖. It collapses; the paper's ablation.
     negatives: tuple[str, ...] = ("others",)
     # Examples of past steps, without gradient, that "others" is held against beside the batch;
-    # 0 = the batch alone (paper). Transitions of the example's own clip are left out, because the
-    # example itself may be among them.
+    # 0 = the batch alone (paper). The example itself, a while ago, is left out.
     queue_size: int = 0
     # Number of all-shuffled negatives of each example, used with negatives "shuffled" only.
     shuffles: int = 16

@@ -17,7 +17,7 @@ class Queue(nn.Module):
     """The newest Q examples; buffers, so that checkpoints hold them."""
 
     group: Tensor  # (Q,) int64
-    clip: Tensor  # (Q,) int64
+    example: Tensor  # (Q,) int64 ids
     # () int64, examples written so far; the next place is this modulo Q.
     written: Tensor
 
@@ -27,7 +27,7 @@ class Queue(nn.Module):
         for name in modalities:
             self.register_buffer(f"z_{name}", torch.zeros(size, dim))
         self.register_buffer("group", torch.zeros(size, dtype=torch.int64))
-        self.register_buffer("clip", torch.zeros(size, dtype=torch.int64))
+        self.register_buffer("example", torch.zeros(size, dtype=torch.int64))
         self.register_buffer("written", torch.zeros((), dtype=torch.int64))
 
     def examples(self) -> Examples | None:
@@ -37,7 +37,7 @@ class Queue(nn.Module):
             return None
         # Copies: the places are written anew before the backward pass reads them.
         points = {name: self.get_buffer(f"z_{name}")[:filled].clone() for name in self.modalities}
-        return Examples(points, self.group[:filled].clone(), self.clip[:filled].clone())
+        return Examples(points, self.group[:filled].clone(), self.example[:filled].clone())
 
     @torch.no_grad()
     def push(self, examples: Examples) -> None:
@@ -51,5 +51,5 @@ class Queue(nn.Module):
             buffer = self.get_buffer(f"z_{name}")
             buffer[places] = examples.points[name][kept].to(buffer.dtype)
         self.group[places] = examples.group[kept]
-        self.clip[places] = examples.clip[kept]
+        self.example[places] = examples.example[kept]
         self.written += number

@@ -7,10 +7,10 @@ no torch.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from dynaflip.errors import UserError
-from dynaflip.platform.config import flatten, load_config, to_dict
 from dynaflip.platform.training.config import PretrainConfig
 
 FULL = "full"
@@ -66,7 +66,12 @@ def apply_arm(config: PretrainConfig, arm: str) -> PretrainConfig:
     """
     if arm not in ARMS:
         raise UserError(f"--arm {arm}: there is no such arm; known: {', '.join(ARMS)}")
-    try:
-        return load_config(PretrainConfig, None, {**flatten(to_dict(config)), **ARMS[arm]})
-    except UserError as error:
-        raise UserError(f"--arm {arm}: {error}") from None
+    for key, value in ARMS[arm].items():
+        section, name = key.split(".")
+        value = tuple(value) if isinstance(value, list) else value
+        try:
+            part = dataclasses.replace(getattr(config, section), **{name: value})
+        except ValueError as error:
+            raise UserError(f"--arm {arm}: {section}.{error}") from None
+        config = dataclasses.replace(config, **{section: part})
+    return config

@@ -1,6 +1,7 @@
 """Rows to batches: decode, jitter, crop, stack.
 
-Every random number is a function of (seed, epoch, triplet id), whoever's turn it is.
+Every random number is a function of (seed, epoch, example id), whoever's turn it is. The example
+id is the triplet's, and another for each repetition within an epoch.
 
 Shapes: B samples, K = 7 flow steps, G = 20 grid points a side, H = W = image_px, P = 3
 pictures a sample: frame t, the next one, and a later one of the clip for the temporal term.
@@ -34,6 +35,7 @@ _IDENTITIES = {
     "task": "task",
     "clip": "clip_id",
     "recording": "recording_id",
+    "source": "source",
 }
 
 
@@ -61,7 +63,8 @@ class Collate:
             image_t, image_next, image_far (B, 3, H, W) uint8; text_features (B, D_text);
             flow_origin_m (B, G, G, 3), flow_displacement_m (B, K, G, G, 3) in camera frame
             t; flow_visible (B, K, G, G) bool; median_depth_m (B,); group, task, clip,
-            recording (B,) int64; far_valid (B,) bool; triplet_id, a list of B strings.
+            recording, source, example (B,) int64; far_valid (B,) bool; triplet_id, a list of
+            B strings.
         """
         samples = [self._sample(row, epoch) for row in rows]
         images = torch.from_numpy(np.stack([sample[0] for sample in samples]))
@@ -80,13 +83,14 @@ class Collate:
         batch["median_depth_m"] = torch.tensor([row["median_depth_m"] for row in rows])
         for name, column in _IDENTITIES.items():
             batch[name] = torch.tensor([id64(row[column]) for row in rows])
+        batch["example"] = torch.tensor([row["example"] for row in rows])
         batch["far_valid"] = torch.tensor([sample[2] for sample in samples])
         batch["triplet_id"] = [row["triplet_id"] for row in rows]
         return batch
 
     def _sample(self, row: Row, epoch: int) -> tuple[np.ndarray, np.ndarray, bool]:
         """Pictures (P, 3, H, W) uint8, jitter (4, P or 1), and whether a later frame exists."""
-        rng = np.random.default_rng([self.seed, epoch, id64(row["triplet_id"])])
+        rng = np.random.default_rng([self.seed, epoch, row["example"]])
         end_s = row["t_s"] + row["window_s"]
         # A millisecond: times of the same frame may differ in the last bits.
         later = [i for i, time_s in enumerate(row["frames_r3m_s"]) if time_s > end_s + 1e-3]

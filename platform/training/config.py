@@ -41,6 +41,10 @@ class DataConfig:
     crop_min_share: float = 1.0
     # Batches that are decoded ahead of the training step.
     prefetch_batches: int = 2
+    # Share of samples from each source (a triplet's column `source`), as weights: {sim: 1, ego: 2}.
+    # Rows of a source are repeated or left out by chance until the shares are met, and an epoch
+    # keeps its length. Empty = every triplet once an epoch; a source that is not named has 0.
+    source_weights: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
@@ -53,6 +57,10 @@ class DataConfig:
         if not 0 < self.crop_min_share <= 1:
             raise ValueError(f"crop_min_share must lie in (0, 1], got {self.crop_min_share:g}")
         _at_least("prefetch_batches", self.prefetch_batches, 1)
+        for source, weight in self.source_weights.items():
+            _at_least(f"source_weights.{source}", weight, 0)
+        if self.source_weights and not any(self.source_weights.values()):
+            raise ValueError("source_weights: all are 0")
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,10 @@ class TrainConfig:
     epochs: float | None = None
     # Training workers; each holds a full copy of the model.
     num_workers: int = 1
+    # Elastic: go on with as few workers when machines are lost, and with up to num_workers when
+    # they come back. The remaining workers share the same whole batch, in more passes each, so
+    # that steps and negatives stay what they are. None = num_workers, neither more nor less.
+    min_workers: int | None = None
     # auto = a GPU a worker where the cluster has enough of them | cpu | gpu.
     device: str = "auto"
     # CPUs that Ray reserves for a worker; none = what is left beside one CPU for Ray Data,
@@ -108,6 +120,17 @@ class TrainConfig:
     threads: int | None = None
     # float32 | bfloat16 (autocast; the energy stays float32).
     precision: str = "float32"
+    # Samples of one forward and backward pass; none = the whole batch. Negatives are those of
+    # the whole batch all the same: embeddings first, then each part again for its gradient
+    # (a third more work, memory of one part).
+    micro_batch_size: int | None = None
+    # Recompute activations in the backward pass: about a third more work, a fraction of the memory.
+    activation_checkpointing: bool = False
+    # Compile the model (torch.compile); the first steps take minutes.
+    compile: bool = False
+    # Decay of an exponential moving average of the weights, which is then what is evaluated and
+    # registered; 0 = none.
+    ema_decay: float = 0.0
     # Seeds weights, order, augmentation and negatives; same seed, same run.
     seed: int = 0
     # Steps between two points of the curves (means over the steps between).
@@ -118,8 +141,22 @@ class TrainConfig:
     eval_every_steps: int = 200
     # Held-out transitions of the fixed gallery.
     gallery_size: int = 256
+    # Steps between diagnostics on the batch: alignment, uniformity, effective rank, retrieval by
+    # modality, gradient norm by term. 0 = never.
+    diagnostics_every_steps: int = 100
+    # A modality whose embeddings vary less about their mean (squared distance; 1 = all over the
+    # sphere, 0 = one point) counts as collapsed.
+    collapse_spread: float = 0.05
+    # Diagnostics in a row that must find a collapse before it is acted on, and how: warn | stop.
+    collapse_checks: int = 3
+    collapse_action: str = "warn"
+    # Where checkpoints go: a folder that all workers see, or s3://bucket/prefix; a folder of the
+    # run's name is made in it. None = the run's own folder.
+    checkpoint_storage: str | None = None
     # Newest checkpoints that are kept.
     keep_checkpoints: int = 2
+    # The checkpoint with the highest value of this curve is kept too; empty = none.
+    best_metric: str = "heldout/retrieval/all/top1"
     # How often a crashed worker is started again from the last checkpoint.
     max_failures: int = 1
 
@@ -140,8 +177,26 @@ class TrainConfig:
             raise ValueError(f"cpus_per_worker must be above 0, got {self.cpus_per_worker:g}")
         if self.threads is not None:
             _at_least("threads", self.threads, 1)
-        for name in ("report_every_steps", "checkpoint_every_steps", "keep_checkpoints"):
+        for name in (
+            "report_every_steps",
+            "checkpoint_every_steps",
+            "keep_checkpoints",
+            "collapse_checks",
+        ):
             _at_least(name, getattr(self, name), 1)
+        if self.min_workers is not None and not 1 <= self.min_workers <= self.num_workers:
+            raise ValueError(
+                f"min_workers must lie in [1, num_workers {self.num_workers}], "
+                f"got {self.min_workers}"
+            )
+        if self.micro_batch_size is not None:
+            _at_least("micro_batch_size", self.micro_batch_size, 1)
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay:g}")
+        if self.collapse_action not in ("warn", "stop"):
+            raise ValueError(f"collapse_action must be warn or stop, got {self.collapse_action}")
+        _share("collapse_spread", self.collapse_spread)
+        _at_least("diagnostics_every_steps", self.diagnostics_every_steps, 0)
         _at_least("seed", self.seed, 0)
         _at_least("eval_every_steps", self.eval_every_steps, 0)
         _at_least("gallery_size", self.gallery_size, 2)
@@ -178,3 +233,12 @@ class PretrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse settings that contradict each other."""
+        parts = self.train.micro_batch_size is not None or self.train.min_workers is not None
+        if parts and self.model.image.train_batchnorm:
+            raise ValueError(
+                "model.image.train_batchnorm: a batch in parts (train.micro_batch_size, "
+                "train.min_workers) has no statistics of its own; use one or the other"
+            )

@@ -13,7 +13,7 @@ import itertools
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
 from dynaflip.errors import UserError
-from dynaflip.platform.training.collate import TENSOR_SHAPES, Batch, Collate, Row
+from dynaflip.platform.training.collate import TENSOR_SHAPES, Batch, Collate, Row, id64
 from dynaflip.platform.training.config import DataConfig
 from dynaflip.platform.triplets.schema import read_manifest
 
@@ -34,6 +34,7 @@ COLUMNS = [
     "triplet_id",
     "clip_id",
     "recording_id",
+    "source",
     "caption",
     "caption_group",
     "task",
@@ -58,6 +59,8 @@ class TripletIndex:
     digest: str
     captions: list[str]  # distinct, sorted
     counts: dict[str, int]  # triplets by split
+    sources: dict[str, int]  # training triplets by source
+    licences: list[str]
     flow_sources: list[str]
     depth_kinds: list[str]
     heldout: pa.Table  # triplet_id, clip_id, recording_id of split heldout
@@ -79,14 +82,18 @@ def read_index(folder: str) -> TripletIndex:
     if not paths:
         raise UserError(f"triplets: {folder} holds no triplets (triplets/*.parquet)")
     names = ["triplet_id", "clip_id", "recording_id", "split", "caption"]
-    table = pads.dataset(paths).to_table(columns=[*names, "flow_source", "depth_kind"])
+    described = ["source", "licence", "flow_source", "depth_kind"]
+    table = pads.dataset(paths).to_table(columns=[*names, *described])
     splits = pc.value_counts(table["split"]).to_pylist()
+    sources = pc.value_counts(table.filter(pc.field("split") == "train")["source"]).to_pylist()
     heldout = table.filter(pc.field("split") == "heldout")
     return TripletIndex(
         folder=folder,
         digest=str(manifest["digest"]),
         captions=sorted(pc.unique(table["caption"]).to_pylist()),
         counts={"train": 0, "heldout": 0} | {c["values"]: c["counts"] for c in splits},
+        sources={c["values"]: c["counts"] for c in sorted(sources, key=lambda c: c["values"])},
+        licences=sorted(pc.unique(table["licence"]).to_pylist()),
         flow_sources=sorted(pc.unique(table["flow_source"]).to_pylist()),
         depth_kinds=sorted(pc.unique(table["depth_kind"]).to_pylist()),
         heldout=heldout.select(names[:3]),
@@ -104,7 +111,10 @@ def read_tables(folder: str, split: str) -> Iterator[pa.Table]:
 
 
 def rows_of(table: pa.Table) -> Iterator[Row]:
-    """Split a table into rows: JPEG bytes, plain values, numpy views of the tensors."""
+    """Split a table into rows: JPEG bytes, plain values, numpy views of the tensors.
+
+    Beside the columns a row has ``example``, the triplet's id as a number.
+    """
     columns: dict[str, Any] = {}
     for name in COLUMNS:
         column = table[name].combine_chunks()
@@ -116,8 +126,92 @@ def rows_of(table: pa.Table) -> Iterator[Row]:
             columns[name] = flat.reshape(-1, *TENSOR_SHAPES[name])
         else:
             columns[name] = column.to_pylist()
+    columns["example"] = [id64(name) for name in columns["triplet_id"]]
     for index in range(table.num_rows):
         yield {name: values[index] for name, values in columns.items()}
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where in the data a run is. A part of an epoch is what a fixed number of workers reads.
+
+    A run that goes on with other workers than before ends the part: what is left of the
+    epoch, all rows but those in ``seen``, is dealt out anew.
+    """
+
+    epoch: int = 0
+    # Steps done in this part.
+    steps: int = 0
+    # (M,) int64 sorted example ids that earlier parts of this epoch have had, of all workers.
+    seen: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def is_whole(self) -> bool:
+        """Whether the part is the whole epoch."""
+        return len(self.seen) == 0
+
+    def seed(self, rank: int) -> list[int]:
+        """Seeds the part's order on a rank."""
+        return [self.epoch, rank, *([] if self.is_whole() else [len(self.seen)])]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How often an epoch shows the rows of each source.
+
+    A row comes ``floor(rate)`` times and by chance once more: a draw of (seed, epoch,
+    triplet id), so that it does not matter which worker reads the row.
+    """
+
+    rates: dict[str, float]  # mean number of times; empty = every row once
+    seed: int
+
+    def is_plain(self) -> bool:
+        """Whether every row comes exactly once."""
+        return not self.rates
+
+    def __call__(self, rows: Iterable[Row], position: Position) -> Iterator[Row]:
+        """Repeat, leave out, and skip what the epoch has had; repetitions have ids of their own."""
+        for row in rows:
+            for example in self._examples(row, position.epoch):
+                if position.is_whole() or not _contains(position.seen, example):
+                    yield {**row, "example": example}
+
+    def _examples(self, row: Row, epoch: int) -> list[int]:
+        name = row["triplet_id"]
+        if self.is_plain():
+            return [row["example"]]
+        rate = self.rates.get(row["source"], 0.0)
+        times = int(rate + np.random.default_rng([self.seed, epoch, id64(name)]).random())
+        return [id64(f"{name}#{copy}" if copy else name) for copy in range(times)]
+
+
+def sampling_of(config: DataConfig, sources: dict[str, int], seed: int) -> Sampling:
+    """The rates that give each source its share of the samples, an epoch's length kept.
+
+    Args:
+        config: holds the weights.
+        sources: training triplets by source.
+        seed: of the run.
+
+    Raises:
+        ValueError: a source that the triplets do not have.
+    """
+    weights = config.source_weights
+    if unknown := sorted(set(weights) - set(sources)):
+        raise ValueError(
+            f"data.source_weights: the triplets have no source {', '.join(unknown)}; "
+            f"theirs are {', '.join(sources)}"
+        )
+    total = sum(weights.values())
+    number = sum(sources.values())
+    return Sampling(
+        {name: weight / total * number / sources[name] for name, weight in weights.items()}, seed
+    )
+
+
+def _contains(values: np.ndarray, value: int) -> bool:
+    place = int(np.searchsorted(values, value))
+    return place < len(values) and int(values[place]) == value
 
 
 def shuffled(rows: Iterable[T], buffer_rows: int, rng: np.random.Generator) -> Iterator[T]:
@@ -177,25 +271,28 @@ def epoch_batches(
     tables: Iterable[pa.Table],
     collate: Collate,
     config: DataConfig,
+    sampling: Sampling,
+    position: Position,
     *,
-    epoch: int,
+    batch_size: int,
     rank: int,
-    skip: int = 0,
 ) -> Iterator[Batch]:
-    """One epoch's full batches in seeded order; what is left over at the end is dropped.
+    """The full batches of a part of an epoch in seeded order; what is left over is dropped.
 
     Args:
         tables: this rank's rows in file order.
         collate: makes a batch of rows.
-        config: batch size and shuffle buffer.
-        epoch: counts from 0 and seeds order and augmentation.
+        config: shuffle buffer and prefetch.
+        sampling: which rows come how often.
+        position: the part; its first ``steps`` batches are not decoded.
+        batch_size: of this rank.
         rank: of this worker.
-        skip: batches that a resumed run has had already; they are not decoded.
     """
-    rng = np.random.default_rng([collate.seed, epoch, rank])
-    rows = shuffled((row for t in tables for row in rows_of(t)), config.shuffle_buffer_rows, rng)
-    groups = itertools.islice(_full_groups(rows, config.batch_size), skip, None)
-    return prefetched((collate(group, epoch) for group in groups), config.prefetch_batches)
+    rng = np.random.default_rng([collate.seed, *position.seed(rank)])
+    rows = sampling((row for t in tables for row in rows_of(t)), position)
+    groups = _full_groups(shuffled(rows, config.shuffle_buffer_rows, rng), batch_size)
+    rest = itertools.islice(groups, position.steps, None)
+    return prefetched((collate(group, position.epoch) for group in rest), config.prefetch_batches)
 
 
 def plain_tables(

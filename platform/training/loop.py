@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import tempfile
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dynaflip.encoders.model import DynaFLIP
 from dynaflip.eval.retrieval import retrieval_report
-from dynaflip.losses.objective import Objective
-from dynaflip.platform.config import to_dict
-from dynaflip.platform.training.collate import Batch
+from dynaflip.losses.gather import global_sum, world_size
+from dynaflip.platform.training.checkpoints import Checkpoints
+from dynaflip.platform.training.collate import Batch, id64
 from dynaflip.platform.training.config import PretrainConfig
-from dynaflip.platform.training.optimizer import build_optimizer, build_schedule
-from dynaflip.platform.training.resume import load_state, save_state, seed_step
+from dynaflip.platform.training.data import Position
+from dynaflip.platform.training.diagnostics import CollapseGuard, diagnose
+from dynaflip.platform.training.meter import Meter
+from dynaflip.platform.training.resume import seed_step
+from dynaflip.platform.training.state import TrainingState
 from dynaflip.platform.training.step import NonFiniteLoss, train_step
 
 Metrics = dict[str, float]
 DEFAULT_STEPS = 2000
+# Reports that a checkpoint repeats when a run goes on from it. Ray Train holds at most two that
+# nobody has read yet when a worker dies; the listener drops those that it has had.
+_REPEATED_REPORTS = 8
 
 
 @dataclass(frozen=True)
@@ -32,21 +36,25 @@ class Context:
     rank: int = 0
     world_size: int = 1
     device: str = "cpu"
-    # (metrics, checkpoint folder or None). Every rank calls it equally often; rank 0 alone
-    # gives a folder, which is gone after the call.
-    report: Callable[[Metrics, Path | None], None] = lambda metrics, folder: None
+    # Every rank calls it equally often; rank 0's metrics count.
+    report: Callable[[Metrics], None] = lambda metrics: None
+    # Takes a line for the user; rank 0's count.
+    say: Callable[[str], None] = print
+    # Where checkpoints go; without, none are written.
+    checkpoints: Checkpoints | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
     """How long the run is, from the size of the data set."""
 
+    train_triplets: int
     steps_per_epoch: int
     total_steps: int
 
 
 def plan(config: PretrainConfig, train_triplets: int) -> Plan:
-    """Steps of an epoch (full batches of a rank) and of the run.
+    """Steps of an epoch (full batches of all workers) and of the run.
 
     Raises:
         ValueError: fewer triplets than one batch of every worker.
@@ -58,8 +66,13 @@ def plan(config: PretrainConfig, train_triplets: int) -> Plan:
             f"{config.data.batch_size} x train.num_workers {config.train.num_workers}"
         )
     if config.train.epochs is not None:
-        return Plan(per_epoch, max(1, round(config.train.epochs * per_epoch)))
-    return Plan(per_epoch, config.train.steps or DEFAULT_STEPS)
+        return Plan(train_triplets, per_epoch, max(1, round(config.train.epochs * per_epoch)))
+    return Plan(train_triplets, per_epoch, config.train.steps or DEFAULT_STEPS)
+
+
+def rank_batch_size(config: PretrainConfig, workers: int) -> int:
+    """Samples of a rank and step: lost workers' shares go to those that are left."""
+    return config.data.batch_size * config.train.num_workers // workers
 
 
 class Pretraining:
@@ -71,56 +84,60 @@ class Pretraining:
         context: Context,
         length: Plan,
         gallery: Batch | None = None,
-        resume_from: Path | None = None,
+        sources: tuple[str, ...] = (),
     ) -> None:
-        """Build everything, afresh or as a checkpoint left it.
+        """Build everything, afresh or as the newest checkpoint left it.
 
         Args:
             config: the settings.
-            context: rank, device, and where reports go.
+            context: rank, device, checkpoints, and where reports go.
             length: of :func:`plan`.
             gallery: held-out transitions, for rank 0; None skips retrieval.
-            resume_from: checkpoint folder to go on from.
+            sources: of the triplets, for curves by source.
         """
         self.config, self.context, self.length, self.gallery = config, context, length, gallery
-        seed_step(config.train.seed, 0, 0)  # the same weights on every rank
-        model = DynaFLIP(config.model)
-        self.model = model.to(context.device).train()
-        self.objective = Objective(config.objective, config.model.embedding_dim)
-        self.optimizer = build_optimizer(model, config.optimizer)
-        self.schedule = build_schedule(self.optimizer, config.optimizer, length.total_steps)
-        self.step = 0
-        if resume_from is not None:
-            self.step = load_state(resume_from, self.model, self.optimizer, self.schedule)
-        # Gathers gradients; with one rank the model itself.
-        self.parallel: nn.Module = self.model
-        if context.world_size > 1:
-            self.parallel = nn.parallel.DistributedDataParallel(self.model)
-        self.meter = Meter(context.world_size * config.data.batch_size)
+        self.state = TrainingState(config, context.device, length.total_steps)
+        self.sources = sources
+        self._replayed = self._take_up()
+        self.parallel = self.state.parallel()
+        self.batch_size = rank_batch_size(config, context.world_size)
+        self.meter = Meter(context.world_size * self.batch_size, sources)
+        self.guard = CollapseGuard(
+            config.train.collapse_spread, config.train.collapse_checks, config.train.collapse_action
+        )
+        self._reports: list[Metrics] = list(self._replayed)
 
-    def run(self, batches: Callable[[int, int], Iterator[Batch]]) -> None:
-        """Train to the last step.
+    def run(self, batches: Callable[[Position], Iterator[Batch]]) -> None:
+        """Train to the last step; the last checkpoint is then written.
 
         Args:
-            batches: (epoch, batches to skip) to an iterator over the rest of that epoch.
+            batches: a position in the data to an iterator over the rest of its part, in
+                batches of ``batch_size``.
 
         Raises:
             NonFiniteLoss: names the step and the batch's triplets.
+            Collapsed: where the settings ask for a stop.
+            UserError: checkpoints cannot be written.
         """
+        for metrics in self._replayed:
+            self.context.report(metrics)
         if self.step == 0 and self._evaluates(0):
-            self.context.report({"step": 0, **self.evaluate()}, None)
+            self.context.report({"step": 0, **self.evaluate()})
         while self.step < self.length.total_steps:
-            epoch, done = divmod(self.step, self.length.steps_per_epoch)
-            end = min((epoch + 1) * self.length.steps_per_epoch, self.length.total_steps)
-            for batch in self.meter.waiting(batches(epoch, done)):
+            before = self.step
+            for batch in self._agreed(self.meter.waiting(batches(self.state.position))):
                 self._train_on(batch)
-                if self.step == end:
+                if self.step == self.length.total_steps:
                     break
-            if self.step < end:
-                raise RuntimeError(
-                    f"epoch {epoch} ended at step {self.step}, not at {end}: "
-                    f"the triplet folder changed under the run"
-                )
+            else:
+                if before == self.step and self.state.position.is_whole():
+                    raise RuntimeError(
+                        f"epoch {self.state.position.epoch} has no batch: the triplet folder "
+                        "changed under the run"
+                    )
+                self.state.next_epoch()
+        if self.context.checkpoints is not None and self.context.rank == 0:
+            self.context.checkpoints.finish()
 
     def evaluate(self) -> Metrics:
         """Retrieval, areas and spread on the gallery; empty but on rank 0."""
@@ -128,33 +145,79 @@ class Pretraining:
             return {}
         start_s = time.perf_counter()
         tensors = {k: v for k, v in self.gallery.items() if isinstance(v, Tensor)}
-        weights = self.config.objective
-        found = retrieval_report(self.model, tensors, volume=weights.volume, cosine=weights.cosine)
-        metrics = {f"heldout/{name}": value for name, value in found.items()}
+        metrics = self._retrieval(tensors, "heldout")
+        for name in self.sources if len(self.sources) > 1 else ():
+            rows = tensors["source"] == id64(name)
+            if int(rows.sum()) > 1:
+                part = {key: value[rows] for key, value in tensors.items()}
+                found = self._retrieval(part, f"heldout_{name}")
+                metrics |= {k: v for k, v in found.items() if "/retrieval/" in k}
         return metrics | {"speed/evaluation_s": time.perf_counter() - start_s}
 
+    def _retrieval(self, gallery: dict[str, Tensor], prefix: str) -> Metrics:
+        weights = self.config.objective
+        found = retrieval_report(
+            self.state.kept(), gallery, volume=weights.volume, cosine=weights.cosine
+        )
+        return {f"{prefix}/{name}": value for name, value in found.items()}
+
+    def _agreed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """A part's batches, as long as every rank has one.
+
+        Ranks have equally many rows of a whole epoch; of the rest of one, or of rows that
+        come by chance, they may not, and a rank alone would wait for the others for ever.
+        """
+        part = self.state.position
+        if not part.is_whole() or self.config.data.source_weights:
+            while True:
+                batch = next(batches, None)
+                have = torch.tensor(float(batch is not None), device=self.context.device)
+                if float(global_sum(have)) < world_size() or batch is None:
+                    return
+                yield batch
+        done = part.steps
+        left = self.length.train_triplets // self.context.world_size // self.batch_size
+        for batch in itertools.islice(batches, left - done):
+            yield batch
+            done += 1
+        if done < left:
+            raise RuntimeError(
+                f"epoch {part.epoch} ended after {done} of {left} batches: "
+                "the triplet folder changed under the run"
+            )
+
     def _train_on(self, batch: Batch) -> None:
-        seed_step(self.config.train.seed, self.step + 1, self.context.rank)
+        train = self.config.train
+        seed_step(train.seed, self.step + 1, self.context.rank)
+        on_device = to_device(batch, self.context.device)
+        parts = train.micro_batch_size
+        if parts is None and self.batch_size > self.config.data.batch_size:
+            parts = self.config.data.batch_size  # memory is for that many
         try:
             terms = train_step(
-                self.parallel,
-                self.objective,
-                self.optimizer,
-                self.schedule,
-                to_device(batch, self.context.device),
+                *self.parallel,
+                self.state.optimizer,
+                self.state.schedule,
+                on_device,
+                micro_batch_size=parts,
                 clip_norm=self.config.optimizer.clip_norm,
-                autocast=torch.bfloat16 if self.config.train.precision == "bfloat16" else None,
+                autocast=torch.bfloat16 if train.precision == "bfloat16" else None,
             )
         except NonFiniteLoss as error:
             ids = ", ".join(batch["triplet_id"])
             raise NonFiniteLoss(
                 f"step {self.step}: {error}; triplets of the batch: {ids}"
             ) from None
-        self.step += 1
-        self.meter.add(terms)
-        reports = self.step % self.config.train.report_every_steps == 0
-        if reports or self._saves() or self._evaluates(self.step):
-            self._report()
+        self.state.advance(batch["example"])
+        self.meter.add(terms, batch)
+        due = self.step % train.report_every_steps == 0
+        if due or self._saves() or self._evaluates(self.step) or self._diagnoses():
+            self._report(on_device)
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.state.step
 
     def _saves(self) -> bool:
         last = self.step == self.length.total_steps
@@ -164,81 +227,48 @@ class Pretraining:
         every = self.config.train.eval_every_steps
         return every > 0 and (step == self.length.total_steps or step % every == 0)
 
-    def _report(self) -> None:
+    def _diagnoses(self) -> bool:
+        every = self.config.train.diagnostics_every_steps
+        return every > 0 and self.step % every == 0
+
+    def _report(self, batch: Batch) -> None:
         metrics = {
             "step": self.step,
             "train/epoch": self.step / self.length.steps_per_epoch,
-            "train/lr": float(self.schedule.get_last_lr()[-1]),
+            "train/lr": float(self.state.schedule.get_last_lr()[-1]),
             **self.meter.flush(),
         }
+        if self._diagnoses():
+            some = self.config.train.micro_batch_size
+            rows = {k: v[:some] for k, v in batch.items() if isinstance(v, Tensor)}
+            metrics |= diagnose(self.state.model, self.state.objective, rows)
+            if warning := self.guard.check(self.step, metrics):
+                self.context.say(warning)
         if self._evaluates(self.step):
             metrics |= self.evaluate()
-        if not self._saves():
-            self.context.report(metrics, None)
-            return
-        with tempfile.TemporaryDirectory(prefix="dynaflip-checkpoint-") as name:
-            folder = Path(name) if self.context.rank == 0 else None
-            if folder is not None:
-                self.save(folder)
-            self.context.report(metrics, folder)
+        self._reports = [*self._reports, metrics][-_REPEATED_REPORTS:]
+        if self._saves() and self.context.checkpoints is not None:
+            snapshot = self.state.snapshot(self._reports)
+            if self.context.rank == 0:
+                self.context.checkpoints.save(self.step, snapshot.write, self.context.say)
+        self.context.report(metrics)
 
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint into an existing folder."""
-        save_state(
-            folder,
-            self.model,
-            self.optimizer,
-            self.schedule,
-            step=self.step,
-            steps_per_epoch=self.length.steps_per_epoch,
-            config=to_dict(self.config),
-        )
-
-
-class Meter:
-    """Means of the terms, throughput, and the share of time spent waiting for data."""
-
-    def __init__(self, samples_per_step: int) -> None:
-        self.samples_per_step = samples_per_step
-        self._start_s = time.perf_counter()
-        self._reset()
-
-    def waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Pass batches on and time how long each was waited for."""
-        while True:
-            self._start_s = time.perf_counter()
-            batch = next(batches, None)
-            self._wait_s += time.perf_counter() - self._start_s
-            if batch is None:
-                return
-            yield batch
-
-    def add(self, terms: dict[str, Tensor]) -> None:
-        """Count a step; its terms stay on the device until :meth:`flush`."""
-        for name, term in terms.items():
-            self._sums[name] = self._sums[name] + term if name in self._sums else term
-        self._steps += 1
-        self._busy_s += time.perf_counter() - self._start_s
-
-    def flush(self) -> Metrics:
-        """Means since the last call; evaluation and checkpoints do not count as step time."""
-        means = {f"train/{name}": float(total) / self._steps for name, total in self._sums.items()}
-        rate = self._steps / max(self._busy_s, 1e-9)
-        means |= {
-            "speed/steps_per_s": rate,
-            "speed/samples_per_s": rate * self.samples_per_step,
-            "speed/data_wait_share": self._wait_s / max(self._busy_s, 1e-9),
-        }
-        self._reset()
-        return means
-
-    def _reset(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._steps, self._busy_s, self._wait_s = 0, 0.0, 0.0
+    def _take_up(self) -> list[Metrics]:
+        """Go on from the newest whole checkpoint; its last reports, which may have got lost."""
+        if self.context.checkpoints is None:
+            return []
+        chosen: list[str | None] = [None]
+        if self.context.rank == 0:
+            chosen = [self.context.checkpoints.newest(self.context.say)]
+        if world_size() > 1:  # all ranks take the same one
+            torch.distributed.broadcast_object_list(chosen)
+        if chosen[0] is None:
+            return []
+        return self.state.restore(self.context.checkpoints.fetch(chosen[0]))
 
 
 def to_device(batch: Batch, device: str) -> Batch:
-    """Move a batch's tensors; ids stay where they are."""
+    """Move a batch's tensors; ids stay where they are. Pinned memory makes it asynchronous."""
     return {
         name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
         for name, value in batch.items()

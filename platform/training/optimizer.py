@@ -11,15 +11,17 @@ from dynaflip.encoders.model import DynaFLIP
 from dynaflip.platform.training.config import OptimizerConfig
 
 
-def build_optimizer(model: DynaFLIP, config: OptimizerConfig) -> torch.optim.AdamW:
+def build_optimizer(
+    model: DynaFLIP, objective: nn.Module, config: OptimizerConfig
+) -> torch.optim.AdamW:
     """AdamW in four groups: backbone or heads, with or without weight decay.
 
-    Norms, biases and learned tokens (anything below two dimensions, and tokens by their
-    leading dimensions of 1) are not decayed.
+    Norms, biases, learned tokens and a learned temperature (anything below two dimensions,
+    and tokens by their leading dimensions of 1) are not decayed.
     """
     backbone = {id(parameter) for parameter in model.image.parameters()}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for parameter in model.parameters():
+    for parameter in (*model.parameters(), *objective.parameters()):
         if parameter.requires_grad:
             decays = parameter.ndim >= 2 and parameter.shape[0] > 1
             groups.setdefault((id(parameter) in backbone, decays), []).append(parameter)

@@ -15,7 +15,13 @@ from typing import Any
 from dynaflip.errors import UserError
 from dynaflip.platform import cluster, registry, tracking
 from dynaflip.platform.config import config_digest, load_config, to_dict, to_yaml
-from dynaflip.platform.home import default_triplets, input_path, new_run_name, runs
+from dynaflip.platform.home import (
+    default_triplets,
+    input_path,
+    new_run_name,
+    output_path,
+    runs,
+)
 from dynaflip.platform.training.config import PretrainConfig
 from dynaflip.platform.training.progress import heldout_summary
 
@@ -52,9 +58,9 @@ def pretrain(config: PretrainConfig, *, alias: str | None = None) -> Outcome:
     registry.check_alias(alias)
     folder = input_path(config.triplets, default_triplets())
     config = dataclasses.replace(config, triplets=folder)
-    work = _prepare(config)
     run_folder = runs() / new_run_name("pretrain")
-    run_folder.mkdir(parents=True)
+    work = _prepare(config, run_folder)
+    run_folder.mkdir(parents=True, exist_ok=True)
     run = tracking.open_run(config.tracking.experiment, run_folder.name, _tags(work))
     _write_run_file(run_folder, {"run_id": run.run_id, "config": to_dict(config)})
     (run_folder / "config.yaml").write_text(to_yaml(config))
@@ -102,7 +108,7 @@ def resume(run_name: str, *, alias: str | None = None) -> Outcome:
             f"{saved['config']['tracking']['model_name']}"
         )
     config = load_config(PretrainConfig, str(run_folder / "config.yaml"), {})
-    work = _prepare(config)
+    work = _prepare(config, run_folder)
     run = tracking.reopen_run(saved["run_id"])
     before = tracking.client().get_run(run.run_id).data.tags.get("data_digest")
     if before != work.index.digest:
@@ -114,17 +120,27 @@ def resume(run_name: str, *, alias: str | None = None) -> Outcome:
     return _train_and_register(work, run, run_folder, alias)
 
 
-def _prepare(config: PretrainConfig) -> Any:
+def checkpoint_uri(config: PretrainConfig, run_folder: Path) -> str:
+    """Where a run's checkpoints are: in its own folder, or in one of its name elsewhere."""
+    storage = config.train.checkpoint_storage
+    if storage is None:
+        return str(run_folder / "checkpoints")
+    place = output_path(storage, run_folder, setting="train.checkpoint_storage")
+    return f"{place.rstrip('/')}/{run_folder.name}"
+
+
+def _prepare(config: PretrainConfig, run_folder: Path) -> Any:
     """Read the triplets' index, embed the captions, join Ray: everything that can be refused."""
     from dynaflip.encoders.language import embed_captions
     from dynaflip.platform.training.collate import TextTable
-    from dynaflip.platform.training.data import read_index
+    from dynaflip.platform.training.data import read_index, sampling_of
     from dynaflip.platform.training.loop import plan
 
     assert config.triplets is not None, "resolved by the caller"
     index = read_index(config.triplets)
     try:
         length = plan(config, index.counts["train"])
+        sampling_of(config.data, index.sources, config.train.seed)
     except ValueError as error:
         raise UserError(f"triplets {config.triplets}: {error}") from None
     features = embed_captions(index.captions, config.model.language)
@@ -143,7 +159,9 @@ def _prepare(config: PretrainConfig) -> Any:
     )
     if "simulator" in index.flow_sources:
         print("note: flow comes from the simulator's exact state: an upper bound, not a result")
-    return ray_train.Work(config, index, text, length, threads)
+    work = ray_train.Work(config, index, text, length, threads, checkpoint_uri(config, run_folder))
+    ray_train.checkpoints_of(work).storage.names()  # refused now or never
+    return work
 
 
 def _train_and_register(
@@ -179,17 +197,21 @@ def _save_encoder(
     work: Any, run: tracking.Run, run_folder: Path, checkpoint: Path, metrics: dict[str, float]
 ) -> Path:
     """Write the last checkpoint's model as an encoder folder."""
-    from safetensors.torch import load_model
+    from safetensors.torch import load_file
 
     from dynaflip.encoders.checkpoint import save_folder
     from dynaflip.encoders.model import DynaFLIP
 
     model = DynaFLIP(work.config.model)
-    load_model(model, str(checkpoint / "model.safetensors"))
+    average = checkpoint / "average.safetensors"
+    weights = average if average.exists() else checkpoint / "model.safetensors"
+    model.load_state_dict(load_file(str(weights)))
     info = {
         "config": to_dict(work.config),
         "git_commit": tracking.git_commit(),
         "data_digest": work.index.digest,
+        "sources": work.index.sources,
+        "licences": work.index.licences,
         "flow_sources": work.index.flow_sources,
         "depth_kinds": work.index.depth_kinds,
         "run_name": run.run_name,

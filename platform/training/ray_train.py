@@ -20,25 +20,32 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.data.expressions import col
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
 
 from dynaflip.errors import UserError
 from dynaflip.platform.cluster import available_cpus
 from dynaflip.platform.tracking import Run
+from dynaflip.platform.training.checkpoints import Checkpoints
 from dynaflip.platform.training.collate import Batch, Collate, TextTable
 from dynaflip.platform.training.config import PretrainConfig
 from dynaflip.platform.training.data import (
     COLUMNS,
+    Position,
     TripletIndex,
     epoch_batches,
     gallery_batch,
+    sampling_of,
     shard_paths,
 )
-from dynaflip.platform.training.loop import Context, Metrics, Plan, Pretraining
+from dynaflip.platform.training.diagnostics import Collapsed
+from dynaflip.platform.training.loop import Context, Metrics, Plan, Pretraining, rank_batch_size
 from dynaflip.platform.training.progress import follow, progress_line
 from dynaflip.platform.training.step import NonFiniteLoss
 
 PROGRESS = "progress.log"
+_NOTES = "notes"  # lines for the user that travel with a report
+# What would be so again: the run ends instead of a worker's being started once more.
+_FINAL = (NonFiniteLoss, Collapsed, UserError)
 _READ_ROWS = 256  # rows handed to the consumer at a time
 
 
@@ -51,10 +58,11 @@ class Work:
     text: TextTable
     length: Plan
     threads: int
+    checkpoints: str  # path or S3 URI
 
 
 def fit(work: Work, run: Run, run_folder: Path) -> Path:
-    """Train on the cluster; returns the folder of the last checkpoint.
+    """Train on the cluster; returns a local folder of the last checkpoint.
 
     A run folder that holds checkpoints is gone on with from the newest.
 
@@ -66,6 +74,7 @@ def fit(work: Work, run: Run, run_folder: Path) -> Path:
     Raises:
         UserError: the cluster is too small for the settings.
         NonFiniteLoss: names the step and the batch's triplets.
+        Collapsed: where the settings ask for a stop.
     """
     scaling = scaling_of(work.config, ray.cluster_resources())
     _calm_ray_data()
@@ -83,14 +92,22 @@ def fit(work: Work, run: Run, run_folder: Path) -> Path:
         run_config=RunConfig(
             name=run_folder.name,
             storage_path=str(run_folder.parent),
-            checkpoint_config=CheckpointConfig(num_to_keep=work.config.train.keep_checkpoints),
             failure_config=FailureConfig(max_failures=work.config.train.max_failures),
             callbacks=callbacks,
         ),
     )
-    checkpoint = _fit_in_thread(trainer, run_folder / PROGRESS).checkpoint
-    assert checkpoint is not None, "the last step always reports a checkpoint"
-    return Path(checkpoint.path)
+    _fit_in_thread(trainer, run_folder / PROGRESS)
+    checkpoints = checkpoints_of(work)
+    newest = checkpoints.newest(print)
+    if newest is None:
+        raise UserError(f"checkpoints: {work.checkpoints} holds none that is whole")
+    return checkpoints.fetch(newest)
+
+
+def checkpoints_of(work: Work) -> Checkpoints:
+    """The run's checkpoints."""
+    train = work.config.train
+    return Checkpoints(work.checkpoints, keep=train.keep_checkpoints, best_metric=train.best_metric)
 
 
 class Reporter(ray.train.UserCallback):
@@ -98,21 +115,30 @@ class Reporter(ray.train.UserCallback):
 
     def __init__(self, run: Run, log: Path, total_steps: int) -> None:
         self.run, self.log, self.total_steps = run, log, total_steps
+        curves = run.curves().values()
+        # A run that goes on reports again what came after its checkpoint; the curves have it.
+        self.last_step = max((points[-1][0] for points in curves if points), default=-1)
 
     def after_report(
         self, run_context: Any, metrics: list[Metrics], checkpoint: Checkpoint | None
     ) -> None:
         """Write down what rank 0 said."""
-        said = dict(metrics[0])
+        said: dict[str, Any] = dict(metrics[0])
+        notes: list[str] = said.pop(_NOTES, [])
+        step = int(said["step"])
         with self.log.open("a") as log:
-            log.write(progress_line(said, self.total_steps) + "\n")
-        step = int(said.pop("step"))
-        self.run.log_metrics({k: v for k, v in said.items() if math.isfinite(v)}, step)
+            log.writelines(f"{note}\n" for note in notes)
+            if step > self.last_step:
+                log.write(progress_line(said, self.total_steps) + "\n")
+        if step > self.last_step:
+            del said["step"]
+            self.run.log_metrics({k: v for k, v in said.items() if math.isfinite(v)}, step)
+            self.last_step = step
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """A loss that is not finite would be so again: end the run instead of a retry."""
+        """An error that would come again ends the run instead of a retry."""
         for error in worker_exceptions.values():
-            found = find_non_finite(error)
+            found = find_final(error)
             if found is not None:
                 raise found
 
@@ -124,6 +150,7 @@ def scaling_of(config: PretrainConfig, resources: dict[str, float]) -> ScalingCo
         UserError: the cluster has too few CPUs or GPUs. (Ray itself would wait for ever.)
     """
     train = config.train
+    elastic = train.min_workers is not None and train.min_workers < train.num_workers
     cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
     use_gpu = train.device == "gpu" or (train.device == "auto" and gpus >= train.num_workers)
     if train.device == "gpu" and gpus < train.num_workers:
@@ -141,7 +168,7 @@ def scaling_of(config: PretrainConfig, resources: dict[str, float]) -> ScalingCo
             f"Data, the cluster has {cpus:g}; lower train.num_workers or train.cpus_per_worker"
         )
     return ScalingConfig(
-        num_workers=train.num_workers,
+        num_workers=(train.min_workers, train.num_workers) if elastic else train.num_workers,
         use_gpu=use_gpu,
         resources_per_worker={"CPU": per_worker} | ({"GPU": 1} if use_gpu else {}),
     )
@@ -152,16 +179,18 @@ def threads_of(config: PretrainConfig) -> int:
     return config.train.threads or max(1, available_cpus() // config.train.num_workers)
 
 
-def find_non_finite(error: BaseException | None) -> NonFiniteLoss | None:
-    """The NonFiniteLoss inside whatever Ray wrapped around it, or None."""
+def find_final(error: BaseException | None) -> Exception | None:
+    """The error that would come again, inside whatever Ray wrapped around it, or None."""
     seen: set[int] = set()
     queue = [error]
     while queue:
         current = queue.pop()
         if current is None or id(current) in seen:
             continue
-        if isinstance(current, NonFiniteLoss):
-            return NonFiniteLoss(*current.args)
+        if isinstance(current, _FINAL):
+            # Ray mixes its own class into an error that came over the wire.
+            kind = next(kind for kind in _FINAL if isinstance(current, kind))
+            return kind(*current.args)
         seen.add(id(current))
         failures = getattr(current, "worker_failures", {}) or {}
         inner = [getattr(current, name, None) for name in ("controller_failure", "_base_exc")]
@@ -172,41 +201,42 @@ def find_non_finite(error: BaseException | None) -> NonFiniteLoss | None:
 def _train_on_worker(settings: dict[str, Any]) -> None:
     """What each Ray Train worker runs."""
     work: Work = settings["work"]
+    config = work.config
     place = ray.train.get_context()
     torch.set_num_threads(work.threads)
-    rank = place.get_world_rank()
+    rank, workers = place.get_world_rank(), place.get_world_size()
     collate = _collate(work, augment=True)
+    sampling = sampling_of(config.data, work.index.sources, config.train.seed)
     shard = ray.train.get_dataset_shard("train")
+    notes: list[str] = []
 
-    def batches(epoch: int, skip: int) -> Iterator[Batch]:
+    def batches(position: Position) -> Iterator[Batch]:
         tables: Iterator[pa.Table] = iter(
             shard.iter_batches(batch_size=_READ_ROWS, batch_format="pyarrow", prefetch_batches=1)
         )
-        return epoch_batches(tables, collate, work.config.data, epoch=epoch, rank=rank, skip=skip)
+        size = rank_batch_size(config, workers)
+        return epoch_batches(
+            tables, collate, config.data, sampling, position, batch_size=size, rank=rank
+        )
 
-    def report(metrics: Metrics, folder: Path | None) -> None:
-        checkpoint = None if folder is None else Checkpoint.from_directory(str(folder))
-        ray.train.report(metrics, checkpoint=checkpoint)
+    def report(metrics: Metrics) -> None:
+        ray.train.report({**metrics, _NOTES: [*notes]} if notes else dict(metrics))
+        notes.clear()
 
     gallery = None
-    if rank == 0 and work.config.train.eval_every_steps:
+    if rank == 0 and config.train.eval_every_steps:
         still = _collate(work, augment=False)
-        gallery = gallery_batch(work.index, still, work.config.train.gallery_size)
-    saved = ray.train.get_checkpoint()
+        gallery = gallery_batch(work.index, still, config.train.gallery_size)
     context = Context(
         rank=rank,
-        world_size=place.get_world_size(),
+        world_size=workers,
         device=str(ray.train.torch.get_device()),
         report=report,
+        say=notes.append,
+        checkpoints=checkpoints_of(work),
     )
-    if saved is None:
-        pretraining = Pretraining(work.config, context, work.length, gallery)
-    else:
-        with saved.as_directory() as folder:
-            pretraining = Pretraining(
-                work.config, context, work.length, gallery, resume_from=Path(folder)
-            )
-    pretraining.run(batches)
+    sources = tuple(work.index.sources)
+    Pretraining(config, context, work.length, gallery, sources).run(batches)
 
 
 def _collate(work: Work, *, augment: bool) -> Collate:
@@ -254,5 +284,5 @@ def _fit_in_thread(trainer: ray.train.torch.TorchTrainer, log: Path) -> ray.trai
     follow(log, thread.is_alive, print)
     error = outcome.get("error")
     if error is not None:
-        raise (find_non_finite(error) or error)
+        raise (find_final(error) or error)
     return outcome["result"]

@@ -1,23 +1,28 @@
-"""Checkpoints of a running pretraining: everything to go on from exactly this step.
+"""What a checkpoint holds: everything to go on from exactly this step.
 
-A checkpoint folder holds ``model.safetensors``, ``optimizer.safetensors`` and
-``state.json`` (counters, schedule, optimizer settings, seed, the run's full config).
-Nothing is pickled. Random numbers need no state of their own: each is a function of
-the seed and these counters (:func:`seed_step`, :mod:`.data`).
+The folder has a safetensors file for each module (``model``, ``average`` where weights are
+averaged, ``objective`` where it learns or remembers), ``optimizer.safetensors``,
+``position.safetensors`` (which examples the epoch has had) and ``state.json`` (counters,
+schedule, optimizer settings, seed, the run's full config, the newest metrics). Nothing is
+pickled. Random numbers need no state of their own: each is a function of the seed and
+these counters (:func:`seed_step`, :mod:`.data`).
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, load_model, save_file, save_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-FORMAT = 1
+FORMAT = 2
+STATE = "state.json"
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -30,62 +35,72 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(int(mixed))
 
 
-def save_state(
-    folder: Path,
-    model: nn.Module,
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of the state on the CPU, which a thread can write while training goes on."""
+
+    tensors: dict[str, dict[str, Tensor]]  # file's stem to its tensors
+    document: dict[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """Write the files into an existing folder."""
+        for stem, tensors in self.tensors.items():
+            save_file(tensors, str(folder / f"{stem}.safetensors"))
+        (folder / STATE).write_text(json.dumps(self.document, indent=1))
+
+
+def take_snapshot(
+    modules: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LambdaLR,
     *,
-    step: int,
-    steps_per_epoch: int,
-    config: dict[str, Any],
-) -> None:
-    """Write a checkpoint into an existing folder.
+    position: Mapping[str, Tensor],
+    document: Mapping[str, Any],
+) -> Snapshot:
+    """Copy everything that training changes.
 
     Args:
-        folder: to write into.
-        model: the bare model, not its DDP wrapper.
+        modules: name to bare module, not its DDP wrapper; those without state make no file.
         optimizer: AdamW.
         schedule: of the learning rate.
-        step: steps done.
-        steps_per_epoch: of this run; epoch and position in it follow from step.
-        config: the resolved settings.
+        position: tensors that say where in the data the run is.
+        document: the rest of ``state.json``: counters, config, metrics; JSON values.
     """
-    save_model(model, str(folder / "model.safetensors"))
+    tensors = {}
+    for name, module in modules.items():
+        if state := module.state_dict():
+            tensors[name] = {key: _copy(value) for key, value in state.items()}
     state = optimizer.state_dict()
-    tensors: dict[str, Tensor] = {}
-    for index, slots in state["state"].items():
-        for name, value in slots.items():
-            tensors[f"{index}.{name}"] = value.contiguous()
-    save_file(tensors, str(folder / "optimizer.safetensors"))
-    rates = schedule.state_dict()
-    document = {
-        "format": FORMAT,
-        "step": step,
-        "steps_per_epoch": steps_per_epoch,
-        "epoch": step // steps_per_epoch,
-        "batch_in_epoch": step % steps_per_epoch,
-        "random": {"kind": "counter", "seed": config["train"]["seed"], "next_step": step},
-        "optimizer_groups": state["param_groups"],
-        "schedule": {key: value for key, value in rates.items() if key != "lr_lambdas"},
-        "config": config,
+    tensors["optimizer"] = {
+        f"{index}.{name}": _copy(value)
+        for index, slots in state["state"].items()
+        for name, value in slots.items()
     }
-    (folder / "state.json").write_text(json.dumps(document, indent=1))
+    tensors["position"] = {name: _copy(value) for name, value in position.items()}
+    rates = schedule.state_dict()
+    kept = {key: value for key, value in rates.items() if key != "lr_lambdas"}
+    groups = json.loads(json.dumps(state["param_groups"]))
+    return Snapshot(
+        tensors,
+        {"format": FORMAT, **document, "optimizer_groups": groups, "schedule": dict(kept)},
+    )
 
 
-def load_state(
+def restore(
     folder: Path,
-    model: nn.Module,
+    modules: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LambdaLR,
-) -> int:
-    """Restore a checkpoint in place; returns the steps done.
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Restore a checkpoint in place; returns the document and the position's tensors.
 
     Raises:
         ValueError: the folder was written in another format.
     """
     document = read_state(folder)
-    load_model(model, str(folder / "model.safetensors"))
+    for name, module in modules.items():
+        if module.state_dict():
+            module.load_state_dict(load_file(str(folder / f"{name}.safetensors")))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     slots: dict[int, dict[str, Tensor]] = {}
     for key, value in load_file(str(folder / "optimizer.safetensors")).items():
@@ -100,12 +115,17 @@ def load_state(
         group["betas"] = tuple(group["betas"])
     optimizer.load_state_dict({"state": slots, "param_groups": groups})
     schedule.load_state_dict({**schedule.state_dict(), **document["schedule"]})
-    return document["step"]
+    return document, load_file(str(folder / "position.safetensors"))
 
 
 def read_state(folder: Path) -> dict[str, Any]:
     """Read a checkpoint's ``state.json``: counters and config, without the tensors."""
-    document = json.loads((folder / "state.json").read_text())
+    document = json.loads((folder / STATE).read_text())
     if document.get("format") != FORMAT:
         raise ValueError(f"{folder} holds a checkpoint of format {document.get('format')}")
     return document
+
+
+def _copy(value: Tensor) -> Tensor:
+    """A copy on the CPU in the ordinary memory order, which safetensors wants."""
+    return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)

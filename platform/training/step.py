@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dynaflip.platform.training.passes import forward
+
 
 class NonFiniteLoss(RuntimeError):
     """The loss is NaN or infinite: the run stops before the weights are spoilt."""
@@ -20,6 +22,7 @@ def train_step(
     schedule: torch.optim.lr_scheduler.LRScheduler,
     batch: Mapping[str, Any],
     *,
+    micro_batch_size: int | None = None,
     clip_norm: float = 1.0,
     autocast: torch.dtype | None = None,
 ) -> dict[str, Tensor]:
@@ -28,15 +31,13 @@ def train_step(
     Raises:
         NonFiniteLoss: the loss of this batch is not finite; weights are untouched.
     """
-    device = batch["image_t"].device.type
-    with torch.autocast(device, dtype=autocast, enabled=autocast is not None):
-        outputs = model(batch)
+    optimizer.zero_grad(set_to_none=True)
+    outputs, backward = forward(model, batch, micro_batch_size, autocast)
     terms = objective(outputs, batch)
     if not torch.isfinite(terms["loss"]):
         bad = [name for name, term in terms.items() if not torch.isfinite(term)]
         raise NonFiniteLoss(f"{', '.join(bad)} not finite")
-    optimizer.zero_grad(set_to_none=True)
-    terms["loss"].backward()
+    backward(terms["loss"])
     limit = clip_norm if clip_norm > 0 else float("inf")
     norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
     optimizer.step()

@@ -28,7 +28,7 @@ class Triples(NamedTuple):
 
 
 def alignment_loss(config: ObjectiveConfig, z: Triples, group: Tensor) -> dict[str, Tensor]:
-    """Of one process that holds the whole batch, each example a clip of its own."""
+    """Of one process that holds the whole batch, no example twice."""
     examples = Examples(z._asdict(), group, torch.arange(NUM))
     return loss_of_examples(config, examples, examples)
 
@@ -195,6 +195,7 @@ def test_objective_is_the_weighted_sum_of_its_named_terms() -> None:
     batch = {
         "group": torch.tensor([0, 0, 1, 1, 2, 3]),
         "clip": torch.tensor([0, 1, 2, 3, 4, 4]),
+        "example": torch.arange(NUM),
         "far_valid": torch.ones(NUM, dtype=torch.bool),
         "flow_displacement_m": torch.randn(*shape, 3, generator=generator).double(),
         "flow_visible": torch.ones(shape, dtype=torch.bool),
@@ -263,6 +264,7 @@ def batch_of(num: int = NUM) -> dict[str, Tensor]:
     return {
         "group": torch.arange(num),
         "clip": torch.arange(num),
+        "example": torch.arange(num),
         "far_valid": torch.ones(num, dtype=torch.bool),
         "flow_displacement_m": torch.randn(*shape, 3, generator=generator).double(),
         "flow_visible": torch.ones(shape, dtype=torch.bool),
@@ -337,13 +339,13 @@ def test_pairwise_alignment_is_clip_s_loss_of_the_anchor_with_each_other() -> No
         ObjectiveConfig(alignment="pairwise", negatives=())
 
 
-def test_the_queue_holds_past_examples_as_negatives_and_spares_the_own_clip() -> None:
+def test_the_queue_holds_past_examples_as_negatives_but_for_the_example_itself() -> None:
     config = ObjectiveConfig(queue_size=NUM + 2, anchors=("image",))
     objective = Objective(config, DIM).double()
     batch, first, second = batch_of(), outputs_of(5), outputs_of(6)
     alone = Objective(ObjectiveConfig(anchors=("image",)))
     assert objective(first, batch)["contrastive"] == alone(first, batch)["contrastive"]
-    # The second step's examples are of the same clips: each is spared its own clip's entry.
+    # The second step's examples are the first's: each is spared its own past.
     terms = objective(second, batch)
     energies = torch.zeros(NUM, 2 * NUM)
     for i in range(NUM):

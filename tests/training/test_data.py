@@ -14,6 +14,8 @@ from dynaflip.platform.training.augment import colour_jitter
 from dynaflip.platform.training.collate import Batch, Collate, TextTable
 from dynaflip.platform.training.config import DataConfig
 from dynaflip.platform.training.data import (
+    Position,
+    Sampling,
     epoch_batches,
     gallery_batch,
     plain_tables,
@@ -23,6 +25,7 @@ from dynaflip.platform.training.data import (
 )
 
 PX = 32
+EVERY_ROW_ONCE = Sampling({}, seed=0)
 
 
 def collate_of(folder: Path, config: DataConfig, *, augment: bool = True) -> Collate:
@@ -36,7 +39,11 @@ def epoch_of(folder: Path, epoch: int = 0, skip: int = 0, **settings: int) -> li
     config = DataConfig(batch_size=4, **settings)
     tables = plain_tables(str(folder), "train")(epoch)
     collate = collate_of(folder, config)
-    return list(epoch_batches(tables, collate, config, epoch=epoch, rank=0, skip=skip))
+    position = Position(epoch, skip)
+    batches = epoch_batches(
+        tables, collate, config, EVERY_ROW_ONCE, position, batch_size=config.batch_size, rank=0
+    )
+    return list(batches)
 
 
 def ids(batches: list[Batch]) -> list[str]:

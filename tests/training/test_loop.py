@@ -14,16 +14,20 @@ import torch
 
 from dynaflip.encoders.config import FlowConfig, ImageConfig, ModelConfig
 from dynaflip.errors import UserError
+from dynaflip.losses.objective import Objective
 from dynaflip.platform.config import load_config
+from dynaflip.platform.training.checkpoints import Checkpoints
 from dynaflip.platform.training.collate import Batch, Collate, TextTable
 from dynaflip.platform.training.config import DataConfig, PretrainConfig, TrainConfig
 from dynaflip.platform.training.data import (
+    Position,
     epoch_batches,
     gallery_batch,
     plain_tables,
     read_index,
+    sampling_of,
 )
-from dynaflip.platform.training.loop import Context, Metrics, Pretraining, plan
+from dynaflip.platform.training.loop import Context, Metrics, Pretraining, plan, rank_batch_size
 from dynaflip.platform.training.optimizer import build_optimizer, build_schedule
 from dynaflip.platform.training.progress import clock, progress_line
 from dynaflip.platform.training.step import NonFiniteLoss
@@ -44,7 +48,7 @@ CONFIG = PretrainConfig(
 
 
 class Trial:
-    """A plain run that keeps what it reports."""
+    """A plain run that keeps what it reports and says."""
 
     def __init__(self, folder: Path, config: PretrainConfig, keep: Path) -> None:
         self.folder, self.config, self.keep = folder, config, keep
@@ -54,21 +58,27 @@ class Trial:
         text = TextTable({c: i for i, c in enumerate(self.index.captions)}, features)
         self.collate = Collate(config.data, 32, text, seed=config.train.seed, augment=True)
         self.reports: list[Metrics] = []
+        self.said: list[str] = []
+        self.examples: list[list[str]] = []
 
-    def batches(self, epoch: int, skip: int) -> Iterator[Batch]:
-        tables = plain_tables(str(self.folder), "train")(epoch)
-        return epoch_batches(tables, self.collate, self.config.data, epoch=epoch, rank=0, skip=skip)
+    def batches(self, position: Position) -> Iterator[Batch]:
+        tables = plain_tables(str(self.folder), "train")(position.epoch)
+        data = self.config.data
+        sampling = sampling_of(data, self.index.sources, self.config.train.seed)
+        size = rank_batch_size(self.config, 1)
+        for batch in epoch_batches(
+            tables, self.collate, data, sampling, position, batch_size=size, rank=0
+        ):
+            self.examples.append(batch["triplet_id"])
+            yield batch
 
-    def report(self, metrics: Metrics, checkpoint: Path | None) -> None:
-        self.reports.append(metrics)
-        if checkpoint is not None:
-            shutil.copytree(checkpoint, self.keep / f"step-{int(metrics['step'])}")
-
-    def pretraining(self, resume_from: Path | None = None) -> Pretraining:
+    def pretraining(self) -> Pretraining:
+        """Goes on from what is in the folder ``keep``."""
         gallery = gallery_batch(self.index, self.collate, self.config.train.gallery_size)
         length = plan(self.config, self.index.counts["train"])
-        context = Context(report=self.report)
-        return Pretraining(self.config, context, length, gallery, resume_from)
+        checkpoints = Checkpoints(str(self.keep), keep=self.config.train.keep_checkpoints)
+        context = Context(report=self.reports.append, say=self.said.append, checkpoints=checkpoints)
+        return Pretraining(self.config, context, length, gallery, tuple(self.index.sources))
 
 
 @pytest.fixture(autouse=True)
@@ -92,14 +102,20 @@ def test_a_resumed_run_equals_the_uninterrupted_one_exactly(
     whole = Trial(triplet_folder, CONFIG, tmp_path / "whole")
     done = whole.pretraining()
     done.run(whole.batches)
-    rest = Trial(triplet_folder, CONFIG, tmp_path / "rest")
-    resumed = rest.pretraining(resume_from=tmp_path / "whole" / "step-4")
+    assert [p.name for p in sorted((tmp_path / "whole").iterdir())] == [
+        "step-00000004",
+        "step-00000008",
+    ]
+    shutil.rmtree(tmp_path / "whole" / "step-00000008")
+    rest = Trial(triplet_folder, CONFIG, tmp_path / "whole")
+    resumed = rest.pretraining()
     assert resumed.step == 4
     resumed.run(rest.batches)
-    later = [r for r in terms_of(whole.reports) if r["step"] > 4]
-    assert terms_of(rest.reports) == later
-    for name, value in done.model.state_dict().items():
-        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    # First it says again what may have got lost: the reports up to the checkpoint's own.
+    assert terms_of(rest.reports) == terms_of(whole.reports)[1:]
+    assert rest.examples == whole.examples[4:]
+    for name, value in done.state.model.state_dict().items():
+        assert torch.equal(value, resumed.state.model.state_dict()[name]), name
 
 
 def test_reports_hold_terms_areas_speed_and_held_out_diagnostics(
@@ -127,9 +143,10 @@ def test_a_checkpoint_is_safetensors_and_json_with_the_whole_config(
 ) -> None:
     trial = Trial(triplet_folder, CONFIG, tmp_path)
     trial.pretraining().run(trial.batches)
-    folder = tmp_path / "step-8"
+    folder = tmp_path / "step-00000008"
     names = sorted(path.name for path in folder.iterdir())
-    assert names == ["model.safetensors", "optimizer.safetensors", "state.json"]
+    stems = ("model", "optimizer", "position")
+    assert names == ["digests.json", *(f"{stem}.safetensors" for stem in stems), "state.json"]
     state = json.loads((folder / "state.json").read_text())
     assert state["step"] == 8
     assert state["config"]["objective"]["volume"] == CONFIG.objective.volume
@@ -144,18 +161,18 @@ def test_a_loss_that_is_not_finite_names_step_and_triplets_and_spares_the_weight
     spoilt: list[str] = []
     before: dict[str, torch.Tensor] = {}
 
-    def batches(epoch: int, skip: int) -> Iterator[Batch]:
-        for number, batch in enumerate(trial.batches(epoch, skip)):
+    def batches(position: Position) -> Iterator[Batch]:
+        for number, batch in enumerate(trial.batches(position)):
             if number == 1:
                 batch["flow_displacement_m"][3, 0, 0, 0, 0] = float("nan")
                 spoilt.extend(batch["triplet_id"])
-                before.update({k: v.clone() for k, v in training.model.state_dict().items()})
+                before.update({k: v.clone() for k, v in training.state.model.state_dict().items()})
             yield batch
 
     with pytest.raises(NonFiniteLoss, match=r"step 1: loss.*not finite; triplets") as caught:
         training.run(batches)
     assert all(name in str(caught.value) for name in spoilt)
-    assert all(torch.equal(v, before[k]) for k, v in training.model.state_dict().items())
+    assert all(torch.equal(v, before[k]) for k, v in training.state.model.state_dict().items())
 
 
 def test_bfloat16_trains_too(triplet_folder: Path, tmp_path: Path) -> None:
@@ -171,13 +188,16 @@ def test_decay_spares_norms_biases_and_tokens_and_the_backbone_has_its_own_rate(
 
     model = DynaFLIP(TINY)
     config = dataclasses.replace(CONFIG.optimizer, backbone_lr_scale=0.1)
-    optimizer = build_optimizer(model, config)
+    objective = Objective(dataclasses.replace(CONFIG.objective, learn_temperature=True))
+    optimizer = build_optimizer(model, objective, config)
     decayed = {id(p) for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
     rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
     for name, parameter in model.named_parameters():
         assert (id(parameter) in decayed) == (parameter.ndim >= 2 and parameter.shape[0] > 1), name
         scale = 0.1 if name.startswith("image.") else 1.0
         assert rates[id(parameter)] == pytest.approx(config.lr * scale), name
+    assert id(objective.log_temperature) in rates
+    assert id(objective.log_temperature) not in decayed
 
 
 def test_the_rate_rises_and_falls_on_a_cosine() -> None:

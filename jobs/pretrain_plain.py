@@ -1,0 +1,49 @@
+"""Pretrain without Ray and MLflow: the same loop in one process, or under torchrun.
+
+    python jobs/pretrain_plain.py --output runs/one --config jobs/configs/demo.yaml
+    torchrun --nproc-per-node 2 jobs/pretrain_plain.py --output runs/two --train.num_workers 2
+
+A second call with the same output goes on from the newest checkpoint there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from dynaflip.errors import UserError
+from dynaflip.platform.cli import config_parser, parse_config, run_job
+from dynaflip.platform.home import default_triplets, input_path
+from dynaflip.platform.training.arms import ARMS, apply_arm
+from dynaflip.platform.training.config import PretrainConfig
+
+
+def main(argv: list[str]) -> int:
+    """Parse and train; 1 when a loss or a collapse stopped it."""
+    parser = config_parser(__doc__ or "", PretrainConfig)
+    parser.add_argument("--output", metavar="DIR", help="folder of the run (required)")
+    parser.add_argument("--arm", metavar="NAME", help=f"a named variant: {', '.join(ARMS)}")
+    args, config = parse_config(parser, PretrainConfig, argv, aliases={})
+    if not args.output:
+        raise UserError("--output: give the folder of the run")
+    if args.arm:
+        config = apply_arm(config, args.arm)
+    config = dataclasses.replace(config, triplets=input_path(config.triplets, default_triplets()))
+
+    from dynaflip.platform.training.diagnostics import Collapsed
+    from dynaflip.platform.training.plain import pretrain_plain
+    from dynaflip.platform.training.step import NonFiniteLoss
+
+    output = Path(args.output).absolute()
+    try:
+        pretrain_plain(config, output)
+    except (NonFiniteLoss, Collapsed) as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return 1
+    print(f"encoder: {output / 'encoder'}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,200 @@
+"""Folders under a name, on a file system or in an S3 bucket: complete or not there at all.
+
+On a file system a folder is written beside its place and renamed. In S3 the file that
+marks it complete is uploaded last and deleted first. The S3 endpoint and credentials are
+boto3's own settings (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, …).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from dynaflip.errors import UserError
+
+_STAGING = ".partial-"
+
+
+class Storage(Protocol):
+    """Where folders of files are kept; ``marker`` is the file that makes one complete."""
+
+    def names(self) -> list[str]:
+        """Complete folders, sorted by name."""
+
+    def staging(self) -> Path:
+        """A new local folder to write into before :meth:`publish`."""
+
+    def publish(self, staged: Path, name: str) -> None:
+        """Keep a staged folder under a name, in the place of one that is there already."""
+
+    def fetch(self, name: str) -> Path:
+        """A local folder with the files; a copy where the storage is not local."""
+
+    def read(self, name: str, file: str) -> bytes:
+        """One file of a folder."""
+
+    def remove(self, name: str) -> None:
+        """Delete a folder."""
+
+
+def open_storage(uri: str, marker: str) -> Storage:
+    """The storage that a path or ``s3://bucket/prefix`` names.
+
+    Args:
+        uri: absolute path or S3 URI.
+        marker: the file that is written last in every folder.
+
+    Raises:
+        UserError: another scheme, or a folder that cannot be made.
+    """
+    if uri.startswith("s3://"):
+        return S3Storage(uri, marker)
+    if "://" in uri:
+        raise UserError(f"{uri}: only a path or s3://bucket/prefix can be written to")
+    return LocalStorage(Path(uri), marker)
+
+
+class LocalStorage:
+    """Folders of a file system."""
+
+    def __init__(self, root: Path, marker: str) -> None:
+        self.root, self.marker = root, marker
+        with _told(f"make {root}"):
+            root.mkdir(parents=True, exist_ok=True)
+
+    def names(self) -> list[str]:
+        """Complete folders, sorted by name."""
+        found = [path.parent.name for path in self.root.glob(f"*/{self.marker}")]
+        return sorted(name for name in found if not name.startswith("."))
+
+    def staging(self) -> Path:
+        """A folder beside the others, so that a rename publishes it."""
+        with _told(f"write into {self.root}"):
+            return Path(tempfile.mkdtemp(prefix=_STAGING, dir=self.root))
+
+    def publish(self, staged: Path, name: str) -> None:
+        """Flush the files to the disk, then rename their folder."""
+        with _told(f"write {self.root / name}"):
+            for path in staged.iterdir():
+                with path.open("rb+") as file:
+                    os.fsync(file.fileno())
+            place = self.root / name
+            if place.exists():
+                aside = Path(tempfile.mkdtemp(prefix=_STAGING, dir=self.root))
+                os.replace(place, aside / name)
+                os.replace(staged, place)
+                shutil.rmtree(aside)
+            else:
+                os.replace(staged, place)
+
+    def fetch(self, name: str) -> Path:
+        """The folder itself."""
+        return self.root / name
+
+    def read(self, name: str, file: str) -> bytes:
+        """One file of a folder."""
+        with _told(f"read {self.root / name / file}"):
+            return (self.root / name / file).read_bytes()
+
+    def remove(self, name: str) -> None:
+        """Delete a folder, its marker first."""
+        with _told(f"delete {self.root / name}"):
+            (self.root / name / self.marker).unlink(missing_ok=True)
+            shutil.rmtree(self.root / name)
+
+
+class S3Storage:
+    """Folders of an S3 bucket below a prefix."""
+
+    def __init__(self, uri: str, marker: str) -> None:
+        bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+        if not bucket:
+            raise UserError(f"{uri}: names no bucket; give s3://bucket/prefix")
+        self.uri, self.bucket, self.marker = uri.rstrip("/"), bucket, marker
+        self.prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
+        self._client: Any = None
+        self._copies: list[tempfile.TemporaryDirectory[str]] = []
+
+    def names(self) -> list[str]:
+        """Complete folders, sorted by name."""
+        keys = self._keys(self.prefix)
+        parts = [key.removeprefix(self.prefix).split("/") for key in keys]
+        return sorted(part[0] for part in parts if part[1:] == [self.marker])
+
+    def staging(self) -> Path:
+        """A temporary folder of this machine."""
+        with _told("write a temporary folder"):
+            return Path(tempfile.mkdtemp(prefix="dynaflip-"))
+
+    def publish(self, staged: Path, name: str) -> None:
+        """Upload the files, the marker last."""
+        with _told(f"write {self.uri}/{name}"):
+            client = self._connected()
+            client.delete_object(Bucket=self.bucket, Key=self._key(name, self.marker))
+            files = sorted(staged.iterdir(), key=lambda path: path.name == self.marker)
+            for path in files:
+                client.upload_file(str(path), self.bucket, self._key(name, path.name))
+            shutil.rmtree(staged)
+
+    def fetch(self, name: str) -> Path:
+        """A copy in a temporary folder, which goes with this object."""
+        copy = tempfile.TemporaryDirectory(prefix="dynaflip-")
+        self._copies.append(copy)
+        folder = Path(copy.name)
+        with _told(f"read {self.uri}/{name}"):
+            for key in self._keys(self._key(name, "")):
+                self._connected().download_file(
+                    self.bucket, key, str(folder / key.rsplit("/", 1)[-1])
+                )
+        return folder
+
+    def read(self, name: str, file: str) -> bytes:
+        """One file of a folder."""
+        with _told(f"read {self.uri}/{name}/{file}"):
+            found = self._connected().get_object(Bucket=self.bucket, Key=self._key(name, file))
+            return found["Body"].read()
+
+    def remove(self, name: str) -> None:
+        """Delete a folder, its marker first."""
+        with _told(f"delete {self.uri}/{name}"):
+            keys = self._keys(self._key(name, ""))
+            for key in sorted(keys, key=lambda key: not key.endswith("/" + self.marker)):
+                self._connected().delete_object(Bucket=self.bucket, Key=key)
+
+    def _key(self, name: str, file: str) -> str:
+        return f"{self.prefix}{name}/{file}"
+
+    def _keys(self, prefix: str) -> list[str]:
+        with _told(f"list {self.uri}"):
+            pages = self._connected().get_paginator("list_objects_v2")
+            found = pages.paginate(Bucket=self.bucket, Prefix=prefix)
+            return [item["Key"] for page in found for item in page.get("Contents", [])]
+
+    def _connected(self) -> Any:
+        if self._client is None:
+            import boto3
+            from botocore.config import Config
+
+            retries: Any = {"max_attempts": 5, "mode": "standard"}
+            self._client = boto3.client("s3", config=Config(retries=retries))
+        return self._client
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Say in one line what the disk or the object store refused."""
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot {what}: {error.strerror or error}") from None
+    except (Boto3Error, BotoCoreError, ClientError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"cannot {what}: {reason}") from None

@@ -1,0 +1,176 @@
+"""The checkpoints of a run: written behind the training's back, found again when it starts.
+
+Each is a folder ``step-00000200`` with its files' sizes and digests in ``digests.json``,
+the file that makes it complete. The newest k stay, and the best by a curve. One that is
+damaged is passed over with a warning, and the one before it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from dynaflip.errors import UserError
+from dynaflip.platform.storage import open_storage
+
+MARKER = "digests.json"
+STATE = "state.json"
+# One refusal may pass; at the second in a row the run is no longer safe.
+_REFUSALS = 2
+
+
+class Checkpoints:
+    """Writes, keeps and finds the checkpoints below one path or S3 URI."""
+
+    def __init__(self, uri: str, *, keep: int = 2, best_metric: str = "") -> None:
+        """``best_metric`` names a curve; its highest value so far keeps its checkpoint."""
+        self.uri, self.keep, self.best_metric = uri, keep, best_metric
+        self.storage = open_storage(uri, MARKER)
+        self._writing: threading.Thread | None = None
+        self._refusals: list[UserError] = []
+        self._failure: BaseException | None = None
+        self._values: dict[str, float | None] = {}
+
+    def save(self, step: int, write: Callable[[Path], None], say: Callable[[str], None]) -> None:
+        """Write a checkpoint in a thread; waits for the one before it, if that is not done.
+
+        Args:
+            step: steps done.
+            write: fills a folder with the files; runs in the thread, on tensors of its own.
+            say: takes a line for the user.
+
+        Raises:
+            UserError: this and the checkpoint before could not be written.
+        """
+        self._join()
+        if self._refusals:
+            say(f"warning: {self._refusals[-1]}; going on")
+        if len(self._refusals) >= _REFUSALS:
+            raise self._explained()
+        self._writing = threading.Thread(
+            target=self._write, args=(step, write), daemon=True, name="checkpoint"
+        )
+        self._writing.start()
+
+    def finish(self) -> None:
+        """Wait for the last checkpoint.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        self._join()
+        if self._refusals:
+            raise self._explained()
+
+    def newest(self, say: Callable[[str], None]) -> str | None:
+        """Name of the newest whole checkpoint; damaged ones are named to ``say``."""
+        for name in reversed(self.storage.names()):
+            folder = self.storage.fetch(name)
+            problem = damage(folder)
+            if problem is None:
+                return name
+            say(
+                f"warning: checkpoint {self.uri}/{name} is damaged ({problem}); "
+                "trying the one before"
+            )
+        return None
+
+    def fetch(self, name: str) -> Path:
+        """A local folder with a checkpoint's files."""
+        return self.storage.fetch(name)
+
+    def _write(self, step: int, write: Callable[[Path], None]) -> None:
+        staged = None
+        try:
+            staged = self.storage.staging()
+            try:
+                write(staged)
+                _seal(staged)
+            except (OSError, SafetensorError) as error:
+                reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+                raise UserError(f"cannot write a checkpoint below {self.uri}: {reason}") from None
+            self.storage.publish(staged, _name(step))
+            self._prune()
+        except UserError as error:
+            self._refusals.append(error)
+        except BaseException as error:  # raised again in the training's thread
+            self._failure = error
+        else:
+            self._refusals.clear()
+        finally:
+            if staged is not None:
+                shutil.rmtree(staged, ignore_errors=True)
+
+    def _join(self) -> None:
+        if self._writing is not None:
+            self._writing.join()
+            self._writing = None
+        if self._failure is not None:
+            raise self._failure
+
+    def _explained(self) -> UserError:
+        try:
+            kept = self.storage.names()
+        except UserError:
+            kept = []
+        last = f"the last good one is {kept[-1]}" if kept else "there is none yet"
+        return UserError(f"checkpoints: {self._refusals[-1]}; {last}; then go on with --resume")
+
+    def _prune(self) -> None:
+        names = self.storage.names()
+        kept = set(names[-self.keep :])
+        valued = [(value, name) for name in names if (value := self._value(name)) is not None]
+        if valued:
+            kept.add(max(valued)[1])
+        for name in names:
+            if name not in kept:
+                self.storage.remove(name)
+
+    def _value(self, name: str) -> float | None:
+        if not self.best_metric:
+            return None
+        if name not in self._values:
+            state = json.loads(self.storage.read(name, STATE))
+            self._values[name] = state["metrics"].get(self.best_metric)
+        return self._values[name]
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None."""
+    try:
+        digests = json.loads((folder / MARKER).read_text())
+        for name, wanted in digests.items():
+            path = folder / name
+            if path.stat().st_size != wanted["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes, not {wanted['bytes']}"
+            if _digest(path) != wanted["blake2b"]:
+                return f"{name} differs from its digest"
+    except FileNotFoundError as error:
+        return f"{Path(str(error.filename)).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MARKER}: {error}"
+    return None
+
+
+def _seal(folder: Path) -> None:
+    """Write the digests of all files, which completes the folder."""
+    digests = {
+        path.name: {"bytes": path.stat().st_size, "blake2b": _digest(path)}
+        for path in sorted(folder.iterdir())
+    }
+    (folder / MARKER).write_text(json.dumps(digests, indent=1))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"

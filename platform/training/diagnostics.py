@@ -1,0 +1,146 @@
+"""Cheap looks at a batch's embeddings: would a collapse or a lazy modality show?
+
+Alignment and uniformity are Wang & Isola's (arXiv 2005.10242), the effective rank Roy &
+Vetterli's. Every process must call these at the same step: they look at the whole batch.
+Shapes: N examples of all processes, E embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+import torch
+from torch import Tensor, nn
+
+from dynaflip.encoders.model import DynaFLIP
+from dynaflip.eval.retrieval import effective_rank, spread, top1
+from dynaflip.losses.alignment import Examples
+from dynaflip.losses.gather import global_sum
+from dynaflip.losses.objective import WEIGHTED, Objective
+
+Metrics = dict[str, float]
+
+
+def diagnose(model: DynaFLIP, objective: Objective, batch: Mapping[str, Tensor]) -> Metrics:
+    """Everything below on one batch, in evaluation mode; both modules are left as they were.
+
+    Args:
+        model: the bare model.
+        objective: its terms are taken apart.
+        batch: of this process.
+    """
+    trained, counted = model.training, objective.training
+    model.eval()
+    objective.eval()  # the queue is not to take in a batch twice
+    with torch.no_grad():
+        frames = model.embed_frames(batch)
+    metrics = gradient_norms(model, objective, frames, batch)
+    with torch.no_grad():
+        outputs = model.heads(*frames, batch)
+        points = {name: outputs[f"z_{name}"] for name in objective.config.modalities}
+        everyone = Examples(points, batch["group"], batch["example"]).gathered()
+    metrics |= embedding_metrics(everyone)
+    model.train(trained)
+    objective.train(counted)
+    return metrics
+
+
+def gradient_norms(
+    model: DynaFLIP,
+    objective: Objective,
+    frames: Sequence[Tensor],
+    batch: Mapping[str, Tensor],
+) -> Metrics:
+    """Norm of each weighted term's gradient at the frame embeddings, over all processes.
+
+    At the embeddings and not at the weights: one backward pass through the heads a term, and
+    none through the backbone, tells which term pulls the encoder.
+    """
+    leaves = [frame.detach().float().requires_grad_() for frame in frames]
+    outputs = model.heads(*leaves, batch)
+    terms, _ = objective.terms(outputs, batch)
+    metrics = {}
+    for name in WEIGHTED:
+        weight = getattr(objective.config, name)
+        gradients = torch.autograd.grad(
+            weight * terms[name], leaves, retain_graph=True, allow_unused=True
+        )
+        squares = [g.square().sum() for g in gradients if g is not None]
+        total = torch.stack(squares).sum() if squares else torch.zeros((), device=leaves[0].device)
+        metrics[f"diagnostics/gradient_norm/{name}"] = float(global_sum(total).sqrt())
+    return metrics
+
+
+@torch.no_grad()
+def embedding_metrics(examples: Examples) -> Metrics:
+    """Alignment and retrieval of each pair of modalities, spread and uniformity of each one."""
+    points = {name: z.double().cpu() for name, z in examples.points.items()}
+    group, example = examples.group.cpu(), examples.example.cpu()
+    metrics: Metrics = {}
+    for one, two in combinations(points, 2):
+        apart = (points[one] - points[two]).square().sum(-1).mean()
+        metrics[f"diagnostics/alignment/{one}_{two}"] = float(apart)
+        # Of one caption group several are right where language is asked or answers.
+        other = group if "language" in (one, two) else example
+        allowed = other[:, None] != other[None]
+        allowed.fill_diagonal_(True)
+        hits, chance = top1(points[one] @ points[two].T, allowed)
+        metrics[f"diagnostics/retrieval/{one}_{two}"] = _mean(hits)
+        metrics[f"diagnostics/chance/{one}_{two}"] = _mean(chance)
+    for name, z in points.items():
+        metrics[f"diagnostics/effective_rank/{name}"] = effective_rank(z)
+        metrics[f"diagnostics/spread/{name}"] = spread(z)
+        metrics[f"diagnostics/uniformity/{name}"] = uniformity(z)
+    return {key: value for key, value in metrics.items() if value == value}
+
+
+def uniformity(points: Tensor) -> float:
+    """log mean e^{−2‖a−b‖²} over pairs of (N, E) unit vectors: 0 one point, −4 at best."""
+    return float(nn.functional.pdist(points).square().mul(-2).exp().mean().log())
+
+
+def _mean(values: object) -> float:
+    known = torch.as_tensor(values)
+    known = known[~known.isnan()]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+class Collapsed(RuntimeError):
+    """The embeddings of a modality have shrunk to a point, and the settings say to stop."""
+
+
+class CollapseGuard:
+    """Speaks up when several diagnostics in a row find a modality collapsed."""
+
+    def __init__(self, smallest_spread: float, checks: int, action: str) -> None:
+        self.smallest_spread, self.checks, self.action = smallest_spread, checks, action
+        self.found = 0
+
+    def check(self, step: int, metrics: Metrics) -> str | None:
+        """A warning when it is time for one.
+
+        Raises:
+            Collapsed: the same, where the action is to stop.
+        """
+        spreads = {
+            name.rsplit("/", 1)[-1]: value
+            for name, value in metrics.items()
+            if name.startswith("diagnostics/spread/")
+        }
+        flat = {name: v for name, v in spreads.items() if v < self.smallest_spread}
+        self.found = self.found + 1 if flat else 0
+        if self.found < self.checks:
+            return None
+        what = ", ".join(
+            f"{name} (spread {value:.3g}, effective rank "
+            f"{metrics[f'diagnostics/effective_rank/{name}']:.1f})"
+            for name, value in flat.items()
+        )
+        line = (
+            f"step {step}: embeddings collapsed in {self.found} checks in a row: {what}; look at "
+            "objective.direct, objective.negatives and optimizer.lr"
+        )
+        if self.action == "stop":
+            raise Collapsed(line)
+        return f"warning: {line}" if self.found == self.checks else None

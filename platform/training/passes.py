@@ -1,0 +1,93 @@
+"""A batch through the model in one pass or in several, with the whole batch's negatives.
+
+A contrastive loss does not split over parts of its batch. Cached gradients (GradCache,
+arXiv 2101.06983) give the exact gradient at the memory of one part: embed all parts
+without gradient, take the loss and its gradient with respect to the embeddings, then embed
+each part again and send that gradient on into the weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Outputs = dict[str, Tensor]
+
+
+def forward(
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    micro_batch_size: int | None,
+    autocast: torch.dtype | None = None,
+) -> tuple[Outputs, Callable[[Tensor], None]]:
+    """The model's outputs on a batch, and what sends a loss of them back into the weights.
+
+    Args:
+        model: of a batch to named tensors with the batch along the first axis; may be DDP's.
+        batch: named tensors with the batch along the first axis; other entries are ignored.
+        micro_batch_size: samples of a pass; None or the batch's size or more = one pass.
+        autocast: dtype of the model's passes; None = as the weights are.
+    """
+    tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+    some = tensors["image_t"]
+    size, device = len(some), some.device.type
+
+    def run(part: Mapping[str, Tensor]) -> Outputs:
+        with torch.autocast(device, dtype=autocast, enabled=autocast is not None):
+            return model(part)
+
+    if micro_batch_size is None or micro_batch_size >= size:
+        return run(tensors), lambda loss: loss.backward()
+    starts = range(0, size, micro_batch_size)
+    parts = [{n: v[i : i + micro_batch_size] for n, v in tensors.items()} for i in starts]
+    random_states, pieces = [], []
+    with torch.no_grad():
+        for part in parts:
+            random_states.append(_random_state(device))
+            pieces.append(run(part))
+    outputs = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+    leaves = {name: value.requires_grad_() for name, value in outputs.items()}
+
+    def backward(loss: Tensor) -> None:
+        loss.backward()
+        for number, part in enumerate(parts):
+            # Dropout must fall on the same tokens as before.
+            _set_random_state(device, random_states[number])
+            last = number == len(parts) - 1
+            with contextlib.nullcontext() if last else _without_sync(model):
+                again = run(part)
+                rows = slice(starts[number], starts[number] + micro_batch_size)
+                wanted = [name for name, leaf in leaves.items() if leaf.grad is not None]
+                torch.autograd.backward(
+                    [again[name] for name in wanted],
+                    [_rows(leaves[name].grad, rows) for name in wanted],
+                )
+
+    return outputs, backward
+
+
+def _rows(gradient: Tensor | None, rows: slice) -> Tensor:
+    assert gradient is not None
+    return gradient[rows]
+
+
+def _without_sync(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """DDP averages gradients once, with the last part's backward pass."""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return model.no_sync()
+    return contextlib.nullcontext()
+
+
+def _random_state(device: str) -> Tensor:
+    return torch.cuda.get_rng_state() if device == "cuda" else torch.get_rng_state()
+
+
+def _set_random_state(device: str, state: Tensor) -> None:
+    if device == "cuda":
+        torch.cuda.set_rng_state(state)
+    else:
+        torch.set_rng_state(state)

@@ -1,0 +1,128 @@
+"""A pretraining without Ray and MLflow: one process, a notebook, or many under torchrun.
+
+The same step, loop, data order and checkpoints as under Ray Train; the curves go to
+``metrics.jsonl`` and the model to ``encoder/`` of the output folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from dynaflip.encoders.checkpoint import save_folder
+from dynaflip.encoders.language import embed_captions
+from dynaflip.platform.config import to_dict
+from dynaflip.platform.training.checkpoints import Checkpoints
+from dynaflip.platform.training.collate import Batch, Collate, TextTable
+from dynaflip.platform.training.config import PretrainConfig
+from dynaflip.platform.training.data import (
+    Position,
+    epoch_batches,
+    gallery_batch,
+    plain_tables,
+    read_index,
+    sampling_of,
+)
+from dynaflip.platform.training.loop import (
+    Context,
+    Metrics,
+    Pretraining,
+    plan,
+    rank_batch_size,
+)
+from dynaflip.platform.training.progress import progress_line
+
+METRICS = "metrics.jsonl"
+
+
+def pretrain_plain(
+    config: PretrainConfig, output: Path, say: Callable[[str], None] = print
+) -> Pretraining:
+    """Train, or go on with what the output folder holds; every rank of a torchrun calls this.
+
+    Args:
+        config: the settings; ``triplets`` names a folder, ``train.num_workers`` is the number
+            of processes that the batch size is meant for.
+        output: a folder that all processes see.
+        say: takes lines for the user, on rank 0.
+
+    Returns:
+        The finished pretraining; rank 0 has written ``output/encoder``.
+    """
+    assert config.triplets is not None, "give a triplet folder"
+    rank, workers = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    index = read_index(config.triplets)
+    length = plan(config, index.counts["train"])
+    features = embed_captions(index.captions, config.model.language)
+    text = TextTable({c: i for i, c in enumerate(index.captions)}, features.numpy())
+    px, seed = config.model.image.image_px, config.train.seed
+    collate = Collate(config.data, px, text, seed=seed, augment=True)
+    still = Collate(config.data, px, text, seed=seed, augment=False)
+    sampling = sampling_of(config.data, index.sources, seed)
+    tables = plain_tables(index.folder, "train", rank=rank, world_size=workers)
+
+    def batches(position: Position) -> Iterator[Batch]:
+        size = rank_batch_size(config, workers)
+        return epoch_batches(
+            tables(position.epoch), collate, config.data, sampling, position,
+            batch_size=size, rank=rank,
+        )  # fmt: skip
+
+    def report(metrics: Metrics) -> None:
+        if rank == 0:
+            with (output / METRICS).open("a") as file:
+                file.write(json.dumps(metrics) + "\n")
+            say(progress_line(metrics, length.total_steps))
+
+    output.mkdir(parents=True, exist_ok=True)
+    with _process_group(rank, workers) as device:
+        storage = config.train.checkpoint_storage or str(output / "checkpoints")
+        best = config.train.best_metric
+        context = Context(
+            rank=rank,
+            world_size=workers,
+            device=device,
+            report=report,
+            say=say if rank == 0 else lambda line: None,
+            checkpoints=Checkpoints(storage, keep=config.train.keep_checkpoints, best_metric=best),
+        )
+        gallery = None
+        if rank == 0 and config.train.eval_every_steps:
+            gallery = gallery_batch(index, still, config.train.gallery_size)
+        pretraining = Pretraining(config, context, length, gallery, tuple(index.sources))
+        pretraining.run(batches)
+        if rank == 0:
+            info = {
+                "config": to_dict(config),
+                "data_digest": index.digest,
+                "sources": index.sources,
+                "licences": index.licences,
+                "steps": length.total_steps,
+            }
+            save_folder(output / "encoder", pretraining.state.kept(), info)
+    return pretraining
+
+
+@contextlib.contextmanager
+def _process_group(rank: int, workers: int) -> Iterator[str]:
+    """Join the other processes that torchrun started; the device to train on."""
+    device = "cpu"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        device = "cuda"
+    if workers == 1:
+        yield device
+        return
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", rank=rank, world_size=workers)
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()

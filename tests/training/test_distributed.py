@@ -1,0 +1,118 @@
+"""Several processes: the whole batch's gradient, the same curve, no sample lost or doubled."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from safetensors.torch import load_file
+
+from dynaflip.encoders.config import FlowConfig, ImageConfig, ModelConfig
+from dynaflip.losses.config import ObjectiveConfig
+from dynaflip.platform.training.config import (
+    DataConfig,
+    OptimizerConfig,
+    PretrainConfig,
+    TrainConfig,
+)
+from dynaflip.platform.training.plain import METRICS, pretrain_plain
+
+pytestmark = pytest.mark.ddp
+
+
+def config_of(folder: Path, **train: object) -> PretrainConfig:
+    settings = {"steps": 4, "report_every_steps": 1, "checkpoint_every_steps": 2, "threads": 1}
+    settings |= {"eval_every_steps": 0, "diagnostics_every_steps": 3, "num_workers": 2}
+    return PretrainConfig(
+        triplets=str(folder),
+        model=ModelConfig(
+            image=ImageConfig(image_px=32, pretrained=False, frozen_blocks=14),
+            flow=FlowConfig(width=16, layers=1, heads=2, channels=4, cnn_layers=2),
+            embedding_dim=8,
+            hidden_dim=16,
+        ),
+        # Everything that processes must agree on.
+        objective=ObjectiveConfig(learn_temperature=True, queue_size=12),
+        data=DataConfig(batch_size=4, shuffle_buffer_rows=4),
+        optimizer=OptimizerConfig(lr=1e-3, warmup_share=0),
+        train=TrainConfig(**{**settings, **train}),  # type: ignore[arg-type]
+    )
+
+
+def work(rank: int, world: int, port: int, config: PretrainConfig, output: str) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    done = pretrain_plain(config, Path(output))
+    torch.save(dict(done.state.model.state_dict()), f"{output}/{rank}.pt")
+
+
+def spawn(config: PretrainConfig, output: Path, world: int) -> None:
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    output.mkdir(parents=True, exist_ok=True)
+    mp.spawn(work, args=(world, port, config, str(output)), nprocs=world, join=True)
+
+
+def reports(output: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (output / METRICS).read_text().splitlines()]
+
+
+def test_two_processes_keep_one_model_and_one_elastic_process_goes_on_with_it(
+    triplet_folder: Path, tmp_path: Path
+) -> None:
+    config = config_of(triplet_folder, min_workers=1)
+    spawn(config, tmp_path / "run", 2)
+    one, two = (torch.load(tmp_path / "run" / f"{r}.pt", weights_only=True) for r in (0, 1))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    found = reports(tmp_path / "run")
+    assert [r["step"] for r in found] == [1, 2, 3, 4]
+    assert found[-1]["train/temperature"] != pytest.approx(config.objective.temperature, abs=1e-6)
+
+    # 36 triplets: 4 steps of 2 x 4 leave 4. Go back to step 2 and lose a worker there.
+    checkpoints = tmp_path / "run" / "checkpoints"
+    had = load_file(checkpoints / "step-00000002" / "position.safetensors")["had"]
+    assert len(set(had.tolist())) == len(had) == 16
+    for path in (checkpoints / "step-00000004").iterdir():
+        path.unlink()
+    rest = pretrain_plain(config, tmp_path / "run")
+    assert rest.step == 4
+    assert rest.batch_size == 8, "the same whole batch, by one process"
+    later = load_file(checkpoints / "step-00000004" / "position.safetensors")
+    assert set(later["seen"].tolist()) == set(had.tolist())
+    assert len(later["had"]) == 16
+    assert not set(later["had"].tolist()) & set(had.tolist()), "no sample twice in the epoch"
+    # What is left, 20 of 36, is dealt out anew until less than a batch remains.
+    assert rest.state.position.epoch == 0
+    assert rest.state.position.steps == 2
+
+
+def test_parts_of_a_batch_give_the_whole_batch_s_curve(
+    triplet_folder: Path, tmp_path: Path
+) -> None:
+    """One process in one pass, one in parts, two in parts: the same losses."""
+    curves = []
+    for name, world, parts in (("whole", 1, None), ("parts", 1, 3), ("two", 2, 3)):
+        config = config_of(triplet_folder, micro_batch_size=parts, num_workers=world, steps=3)
+        # One order for all: rank r of W has every W-th row, and the buffer holds one.
+        data = dataclasses.replace(config.data, batch_size=8 // world, shuffle_buffer_rows=1)
+        objective = dataclasses.replace(config.objective, temporal_negatives=8)
+        config = dataclasses.replace(config, data=data, objective=objective)
+        if world == 1:
+            pretrain_plain(config, tmp_path / name)
+        else:
+            spawn(config, tmp_path / name, world)
+        terms = ("train/contrastive", "train/temporal", "train/flow", "train/gradient_norm")
+        curves.append([[r[term] for term in terms] for r in reports(tmp_path / name)])
+    whole, parts, two = (torch.tensor(curve) for curve in curves)
+    assert len(whole) == 3
+    assert (whole[0] != whole[1]).all()
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(two, whole, rtol=1e-4, atol=1e-5)
