@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+TRACKER_CHOICES = "lk, dis, torchscript:FILE or class:MODULE:NAME"
 DEPTH_CHOICES = "auto, plane or model:FOLDER-OR-HUB-ID"
 
 
@@ -31,8 +32,11 @@ class SourceConfig:
 
 @dataclass(frozen=True)
 class TrackConfig:
-    """Pyramidal Lucas-Kanade on the grid, with a forward-backward check."""
+    """Who follows the grid's points through the window, in 2D."""
 
+    # lk: pyramidal Lucas-Kanade; dis: dense inverse search, both with a forward-backward
+    # check. torchscript:FILE or class:MODULE:NAME: a learned tracker (see learned_track.py).
+    tracker: str = "lk"
     # Short side of the pictures that are tracked; smaller recordings stay as they are.
     short_side_px: int = 224
     # Side of the window around a point.
@@ -48,6 +52,9 @@ class TrackConfig:
     min_frame_gap_s: float = 0.024
 
     def __post_init__(self) -> None:
+        kind, _, rest = self.tracker.partition(":")
+        if self.tracker not in ("lk", "dis") and not (kind in ("torchscript", "class") and rest):
+            raise ValueError(f"tracker must be {TRACKER_CHOICES}, not {self.tracker!r}")
         if self.short_side_px < 32:
             raise ValueError(f"short_side_px must be at least 32, not {self.short_side_px}")
         if self.lk_window_px < 5 or self.lk_window_px % 2 == 0:
@@ -105,6 +112,51 @@ class StillConfig:
         for name in ("max_colour_difference", "without_depth", "max_depth_difference"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class RegisterConfig:
+    """The surface about a point is laid over later frames as a rigid piece (needs depth).
+
+    Defaults were tuned on 24 simulated clips at 224 px (see LOG.md).
+    """
+
+    # false: believe the tracker's points, corrected by their neighbours.
+    enabled: bool = True
+    # Radius of a piece in the tracked picture, …
+    radius_px: int = 20
+    # … distance of its samples, and how many of them are compared at most.
+    stride_px: int = 4
+    samples: int = 48
+    # A piece of fewer samples is left to the tracker.
+    min_samples: int = 12
+    # Samples belong to a piece when their depth differs by no more than this share.
+    depth_share: float = 0.08
+    # Differences of brightness (of 255) and of depth (as a share of it) that count half.
+    grey_scale: float = 30.0
+    depth_scale_share: float = 0.0015
+    # What a step of a hundredth of the distance has to gain, in squared scales.
+    damping: float = 0.5
+    # Iterations on blurred and on sharp pictures, for each frame.
+    coarse_iterations: int = 1
+    fine_iterations: int = 2
+    # Neighbours whose motion a piece tries as its own.
+    neighbours: int = 8
+    # A piece is lost in frames that it fits worse: 0 fits everywhere, 1 nowhere.
+    max_misfit: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("radius_px", "stride_px", "samples", "min_samples", "fine_iterations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("coarse_iterations", "neighbours", "damping"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        for name in ("grey_scale", "depth_scale_share", "depth_share"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        if not 0 < self.max_misfit <= 1:
+            raise ValueError(f"max_misfit must be in (0, 1], not {self.max_misfit}")
 
 
 @dataclass(frozen=True)
@@ -169,6 +221,7 @@ class PreprocessConfig:
     track: TrackConfig = field(default_factory=TrackConfig)
     lift: LiftConfig = field(default_factory=LiftConfig)
     still: StillConfig = field(default_factory=StillConfig)
+    register: RegisterConfig = field(default_factory=RegisterConfig)
     pieces: PiecesConfig = field(default_factory=PiecesConfig)
 
     def __post_init__(self) -> None:

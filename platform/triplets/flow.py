@@ -1,4 +1,4 @@
-"""The 3D flow of one window: still points told apart, the others tracked and lifted.
+"""The 3D flow of one window: still points told apart, the others tracked, lifted and aligned.
 
 N frames of the window, G = 20 grid points a side, K = 7 steps.
 """
@@ -11,8 +11,11 @@ import numpy as np
 
 from dynaflip.platform.triplets.clips import Cameras, Doubles, Floats, Frames
 from dynaflip.platform.triplets.config import PreprocessConfig
+from dynaflip.platform.triplets.follow import follow_pieces
 from dynaflip.platform.triplets.lift import at_steps, lift_tracks
 from dynaflip.platform.triplets.pieces import doubtful, move_rigidly
+from dynaflip.platform.triplets.schema import GRID
+from dynaflip.platform.triplets.shot import Shot
 from dynaflip.platform.triplets.still import compare_with_still, hold_still
 from dynaflip.platform.triplets.track import grid_px, track_points, tracker_pictures
 
@@ -21,13 +24,25 @@ from dynaflip.platform.triplets.track import grid_px, track_points, tracker_pict
 class Flow:
     """``origin_m`` (G, G, 3) and ``displacement_m`` (K, G, G, 3) in camera frame t;
     ``visible`` (K, G, G) bool; ``origin_px`` (G, G, 2) and ``tracks_px`` (K, G, G, 2)
-    in the tracked picture, camera motion included."""
+    in the tracked picture, camera motion included; ``misfit`` (G, G) in [0, 1]: how badly
+    the piece about a followed point fits the frame that it fits worst, NaN for others."""
 
     origin_m: Floats
     displacement_m: Floats
     visible: np.ndarray
     origin_px: Floats
     tracks_px: Floats
+    misfit: Floats
+
+
+@dataclass(frozen=True)
+class Paths:
+    """``xyz_m`` (N, P, 3) in the first camera's frame, ``tracks_px`` (N, P, 2), ``visible``
+    (N, P) bool."""
+
+    xyz_m: Floats
+    tracks_px: Floats
+    visible: np.ndarray
 
 
 def flow_of_window(
@@ -46,35 +61,37 @@ def flow_of_window(
         cameras: of the frames, intrinsics for H × W pictures.
         config: settings.
     """
+    shot = Shot(frames, depth_m, cameras.intrinsics_px, cameras.poses)
     origin_px = grid_px(*frames.shape[1:3])
     points_px = origin_px.reshape(-1, 2)
-    intrinsics_px, poses = cameras.intrinsics_px, cameras.poses
-    tracks_px = np.repeat(points_px[None], len(frames), axis=0)
-    trusted = np.ones(tracks_px.shape[:2], dtype=bool)
     follow = np.ones(len(points_px), dtype=bool)
     still = None
     # Without depth the plane moves wrongly under a moving camera: nothing to compare with.
-    if config.still.enabled and (depth_m is not None or poses is None):
-        still = compare_with_still(
-            frames, points_px, depth_m, intrinsics_px, poses, config.still, config.lift.search_px
-        )
+    if config.still.enabled and (depth_m is not None or cameras.poses is None):
+        still = compare_with_still(shot, points_px, config.still, config.lift.search_px)
         follow = ~still.rests()
-        tracks_px = still.place_px.astype(np.float32)
-    if follow.any():
-        pictures = tracker_pictures(frames, depth_m if config.track.use_depth else None)
-        followed = track_points(pictures, points_px[follow], config.track)
-        tracks_px[:, follow], trusted[:, follow] = followed
+    paths = _tracked(shot, points_px, follow, config)
+    aligned = np.zeros(len(points_px), dtype=bool)
+    misfit = np.full(len(points_px), np.nan, dtype=np.float32)
+    if still is not None and depth_m is not None and config.register.enabled and follow.any():
+        found = follow_pieces(
+            shot, points_px, follow, paths.xyz_m, paths.visible, config, still.depth_noise
+        )
+        aligned = found.known
+        misfit[aligned] = found.misfit.max(0)[aligned]
+        fits = found.in_sight & (found.misfit <= config.register.max_misfit)
+        paths = Paths(
+            np.where(aligned[:, None], found.xyz_m, paths.xyz_m),
+            np.where(aligned[:, None], found.tracks_px, paths.tracks_px),
+            np.where(aligned, fits, paths.visible),
+        )
     shape = (len(frames), *origin_px.shape[:2])
-    xyz_m, visible = lift_tracks(
-        tracks_px.reshape(*shape, 2),
-        trusted.reshape(shape),
-        depth_m,
-        intrinsics_px,
-        poses,
-        config.lift,
-    )
+    xyz_m, visible = paths.xyz_m.reshape(*shape, 3), paths.visible.reshape(shape)
+    tracks_px = paths.tracks_px
     if still is not None:
         xyz_m, visible = hold_still(xyz_m, visible, still)
+        place_px = still.place_px.astype(np.float32)
+        tracks_px = np.where(still.rests()[:, None], place_px, tracks_px)
     moves = follow.reshape(shape[1:])
     if config.pieces.enabled:
         # Without the test for stillness everything is followed, and nobody can be outvoted.
@@ -83,7 +100,35 @@ def flow_of_window(
     steps_px, _ = at_steps(tracks_px.reshape(*shape, 2), visible, times_s)
     displacement_m = np.where(visible[0][..., None], steps_m - xyz_m[0], np.float32(0))
     if config.pieces.enabled:
-        displacement_m = move_rigidly(
-            xyz_m[0], displacement_m, steps_visible & moves, config.pieces
-        )
-    return Flow(xyz_m[0], displacement_m, steps_visible, origin_px, steps_px)
+        # Pieces that were aligned need no help of their neighbours.
+        alone = steps_visible & moves & ~aligned.reshape(shape[1:])
+        displacement_m = move_rigidly(xyz_m[0], displacement_m, alone, config.pieces)
+    return Flow(
+        xyz_m[0].astype(np.float32),
+        displacement_m.astype(np.float32),
+        steps_visible,
+        origin_px,
+        steps_px,
+        misfit.reshape(shape[1:]),
+    )
+
+
+def _tracked(shot: Shot, points_px: Floats, follow: np.ndarray, config: PreprocessConfig) -> Paths:
+    """Where a tracker has the points to follow; the others stay at their pixel."""
+    tracks_px = np.repeat(points_px[None], len(shot.frames), axis=0)
+    trusted = np.ones(tracks_px.shape[:2], dtype=bool)
+    if follow.any():
+        pictures = tracker_pictures(shot.frames, shot.depth_m if config.track.use_depth else None)
+        tracks_px[:, follow], misses_px = track_points(pictures, points_px[follow], config.track)
+        trusted[:, follow] = np.isfinite(misses_px)
+    grid = (len(shot.frames), GRID, GRID)
+    xyz_m, visible = lift_tracks(
+        tracks_px.reshape(*grid, 2),
+        trusted.reshape(grid),
+        shot.depth_m,
+        shot.intrinsics_px,
+        shot.poses,
+        config.lift,
+    )
+    points = len(points_px)
+    return Paths(xyz_m.reshape(-1, points, 3), tracks_px, visible.reshape(-1, points))

@@ -63,7 +63,9 @@ def simulator_flow(
     visible = np.concatenate([valid[None], exact.visible.reshape(-1, GRID, GRID)])
     displacement_m, steps_visible = at_steps(moved * valid[..., None], visible, times_s)
     tracks_px, _ = at_steps(tracks, visible, times_s)
-    return Flow(origin_m.astype(np.float32), displacement_m, steps_visible, origin_px, tracks_px)
+    exact_fit = np.zeros((GRID, GRID), np.float32)
+    origin_m = origin_m.astype(np.float32)
+    return Flow(origin_m, displacement_m, steps_visible, origin_px, tracks_px, exact_fit)
 
 
 def _grid(values: np.ndarray, width: int) -> Floats:

@@ -20,20 +20,26 @@ import numpy as np
 from dynaflip.platform.triplets.clips import Doubles, Floats, Frames
 from dynaflip.platform.triplets.config import StillConfig
 from dynaflip.platform.triplets.lift import move_points, project, sample_depth_m, unproject
+from dynaflip.platform.triplets.shot import Shot
 
 # Nearer than expected by this share: something stands in front.
 _HIDDEN_SHARE = 0.03
+# Depth may miss by this many standard deviations of its noise, and noise is at most so much.
+_NOISE_WIDTHS = 3.0
+_MOST_NOISE = 0.03
 
 
 @dataclass(frozen=True)
 class Stillness:
     """``same`` (N, P): the frame shows the point at its own place. ``hidden`` (N, P):
     something is in front of it, or its place is out of the picture. ``place_px``
-    (N, P, 2): its own place, moved by the camera."""
+    (N, P, 2): its own place, moved by the camera. ``depth_noise``: standard deviation of
+    the depth of what rests from frame to frame, as a share of it (0 without depth)."""
 
     same: np.ndarray
     hidden: np.ndarray
     place_px: Doubles
+    depth_noise: float
 
     def rests(self) -> np.ndarray:
         """(P,) bool: nothing but being hidden speaks against standing still.
@@ -48,25 +54,22 @@ class Stillness:
 
 
 def compare_with_still(
-    frames: Frames,
+    shot: Shot,
     origin_px: Floats,
-    depth_m: Floats | None,
-    intrinsics_px: Doubles,
-    poses: Doubles | None,
     config: StillConfig,
     search_px: int,
+    depth_noise: float | None = None,
 ) -> Stillness:
     """Compare each frame with what it would show if the point stood still.
 
     Args:
-        frames: (N, H, W, 3) uint8.
+        shot: N frames; without depth colours alone decide.
         origin_px: (P, 2) x, y in the first frame, pixel centres at +0.5.
-        depth_m: (N, H, W), or None: colours alone decide.
-        intrinsics_px: (N, 4) fx, fy, cx, cy.
-        poses: (N, 4, 4) camera to world, metres, or None for a still camera.
-        config: tolerances.
+        config: tolerances; that of depth is widened to what the depth's noise asks for.
         search_px: radius in which depth is looked for at edges.
+        depth_noise: as of :class:`Stillness`, where it is known; None estimates it.
     """
+    frames, depth_m = shot.frames, shot.depth_m
     count, (height, width) = len(frames), frames.shape[1:3]
     points = origin_px.astype(np.float64)
     if depth_m is None:
@@ -74,27 +77,43 @@ def compare_with_still(
     else:
         z_m = sample_depth_m(depth_m[0], points, None, search_px)
     known = np.isfinite(z_m)
-    world_m = unproject(points, np.where(known, z_m, 1.0), intrinsics_px[0])
+    world_m = unproject(points, np.where(known, z_m, 1.0), shot.intrinsics_px[0])
     reference = _patches(frames[0], points, config.patch_radius_px)
     same = np.zeros((count, len(points)), dtype=bool)
     hidden = np.zeros_like(same)
+    beyond = np.zeros(same.shape)  # found depth − expected, as a share
     place_px = np.repeat(points[None], count, axis=0)
     same[0] = known
     most = config.max_colour_difference * (1.0 if depth_m is not None else config.without_depth)
     for n in range(1, count):
-        place = world_m
-        if poses is not None:
-            place = move_points(world_m, np.linalg.inv(poses[n]) @ poses[0])
-        at_px = place_px[n] = project(place, intrinsics_px[n])
+        place = move_points(world_m, shot.from_first(n)) if shot.poses is not None else world_m
+        at_px = place_px[n] = project(place, shot.intrinsics_px[n])
         inside = ((at_px >= 0) & (at_px < (width, height))).all(1) & (place[:, 2] > 0)
         patches = _patches(frames[n], at_px, config.patch_radius_px)
         same[n] = known & inside & (np.abs(patches - reference).mean(axis=(1, 2)) <= most)
         hidden[n] = known & ~inside
         if depth_m is not None:
             found_m = sample_depth_m(depth_m[n], at_px, place[:, 2], search_px)
-            same[n] &= np.abs(found_m - place[:, 2]) <= config.max_depth_difference * place[:, 2]
-            hidden[n] |= known & (found_m < (1 - _HIDDEN_SHARE) * place[:, 2])
-    return Stillness(same, hidden, place_px)
+            beyond[n] = np.where(known & inside, found_m / place[:, 2] - 1, np.nan)
+    if depth_m is None:
+        return Stillness(same, hidden, place_px, 0.0)
+    noise = _noise(beyond[1:]) if depth_noise is None else depth_noise
+    with np.errstate(invalid="ignore"):
+        same &= np.abs(beyond) <= max(config.max_depth_difference, _NOISE_WIDTHS * noise)
+        hidden |= beyond < -max(_HIDDEN_SHARE, _NOISE_WIDTHS * noise)
+    return Stillness(same, hidden, place_px, noise)
+
+
+def _noise(beyond: np.ndarray) -> float:
+    """Standard deviation of what rests, from the quarter that changes least.
+
+    A quarter of a picture that rests is enough for it, however much the others move.
+    """
+    size = np.abs(beyond[np.isfinite(beyond)])
+    if not size.size:
+        return 0.0
+    # A quarter of a normal distribution lies within 0.319 standard deviations.
+    return min(float(np.percentile(size, 25)) / 0.319, _MOST_NOISE)
 
 
 def hold_still(

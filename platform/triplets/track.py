@@ -1,9 +1,9 @@
-"""2D tracks of grid points: pyramidal Lucas-Kanade with a forward-backward check."""
+"""2D tracks of grid points: trackers from picture to picture with a forward-backward check."""
 
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -54,49 +54,84 @@ def tracker_pictures(frames: Frames, depth_m: Floats | None) -> list[np.ndarray]
     return [np.dstack(pair) for pair in zip(grey, level, strict=True)]
 
 
+class PairTracker(Protocol):
+    """Follows points from one picture to the next."""
+
+    def step(self, before: np.ndarray, after: np.ndarray, at: Floats) -> tuple[Floats, np.ndarray]:
+        """(P, 2) points of ``before`` in ``after`` and (P,) whether they were found.
+
+        The centre of the first pixel is at 0 here, as in OpenCV.
+        """
+
+
+class LucasKanade:
+    """OpenCV's pyramidal Lucas-Kanade (Bouguet 2001), on all channels at once."""
+
+    def __init__(self, config: TrackConfig) -> None:
+        self.options: dict[str, Any] = {
+            "winSize": (config.lk_window_px, config.lk_window_px),
+            "maxLevel": config.lk_levels,
+            "criteria": (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 20, 0.01),
+        }
+
+    def step(self, before: np.ndarray, after: np.ndarray, at: Floats) -> tuple[Floats, np.ndarray]:
+        """See :class:`PairTracker`."""
+        follow: Any = cv2.calcOpticalFlowPyrLK  # its type stub forbids a None that it wants
+        there, found, _ = follow(before, after, at[:, None], None, **self.options)
+        return there[:, 0], found[:, 0] > 0
+
+
+class DenseInverseSearch:
+    """OpenCV's DIS optical flow (Kroeger et al. 2016) on grey, read at the points."""
+
+    def __init__(self) -> None:
+        self.flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+
+    def step(self, before: np.ndarray, after: np.ndarray, at: Floats) -> tuple[Floats, np.ndarray]:
+        """See :class:`PairTracker`."""
+        first, second = (
+            p if p.ndim == 2 else np.ascontiguousarray(p[..., 0]) for p in (before, after)
+        )
+        field = self.flow.calc(first, second, np.zeros((*first.shape, 2), np.float32))
+        moved = cv2.remap(
+            field, at[:, :1], at[:, 1:], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )
+        return at + moved.reshape(-1, 2), np.ones(len(at), dtype=bool)
+
+
 def track_points(
     pictures: list[np.ndarray], origin_px: Floats, config: TrackConfig
 ) -> tuple[Floats, np.ndarray]:
-    """Follow points through every picture.
+    """Follow points through every picture, from each to the next and back as a check.
 
     Args:
         pictures: N, from :func:`tracker_pictures`; points lie on the first.
         origin_px: (P, 2) x, y, pixel centres at +0.5.
-        config: window, levels and the check's threshold.
+        config: which tracker, and the check's threshold.
 
     Returns:
         (N, P, 2) positions (the first is ``origin_px``; a lost point stays where it
-        was lost) and (N, P) whether the point is trusted up to that frame.
+        was lost) and (N, P) the check's largest miss so far in pixels, infinite from
+        where the point is lost.
     """
     cv2.setNumThreads(1)  # one CPU a task
+    tracker: PairTracker = LucasKanade(config) if config.tracker == "lk" else DenseInverseSearch()
     height, width = pictures[0].shape[:2]
-    options: dict[str, Any] = {
-        "winSize": (config.lk_window_px, config.lk_window_px),
-        "maxLevel": config.lk_levels,
-        "criteria": (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 20, 0.01),
-    }
-    follow: Any = cv2.calcOpticalFlowPyrLK  # its type stub forbids a None that it wants
-    # OpenCV has the centre of the first pixel at 0.
-    at = origin_px.reshape(-1, 1, 2).astype(np.float32) - np.float32(0.5)
-    trusted = np.ones(len(at), dtype=bool)
-    tracks, visible = [at], [trusted]
+    half = np.float32(0.5)  # OpenCV has the centre of the first pixel at 0
+    at = origin_px.astype(np.float32) - half
+    miss_px = np.zeros(len(at), dtype=np.float32)
+    tracks, misses = [at], [miss_px]
     for before, after in itertools.pairwise(pictures):
-        if not trusted.any():
-            tracks.append(at)
-            visible.append(trusted)
-            continue
-        # Only points that are still followed cost time.
-        start = at[trusted]
-        there, found, _ = follow(before, after, start, None, **options)
-        back, found_back, _ = follow(after, before, there, None, **options)
-        miss_px = np.linalg.norm(back - start, axis=-1)[:, 0]
-        x, y = there[:, 0, 0], there[:, 0, 1]
-        good = (x >= -0.5) & (y >= -0.5) & (x <= width - 0.5) & (y <= height - 0.5)
-        good &= (found[:, 0] > 0) & (found_back[:, 0] > 0)
-        good &= miss_px <= config.max_backward_error_px
-        followed = np.flatnonzero(trusted)[good]
-        at, trusted = at.copy(), np.zeros_like(trusted)
-        at[followed], trusted[followed] = there[good], True
+        at, miss_px = at.copy(), miss_px.copy()
+        live = np.flatnonzero(np.isfinite(miss_px))  # only these cost time
+        if len(live):
+            there, found = tracker.step(before, after, at[live])
+            back, found_back = tracker.step(after, before, there)
+            off_px = np.maximum(np.linalg.norm(back - at[live], axis=-1), miss_px[live])
+            good = found & found_back & (off_px <= config.max_backward_error_px)
+            good &= (there >= -half).all(1) & (there <= (width - half, height - half)).all(1)
+            at[live[good]] = there[good]
+            miss_px[live] = np.where(good, off_px, np.inf)
         tracks.append(at)
-        visible.append(trusted)
-    return (np.stack(tracks)[:, :, 0] + np.float32(0.5)).astype(np.float32), np.stack(visible)
+        misses.append(miss_px)
+    return np.stack(tracks) + half, np.stack(misses)

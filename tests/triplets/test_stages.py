@@ -77,11 +77,14 @@ def test_frames_are_thinned_with_both_ends_kept() -> None:
     assert min(np.diff(times_s[kept])) >= 0.024
 
 
-def test_a_shift_is_tracked_to_a_fraction_of_a_pixel() -> None:
+@pytest.mark.parametrize("tracker", ["lk", "dis"])
+def test_a_shift_is_tracked_to_a_fraction_of_a_pixel(tracker: str) -> None:
     big = textured(160, 260, 3)
     frames = np.stack([big[20:140, 60 - 2 * n : 220 - 2 * n] for n in range(8)])
     points = grid_px(120, 160).reshape(-1, 2)
-    tracks, trusted = track_points(tracker_pictures(frames, None), points, TrackConfig())
+    config = TrackConfig(tracker=tracker)
+    tracks, misses = track_points(tracker_pictures(frames, None), points, config)
+    trusted = np.isfinite(misses)
     inside = points[:, 0] < 135
     assert trusted[-1][inside].mean() > 0.95
     moved = tracks[-1] - points
@@ -93,7 +96,8 @@ def test_a_shift_is_tracked_to_a_fraction_of_a_pixel() -> None:
 def test_lost_points_stay_lost_and_where_they_were() -> None:
     frames = np.stack([textured(120, 160, n) for n in range(5)])  # nothing in common
     points = grid_px(120, 160).reshape(-1, 2)
-    tracks, trusted = track_points(tracker_pictures(frames, None), points, TrackConfig())
+    tracks, misses = track_points(tracker_pictures(frames, None), points, TrackConfig())
+    trusted = np.isfinite(misses)
     assert trusted[-1].mean() < 0.2
     assert not (trusted[1:] & ~trusted[:-1]).any()
     lost = ~trusted[-1] & ~trusted[1]

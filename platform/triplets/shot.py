@@ -1,0 +1,30 @@
+"""The pictures of one flow window with all that is known of where they were taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dynaflip.platform.triplets.clips import Doubles, Floats, Frames
+
+
+@dataclass(frozen=True)
+class Shot:
+    """N frames of a window.
+
+    ``frames`` (N, H, W, 3) uint8; ``depth_m`` (N, H, W) z-depth, NaN where there is none,
+    or None: everything is on the plane z = 1; ``intrinsics_px`` (N, 4) fx, fy, cx, cy;
+    ``poses`` (N, 4, 4) camera to world, or None: the camera stands still.
+    """
+
+    frames: Frames
+    depth_m: Floats | None
+    intrinsics_px: Doubles
+    poses: Doubles | None
+
+    def from_first(self, n: int) -> Doubles:
+        """(4, 4): the first camera's frame to that of camera n."""
+        if self.poses is None:
+            return np.eye(4)
+        return np.linalg.inv(self.poses[n]) @ self.poses[0]
