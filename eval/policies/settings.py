@@ -48,9 +48,29 @@ class DiffusionConfig:
             )
 
 
+@dataclass(frozen=True)
+class EndToEndConfig:
+    """Training the encoder with the head: :mod:`dynaflip.eval.policies.end_to_end`."""
+
+    steps: int = 1000
+    batch_size: int = 32
+    encoder_lr: float = 1.0e-4
+    # Of the low-rank additions.
+    lora_rank: int = 16
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "steps", "batch_size", "lora_rank")
+        if self.encoder_lr <= 0:
+            raise ValueError(f"encoder_lr must be above 0, not {self.encoder_lr}")
+
+
 def _check(config: BehaviourCloningConfig | DiffusionConfig, *counts: str) -> None:
+    _at_least_one(config, *counts)
+    if config.lr <= 0 or config.weight_decay < 0:
+        raise ValueError("lr must be above 0 and weight_decay not below 0")
+
+
+def _at_least_one(config: object, *counts: str) -> None:
     for name in counts:
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, not {getattr(config, name)}")
-    if config.lr <= 0 or config.weight_decay < 0:
-        raise ValueError("lr must be above 0 and weight_decay not below 0")

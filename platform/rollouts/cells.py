@@ -45,6 +45,8 @@ class PolicySpec:
     head_settings: dict[str, Any]
     use_proprioception: bool
     seed: int
+    adaptation: str  # frozen, lora or full
+    end_to_end: dict[str, Any]  # settings of the training, where it is not frozen
 
     def digest(self) -> str:
         """Equal for policies that are equal."""
@@ -55,6 +57,7 @@ class PolicySpec:
             "head": [self.head, self.head_settings],
             "proprioception": self.use_proprioception,
             "seed": self.seed,
+            "adaptation": [self.adaptation, self.end_to_end],
         }
         return _digest(recipe)
 
@@ -162,6 +165,8 @@ def _policy(
         head_settings=asdict(settings),
         use_proprioception=proprioception,
         seed=seed,
+        adaptation=config.adaptation,
+        end_to_end={} if config.adaptation == "frozen" else asdict(config.end_to_end),
     )
 
 

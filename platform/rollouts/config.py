@@ -5,8 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dynaflip.eval.perturbations import KINDS, LEVELS
-from dynaflip.eval.policies.settings import BehaviourCloningConfig, DiffusionConfig
+from dynaflip.eval.policies.settings import (
+    BehaviourCloningConfig,
+    DiffusionConfig,
+    EndToEndConfig,
+)
 
+ADAPTATIONS = ("frozen", "lora", "full")
 HEADS = ("behaviour_cloning", "diffusion")
 BASELINES = ("initialization", "imagenet", "random")
 SPLITS = ("dev", "test")
@@ -50,6 +55,9 @@ class RolloutConfig:
     proprioception: tuple[bool, ...] = (True,)
     # What learns from the features: behaviour_cloning or diffusion.
     head: str = "behaviour_cloning"
+    # The encoder inside the policy: frozen, lora (low-rank additions are trained) or full (all
+    # of it; the random baseline is then trained from scratch). Hours on a CPU unless frozen.
+    adaptation: str = "frozen"
     # One policy for all tasks, told in words which one it is.
     multitask: bool = False
     # Environments that a process runs in lockstep.
@@ -62,6 +70,7 @@ class RolloutConfig:
     experiment: str = "dynaflip-evaluate"
     behaviour_cloning: BehaviourCloningConfig = field(default_factory=BehaviourCloningConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    end_to_end: EndToEndConfig = field(default_factory=EndToEndConfig)
 
     def __post_init__(self) -> None:
         for name in ("seeds", "episodes", "horizon_steps", "demonstrations", "environments"):
@@ -73,6 +82,13 @@ class RolloutConfig:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {self.split}")
         if self.head not in HEADS:
             raise ValueError(f"head must be one of {', '.join(HEADS)}, not {self.head}")
+        if self.adaptation not in ADAPTATIONS:
+            known = ", ".join(ADAPTATIONS)
+            raise ValueError(f"adaptation must be one of {known}, not {self.adaptation}")
+        if self.adaptation != "frozen" and (self.multitask or self.head != HEADS[0]):
+            raise ValueError(
+                f"adaptation {self.adaptation} goes with head {HEADS[0]} and one task a policy"
+            )
         if self.image_px < 32 or self.image_px % 2:
             raise ValueError(f"image_px must be even and at least 32, not {self.image_px}")
         _refuse_others("baselines", self.baselines, BASELINES)

@@ -8,7 +8,11 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from dynaflip.eval.policies.settings import BehaviourCloningConfig, DiffusionConfig
+from dynaflip.eval.policies.settings import (
+    BehaviourCloningConfig,
+    DiffusionConfig,
+    EndToEndConfig,
+)
 from dynaflip.platform.rollouts.arms import EXPERT, RANDOM_POLICY, Encoder
 from dynaflip.platform.rollouts.cells import Cell, PolicySpec
 
@@ -70,6 +74,8 @@ class Worker:
         encoder = self._encoder(specs[0].encoder)
         parts = [read_demonstrations(d) for d in specs[0].demonstrations]
         check_encoder(encoder, parts[0].images[:4])
+        if specs[0].adaptation != "frozen":
+            return {spec.digest(): _fit_end_to_end(spec, parts[0]) for spec in specs}
         words = _words(specs[0])
         features, context, episode = [], [], []
         for number, part in enumerate(parts):
@@ -167,6 +173,9 @@ class Worker:
         if spec.encoder.name == RANDOM_POLICY:
             return UniformPolicy(spec.seed)
         assert weights is not None
+        if spec.adaptation != "frozen":
+            encoder, head = _adapted(spec, weights)
+            return EncoderPolicy(encoder, head, use_proprioception=spec.use_proprioception)
         words = _words(spec)
         context = None
         if words is not None:
@@ -177,6 +186,41 @@ class Worker:
             use_proprioception=spec.use_proprioception,
             context=context,
         )
+
+
+_ENCODER = "encoder."  # marks an adapted encoder's tensors beside the head's
+
+
+def _fit_end_to_end(spec: PolicySpec, frames: Any) -> dict[str, Any]:
+    """Tensors of head and encoder, trained together."""
+    from dynaflip.encoders.checkpoint import load_image_encoder
+    from dynaflip.eval.policies.end_to_end import fit_end_to_end
+
+    assert spec.encoder.folder is not None
+    encoder, head = fit_end_to_end(
+        load_image_encoder(spec.encoder.folder),  # of its own: it is changed in place
+        frames.images,
+        frames.proprioception if spec.use_proprioception else None,
+        frames.actions,
+        BehaviourCloningConfig(**spec.head_settings),
+        EndToEndConfig(**spec.end_to_end),
+        mode=spec.adaptation,
+        seed=spec.seed,
+    )
+    adapted = {_ENCODER + name: tensor for name, tensor in encoder.state_dict().items()}
+    return head.state_dict() | adapted
+
+
+def _adapted(spec: PolicySpec, weights: dict[str, Any]) -> tuple[Any, Any]:
+    from dynaflip.encoders.checkpoint import load_image_encoder
+
+    assert spec.encoder.folder is not None
+    encoder = load_image_encoder(spec.encoder.folder)
+    encoder.load_state_dict(
+        {k.removeprefix(_ENCODER): v for k, v in weights.items() if k.startswith(_ENCODER)}
+    )
+    head = {k: v for k, v in weights.items() if not k.startswith(_ENCODER)}
+    return encoder.eval(), _head_of(spec, head)
 
 
 def _fit_head(spec: PolicySpec, demonstrations: Any) -> Any:

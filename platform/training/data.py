@@ -58,6 +58,7 @@ class TripletIndex:
     folder: str
     digest: str
     captions: list[str]  # distinct, sorted
+    caption_groups: list[str]  # of the training triplets, distinct, sorted
     counts: dict[str, int]  # triplets by split
     sources: dict[str, int]  # training triplets by source
     licences: list[str]
@@ -82,15 +83,17 @@ def read_index(folder: str) -> TripletIndex:
     if not paths:
         raise UserError(f"triplets: {folder} holds no triplets (triplets/*.parquet)")
     names = ["triplet_id", "clip_id", "recording_id", "split", "caption"]
-    described = ["source", "licence", "flow_source", "depth_kind"]
+    described = ["source", "licence", "flow_source", "depth_kind", "caption_group"]
     table = pads.dataset(paths).to_table(columns=[*names, *described])
     splits = pc.value_counts(table["split"]).to_pylist()
-    sources = pc.value_counts(table.filter(pc.field("split") == "train")["source"]).to_pylist()
+    train = table.filter(pc.field("split") == "train")
+    sources = pc.value_counts(train["source"]).to_pylist()
     heldout = table.filter(pc.field("split") == "heldout")
     return TripletIndex(
         folder=folder,
         digest=str(manifest["digest"]),
         captions=sorted(pc.unique(table["caption"]).to_pylist()),
+        caption_groups=sorted(pc.unique(train["caption_group"]).to_pylist()),
         counts={"train": 0, "heldout": 0} | {c["values"]: c["counts"] for c in splits},
         sources={c["values"]: c["counts"] for c in sorted(sources, key=lambda c: c["values"])},
         licences=sorted(pc.unique(table["licence"]).to_pylist()),

@@ -212,6 +212,7 @@ def _save_encoder(
         "data_digest": work.index.digest,
         "sources": work.index.sources,
         "licences": work.index.licences,
+        "caption_groups": work.index.caption_groups,
         "flow_sources": work.index.flow_sources,
         "depth_kinds": work.index.depth_kinds,
         "run_name": run.run_name,

@@ -164,3 +164,37 @@ def test_an_encoder_that_fails_says_which_shape_it_got() -> None:
         features_of(lambda p: p[:, 0].float(), images)
     with pytest.raises(UserError, match="not finite"):
         features_of(lambda p: torch.full((2, 3), float("nan")), images)
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_an_encoder_learns_with_its_policy_and_is_an_ordinary_one_afterwards(mode: str) -> None:
+    from dynaflip.encoders.config import ImageConfig
+    from dynaflip.encoders.image import build_image_encoder
+    from dynaflip.eval.policies.end_to_end import fit_end_to_end
+    from dynaflip.eval.policies.settings import EndToEndConfig
+
+    rng = np.random.default_rng(0)
+    brightness = rng.uniform(0.1, 0.9, 64).astype(np.float32)
+    images = (255 * brightness[:, None, None, None] * np.ones((1, 32, 32, 3))).astype(np.uint8)
+    actions = np.repeat(2 * brightness[:, None] - 1, 4, 1)
+    torch.manual_seed(0)
+    encoder = build_image_encoder(ImageConfig(image_px=32)).eval()
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    encoder, head = fit_end_to_end(
+        encoder,
+        images,
+        None,
+        actions,
+        BehaviourCloningConfig(hidden_dim=32, layers=1, lr=1e-2),
+        EndToEndConfig(steps=40, batch_size=32),
+        mode=mode,
+        seed=0,
+    )
+    assert encoder.state_dict().keys() == before.keys()
+    moved = [n for n, v in encoder.state_dict().items() if not torch.equal(v, before[n])]
+    assert moved
+    if mode == "lora":  # depthwise filters have no linear map over channels
+        assert not [name for name in moved if "depthwise" in name]
+    with torch.no_grad():
+        plan = head.plan(encoder(torch.from_numpy(images)))[:, 0].numpy()
+    assert np.abs(plan - actions).mean() < 0.8 * np.abs(actions - actions.mean()).mean()

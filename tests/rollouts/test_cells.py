@@ -72,6 +72,7 @@ def test_a_digest_changes_with_what_a_result_depends_on_and_with_nothing_else() 
         {"head": "diffusion"},
         {"proprioception": (False,)},
         {"multitask": True},
+        {"adaptation": "lora"},
         {"behaviour_cloning": replace(config.behaviour_cloning, steps=51)},
     ):
         assert cells_of(replace(config, **change))[1].digest() != first.digest(), change
@@ -103,6 +104,8 @@ def test_suites_name_tasks_that_can_be_demonstrated_and_unknown_ones_list_those(
         ({"arms": ("no uri",)}, "must read NAME=URI"),
         ({"episodes": 0}, "episodes must be at least 1"),
         ({"head": "transformer"}, "head must be one of"),
+        ({"adaptation": "half"}, "adaptation must be one of frozen, lora, full"),
+        ({"adaptation": "full", "head": "diffusion"}, "goes with head behaviour_cloning"),
         ({"proprioception": ()}, "proprioception must be"),
     ],
 )
