@@ -25,6 +25,11 @@ def main(argv: list[str]) -> int:
         action="store_true",
         help="do nothing where an encoder with these settings and triplets is registered",
     )
+    parser.add_argument(
+        "--evaluate",
+        action="store_true",
+        help="evaluate policies on the new version on dev (as jobs/evaluate.py --suite metaworld)",
+    )
     args, config = parse_config(parser, PretrainConfig, argv, aliases={})
     if args.arm:
         config = apply_arm(config, args.arm)
@@ -51,6 +56,12 @@ def main(argv: list[str]) -> int:
     print(f"run {outcome.run_name}  MLflow run {outcome.run_id}")
     print(f"registered {outcome.uri()}" + (f", alias {args.alias}" if args.alias else ""))
     print(f"load it with dynaflip.load_encoder({outcome.uri()!r}); look at it with `make ui`")
+    if args.evaluate:
+        from dynaflip.platform.rollouts.config import RolloutConfig
+        from dynaflip.platform.rollouts.score import evaluate_policies
+
+        scored = evaluate_policies(RolloutConfig(encoder=outcome.uri()))
+        print(f"\n{scored.table}\nreport: {scored.report}")
     return 0
 
 
