@@ -65,7 +65,7 @@ def save_folder(folder: str | Path, model: DynaFLIP, info: Mapping[str, Any]) ->
         os.chmod(fresh, 0o755)
         save_file(image, fresh / ENCODER)
         save_file(towers, fresh / TOWERS)
-        card = model_card(described["model"], model.image.preprocessing, model.image.dim, info)
+        card = model_card(asdict(model.config), model.image.preprocessing, model.image.dim, info)
         (fresh / CARD).write_text(card, encoding="utf-8")
         (fresh / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
         # mkdtemp and safetensors make files for their owner alone; these are to be shared.

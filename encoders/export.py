@@ -24,6 +24,9 @@ INPUT, OUTPUTS = "pictures", ("embedding", "tokens")
 class Exportable(nn.Module):
     """An encoder without its checks and its resizing."""
 
+    mean: Tensor  # (1, 3, 1, 1)
+    std: Tensor  # (1, 3, 1, 1)
+
     def __init__(self, encoder: ImageEncoder) -> None:
         super().__init__()
         self.encoder = encoder

@@ -77,6 +77,7 @@ def fold(encoder: ImageEncoder) -> ImageEncoder:
 def _linear_layers(encoder: ImageEncoder) -> Iterator[nn.Linear | nn.Conv2d]:
     """Every linear map over channels: linear layers and 1×1 convolutions."""
     for module in list(encoder.backbone.modules()):
-        pointwise = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)
-        if isinstance(module, nn.Linear) or (pointwise and module.groups == 1):
+        if isinstance(module, nn.Linear) or (
+            isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
+        ):
             yield module

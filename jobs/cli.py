@@ -15,6 +15,8 @@ JOBS = {
     "collect": "scripted demonstrations, written as a LeRobot v3.0 data set",
     "preprocess": "videos to image-language-3D-flow triplets",
     "pretrain": "pretrain an encoder on triplets and register it",
+    "pretrain_plain": "the same without Ray: in one process or under torchrun",
+    "ablate": "pretrain every arm of the ablation and rank the arms",
     "evaluate": "score a registered encoder: probes, or policies in the simulator",
     "promote": "make a version the champion, with evidence",
     "ui": "the MLflow UI on your runs",
@@ -26,7 +28,7 @@ def main() -> typing.NoReturn:
     """Run the job that the first word names."""
     if len(sys.argv) < 2 or sys.argv[1] not in JOBS:
         for name, summary in JOBS.items():
-            print(f"dynaflip {name:<12} {summary}")
+            print(f"dynaflip {name:<14} {summary}")
         sys.exit(0 if sys.argv[1:] in ([], ["-h"], ["--help"]) else 2)
     job = importlib.import_module(f"dynaflip.jobs.{sys.argv[1]}")
     sys.argv = [f"dynaflip {sys.argv[1]}", *sys.argv[2:]]

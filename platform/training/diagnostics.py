@@ -7,7 +7,7 @@ Shapes: N examples of all processes, E embedding width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import combinations
 
 import torch
@@ -49,7 +49,7 @@ def diagnose(model: DynaFLIP, objective: Objective, batch: Mapping[str, Tensor])
 def gradient_norms(
     model: DynaFLIP,
     objective: Objective,
-    frames: Sequence[Tensor],
+    frames: tuple[Tensor, Tensor, Tensor],
     batch: Mapping[str, Tensor],
 ) -> Metrics:
     """Norm of each weighted term's gradient at the frame embeddings, over all processes.
@@ -57,8 +57,9 @@ def gradient_norms(
     At the embeddings and not at the weights: one backward pass through the heads a term, and
     none through the backbone, tells which term pulls the encoder.
     """
-    leaves = [frame.detach().float().requires_grad_() for frame in frames]
-    outputs = model.heads(*leaves, batch)
+    d_t, d_next, d_far = (frame.detach().float().requires_grad_() for frame in frames)
+    leaves = [d_t, d_next, d_far]
+    outputs = model.heads(d_t, d_next, d_far, batch)
     terms, _ = objective.terms(outputs, batch)
     metrics = {}
     for name in WEIGHTED:

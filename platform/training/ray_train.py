@@ -150,25 +150,27 @@ def scaling_of(config: PretrainConfig, resources: dict[str, float]) -> ScalingCo
         UserError: the cluster has too few CPUs or GPUs. (Ray itself would wait for ever.)
     """
     train = config.train
-    elastic = train.min_workers is not None and train.min_workers < train.num_workers
+    fewest = train.min_workers or train.num_workers
+    # Typed for Ray's older Train, which took no range.
+    workers: Any = (fewest, train.num_workers) if fewest < train.num_workers else fewest
     cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-    use_gpu = train.device == "gpu" or (train.device == "auto" and gpus >= train.num_workers)
-    if train.device == "gpu" and gpus < train.num_workers:
+    use_gpu = train.device == "gpu" or (train.device == "auto" and gpus >= fewest)
+    if train.device == "gpu" and gpus < fewest:
         raise UserError(
-            f"train.device gpu: {train.num_workers} workers need as many GPUs, the cluster has "
+            f"train.device gpu: {fewest} workers need as many GPUs, the cluster has "
             f"{gpus:g}; lower train.num_workers or use train.device cpu"
         )
     # Ray takes fractions in steps of 1/10000.
     share = math.floor(100 * (cpus - 1) / train.num_workers) / 100
     per_worker = train.cpus_per_worker or min(1.0, share)
-    if per_worker <= 0 or train.num_workers * per_worker + 1 > cpus:
+    if per_worker <= 0 or fewest * per_worker + 1 > cpus:
         wanted = train.cpus_per_worker or "some"
         raise UserError(
-            f"train.num_workers {train.num_workers}: needs {wanted} CPU a worker and 1 for Ray "
+            f"train.num_workers {fewest}: needs {wanted} CPU a worker and 1 for Ray "
             f"Data, the cluster has {cpus:g}; lower train.num_workers or train.cpus_per_worker"
         )
     return ScalingConfig(
-        num_workers=(train.min_workers, train.num_workers) if elastic else train.num_workers,
+        num_workers=workers,
         use_gpu=use_gpu,
         resources_per_worker={"CPU": per_worker} | ({"GPU": 1} if use_gpu else {}),
     )
