@@ -18,6 +18,7 @@ from dynaflip.eval.retrieval import effective_rank, spread, top1
 from dynaflip.losses.alignment import Examples
 from dynaflip.losses.gather import global_sum
 from dynaflip.losses.objective import WEIGHTED, Objective
+from dynaflip.losses.simplex import full_precision
 
 Metrics = dict[str, float]
 
@@ -57,7 +58,7 @@ def gradient_norms(
     At the embeddings and not at the weights: one backward pass through the heads a term, and
     none through the backbone, tells which term pulls the encoder.
     """
-    d_t, d_next, d_far = (frame.detach().float().requires_grad_() for frame in frames)
+    d_t, d_next, d_far = (full_precision(f.detach()).requires_grad_() for f in frames)
     leaves = [d_t, d_next, d_far]
     outputs = model.heads(d_t, d_next, d_far, batch)
     terms, _ = objective.terms(outputs, batch)
