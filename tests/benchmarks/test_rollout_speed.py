@@ -7,6 +7,7 @@ threads that torch likes to have.
 
 from __future__ import annotations
 
+import sys
 import time
 
 import numpy as np
@@ -66,8 +67,11 @@ def plain_loop(px: int, steps: int) -> float:
 def harness(px: int, starts: int) -> float:
     """Steps a second of all workers together, once their scenes are loaded."""
     import ray
+    from ray import cloudpickle
 
     from dynaflip.platform.rollouts.worker import WORKER_ENVIRONMENT
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
 
     @ray.remote(num_cpus=1, runtime_env={"env_vars": WORKER_ENVIRONMENT})
     class Side:
