@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export MUJOCO_GL ?= egl
 export PYOPENGL_PLATFORM ?= egl
 
-.PHONY: help demo test chaos bench check ui lock format clean
+.PHONY: help demo test chaos slow bench check ui lock format clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,6 +30,9 @@ test: $(STAMP)  ## the whole test suite (about 10 minutes on 2 cores)
 
 chaos: $(STAMP)  ## kill workers, fill disks, damage checkpoints (about 10 minutes)
 	$(BIN)/python -m pytest -m chaos
+
+slow: $(STAMP)  ## what takes long: every expert through the harness, whole searches
+	$(BIN)/python -m pytest -m slow
 
 bench: $(STAMP)  ## benchmarks: ratios of two things measured in one run
 	$(BIN)/python -m pytest -m bench -s
