@@ -9,7 +9,6 @@ from dynaflip.eval.rollout import EpisodeStart, roll_out
 from dynaflip.eval.simulator import Scene
 from dynaflip.eval.suites import TASK_SETS
 
-EASY = {*TASK_SETS["r3m5"], *TASK_SETS["mt10"]}
 ALL = sorted({task for tasks in TASK_SETS.values() for task in tasks})
 EPISODES = 20
 
@@ -25,8 +24,12 @@ def expert_success(task: str, horizon_steps: int) -> float:
 
 @pytest.mark.slow
 @pytest.mark.sim
-@pytest.mark.parametrize("task", ALL)
-def test_the_expert_solves_every_task_of_the_suites_within_the_horizon(task: str) -> None:
-    rate = expert_success(task, horizon_steps=150)
-    print(f"\n{task}: {rate:.2f}")
-    assert rate >= (0.95 if task in EASY else 0.75)
+def test_the_expert_solves_the_suites_within_the_horizon() -> None:
+    rates = {}
+    for task in ALL:
+        rates[task] = expert_success(task, horizon_steps=150)
+        print(f"\n{task}: {rates[task]:.2f}")
+    assert min(rates.values()) >= 0.75, rates
+    for name in ("r3m5", "mt10"):
+        tasks = TASK_SETS[name]
+        assert sum(rates[task] for task in tasks) / len(tasks) >= 0.95, name
