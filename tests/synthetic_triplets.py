@@ -16,13 +16,25 @@ from dynaflip.platform.triplets.schema import GRID, SCHEMA_VERSION, STEPS, TRIPL
 TASKS = {"open": ["open the drawer", "pull the drawer open"], "press": ["press the button"]}
 
 
-def write_triplets(folder: Path, clips: int = 12, per_clip: int = 4, px: int = 32) -> Path:
+def write_triplets(
+    folder: Path,
+    clips: int = 12,
+    per_clip: int = 4,
+    px: int = 32,
+    sources: tuple[str, ...] = ("synthetic",),
+) -> Path:
     """Write ``clips`` clips of ``per_clip`` transitions in three shards; a quarter is held out.
+
+    Clips come from the sources in turn, four at a time.
 
     A bright square moves right or down by its task, and the flow says so.
     """
     rng = np.random.default_rng(0)
-    rows = [row for i in range(clips) for row in _clip(rng, i, per_clip, px)]
+    rows = [
+        {**row, "source": sources[i // 4 % len(sources)]}
+        for i in range(clips)
+        for row in _clip(rng, i, per_clip, px)
+    ]
     (folder / "triplets").mkdir(parents=True)
     for shard in range(3):
         table = _table(rows[shard * len(rows) // 3 : (shard + 1) * len(rows) // 3])
@@ -52,7 +64,6 @@ def _clip(rng: np.random.Generator, number: int, per_clip: int, px: int) -> list
                 "triplet_id": f"{clip_id}-{i}",
                 "clip_id": clip_id,
                 "recording_id": clip_id,
-                "source": "synthetic",
                 "camera": "front",
                 "embodiment": "robot",
                 "licence": "none",

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
+import torch
 
 from dynaflip.errors import UserError
 from dynaflip.platform.training.collate import TENSOR_SHAPES, Batch, Collate, Row, id64
@@ -295,7 +296,15 @@ def epoch_batches(
     rows = sampling((row for t in tables for row in rows_of(t)), position)
     groups = _full_groups(shuffled(rows, config.shuffle_buffer_rows, rng), batch_size)
     rest = itertools.islice(groups, position.steps, None)
-    return prefetched((collate(group, position.epoch) for group in rest), config.prefetch_batches)
+    batches = (_pinned(collate(group, position.epoch)) for group in rest)
+    return prefetched(batches, config.prefetch_batches)
+
+
+def _pinned(batch: Batch) -> Batch:
+    """In memory that a GPU can copy from while it computes, where there is one."""
+    if not torch.cuda.is_available():
+        return batch
+    return {k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
 
 
 def plain_tables(

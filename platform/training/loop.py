@@ -17,7 +17,7 @@ from dynaflip.platform.training.collate import Batch, id64
 from dynaflip.platform.training.config import PretrainConfig
 from dynaflip.platform.training.data import Position
 from dynaflip.platform.training.diagnostics import CollapseGuard, diagnose
-from dynaflip.platform.training.meter import Meter
+from dynaflip.platform.training.meter import Meter, curve_name
 from dynaflip.platform.training.resume import seed_step
 from dynaflip.platform.training.state import TrainingState
 from dynaflip.platform.training.step import NonFiniteLoss, train_step
@@ -150,7 +150,7 @@ class Pretraining:
             rows = tensors["source"] == id64(name)
             if int(rows.sum()) > 1:
                 part = {key: value[rows] for key, value in tensors.items()}
-                found = self._retrieval(part, f"heldout_{name}")
+                found = self._retrieval(part, f"heldout_{curve_name(name)}")
                 metrics |= {k: v for k, v in found.items() if "/retrieval/" in k}
         return metrics | {"speed/evaluation_s": time.perf_counter() - start_s}
 

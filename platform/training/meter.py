@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 
@@ -11,6 +12,11 @@ from torch import Tensor
 from dynaflip.platform.training.collate import Batch, id64
 
 Metrics = dict[str, float]
+
+
+def curve_name(source: str) -> str:
+    """A source's name as part of a curve's: MLflow takes no other characters."""
+    return re.sub(r"[^\w.-]", "_", source)
 
 
 class Meter:
@@ -46,7 +52,10 @@ class Meter:
     def flush(self) -> Metrics:
         """Means since the last call; evaluation and checkpoints do not count as step time."""
         means = {f"train/{name}": float(total) / self._steps for name, total in self._sums.items()}
-        means |= {f"train/share/{name}": n / self._samples for name, n in self._from.items()}
+        means |= {
+            f"train/share/{curve_name(name)}": number / self._samples
+            for name, number in self._from.items()
+        }
         rate = self._steps / max(self._busy_s, 1e-9)
         means |= {
             "speed/steps_per_s": rate,

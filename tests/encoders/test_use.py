@@ -18,7 +18,7 @@ from dynaflip.encoders.model import DynaFLIP
 from dynaflip.errors import UserError
 
 PX = 32
-LITE = ImageConfig(image_px=PX, pretrained=False)
+LITE = ImageConfig(image_px=PX)  # random weights let next to nothing through
 KINDS = ["efficientnet", "vit"]
 
 

@@ -100,15 +100,16 @@ def test_killed_workers_leave_no_trace_in_the_curves(
     from dynaflip.platform.training.pretrain import pretrain
 
     config = config_of(triplet_folder, steps, kills)
-    whole = pretrain(config)
     at = sorted(random.Random(0).sample(range(6, steps - 5), kills))
     killer = Killer(at)
     killer.start()
     broken = pretrain(config)
     assert killer.killed == at
     curves, points = curves_and_points(broken.run_id)
-    expected, _ = curves_and_points(whole.run_id)
     assert points["train/loss"] == list(range(1, steps + 1)), "each step once"
+    if kills == 1:
+        return  # what follows takes another run, and a plain one is compared in test_loop.py
+    expected, _ = curves_and_points(pretrain(config).run_id)
     for name, values in expected.items():
         if not name.startswith("speed/"):
             assert curves[name] == values, name

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from synthetic_triplets import write_triplets
 
 from dynaflip.encoders.config import FlowConfig, ImageConfig, ModelConfig
 from dynaflip.errors import UserError
@@ -136,6 +137,21 @@ def test_reports_hold_terms_areas_speed_and_held_out_diagnostics(
     assert wanted <= set(last)
     assert all(isinstance(value, int | float) for value in last.values())
     assert [r["step"] for r in trial.reports] == list(range(9))
+
+
+def test_mixed_sources_are_weighed_and_have_curves_of_their_own(tmp_path: Path) -> None:
+    folder = write_triplets(tmp_path / "set", clips=16, sources=("robot", "ego 4d+"))
+    data = DataConfig(batch_size=8, source_weights={"robot": 3, "ego 4d+": 1})
+    train = dataclasses.replace(CONFIG.train, steps=10, eval_every_steps=10)
+    config = dataclasses.replace(CONFIG, data=data, train=train)
+    trial = Trial(folder, config, tmp_path / "kept")
+    trial.pretraining().run(trial.batches)
+    shares = [r["train/share/robot"] for r in trial.reports if "train/share/robot" in r]
+    assert len(shares) == 10
+    assert np.mean(shares) == pytest.approx(0.75, abs=0.12)
+    assert trial.reports[1]["train/share/ego_4d_"] == pytest.approx(1 - shares[0])
+    for source in ("robot", "ego_4d_"):
+        assert f"heldout_{source}/retrieval/all/top1" in trial.reports[-1]
 
 
 def test_a_checkpoint_is_safetensors_and_json_with_the_whole_config(
