@@ -28,7 +28,7 @@ demo: $(STAMP)  ## from nothing to a registered encoder and its first score
 test: $(STAMP)  ## the whole test suite (about 10 minutes on 2 cores)
 	$(BIN)/python -m pytest -m "not slow and not gpu and not chaos and not bench"
 
-chaos: $(STAMP)  ## kill workers, fill disks, damage checkpoints (about 10 minutes)
+chaos: $(STAMP)  ## kill drivers, workers and nodes, fill disks, damage checkpoints (slow)
 	$(BIN)/python -m pytest -m chaos
 
 slow: $(STAMP)  ## what takes long: every expert through the harness, whole searches

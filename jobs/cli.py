@@ -17,6 +17,7 @@ JOBS = {
     "pretrain": "pretrain an encoder on triplets and register it",
     "pretrain_plain": "the same without Ray: in one process or under torchrun",
     "ablate": "pretrain every arm of the ablation and rank the arms",
+    "sweep": "search the weights, confirm the best, register its encoder",
     "evaluate": "score a registered encoder: probes, or policies in the simulator",
     "promote": "make a version the champion, with evidence",
     "ui": "the MLflow UI on your runs",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,11 @@ def start_ray(num_cpus: int | None = None, *, dashboard: bool = False) -> None:
     address = os.environ.get("RAY_ADDRESS")
     joined = bool(address) and address != "local"
     options: dict[str, Any] = {} if joined else {"num_cpus": num_cpus or available_cpus()}
+    if dashboard and not joined:
+        # The State API finds its cluster by this; unset, it may ask another of this machine.
+        port = _free_port()
+        os.environ["RAY_GCS_SERVER_PORT"] = str(port)
+        environment["RAY_ADDRESS"] = f"127.0.0.1:{port}"
     if not joined:
         options |= {"include_dashboard": dashboard, "_node_ip_address": "127.0.0.1"}
         options |= {"object_store_memory": _object_store_bytes()}
@@ -83,6 +89,14 @@ def start_ray(num_cpus: int | None = None, *, dashboard: bool = False) -> None:
             f"RAY_ADDRESS={address}: no Ray cluster answers there; start one with "
             f"`ray start --head`, or unset RAY_ADDRESS to run on this machine"
         ) from None
+    finally:
+        os.environ.pop("RAY_GCS_SERVER_PORT", None)  # of this cluster alone
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def available_cpus() -> int:

@@ -8,6 +8,7 @@ controller logs into it by its id (a :class:`Run` is plain data and pickles).
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import platform as host_platform
 import signal
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 _URI = "MLFLOW_TRACKING_URI"
 _MAX_BATCH = 1000  # metrics in one log_batch; the server refuses more
 _MAX_PARAM_CHARS = 6000
+# The tag by which MLflow shows runs below others.
+PARENT = "mlflow.parentRunId"
 # MLflow's telemetry thread and its colour codes have no place in a job's output.
 _ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "GIT_PYTHON_REFRESH": "quiet"}
 
@@ -132,6 +135,13 @@ class Run:
         """Log text as an artifact, e.g. ``report.md``."""
         self.client().log_text(self.run_id, text, name)
 
+    def log_dataset(self, name: str, digest: str, source: str) -> None:
+        """Name a data set that the run learns from: MLflow shows runs by their data."""
+        from mlflow.entities import Dataset, DatasetInput
+
+        dataset = Dataset(name, digest, "local", json.dumps({"uri": source}))
+        self.client().log_inputs(self.run_id, [DatasetInput(dataset)])
+
     def curves(self) -> dict[str, list[tuple[int, float]]]:
         """Every logged curve as (step, value) in order; the last value at a step counts."""
         store = self.client()
@@ -146,15 +156,28 @@ class Run:
         self.client().set_terminated(self.run_id, status)
 
 
-def open_run(experiment: str, run_name: str, tags: dict[str, Any] | None = None) -> Run:
+def open_run(
+    experiment: str,
+    run_name: str,
+    tags: dict[str, Any] | None = None,
+    parent: Run | None = None,
+) -> Run:
     """Start a run in an experiment (made if it is missing), stamped with where it runs.
 
     Runs that a killed process of this machine left RUNNING are marked KILLED first.
+
+    Args:
+        experiment: its name.
+        run_name: for people.
+        tags: values are written as text.
+        parent: a run of the same experiment, below which the UI shows this one.
     """
     store = client()
     experiment_id = _experiment_id(store, experiment)
     _bury_the_dead(store, experiment_id)
     stamped = {**provenance(), **_process_tags(), **(tags or {})}
+    if parent is not None:
+        stamped[PARENT] = parent.run_id
     run = store.create_run(
         experiment_id,
         run_name=run_name,

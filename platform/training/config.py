@@ -116,6 +116,8 @@ class TrainConfig:
     # CPUs that Ray reserves for a worker; none = what is left beside one CPU for Ray Data,
     # at most one. It reserves, it does not limit: `threads` does.
     cpus_per_worker: float | None = None
+    # GPUs of a worker, where it has one: below 1 several workers or trials share a GPU.
+    gpus_per_worker: float = 1.0
     # Torch threads of a worker; none = its share of the machine's CPUs.
     threads: int | None = None
     # float32 | bfloat16 (autocast; the energy stays float32).
@@ -175,6 +177,8 @@ class TrainConfig:
             raise ValueError(f"precision must be float32 or bfloat16, got {self.precision}")
         if self.cpus_per_worker is not None and not self.cpus_per_worker > 0:
             raise ValueError(f"cpus_per_worker must be above 0, got {self.cpus_per_worker:g}")
+        if not self.gpus_per_worker > 0:
+            raise ValueError(f"gpus_per_worker must be above 0, got {self.gpus_per_worker:g}")
         if self.threads is not None:
             _at_least("threads", self.threads, 1)
         for name in (

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dynaflip.encoders.model import DynaFLIP
 from dynaflip.eval.retrieval import retrieval_report
 from dynaflip.losses.gather import global_sum, world_size
 from dynaflip.platform.training.checkpoints import Checkpoints
@@ -42,6 +43,9 @@ class Context:
     say: Callable[[str], None] = print
     # Where checkpoints go; without, none are written.
     checkpoints: Checkpoints | None = None
+    # Steps at which every rank reports and rank 0 scores the model by a measure of its own.
+    score_steps: frozenset[int] = frozenset()
+    score: Callable[[DynaFLIP], Metrics] | None = None
 
 
 @dataclass(frozen=True)
@@ -210,7 +214,7 @@ class Pretraining:
             ) from None
         self.state.advance(batch["example"])
         self.meter.add(terms, batch)
-        due = self.step % train.report_every_steps == 0
+        due = self.step % train.report_every_steps == 0 or self.step in self.context.score_steps
         if due or self._saves() or self._evaluates(self.step) or self._diagnoses():
             self._report(on_device)
 
@@ -246,6 +250,8 @@ class Pretraining:
                 self.context.say(warning)
         if self._evaluates(self.step):
             metrics |= self.evaluate()
+        if self.context.score is not None and self.step in self.context.score_steps:
+            metrics |= self.context.score(self.state.kept())
         self._reports = [*self._reports, metrics][-_REPEATED_REPORTS:]
         if self._saves() and self.context.checkpoints is not None:
             snapshot = self.state.snapshot(self._reports)

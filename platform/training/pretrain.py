@@ -59,7 +59,7 @@ def pretrain(config: PretrainConfig, *, alias: str | None = None) -> Outcome:
     folder = input_path(config.triplets, default_triplets())
     config = dataclasses.replace(config, triplets=folder)
     run_folder = runs() / new_run_name("pretrain")
-    work = _prepare(config, run_folder)
+    work = prepare(config, run_folder)
     run_folder.mkdir(parents=True, exist_ok=True)
     run = tracking.open_run(config.tracking.experiment, run_folder.name, _tags(work))
     _write_run_file(run_folder, {"run_id": run.run_id, "config": to_dict(config)})
@@ -73,7 +73,7 @@ def find_finished(config: PretrainConfig) -> str | None:
     from dynaflip.platform.triplets.schema import read_manifest
 
     digest = read_manifest(input_path(config.triplets, default_triplets()))["digest"]
-    same = {"config_digest": _settings_digest(config), "data_digest": digest}
+    same = {"config_digest": settings_digest(config), "data_digest": digest}
     version = registry.find_version(config.tracking.model_name, same)
     return None if version is None else f"models:/{config.tracking.model_name}/{version}"
 
@@ -108,7 +108,7 @@ def resume(run_name: str, *, alias: str | None = None) -> Outcome:
             f"{saved['config']['tracking']['model_name']}"
         )
     config = load_config(PretrainConfig, str(run_folder / "config.yaml"), {})
-    work = _prepare(config, run_folder)
+    work = prepare(config, run_folder)
     run = tracking.reopen_run(saved["run_id"])
     before = tracking.client().get_run(run.run_id).data.tags.get("data_digest")
     if before != work.index.digest:
@@ -129,7 +129,7 @@ def checkpoint_uri(config: PretrainConfig, run_folder: Path) -> str:
     return f"{place.rstrip('/')}/{run_folder.name}"
 
 
-def _prepare(config: PretrainConfig, run_folder: Path) -> Any:
+def prepare(config: PretrainConfig, run_folder: Path) -> Any:
     """Read the triplets' index, embed the captions, join Ray: everything that can be refused."""
     from dynaflip.encoders.language import embed_captions
     from dynaflip.platform.training.collate import TextTable
@@ -176,7 +176,7 @@ def _train_and_register(
         curves = run.curves()
         last = {name: points[-1][1] for name, points in curves.items()}
         pictures.log_pictures(run, curves, work.index.folder)
-        encoder_folder = _save_encoder(work, run, run_folder, checkpoint, last)
+        encoder_folder = save_encoder(work, run, run_folder, checkpoint, last)
         version = registry.register(
             encoder_folder,
             run,
@@ -193,7 +193,7 @@ def _train_and_register(
     return Outcome(run_folder.name, run.run_id, model_name, version, encoder_folder, last)
 
 
-def _save_encoder(
+def save_encoder(
     work: Any, run: tracking.Run, run_folder: Path, checkpoint: Path, metrics: dict[str, float]
 ) -> Path:
     """Write the last checkpoint's model as an encoder folder."""
@@ -223,7 +223,7 @@ def _save_encoder(
     return save_folder(run_folder / "encoder", model, info)
 
 
-def _settings_digest(config: PretrainConfig) -> str:
+def settings_digest(config: PretrainConfig) -> str:
     """Digest of everything but where the triplets lie: what they are has its own digest."""
     return config_digest(dataclasses.replace(config, triplets=None))
 
@@ -233,7 +233,7 @@ def _tags(work: Any) -> dict[str, Any]:
     index = work.index
     tags = {
         "kind": "pretrain",
-        "config_digest": _settings_digest(work.config),
+        "config_digest": settings_digest(work.config),
         "data_digest": index.digest,
         "triplets": index.folder,
         "train_triplets": index.counts["train"],

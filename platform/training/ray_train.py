@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import torch
 from ray.data.expressions import col
 from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
 
+from dynaflip.encoders.model import DynaFLIP
 from dynaflip.errors import UserError
 from dynaflip.platform.cluster import available_cpus
 from dynaflip.platform.tracking import Run
@@ -46,6 +47,8 @@ PROGRESS = "progress.log"
 _NOTES = "notes"  # lines for the user that travel with a report
 # What would be so again: the run ends instead of a worker's being started once more.
 _FINAL = (NonFiniteLoss, Collapsed, UserError)
+# Where Ray's errors keep the one that they are about.
+_WRAPPED = ("controller_failure", "health_check_failure", "_base_exc", "cause")
 _READ_ROWS = 256  # rows handed to the consumer at a time
 
 
@@ -59,9 +62,14 @@ class Work:
     length: Plan
     threads: int
     checkpoints: str  # path or S3 URI
+    # A sweep scores the model on the way: at which steps, and by what (called on rank 0).
+    score_steps: frozenset[int] = frozenset()
+    score: Callable[[DynaFLIP], Metrics] | None = None
 
 
-def fit(work: Work, run: Run, run_folder: Path) -> Path:
+def fit(
+    work: Work, run: Run, run_folder: Path, callbacks: Sequence[ray.train.UserCallback] = ()
+) -> Path:
     """Train on the cluster; returns a local folder of the last checkpoint.
 
     A run folder that holds checkpoints is gone on with from the newest.
@@ -70,6 +78,7 @@ def fit(work: Work, run: Run, run_folder: Path) -> Path:
         work: what to train.
         run: the open MLflow run that the curves go to.
         run_folder: absolute; its name is the run's, its parent Ray Train's storage.
+        callbacks: more listeners to what the workers report.
 
     Raises:
         UserError: the cluster is too small for the settings.
@@ -79,7 +88,8 @@ def fit(work: Work, run: Run, run_folder: Path) -> Path:
     scaling = scaling_of(work.config, ray.cluster_resources())
     _calm_ray_data()
     # Typed for Ray's older callbacks, which the Train of today refuses.
-    callbacks: list[Any] = [Reporter(run, run_folder / PROGRESS, work.length.total_steps)]
+    listeners: list[Any] = [Reporter(run, run_folder / PROGRESS, work.length.total_steps)]
+    listeners += callbacks
     trainer = ray.train.torch.TorchTrainer(
         _train_on_worker,
         train_loop_config={"work": work},
@@ -93,7 +103,7 @@ def fit(work: Work, run: Run, run_folder: Path) -> Path:
             name=run_folder.name,
             storage_path=str(run_folder.parent),
             failure_config=FailureConfig(max_failures=work.config.train.max_failures),
-            callbacks=callbacks,
+            callbacks=listeners,
         ),
     )
     _fit_in_thread(trainer, run_folder / PROGRESS)
@@ -154,10 +164,11 @@ def scaling_of(config: PretrainConfig, resources: dict[str, float]) -> ScalingCo
     # Typed for Ray's older Train, which took no range.
     workers: Any = (fewest, train.num_workers) if fewest < train.num_workers else fewest
     cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-    use_gpu = train.device == "gpu" or (train.device == "auto" and gpus >= fewest)
-    if train.device == "gpu" and gpus < fewest:
+    wanted_gpus = fewest * train.gpus_per_worker
+    use_gpu = train.device == "gpu" or (train.device == "auto" and gpus >= wanted_gpus)
+    if train.device == "gpu" and gpus < wanted_gpus:
         raise UserError(
-            f"train.device gpu: {fewest} workers need as many GPUs, the cluster has "
+            f"train.device gpu: {fewest} workers need {wanted_gpus:g} GPUs, the cluster has "
             f"{gpus:g}; lower train.num_workers or use train.device cpu"
         )
     # Ray takes fractions in steps of 1/10000.
@@ -172,7 +183,8 @@ def scaling_of(config: PretrainConfig, resources: dict[str, float]) -> ScalingCo
     return ScalingConfig(
         num_workers=workers,
         use_gpu=use_gpu,
-        resources_per_worker={"CPU": per_worker} | ({"GPU": 1} if use_gpu else {}),
+        resources_per_worker={"CPU": per_worker}
+        | ({"GPU": train.gpus_per_worker} if use_gpu else {}),
     )
 
 
@@ -183,20 +195,30 @@ def threads_of(config: PretrainConfig) -> int:
 
 def find_final(error: BaseException | None) -> Exception | None:
     """The error that would come again, inside whatever Ray wrapped around it, or None."""
+    found = find_error(error, _FINAL)
+    if found is None:
+        return None
+    # Ray mixes its own class into an error that came over the wire.
+    kind = next(kind for kind in _FINAL if isinstance(found, kind))
+    return kind(*found.args)
+
+
+def find_error(
+    error: BaseException | None, kinds: tuple[type[BaseException], ...]
+) -> BaseException | None:
+    """The first error of some kinds inside whatever Ray wrapped around it, or None."""
     seen: set[int] = set()
     queue = [error]
     while queue:
         current = queue.pop()
         if current is None or id(current) in seen:
             continue
-        if isinstance(current, _FINAL):
-            # Ray mixes its own class into an error that came over the wire.
-            kind = next(kind for kind in _FINAL if isinstance(current, kind))
-            return kind(*current.args)
+        if isinstance(current, kinds):
+            return current
         seen.add(id(current))
         failures = getattr(current, "worker_failures", {}) or {}
-        inner = [getattr(current, name, None) for name in ("controller_failure", "_base_exc")]
-        queue += [*failures.values(), *inner, current.__cause__, getattr(current, "cause", None)]
+        inner = [getattr(current, name, None) for name in _WRAPPED]
+        queue += [*failures.values(), *inner, current.__cause__]
     return None
 
 
@@ -236,6 +258,8 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
         report=report,
         say=notes.append,
         checkpoints=checkpoints_of(work),
+        score_steps=work.score_steps,
+        score=work.score if rank == 0 else None,
     )
     sources = tuple(work.index.sources)
     Pretraining(config, context, work.length, gallery, sources).run(batches)

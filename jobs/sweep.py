@@ -1,0 +1,117 @@
+"""Search the weights (or any other setting), confirm the best, register its encoder.
+
+    python jobs/sweep.py --config jobs/configs/demo.yaml --trials 20 --concurrent 2 \\
+        --search objective.volume=log(0.1,10) objective.contrastive=uniform(0.2,2)
+    python jobs/sweep.py --resume NAME      # after any kind of stop
+    python jobs/sweep.py show NAME          # table, importance, best; also while it runs
+    python jobs/sweep.py check NAME         # study, MLflow and Tune agree about every trial
+    python jobs/sweep.py --dry-run ...      # the space, what a trial takes, the cost
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from dynaflip.errors import UserError
+from dynaflip.platform.cli import config_parser, parse_config, run_job
+from dynaflip.platform.config import flatten, to_dict
+from dynaflip.platform.sweep.config import SweepJobConfig
+
+# Flags that stand for settings of the section `sweep`.
+FLAGS = {
+    "name": "name of the sweep",
+    "trials": "trials of the search (default 20); the first has the paper's weights",
+    "concurrent": "trials at once (default 1)",
+    "scheduler": "early stopping: none | median | asha",
+    "sampler": "tpe | random",
+    "storage": "Optuna's database, e.g. postgresql://… (default SQLite in the home)",
+    "warm-start": "begin with the history of this sweep",
+    "confirm": "best trials that are trained again with other seeds (default 2, 0 = none)",
+    "confirm-seeds": "other seeds of each (default 3)",
+    "promote": "when the alias candidate moves: auto | always | never",
+}
+
+
+def main(argv: list[str]) -> int:
+    """Search, resume, show or check."""
+    if argv[:1] in (["show"], ["check"]):
+        return _look(argv)
+    parser = _parser()
+    aliases = {name: f"sweep.{name.replace('-', '_')}" for name in (*FLAGS, "search")}
+    args, job = parse_config(parser, SweepJobConfig, argv, aliases)
+    _refuse_set_and_searched(argv, job.sweep.search)
+
+    from dynaflip.platform.sweep import run
+
+    if args.dry_run:
+        from dynaflip.platform.sweep.estimate import dry_run
+
+        print(dry_run(job))
+        return 0
+    from dynaflip.platform.sweep.ledger import NodeLost
+
+    try:
+        if args.resume:
+            name = run.resume(args.resume, _typed(args, job, aliases))
+        else:
+            name = run.start(job)
+    except NodeLost as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return 1
+    print(f"look again: python jobs/sweep.py show {name}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = config_parser(__doc__ or "", SweepJobConfig)
+    parser.add_argument("--search", nargs="+", action="extend", metavar="KEY=log(a,b)")
+    for name, said in FLAGS.items():
+        parser.add_argument(f"--{name}", help=said)
+    parser.add_argument("--resume", metavar="NAME", help="go on with a sweep that was stopped")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print space, resources and cost; train nothing"
+    )
+    return parser
+
+
+def _refuse_set_and_searched(argv: list[str], specs: Sequence[str]) -> None:
+    keys = {spec.partition("=")[0] for spec in specs}
+    for word in argv:
+        key = word.removeprefix("--").partition("=")[0]
+        if word.startswith("--") and key in keys:
+            raise UserError(f"--{key} is set and searched as well: give one of the two")
+
+
+def _typed(args: argparse.Namespace, job: SweepJobConfig, aliases: dict[str, str]) -> dict:
+    """Dotted settings that were given, by flag or otherwise."""
+    given, default = flatten(to_dict(job)), flatten(to_dict(SweepJobConfig()))
+    flags = {
+        key for flag, key in aliases.items() if getattr(args, flag.replace("-", "_")) is not None
+    }
+    return {k: v for k, v in given.items() if v != default[k] or k in flags}
+
+
+def _look(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("show", "check"))
+    parser.add_argument("name")
+    words: Any = parser.parse_args(argv)
+    if words.what == "show":
+        from dynaflip.platform.sweep.show import show
+
+        print(show(words.name))
+        return 0
+    from dynaflip.platform.sweep.agreement import disagreements
+
+    found = disagreements(words.name)
+    for line in found:
+        print(line, file=sys.stderr)
+    print(f"{words.name}: {len(found)} disagreements")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,127 @@
+"""Settings of a sweep, the single place for their defaults (no torch, Ray or Optuna in here)."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from dynaflip.platform.evaluation.config import ViewsConfig
+from dynaflip.platform.training.config import PretrainConfig
+
+SAMPLERS = ("tpe", "random")
+SCHEDULERS = ("none", "median", "asha")
+PROMOTIONS = ("auto", "always", "never")
+# What a trial is scored by: mean probe error, cm, of hand and object.
+PERTURBED, UNPERTURBED = "perturbed", "unperturbed"
+
+
+def _at_least(owner: object, least: int, *names: str) -> None:
+    for name in names:
+        if getattr(owner, name) < least:
+            raise ValueError(f"{name} must be at least {least}, got {getattr(owner, name)}")
+
+
+def _one_of(owner: object, name: str, known: tuple[str, ...]) -> None:
+    if getattr(owner, name) not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(owner, name)}")
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """The probe error that ranks trials; one protocol for all trials of a sweep."""
+
+    # A file of labelled frames (.npz, see platform/sweep/frames.py); none = recordings of
+    # `data` to fit probes on and rendered `dev` views to test them on.
+    frames: str | None = None
+    # LeRobot data set with simulator labels; none = the home's data/demo.
+    data: str | None = None
+    # Frames of each unperturbed training episode that probes are fitted on.
+    frames_per_episode: int = 4
+    # Folds of the cross-validation over episodes that chooses the probes' penalty.
+    folds: int = 5
+    # Pictures a forward pass.
+    batch_size: int = 64
+    # Views that probes are tested on: fewer than an evaluation's, because every trial pays.
+    views: ViewsConfig = field(
+        default_factory=lambda: ViewsConfig(
+            episodes_per_task=3, frames_per_episode=2, frames_per_factor=1
+        )
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant."""
+        _at_least(self, 2, "frames_per_episode", "folds")
+        _at_least(self, 1, "batch_size")
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """What is searched, how, and what becomes of the best."""
+
+    # Name of the sweep; none = a fresh one from the date.
+    name: str | None = None
+    # What is searched: KEY=log(a,b), uniform(a,b), int(a,b) or choice(a,b,…), KEY any setting.
+    search: tuple[str, ...] = ()
+    # Trials; the first has the paper's weights.
+    trials: int = 20
+    # Trials at once.
+    concurrent: int = 1
+    # tpe | random.
+    sampler: str = "tpe"
+    # Random trials before TPE models the scores.
+    startup_trials: int = 6
+    # Seeds the sampler (a trial's own seed is train.seed).
+    seed: int = 0
+    # Early stopping by intermediate scores: none | median | asha.
+    scheduler: str = "none"
+    # asha: of the trials that reach a rung 1/reduction go on; rungs at T/r², T/r of T steps.
+    reduction: int = 3
+    # perturbed, or perturbed and unperturbed: the second makes it a search for the Pareto front.
+    objectives: tuple[str, ...] = (PERTURBED,)
+    # Optuna's database; none = SQLite in the home's sweeps folder.
+    storage: str | None = None
+    # A sweep of the same database and space whose finished trials the sampler begins with.
+    warm_start: str | None = None
+    # Best trials that are trained again, with the paper's weights beside them; 0 = none.
+    confirm: int = 2
+    # Other seeds of each of them.
+    confirm_seeds: int = 3
+    # When the alias `candidate` moves: auto = confirmed, and better than the present one
+    # beyond noise | always | never.
+    promote: str = "auto"
+    # How often a trial whose driver process dies is started again from its last checkpoint.
+    max_failures: int = 2
+    # MLflow experiment of the sweep and its trials.
+    experiment: str = "dynaflip-sweep"
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant."""
+        _at_least(self, 1, "trials", "concurrent", "startup_trials")
+        _at_least(self, 0, "seed", "confirm", "max_failures")
+        _at_least(self, 2, "reduction", "confirm_seeds")
+        _one_of(self, "sampler", SAMPLERS)
+        _one_of(self, "scheduler", SCHEDULERS)
+        _one_of(self, "promote", PROMOTIONS)
+        if self.objectives not in ((PERTURBED,), (PERTURBED, UNPERTURBED)):
+            raise ValueError(
+                f"objectives must be {PERTURBED}, or {PERTURBED} and {UNPERTURBED}, "
+                f"got {', '.join(self.objectives) or 'none'}"
+            )
+        if len(self.objectives) > 1 and self.scheduler != "none":
+            raise ValueError(f"scheduler {self.scheduler} needs one objective, not two")
+        if self.name is not None and not self.name.replace("-", "").replace("_", "").isalnum():
+            raise ValueError(f"name must be of letters, digits, - and _, got {self.name!r}")
+
+
+@dataclass(frozen=True)
+class SweepJobConfig(PretrainConfig):
+    """A pretraining's settings, which every trial begins from, and the sweep over them."""
+
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+
+
+def pretrain_part(job: SweepJobConfig) -> PretrainConfig:
+    """What a trial is trained with where the sweep changes nothing."""
+    names = [f.name for f in dataclasses.fields(PretrainConfig)]
+    return PretrainConfig(**{name: getattr(job, name) for name in names})

@@ -1,0 +1,107 @@
+"""What the confirmation says: the winner of a noisy race is overrated, its repeats are not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import optuna
+from optuna.trial import TrialState
+from scipy import stats
+
+from dynaflip.eval.statistics import LEVEL, Interval
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """One setting trained with several seeds that chose nothing."""
+
+    setting: int  # number of the search's trial; 0 has the paper's weights
+    scores_cm: dict[int, float]  # seed → score
+    names: dict[int, str]  # seed → trial
+    score_cm: Interval  # over seeds, Student's
+    difference_cm: Interval  # less the paper's weights with the same seeds; negative is better
+
+
+def confirmed_of(study: optuna.Study, settings: Sequence[int]) -> list[Confirmed]:
+    """Scores over seeds of the chosen settings, best mean first.
+
+    Args:
+        study: of the confirmation.
+        settings: numbers of the search's trials, 0 among them.
+    """
+    scores: dict[int, dict[int, float]] = {setting: {} for setting in settings}
+    names: dict[int, dict[int, str]] = {setting: {} for setting in settings}
+    for trial in study.get_trials(states=[TrialState.COMPLETE]):
+        setting, seed = trial.user_attrs["setting"], trial.user_attrs["seed"]
+        if setting in scores:
+            scores[setting][seed] = trial.values[0]
+            names[setting][seed] = trial.user_attrs["name"]
+    papers = scores[0]
+    found = []
+    for setting, by_seed in scores.items():
+        shared = sorted(set(by_seed) & set(papers))
+        gaps = [by_seed[seed] - papers[seed] for seed in shared]
+        found.append(
+            Confirmed(
+                setting,
+                by_seed,
+                names[setting],
+                student_interval(list(by_seed.values())),
+                student_interval(gaps),
+            )
+        )
+    found = [c for c in found if c.scores_cm]
+    return sorted(found, key=lambda c: c.score_cm.value)
+
+
+def student_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
+    """Mean and Student's interval of independent values; bounds are NaN for fewer than two."""
+    number = len(values)
+    if number == 0:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    mean = float(np.mean(values))
+    if number < 2:
+        return Interval(mean, math.nan, math.nan, number)
+    half = stats.t.ppf((1 + level) / 2, number - 1) * np.std(values, ddof=1) / math.sqrt(number)
+    return Interval(mean, mean - float(half), mean + float(half), number)
+
+
+def seed_noise_cm(confirmed: Sequence[Confirmed]) -> tuple[float, int]:
+    """Spread between seeds of one setting, pooled over settings: (deviation, its freedom)."""
+    squares, freedom = 0.0, 0
+    for c in confirmed:
+        values = np.array(list(c.scores_cm.values()))
+        squares += float(np.square(values - values.mean()).sum())
+        freedom += len(values) - 1
+    return (math.sqrt(squares / freedom), freedom) if freedom else (math.nan, 0)
+
+
+def confirmation_table(confirmed: Sequence[Confirmed]) -> list[list[str]]:
+    """Rows for people, with a head: setting, seeds, mean, difference to the paper's weights."""
+    rows = [["setting", "seeds", "mean cm [95 %]", "less the paper's weights"]]
+    for c in confirmed:
+        title = "paper's weights" if c.setting == 0 else f"trial-{c.setting:03d}"
+        gap = "" if c.setting == 0 else _shown(c.difference_cm, "+")
+        rows.append([title, str(len(c.scores_cm)), _shown(c.score_cm), gap])
+    return rows
+
+
+def verdict(confirmed: Sequence[Confirmed]) -> str:
+    """Whether the best setting beats the paper's weights, with the interval that says so."""
+    best = confirmed[0]
+    if best.setting == 0:
+        return "no trial's weights score better than the paper's over seeds"
+    gap = best.difference_cm
+    said = f"trial-{best.setting:03d} less the paper's weights: {_shown(gap, '+')} cm"
+    if gap.high < 0:
+        return f"{said}: better beyond noise"
+    return f"{said}: not better beyond noise"
+
+
+def _shown(interval: Interval, sign: str = "") -> str:
+    form = f"{sign}.2f"
+    bounds = f"[{interval.low:{form}}, {interval.high:{form}}]"
+    return f"{interval.value:{form}} {bounds}"

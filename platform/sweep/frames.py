@@ -1,0 +1,103 @@
+"""The labelled frames that every trial of a sweep is scored on, in one file.
+
+A ``.npz`` without pickles: ``images`` (N, H, W, 3) uint8, ``hand_m`` and ``object_m`` (N, 3)
+metres in the world frame, and as text (N,) ``task``, ``episode`` and ``condition``. Frames of
+condition ``train`` fit the probes; those of ``none`` are unperturbed test frames; every other
+condition is one perturbation. A user's own pictures can be given in the same form.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from dynaflip.errors import UserError
+from dynaflip.eval.frames import LabelledFrames, concatenate
+from dynaflip.eval.paired_views import ALL_FACTORS, UNPERTURBED
+from dynaflip.platform.home import default_data, input_path
+from dynaflip.platform.sweep.config import ScoreConfig
+from dynaflip.platform.triplets.schema import read_manifest
+
+TRAIN = "train"
+# Tuned against: the headline's split, `test`, is never looked at here.
+SPLIT = "dev"
+_FIELDS = ("images", "hand_m", "object_m", "task", "episode", "condition")
+
+
+def make_frames(config: ScoreConfig, triplets: str) -> LabelledFrames:
+    """Training and test frames of a protocol.
+
+    Args:
+        config: the protocol.
+        triplets: folder whose manifest says which recordings are held out.
+
+    Raises:
+        UserError: no labelled data, or the simulator cannot render here.
+    """
+    if config.frames is not None:
+        return read_frames(Path(input_path(config.frames, Path())))
+    from dynaflip.platform.evaluation import recordings, views
+
+    data = input_path(config.data, default_data())
+    missing = recordings.labels_missing(data)
+    if missing is not None:
+        raise UserError(f"sweep.score.data: {missing}; trials are scored on labelled frames")
+    share = float(read_manifest(triplets)["settings"]["heldout_share"])
+    found = recordings.open_recordings(data, share)
+    tasks = list(config.views.tasks) or found.tasks()
+    unknown = sorted(set(tasks) - set(found.tasks()))
+    if unknown or not tasks:
+        raise UserError(
+            f"sweep.score.views.tasks: {data} has not two unperturbed training recordings of "
+            f"{', '.join(unknown) or 'any task'}, which probes need"
+        )
+    clips = [clip for clip in found.train if clip.task in tasks]
+    train = recordings.read_frames(found, clips, config.frames_per_episode, TRAIN)
+    plans = views.plan_views(config.views, tasks, found.camera, found.size_px, SPLIT)
+    test = views.render_views(plans)
+    return concatenate([train, test.where(test.condition != ALL_FACTORS)])
+
+
+def write_frames(frames: LabelledFrames, path: Path) -> None:
+    """Write a file of labelled frames; a file already there is replaced whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, fresh = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    with os.fdopen(handle, "wb") as file:
+        np.savez(file, **{name: getattr(frames, name) for name in _FIELDS})
+    os.replace(fresh, path)
+
+
+def read_frames(path: Path) -> LabelledFrames:
+    """Read a file of labelled frames.
+
+    Raises:
+        UserError: it is missing, damaged, or lacks what a score needs.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            frames = LabelledFrames(*(file[name] for name in _FIELDS))
+    except FileNotFoundError:
+        raise UserError(f"sweep.score.frames: there is no file {path}") from None
+    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"sweep.score.frames: {path} holds no labelled frames ({reason})") from None
+    conditions = set(frames.condition.tolist())
+    for needed in (TRAIN, UNPERTURBED):
+        if needed not in conditions:
+            raise UserError(f"sweep.score.frames: {path} has no frames of condition {needed!r}")
+    if conditions <= {TRAIN, UNPERTURBED}:
+        raise UserError(f"sweep.score.frames: {path} has no perturbed frames")
+    return frames
+
+
+def digest_of(frames: LabelledFrames) -> str:
+    """Equal for equal frames: scores of equal digests are comparable."""
+    found = hashlib.sha256()
+    for name in _FIELDS:
+        found.update(np.ascontiguousarray(getattr(frames, name)).tobytes())
+    return found.hexdigest()[:16]

@@ -1,0 +1,219 @@
+"""What happens to trials, written down once: in the study first, and in MLflow beside it.
+
+The driver alone writes here. A trial's values, intermediate scores and end are in the
+study's database; a session that finds trials running there takes them up again. So no
+state of Ray Tune has to survive a kill.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from dynaflip.platform import tracking
+from dynaflip.platform.sweep.children import Child, children
+from dynaflip.platform.sweep.config import SweepConfig
+from dynaflip.platform.sweep.folder import Facts
+from dynaflip.platform.sweep.score import METRIC
+from dynaflip.platform.sweep.space import Dimension
+from dynaflip.platform.sweep.study import (
+    FINISHED,
+    number_of,
+    own_trials,
+    pruner,
+    sampler,
+)
+
+# How MLflow calls the end of a trial.
+STATUS = {
+    TrialState.COMPLETE: "FINISHED",
+    TrialState.PRUNED: "FINISHED",
+    TrialState.FAIL: "FAILED",
+}
+
+
+class NodeLost(RuntimeError):
+    """The Ray node died under the sweep, which ends, and can be gone on with."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A trial to run; plain data, so that it travels."""
+
+    stage: str
+    number: int
+    name: str  # trial-003
+    values: dict[str, Any]  # dotted key → value
+    run: tracking.Run
+
+
+class Ledger:
+    """The trials of one stage."""
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        stage: str,
+        space: tuple[Dimension, ...],
+        facts: Facts,
+        config: SweepConfig,
+        parent: tracking.Run,
+        *,
+        total: int,
+        describe: Callable[[dict[str, Any]], dict[str, Any]],
+    ) -> None:
+        """Take up what is there.
+
+        Args:
+            study: of the stage.
+            stage: search or confirm.
+            space: what a trial's values are.
+            facts: of the sweep.
+            config: its settings.
+            parent: MLflow's parent run.
+            total: trials that the stage ends with.
+            describe: tags of a trial's run, from its values.
+        """
+        self.study, self.stage, self.space, self.facts = study, stage, space, facts
+        self.config, self.parent, self.total, self.describe = config, parent, total, describe
+        self.study.pruner = pruner(config, facts.total_steps)
+        self._running: dict[int, optuna.Trial] = {}
+        self._stopped: set[int] = set()
+        self._orphans = [t for t in own_trials(study) if t.state == TrialState.RUNNING]
+
+    def left(self) -> int:
+        """Trials that are not finished, those not begun among them."""
+        done = [t for t in own_trials(self.study) if t.state in FINISHED]
+        return self.total - len(done)
+
+    def next(self) -> Assignment | None:
+        """A trial that a killed session left running, or a new one; None when all are given."""
+        orphan = bool(self._orphans)
+        if orphan:
+            trial = optuna.Trial(self.study, self._orphans.pop(0)._trial_id)
+        else:
+            begun = [t for t in own_trials(self.study) if t.state != TrialState.WAITING]
+            if len(begun) >= self.total:
+                return None
+            self.study.sampler = sampler(self.config, len(begun))
+            trial = self.study.ask()
+        values = {d.key: d.suggest(trial) for d in self.space}
+        number = number_of(trial, self.facts, self.stage)
+        self._running[number] = trial
+        name = f"{'trial' if self.stage == 'search' else self.stage}-{number:03d}"
+        trial.set_user_attr("name", name)
+        trial.set_user_attr("session_began_s", time.time())
+        run = self._open_run(trial, name, values, orphan)
+        return Assignment(self.stage, number, name, values, run)
+
+    def progress(self, number: int, metrics: dict[str, Any]) -> bool:
+        """Note what a trial reported; False where it shall stop here."""
+        trial = self._running[number]
+        if "step" in metrics:
+            trial.set_user_attr("step", int(metrics["step"]))
+        scores = self._scores(metrics)
+        if scores is None or metrics.get("final") or len(self.config.objectives) > 1:
+            return True
+        step = int(metrics["step"])
+        trial.report(scores[0], step)
+        # The last score is the trial's own and not a rung; trial 0 is what all are held against.
+        at_rung = step < self.facts.total_steps and number > 0 and self.stage == "search"
+        if at_rung and trial.should_prune():
+            self._stopped.add(number)
+            return False
+        return True
+
+    def complete(self, number: int, metrics: dict[str, Any]) -> None:
+        """End a trial by its last report: scored, stopped early, or failed in words."""
+        scores = self._scores(metrics)
+        if metrics.get("failed"):
+            self.fail(number, str(metrics["failed"]))
+        elif number in self._stopped:
+            self._end(number, TrialState.PRUNED, None, metrics)
+        elif scores is None:
+            self.fail(number, "the trial ended without a score")
+        elif not all(map(math.isfinite, scores)):
+            self.fail(number, "the score is not finite")
+        else:
+            self._end(number, TrialState.COMPLETE, scores, metrics)
+
+    def fail(self, number: int, reason: str) -> None:
+        """Record a trial as failed, and why."""
+        self._running[number].set_user_attr("reason", " ".join(reason.split())[:500])
+        self._end(number, TrialState.FAIL, None, {})
+
+    def mend(self) -> None:
+        """Give MLflow the end of trials whose session died between study and MLflow."""
+        runs = {found.run.run_id: found for found in self.children()}
+        for trial in own_trials(self.study):
+            found = runs.get(trial.user_attrs.get("run_id", ""))
+            if trial.state in FINISHED and found and found.status != STATUS[trial.state]:
+                self._conclude(found.run, trial)
+
+    def children(self) -> list[Child]:
+        """MLflow's runs of this stage."""
+        return [
+            child for child in children(self.parent) if child.tags.get("sweep.stage") == self.stage
+        ]
+
+    def _scores(self, metrics: dict[str, Any]) -> list[float] | None:
+        names = [METRIC[objective] for objective in self.config.objectives]
+        if any(name not in metrics for name in names):
+            return None
+        return [float(metrics[name]) for name in names]
+
+    def _end(
+        self, number: int, state: TrialState, scores: list[float] | None, metrics: dict[str, Any]
+    ) -> None:
+        trial = self._running.pop(number)
+        for name in METRIC.values():
+            if name in metrics:
+                trial.set_user_attr(name, float(metrics[name]))
+        trial.set_user_attr("ended_s", time.time())
+        frozen = self.study.tell(trial, scores, state=state)
+        run = tracking.Run(trial.user_attrs["run_id"], trial.user_attrs["name"], self.parent.uri)
+        self._conclude(run, frozen)
+
+    def _conclude(self, run: tracking.Run, trial: FrozenTrial) -> None:
+        state = trial.state.name.lower()
+        tags: dict[str, Any] = {"sweep.state": state}
+        if "reason" in trial.user_attrs:
+            tags["error"] = trial.user_attrs["reason"]
+        run.set_tags(tags)
+        if trial.state == TrialState.COMPLETE:
+            run.log_metrics({"score_cm": trial.values[0]}, self.facts.total_steps)
+            # The parent's curve over trials.
+            number = number_of(trial, self.facts, self.stage)
+            self.parent.log_metrics({f"{self.stage}/score_cm": trial.values[0]}, number)
+        run.end(STATUS[trial.state])
+
+    def _open_run(
+        self, trial: optuna.Trial, name: str, values: dict[str, Any], orphan: bool
+    ) -> tracking.Run:
+        """The trial's MLflow run; one is enough, also where a session died after opening it."""
+        run_id = trial.user_attrs.get("run_id")
+        if run_id is None and orphan:
+            named = [c for c in self.children() if c.tags.get("sweep.trial") == name]
+            run_id = named[0].run.run_id if named else None
+        if run_id is not None:
+            run = tracking.reopen_run(run_id)
+        else:
+            tags = {
+                "kind": "trial",
+                "sweep": self.facts.name,
+                "sweep.stage": self.stage,
+                "sweep.trial": name,
+                "data_digest": self.facts.data_digest,
+                "score_digest": self.facts.score_digest,
+                **self.describe(values),
+            }
+            title = f"{self.facts.name}/{name}"
+            run = tracking.open_run(self.config.experiment, title, tags, parent=self.parent)
+        trial.set_user_attr("run_id", run.run_id)
+        return run

@@ -1,0 +1,71 @@
+"""Pictures of a sweep on its parent run: history, importance, parallel coordinates."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from dynaflip.platform.sweep.stages import Sweep
+from dynaflip.platform.sweep.study import SEARCH
+
+_ENOUGH = 4  # finished trials below which an importance says nothing
+
+
+def importances(study: optuna.Study) -> dict[str, float]:
+    """Share of the scores' variance that each setting explains (fANOVA); empty for too few trials.
+
+    Of several objectives the first counts.
+    """
+    done = study.get_trials(states=[TrialState.COMPLETE], deepcopy=False)
+    if len(done) < _ENOUGH or len({t.values[0] for t in done}) < 2:
+        return {}
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    found = optuna.importance.get_param_importances(
+        study, evaluator=evaluator, target=lambda trial: trial.values[0]
+    )
+    return {key: float(value) for key, value in found.items()}
+
+
+def importance_line(study: optuna.Study) -> str:
+    """Importances in one line."""
+    found = importances(study)
+    if not found:
+        return f"importance: needs {_ENOUGH} finished trials"
+    return "importance: " + ", ".join(f"{key} {share:.0%}" for key, share in found.items())
+
+
+def log_plots(sweep: Sweep) -> None:
+    """Draw what the finished trials allow, and log it under ``plots/``."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import optuna.visualization.matplotlib as draw
+
+    study = sweep.study(SEARCH)
+    several = len(sweep.config.objectives) > 1
+    options: dict[str, Any] = {"target_name": f"{sweep.config.objectives[0]} cm"}
+    if several:
+        options["target"] = lambda trial: trial.values[0]
+    made = {
+        "history": lambda: draw.plot_optimization_history(study, **options),
+        "parallel_coordinates": lambda: draw.plot_parallel_coordinate(study, **options),
+    }
+    if importances(study):
+        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+        made["importance"] = lambda: draw.plot_param_importances(
+            study, evaluator=evaluator, **options
+        )
+    if several:
+        names = [f"{objective} cm" for objective in sweep.config.objectives]
+        made["pareto_front"] = lambda: draw.plot_pareto_front(study, target_names=names)
+    for name, plot in made.items():
+        with warnings.catch_warnings():  # a setting that all trials share has no range to draw
+            warnings.simplefilter("ignore", UserWarning)
+            figure: Any = plot().figure
+        figure.set_size_inches(9, 5)
+        sweep.parent.log_figure(figure, f"plots/{name}.png")
+        plt.close(figure)

@@ -1,0 +1,220 @@
+"""A sweep from settings to a registered encoder, and going on with a stopped one.
+
+Search, then confirmation, then the registry. Each can be killed at any moment and gone
+on with by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+from typing import Any
+
+from dynaflip.errors import UserError
+from dynaflip.platform import cluster, tracking
+from dynaflip.platform.config import config_digest, flatten, load_config, to_dict
+from dynaflip.platform.home import default_triplets, input_path, new_run_name
+from dynaflip.platform.sweep import folder as folders
+from dynaflip.platform.sweep import frames as labelled
+from dynaflip.platform.sweep import study as studies
+from dynaflip.platform.sweep.config import SweepJobConfig, pretrain_part
+from dynaflip.platform.sweep.folder import Facts
+from dynaflip.platform.sweep.resources import Fit, fit_trials
+from dynaflip.platform.sweep.space import Dimension, papers_values, parse_space
+from dynaflip.platform.sweep.stages import Sweep, confirm, search
+from dynaflip.platform.sweep.study import SEARCH
+from dynaflip.platform.training.config import PretrainConfig
+
+# Settings that may differ from session to session: they change no trial.
+FREE = ("trials", "concurrent", "promote", "confirm", "confirm_seeds", "max_failures")
+
+
+def start(job: SweepJobConfig) -> str:
+    """Search from the beginning, confirm, register; returns the sweep's name.
+
+    Raises:
+        UserError: everything that can be refused is refused before the first trial.
+    """
+    space, base = parse_space(job.sweep.search), pretrain_part(job)
+    papers = papers_values(space, base)
+    name = job.sweep.name or new_run_name("sweep")
+    if (folders.folder_of(name) / folders.FILE).exists():
+        raise UserError(f"--name {name}: there is such a sweep; go on with it by --resume {name}")
+    base = dataclasses.replace(base, triplets=input_path(base.triplets, default_triplets()))
+    job = dataclasses.replace(job, triplets=base.triplets)
+    with _held(name):
+        fit = join_cluster(base, job.sweep.concurrent)
+        work = _prepare(base, name)
+        frames = labelled.make_frames(job.sweep.score, str(base.triplets))
+        print(
+            f"score: probes on {len(frames)} frames, "
+            f"{(frames.condition == labelled.TRAIN).sum()} of them to fit on"
+        )
+        labelled.write_frames(frames, folders.folder_of(name) / folders.FRAMES)
+        folders.write_config(name, job)
+        sweep = open_sweep(
+            job,
+            name,
+            space,
+            papers,
+            data=(str(base.triplets), work.index.digest),
+            score_digest=labelled.digest_of(frames),
+            length=(work.length.total_steps, work.length.steps_per_epoch),
+        )
+        _go(sweep, work, fit)
+    return name
+
+
+def resume(name: str, typed: dict[str, Any]) -> str:
+    """Go on with a sweep that was stopped or killed; returns its name.
+
+    Args:
+        name: of the sweep.
+        typed: dotted settings that were given beside the name; only those that change no
+            trial (:data:`FREE`) may differ from what the sweep began with.
+
+    Raises:
+        UserError: there is no such sweep, it runs already, or a setting differs.
+    """
+    facts = folders.read_facts(name, "--resume")
+    saved = load_config(SweepJobConfig, str(folders.folder_of(name) / folders.CONFIG), {})
+    job = _with_changes(name, saved, typed)
+    base = pretrain_part(job)
+    with _held(name):
+        _resume(job, base, facts)
+    return name
+
+
+def _resume(job: SweepJobConfig, base: PretrainConfig, facts: Facts) -> None:
+    name = facts.name
+    fit = join_cluster(base, job.sweep.concurrent)
+    work = _prepare(base, name)
+    if work.index.digest != facts.data_digest:
+        raise UserError(
+            f"--resume {name}: the triplets in {base.triplets} are not those it began with "
+            f"(digest {work.index.digest}, then {facts.data_digest}); start a new sweep"
+        )
+    folders.write_config(name, job)  # with what may change from session to session
+    parent = tracking.reopen_run(facts.run_id)
+    sweep = Sweep(job.sweep, base, parse_space(facts.space), facts, parent)
+    _go(sweep, work, fit)
+
+
+def join_cluster(base: Any, concurrent: int) -> Fit:
+    """Join or start Ray, and refuse what does not fit it."""
+    # A trial has about seven processes; Ray would warn of each beyond three a CPU.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
+    # An early stop needs the State API, which is the dashboard's.
+    cluster.start_ray(dashboard=True)
+    import ray
+
+    return fit_trials(base, concurrent, ray.cluster_resources())
+
+
+def open_sweep(
+    job: SweepJobConfig,
+    name: str,
+    space: tuple[Dimension, ...],
+    papers: dict[str, Any],
+    *,
+    data: tuple[str, str],
+    score_digest: str,
+    length: tuple[int, int],
+) -> Sweep:
+    """Make a sweep's study with trial 0 in it, its parent run, and ``sweep.json`` last.
+
+    Args:
+        job: the settings.
+        name: of the sweep.
+        space: what is searched.
+        papers: trial 0's values.
+        data: (folder, digest) of the triplets.
+        score_digest: of the labelled frames.
+        length: (steps of a trial, steps of an epoch).
+    """
+    base, config = pretrain_part(job), job.sweep
+    digests = {
+        "score_digest": score_digest,
+        "data_digest": data[1],
+        "base_digest": config_digest(dataclasses.replace(base, triplets=None)),
+    }
+    warm = studies.warm_trials(config, space, digests) if config.warm_start else []
+    parent = tracking.open_run(
+        config.experiment,
+        name,
+        {"kind": "sweep", "sweep": name, "triplets": data[0], **digests},
+    )
+    parent.log_settings(job)
+    parent.log_dataset("triplets", data[1], data[0])
+    facts = Facts(
+        name=name,
+        run_id=parent.run_id,
+        space=[d.text() for d in space],
+        papers=papers,
+        total_steps=length[0],
+        steps_per_epoch=length[1],
+        storage=studies.storage_url(config),
+        warm_trials=len(warm),
+        **digests,
+    )
+    study = studies.new_study(facts, config.objectives)
+    for key, value in {**digests, "space": facts.space}.items():
+        study.set_user_attr(key, value)
+    study.add_trials(warm)
+    study.enqueue_trial(papers, user_attrs={"papers": True})
+    folders.folder_of(name).mkdir(parents=True, exist_ok=True)
+    folders.write_facts(facts)
+    return Sweep(config, base, space, facts, parent)
+
+
+def _held(name: str) -> contextlib.AbstractContextManager[None]:
+    lock = folders.folder_of(name) / folders.LOCK
+    return folders.held(lock, f"sweep {name} is running in another process")
+
+
+def _go(sweep: Sweep, work: Any, fit: Fit) -> None:
+    from dynaflip.platform.sweep.conclusion import conclude
+
+    name = sweep.facts.name
+    with tracking.ending(sweep.parent):
+        print(f"sweep {name} (MLflow run {sweep.facts.run_id}); go on with it: --resume {name}")
+        print(fit.text())
+        began = time.monotonic()
+        search(sweep, work, fit)
+        print(f"search took {time.monotonic() - began:.0f} s")
+        if not any(t.values for t in studies.own_trials(sweep.study(SEARCH))):
+            raise UserError(f"sweep {name}: no trial finished; `show {name}` has the reasons")
+        began = time.monotonic()
+        confirmed = confirm(sweep, work, fit)
+        if confirmed:
+            print(f"confirmation took {time.monotonic() - began:.0f} s")
+        conclude(sweep, confirmed)
+
+
+def _prepare(base: PretrainConfig, name: str) -> Any:
+    from dynaflip.platform.training.pretrain import prepare
+
+    return prepare(base, folders.folder_of(name))
+
+
+def _with_changes(name: str, saved: SweepJobConfig, typed: dict[str, Any]) -> SweepJobConfig:
+    before = flatten(to_dict(saved))
+    free = {f"sweep.{key}" for key in FREE}
+    for key, value in typed.items():
+        if key in free or key == "sweep.name" or before[key] == value:
+            continue
+        if key == "sweep.search":
+            if parse_space(value) == parse_space(before[key]):
+                continue
+            raise UserError(
+                f"--resume {name}: the space is another one than it began with, "
+                f"{' '.join(before[key])}; leave --search out, or start a new sweep"
+            )
+        raise UserError(
+            f"--resume {name}: it began with {key} {before[key]}; leave it out, or start a new "
+            f"sweep"
+        )
+    changes = {key.removeprefix("sweep."): typed[key] for key in typed if key in free}
+    return dataclasses.replace(saved, sweep=dataclasses.replace(saved.sweep, **changes))

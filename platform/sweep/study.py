@@ -1,0 +1,169 @@
+"""The Optuna study of a sweep: where it is kept, who suggests, who stops a trial early."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from dynaflip.errors import UserError
+from dynaflip.platform.sweep.config import SweepConfig
+from dynaflip.platform.sweep.folder import Facts, default_storage, held, sweeps
+from dynaflip.platform.sweep.space import Dimension
+
+SEARCH, CONFIRM = "search", "confirm"
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+_WARM = "warm_start"
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+# A trial that goes on reports its last scores again; the study keeps the first.
+warnings.filterwarnings("ignore", message="The reported value is ignored")
+# Trial 0 has the paper's values whether or not the searched range holds them.
+warnings.filterwarnings("ignore", message="Fixed parameter .* is out of range")
+
+
+def study_name(name: str, stage: str) -> str:
+    """Name of a stage's study in the database: the sweep's, or the sweep's with ``-confirm``."""
+    return name if stage == SEARCH else f"{name}-{stage}"
+
+
+def open_storage(url: str) -> optuna.storages.RDBStorage:
+    """Join the database of studies; SQLite is made if it is missing.
+
+    Raises:
+        UserError: there is none at the URL, or its driver is not installed.
+    """
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    options: dict[str, Any] = {}
+    if url.startswith("sqlite"):
+        # Another sweep's write is waited for.
+        options = {"connect_args": {"timeout": 60}}
+    import sqlalchemy.exc
+
+    try:
+        # Two processes that make one SQLite file at the same time would get in each other's way.
+        with held(sweeps() / "studies.lock"):
+            return optuna.storages.RDBStorage(url, engine_kwargs=options)
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"sweep.storage {url}: cannot be opened ({reason})") from None
+
+
+def storage_url(config: SweepConfig) -> str:
+    """The database asked for, or the home's own."""
+    return config.storage or default_storage()
+
+
+def open_study(facts: Facts, stage: str, objectives: Sequence[str]) -> optuna.Study:
+    """A stage's study, made if it is missing; every objective is an error to make small."""
+    return optuna.create_study(
+        storage=open_storage(facts.storage),
+        study_name=study_name(facts.name, stage),
+        directions=["minimize"] * len(objectives),
+        load_if_exists=True,
+    )
+
+
+def new_study(facts: Facts, objectives: Sequence[str]) -> optuna.Study:
+    """The search's study, empty: what a start that was killed left under the name goes."""
+    if facts.name in optuna.get_all_study_names(open_storage(facts.storage)):
+        optuna.delete_study(study_name=facts.name, storage=open_storage(facts.storage))
+    return open_study(facts, SEARCH, objectives)
+
+
+def sampler(config: SweepConfig, trial: int) -> optuna.samplers.BaseSampler:
+    """Who suggests a trial's values.
+
+    Seeded by the sweep and the trial's number, so that a resumed sweep suggests what an
+    uninterrupted one would: Optuna's samplers lose their place when a process dies.
+    """
+    mixed = int(np.random.SeedSequence([config.seed, trial]).generate_state(1)[0])
+    if config.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=mixed)
+    return optuna.samplers.TPESampler(
+        seed=mixed,
+        n_startup_trials=config.startup_trials,
+        multivariate=True,
+        constant_liar=True,  # trials that run at the same time keep apart
+    )
+
+
+def score_steps(config: SweepConfig, total_steps: int) -> tuple[int, ...]:
+    """Steps at which a trial is scored: the scheduler's rungs, and the last."""
+    if config.scheduler == "asha":
+        first = max(1, total_steps // config.reduction**2)
+        rungs = [first, first * config.reduction]
+    elif config.scheduler == "median":
+        rungs = [total_steps * quarter // 4 for quarter in (1, 2, 3)]
+    else:
+        rungs = []
+    return (*(step for step in rungs if 0 < step < total_steps), total_steps)
+
+
+def pruner(config: SweepConfig, total_steps: int) -> optuna.pruners.BasePruner:
+    """Who stops a trial early; rungs and their history are in the study and survive a kill."""
+    if config.scheduler == "asha":
+        return optuna.pruners.SuccessiveHalvingPruner(
+            min_resource=score_steps(config, total_steps)[0], reduction_factor=config.reduction
+        )
+    if config.scheduler == "median":
+        return optuna.pruners.MedianPruner(n_startup_trials=config.startup_trials)
+    return optuna.pruners.NopPruner()
+
+
+def own_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """The sweep's own trials in order, without what it was warm-started with."""
+    return [t for t in study.get_trials(deepcopy=False) if _WARM not in t.user_attrs]
+
+
+def number_of(trial: FrozenTrial | optuna.Trial, facts: Facts, stage: str) -> int:
+    """A trial's number within its stage."""
+    return trial.number - (facts.warm_trials if stage == SEARCH else 0)
+
+
+def warm_trials(
+    config: SweepConfig, space: Sequence[Dimension], digests: dict[str, str]
+) -> list[FrozenTrial]:
+    """Finished trials of another sweep, to begin from.
+
+    Args:
+        config: names the other sweep.
+        space: of the new one.
+        digests: of frames and settings, which make scores comparable.
+
+    Raises:
+        UserError: it does not exist, or its scores mean something else.
+    """
+    assert config.warm_start is not None
+    name = config.warm_start
+    try:
+        study = optuna.load_study(study_name=name, storage=open_storage(storage_url(config)))
+    except KeyError:
+        raise UserError(f"sweep.warm_start: the database has no study {name}") from None
+    for key, value in digests.items():
+        if study.user_attrs.get(key) != value:
+            raise UserError(
+                f"sweep.warm_start {name}: its scores are not comparable, {key} differs "
+                f"({study.user_attrs.get(key)}, here {value})"
+            )
+    if study.user_attrs.get("space") != [d.text() for d in space]:
+        raise UserError(
+            f"sweep.warm_start {name}: searches {' '.join(study.user_attrs.get('space', []))}"
+        )
+    finished = study.get_trials(states=[TrialState.COMPLETE])
+    return [
+        optuna.trial.create_trial(
+            state=TrialState.COMPLETE,
+            params=t.params,
+            distributions=t.distributions,
+            values=t.values,
+            user_attrs={_WARM: name},
+        )
+        for t in finished
+    ]

@@ -1,0 +1,135 @@
+"""One trial: a real pretraining on Ray Train, from a Tune actor that waits for it.
+
+Import this only after :func:`dynaflip.platform.cluster.start_ray`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray import tune
+from ray.exceptions import (
+    LocalRayletDiedError,
+    NodeDiedError,
+    RayActorError,
+    RpcError,
+    WorkerCrashedError,
+)
+from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from dynaflip.encoders.checkpoint import load_image_encoder
+from dynaflip.encoders.language import embed_captions
+from dynaflip.platform.sweep.ledger import Assignment
+from dynaflip.platform.sweep.resources import Fit, placed
+from dynaflip.platform.sweep.score import METRIC, ProbeScore
+from dynaflip.platform.sweep.space import with_values
+from dynaflip.platform.sweep.tuning import ProcessLost
+from dynaflip.platform.training import ray_train
+from dynaflip.platform.training.collate import TextTable
+from dynaflip.platform.training.config import PretrainConfig
+from dynaflip.platform.training.diagnostics import Collapsed
+from dynaflip.platform.training.pretrain import checkpoint_uri, save_encoder
+from dynaflip.platform.training.ray_train import Work
+from dynaflip.platform.training.step import NonFiniteLoss
+
+RESULT = "result.json"
+# Deaths of processes and nodes, by a killer (the one of memory too) and not by an error.
+_LOST = (RayActorError, WorkerCrashedError, NodeDiedError, LocalRayletDiedError, RpcError)
+
+
+@dataclass(frozen=True)
+class TrialTask:
+    """What all trials of a sweep share; called by Tune with a trial's assignment."""
+
+    work: Work  # of the settings that are not searched
+    score: ProbeScore
+    score_steps: tuple[int, ...]
+    folder: Path  # of all trials
+    fit: Fit
+
+    def __call__(self, assignment: Assignment) -> None:
+        """Train, score and report; goes on with a trial that was begun before."""
+        folder = self.folder / assignment.name
+        folder.mkdir(parents=True, exist_ok=True)
+        done = folder / RESULT
+        if not done.is_file():
+            result = self._train(assignment, folder)
+            fresh = done.with_suffix(".tmp")
+            fresh.write_text(json.dumps(result, indent=1))
+            os.replace(fresh, done)
+        tune.report(json.loads(done.read_text()))
+
+    def _train(self, assignment: Assignment, folder: Path) -> dict[str, Any]:
+        """The trial's last report. What would go wrong again is a result, not an error."""
+        step = self.work.length.total_steps
+        try:
+            settings = with_values(self.work.config, assignment.values)
+        except ValueError as error:
+            return {"step": 0, "final": True, "failed": str(error)}
+        work = self._work_of(settings, folder)
+        assignment.run.log_settings(settings)
+        try:
+            checkpoint = ray_train.fit(work, assignment.run, folder, [_to_tune()])
+        except (NonFiniteLoss, Collapsed) as error:
+            return {"step": 0, "final": True, "failed": f"diverged: {error}"}
+        except (TrainingFailedError, RayActorError) as error:
+            lost = ray_train.find_error(error, _LOST)
+            if lost is not None:
+                raise ProcessLost(_last_line(lost)) from error
+            return {"step": 0, "final": True, "failed": _reason(error)}
+        curves = assignment.run.curves()
+        metrics = {name: points[-1][1] for name, points in curves.items()}
+        recorded = dataclasses.replace(work, config=settings)
+        encoder = save_encoder(recorded, assignment.run, folder, checkpoint, metrics)
+        scores = {name: curves.get(name, [(0, 0.0)])[-1] for name in METRIC.values()}
+        if any(at != step for at, _ in scores.values()):
+            # Killed between the last checkpoint and its report: score what was saved.
+            found = self.score.errors(load_image_encoder(encoder)).metrics()
+            assignment.run.log_metrics(found, step)
+        else:
+            found = {name: value for name, (_, value) in scores.items()}
+        # The encoder is what is left of the trial.
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        return {"step": step, "final": True, **found}
+
+    def _work_of(self, settings: PretrainConfig, folder: Path) -> Work:
+        text = self.work.text
+        if settings.model.language != self.work.config.model.language:
+            captions = self.work.index.captions
+            features = embed_captions(captions, settings.model.language)
+            text = TextTable({c: i for i, c in enumerate(captions)}, features.numpy())
+        return dataclasses.replace(
+            self.work,
+            config=placed(settings, self.fit),
+            text=text,
+            threads=self.fit.threads,
+            checkpoints=checkpoint_uri(settings, folder),
+            score=self.score,
+            score_steps=frozenset(self.score_steps),
+        )
+
+
+def _to_tune() -> ray.train.UserCallback:
+    # Typed as one of Ray's older callbacks, which it is not.
+    callback: Any = TuneReportCallback()
+    return callback
+
+
+def _reason(error: Exception) -> str:
+    """What a worker, or the controller, died of."""
+    failures = getattr(error, "worker_failures", {}) or {}
+    inner = next(iter(failures.values()), None) or error
+    return f"training failed: {_last_line(inner)}"
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

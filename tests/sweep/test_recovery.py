@@ -1,0 +1,112 @@
+"""SIGKILL at any moment, of anything: no finished trial is repeated and all records agree."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from checkout import REPOSITORY
+from labelled_frames import write_labelled_frames
+from recovery import Process, kill, start, until
+
+from dynaflip.platform.sweep.agreement import disagreements
+from dynaflip.platform.sweep.show import look_up
+from dynaflip.platform.sweep.study import SEARCH, own_trials
+
+pytestmark = pytest.mark.ray
+INTERVAL = 5  # steps between checkpoints
+
+
+def words_for(name: str, triplets: Path, folder: Path, *, trials: int, steps: int) -> list[str]:
+    settings = {
+        "--config": REPOSITORY / "tests" / "tiny.yaml",
+        "--triplets": triplets,
+        "--sweep.score.frames": write_labelled_frames(folder / "frames.npz"),
+        "--train.steps": steps,
+        "--train.checkpoint_every_steps": INTERVAL,
+        "--name": name,
+        "--trials": trials,
+        "--confirm": 0,
+    }
+    words = [str(word) for pair in settings.items() for word in pair]
+    return [*words, "--search", "objective.volume=log(0.1,10)", "objective.flow=uniform(0,2)"]
+
+
+def run_with_kills(
+    home: Path, words: Sequence[str], name: str, kinds: Sequence[str], seed: int
+) -> Process:
+    """Run a sweep to its end, killing something of each kind on the way."""
+    moments, log = random.Random(seed), home.parent / "sweep.log"
+    process = start(home, words, log)
+    pending = list(kinds)
+    while pending:
+        kind = pending[0]
+        # Something trains: from here on any moment will do.
+        until(process.trains_or_ended, 180, "a trial")
+        assert process.popen.poll() is None, f"ended before {pending}:\n{process.said()}"
+        time.sleep(moments.uniform(0, 6))
+        if kill(process, kind):
+            pending.pop(0)
+            if kind != "worker":
+                process = start(home, ["--resume", name], log)
+    assert process.popen.wait(timeout=400) == 0, process.said()
+    return process
+
+
+def assert_recovered(name: str, trials: int, kills: int) -> None:
+    assert disagreements(name) == []
+    sweep = look_up(name, "test")
+    found = own_trials(sweep.study(SEARCH))
+    assert [t.state.name for t in found] == ["COMPLETE"] * trials, process_reasons(found)
+    trained = [steps_trained(sweep.folder() / "tune", t.user_attrs["name"]) for t in found]
+    again = sum(max(0, times - 1) for steps in trained for times in steps.values())
+    assert again <= kills * INTERVAL
+    # A finished trial that was run again would have trained its last step twice.
+    assert [steps[sweep.facts.total_steps] for steps in trained] == [1] * trials
+
+
+def steps_trained(sessions: Path, name: str) -> dict[int, int]:
+    """Step → how often it was trained, by all that Tune was told.
+
+    A run that goes on repeats its last reports word for word; a step trained again has another
+    speed.
+    """
+    speeds: dict[int, set[float]] = {}
+    for path in sessions.glob(f"*/{name}/result.json"):
+        for line in path.read_text().splitlines():
+            result = json.loads(line)
+            if "speed/steps_per_s" in result:
+                speeds.setdefault(result["step"], set()).add(result["speed/steps_per_s"])
+    return {step: len(found) for step, found in speeds.items()}
+
+
+def process_reasons(trials: list) -> list[str]:
+    return [t.user_attrs.get("reason", "") for t in trials]
+
+
+def test_a_sweep_survives_the_death_of_worker_driver_and_node(
+    home: Path, triplet_folder: Path, tmp_path: Path
+) -> None:
+    words = words_for("killed", triplet_folder, tmp_path, trials=2, steps=40)
+    run_with_kills(home, words, "killed", ["worker", "driver", "node"], seed=0)
+    assert_recovered("killed", 2, kills=3)
+
+
+@pytest.mark.chaos
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("seed", range(5))
+def test_a_sweep_survives_deaths_at_random_moments(
+    home: Path, triplet_folder: Path, tmp_path: Path, seed: int
+) -> None:
+    name = f"chaos-{seed}"
+    kinds = ["worker", "driver", "node"]
+    random.Random(seed).shuffle(kinds)
+    words = words_for(name, triplet_folder, tmp_path, trials=4, steps=60)
+    words += ["--concurrent", "2"]
+    run_with_kills(home, words, name, kinds, seed)
+    assert_recovered(name, 4, kills=3)

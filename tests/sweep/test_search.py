@@ -1,0 +1,186 @@
+"""The search's own path (Tune, study, MLflow) with trials that compute instead of train."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dynaflip.errors import UserError
+from dynaflip.platform.sweep import folder as folders
+from dynaflip.platform.sweep.agreement import disagreements
+from dynaflip.platform.sweep.children import children
+from dynaflip.platform.sweep.config import SweepConfig, SweepJobConfig
+from dynaflip.platform.sweep.ledger import Assignment
+from dynaflip.platform.sweep.run import open_sweep
+from dynaflip.platform.sweep.show import show
+from dynaflip.platform.sweep.space import papers_values, parse_space
+from dynaflip.platform.sweep.stages import Sweep, run_with
+from dynaflip.platform.sweep.study import SEARCH, own_trials
+
+pytestmark = pytest.mark.ray
+SPECS = ("objective.volume=log(0.1,10)", "objective.flow=uniform(0,2)")
+STEPS = 9
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A cluster with its State API, which early stops need."""
+    from dynaflip.platform.cluster import prepare_environment, start_ray
+
+    prepare_environment()
+    import ray
+
+    # Workers cannot import this file.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    running = ray.is_initialized()
+    start_ray(num_cpus=2, dashboard=True)
+    yield
+    if not running:
+        ray.shutdown()
+
+
+def opened(name: str, **settings: object) -> Sweep:
+    config = SweepConfig(**{"confirm": 0, "concurrent": 2, **settings})  # type: ignore[arg-type]
+    job, space = SweepJobConfig(sweep=config), parse_space(SPECS)
+    folders.write_config(name, job)
+    return open_sweep(
+        job,
+        name,
+        space,
+        papers_values(space, job),
+        data=("nowhere", "synthetic"),
+        score_digest="synthetic",
+        length=(STEPS, 3),
+    )
+
+
+def bowl(values: dict[str, float]) -> float:
+    """Least, 0, at volume 3 and flow 0.5."""
+    away = np.log10(values["objective.volume"] / 3), values["objective.flow"] - 0.5
+    return float(np.square(away).sum())
+
+
+def report(step: int, score: float, **more: object) -> None:
+    from ray import tune
+
+    scores = {"score/perturbed_cm": score, "score/unperturbed_cm": 2 - score}
+    tune.report({"step": step, **scores, **more})
+
+
+def computed(assignment: Assignment) -> None:
+    report(STEPS, bowl(assignment.values), final=True)
+
+
+def staged(assignment: Assignment) -> None:
+    """Better with every step; a third of the trials is out of luck."""
+    from ray import tune
+
+    if assignment.number == 2:
+        tune.report({"step": 1, "final": True, "failed": "diverged: step 1: loss not finite"})
+        return
+    if assignment.number == 3:
+        raise MemoryError("CUDA out of memory")
+    if assignment.number == 4:
+        os._exit(1)
+    for step in (1, 3):
+        report(step, bowl(assignment.values) + 1 / step)
+    report(STEPS, bowl(assignment.values), final=True)
+
+
+def test_failures_are_recorded_with_their_reason_and_end_nothing(cluster: None, home: Path) -> None:
+    sweep = opened("failing", trials=10, scheduler="asha", max_failures=0)
+    run_with(sweep, SEARCH, 10, staged, reuse=True)
+    trials = own_trials(sweep.study(SEARCH))
+    assert trials[0].params == {"objective.volume": 1.0, "objective.flow": 1.0}
+    states = [t.state.name for t in trials]
+    assert states[2:5] == ["FAIL"] * 3
+    assert states[0] == "COMPLETE"  # the paper's weights are never stopped early
+    assert states.count("PRUNED") >= 2
+    assert trials[2].user_attrs["reason"] == "diverged: step 1: loss not finite"
+    assert trials[3].user_attrs["reason"] == "MemoryError: CUDA out of memory"
+    assert trials[4].user_attrs["reason"] == "its process died (1 times)"
+    assert disagreements("failing") == []
+    text = show("failing")
+    assert "trial-002 failed: diverged" in text
+    assert text.count("stopped") == 1 + states.count("PRUNED")
+    runs = children(sweep.parent)
+    assert sorted(r.tags["sweep.state"] for r in runs) == sorted(s.lower() for s in states)
+    # What does not agree is found.
+    runs[0].run.end("KILLED")
+    (found,) = disagreements("failing")
+    assert "KILLED in MLflow" in found
+
+
+def test_a_pareto_front_and_another_sweeps_history(cluster: None, home: Path) -> None:
+    both = ("perturbed", "unperturbed")
+    first = opened("first", trials=6, objectives=both)
+    run_with(first, SEARCH, 6, computed, reuse=True)
+    assert "* on the Pareto front" in show("first")
+    # What one gains the other loses: all trials are on the front.
+    assert show("first").count("\n*  trial") == 6
+    plain = opened("plain", trials=5)
+    run_with(plain, SEARCH, 5, computed, reuse=True)
+    warm = opened("warm", trials=3, warm_start="plain")
+    run_with(warm, SEARCH, 3, computed, reuse=True)
+    assert len(warm.study(SEARCH).trials) == 8
+    assert [t.user_attrs["name"] for t in own_trials(warm.study(SEARCH))] == [
+        "trial-000",
+        "trial-001",
+        "trial-002",
+    ]
+    assert disagreements("warm") == []
+    with pytest.raises(UserError, match="has no study nowhere"):
+        opened("other", warm_start="nowhere")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_tpe_beats_random_search_at_equal_budget(
+    cluster: None, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best: dict[str, list[float]] = {"tpe": [], "random": []}
+    for seed in range(20):
+        for sampler, found in best.items():
+            name = f"{sampler}-{seed}"
+            sweep = opened(name, trials=25, sampler=sampler, seed=seed)
+            run_with(sweep, SEARCH, 25, computed, reuse=True)
+            found.append(sweep.study(SEARCH).best_value)
+    medians = {sampler: float(np.median(found)) for sampler, found in best.items()}
+    with capsys.disabled():
+        print(f"\nmedian best of 25 trials over 20 seeds: {medians}")
+    assert medians["tpe"] < medians["random"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_200_quick_trials_leave_nothing_behind(
+    cluster: None, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ray.util.state import list_actors
+
+    def measured(trials: int, name: str) -> tuple[int, int, float]:
+        sweep = opened(name, trials=trials)
+        run_with(sweep, SEARCH, trials, computed, reuse=True)
+        gc.collect()
+        alive = list_actors(filters=[("state", "=", "ALIVE")])
+        return len(alive), len(os.listdir("/proc/self/fd")), resident_mb()
+
+    before = measured(20, "warm-up")
+    after = measured(200, "long")
+    with capsys.disabled():
+        print(f"\n(actors, file handles, MB) after 20 and 220 trials: {before}, {after}")
+    assert after[0] <= before[0]
+    assert after[1] <= before[1] + 5
+    assert after[2] <= before[2] + 40  # 0.2 MB a trial
+
+
+def resident_mb() -> float:
+    """Memory of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
