@@ -30,19 +30,7 @@ class Process:
 
     def descendants(self) -> dict[int, str]:
         """Process id → command line of everything below it."""
-        parents, commands = {}, {}
-        for path in Path("/proc").glob("[0-9]*"):
-            try:
-                stat = (path / "stat").read_text().rpartition(")")[2].split()
-                parents[int(path.name)] = int(stat[1])
-                commands[int(path.name)] = (path / "cmdline").read_text().replace("\0", " ")
-            except OSError:
-                continue  # it ended while we looked
-        below, frontier = set(), {self.popen.pid}
-        while frontier:
-            frontier = {p for p, parent in parents.items() if parent in frontier} - below
-            below |= frontier
-        return {pid: commands[pid] for pid in below}
+        return descendants(self.popen.pid)
 
     def find(self, part: str) -> int | None:
         """A descendant whose command holds a word."""
@@ -51,6 +39,24 @@ class Process:
     def trains_or_ended(self) -> bool:
         """Whether a training worker runs, or the sweep has ended."""
         return self.find(WORKER) is not None or self.popen.poll() is not None
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Process id → command line of everything below a process."""
+    parents, commands = {}, {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            stat = (path / "stat").read_text().rpartition(")")[2].split()
+            parents[int(path.name)] = int(stat[1])
+            commands[int(path.name)] = (path / "cmdline").read_text().replace("\0", " ")
+        except OSError:
+            continue  # it ended while we looked
+    below: set[int] = set()
+    frontier = {pid}
+    while frontier:
+        frontier = {p for p, parent in parents.items() if parent in frontier} - below
+        below |= frontier
+    return {p: commands[p] for p in below if p in commands}
 
 
 def start(home: Path, words: Sequence[str], log: Path) -> Process:

@@ -5,72 +5,32 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sweep_pieces
+from recovery import descendants
+from sweep_pieces import STEPS, bowl, opened, report
 
 from dynaflip.errors import UserError
-from dynaflip.platform.sweep import folder as folders
 from dynaflip.platform.sweep.agreement import disagreements
 from dynaflip.platform.sweep.children import children
-from dynaflip.platform.sweep.config import SweepConfig, SweepJobConfig
 from dynaflip.platform.sweep.ledger import Assignment
-from dynaflip.platform.sweep.run import open_sweep
 from dynaflip.platform.sweep.show import show
-from dynaflip.platform.sweep.space import papers_values, parse_space
-from dynaflip.platform.sweep.stages import Sweep, run_with
+from dynaflip.platform.sweep.stages import run_with
 from dynaflip.platform.sweep.study import SEARCH, own_trials
 
 pytestmark = pytest.mark.ray
-SPECS = ("objective.volume=log(0.1,10)", "objective.flow=uniform(0,2)")
-STEPS = 9
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """A cluster with its State API, which early stops need."""
-    from dynaflip.platform.cluster import prepare_environment, start_ray
-
-    prepare_environment()
+@pytest.fixture(scope="module", autouse=True)
+def sent_by_value(ray_cluster: None) -> None:
+    """Workers cannot import the tests' files."""
     import ray
 
-    # Workers cannot import this file.
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    running = ray.is_initialized()
-    start_ray(num_cpus=2, dashboard=True)
-    yield
-    if not running:
-        ray.shutdown()
-
-
-def opened(name: str, **settings: object) -> Sweep:
-    config = SweepConfig(**{"confirm": 0, "concurrent": 2, **settings})  # type: ignore[arg-type]
-    job, space = SweepJobConfig(sweep=config), parse_space(SPECS)
-    folders.write_config(name, job)
-    return open_sweep(
-        job,
-        name,
-        space,
-        papers_values(space, job),
-        data=("nowhere", "synthetic"),
-        score_digest="synthetic",
-        length=(STEPS, 3),
-    )
-
-
-def bowl(values: dict[str, float]) -> float:
-    """Least, 0, at volume 3 and flow 0.5."""
-    away = np.log10(values["objective.volume"] / 3), values["objective.flow"] - 0.5
-    return float(np.square(away).sum())
-
-
-def report(step: int, score: float, **more: object) -> None:
-    from ray import tune
-
-    scores = {"score/perturbed_cm": score, "score/unperturbed_cm": 2 - score}
-    tune.report({"step": step, **scores, **more})
+    for module in (sys.modules[__name__], sweep_pieces):
+        ray.cloudpickle.register_pickle_by_value(module)
 
 
 def computed(assignment: Assignment) -> None:
@@ -93,7 +53,7 @@ def staged(assignment: Assignment) -> None:
     report(STEPS, bowl(assignment.values), final=True)
 
 
-def test_failures_are_recorded_with_their_reason_and_end_nothing(cluster: None, home: Path) -> None:
+def test_failures_are_recorded_with_their_reason_and_end_nothing(home: Path) -> None:
     sweep = opened("failing", trials=10, scheduler="asha", max_failures=0)
     run_with(sweep, SEARCH, 10, staged, reuse=True)
     trials = own_trials(sweep.study(SEARCH))
@@ -117,7 +77,7 @@ def test_failures_are_recorded_with_their_reason_and_end_nothing(cluster: None, 
     assert "KILLED in MLflow" in found
 
 
-def test_a_pareto_front_and_another_sweeps_history(cluster: None, home: Path) -> None:
+def test_a_pareto_front_and_another_sweeps_history(home: Path) -> None:
     both = ("perturbed", "unperturbed")
     first = opened("first", trials=6, objectives=both)
     run_with(first, SEARCH, 6, computed, reuse=True)
@@ -142,7 +102,7 @@ def test_a_pareto_front_and_another_sweeps_history(cluster: None, home: Path) ->
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_tpe_beats_random_search_at_equal_budget(
-    cluster: None, home: Path, capsys: pytest.CaptureFixture[str]
+    home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     best: dict[str, list[float]] = {"tpe": [], "random": []}
     for seed in range(20):
@@ -160,16 +120,14 @@ def test_tpe_beats_random_search_at_equal_budget(
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_200_quick_trials_leave_nothing_behind(
-    cluster: None, home: Path, capsys: pytest.CaptureFixture[str]
+    home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ray.util.state import list_actors
-
     def measured(trials: int, name: str) -> tuple[int, int, float]:
         sweep = opened(name, trials=trials)
         run_with(sweep, SEARCH, trials, computed, reuse=True)
         gc.collect()
-        alive = list_actors(filters=[("state", "=", "ALIVE")])
-        return len(alive), len(os.listdir("/proc/self/fd")), resident_mb()
+        actors = [c for c in descendants(os.getpid()).values() if "ray::ImplicitFunc" in c]
+        return len(actors), len(os.listdir("/proc/self/fd")), resident_mb()
 
     before = measured(20, "warm-up")
     after = measured(200, "long")
