@@ -36,7 +36,7 @@ class ScoreConfig:
     # LeRobot data set with simulator labels; none = the home's data/demo.
     data: str | None = None
     # Frames of each unperturbed training episode that probes are fitted on.
-    frames_per_episode: int = 4
+    frames_per_episode: int = 8
     # Folds of the cross-validation over episodes that chooses the probes' penalty.
     folds: int = 5
     # Pictures a forward pass.
@@ -44,7 +44,7 @@ class ScoreConfig:
     # Views that probes are tested on: fewer than an evaluation's, because every trial pays.
     views: ViewsConfig = field(
         default_factory=lambda: ViewsConfig(
-            episodes_per_task=3, frames_per_episode=2, frames_per_factor=1
+            episodes_per_task=3, frames_per_episode=2, frames_per_factor=2
         )
     )
 
