@@ -18,6 +18,7 @@ from ray import tune
 from ray.exceptions import (
     LocalRayletDiedError,
     NodeDiedError,
+    ObjectLostError,
     RayActorError,
     RpcError,
     WorkerCrashedError,
@@ -42,7 +43,14 @@ from dynaflip.platform.training.step import NonFiniteLoss
 
 RESULT = "result.json"
 # Deaths of processes and nodes, by a killer (the one of memory too) and not by an error.
-_LOST = (RayActorError, WorkerCrashedError, NodeDiedError, LocalRayletDiedError, RpcError)
+_LOST = (
+    RayActorError,
+    WorkerCrashedError,
+    NodeDiedError,
+    LocalRayletDiedError,
+    ObjectLostError,
+    RpcError,
+)
 
 
 @dataclass(frozen=True)
