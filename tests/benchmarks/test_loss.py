@@ -26,12 +26,17 @@ pytestmark = pytest.mark.bench
 NUM, DIM = 1024, 512
 
 
-def points(num: int = NUM, dim: int = DIM) -> dict[str, Tensor]:
+def raw_points(num: int = NUM, dim: int = DIM) -> dict[str, Tensor]:
+    """Before normalisation: off the sphere the two formulas differ, and so do their slopes."""
     generator = torch.Generator().manual_seed(0)
     return {
-        name: F.normalize(torch.randn(num, dim, generator=generator))
+        name: torch.randn(num, dim, generator=generator).requires_grad_()
         for name in ("language", "image", "flow")
     }
+
+
+def unit(raw: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: F.normalize(value) for name, value in raw.items()}
 
 
 def textbook(z: dict[str, Tensor]) -> Tensor:
@@ -50,16 +55,17 @@ def ours(z: dict[str, Tensor]) -> Tensor:
 def measure(which: Callable[[dict[str, Tensor]], Tensor], out: str) -> None:
     """In a process of its own: forward and backward; seconds, peak bytes above the inputs."""
     torch.set_num_threads(1)
-    z = {name: value.requires_grad_() for name, value in points().items()}
-    small = {name: value.requires_grad_() for name, value in points(8, 8).items()}
-    which(small).sum().backward()  # what torch loads at first use is not the formula's
+    raw = raw_points()
+    which(
+        unit(raw_points(8, 8))
+    ).sum().backward()  # what torch loads at first use is not the formula's
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.perf_counter()
-    matrix = which(z)
+    matrix = which(unit(raw))
     matrix.sum().backward()
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    gradient = torch.stack([value.grad for value in z.values()])  # type: ignore[misc]
+    gradient = torch.stack([value.grad for value in raw.values()])  # type: ignore[misc]
     torch.save({"s": seconds, "kB": peak, "matrix": matrix.detach(), "gradient": gradient}, out)
 
 
@@ -92,7 +98,7 @@ def one_of_many(rank: int, world: int, local: int, folder: str) -> None:
     torch.set_num_threads(1)
 
     def step(number: int) -> None:
-        z = {name: value.requires_grad_() for name, value in points(number, 64).items()}
+        z = unit(raw_points(number, 64))
         ids = rank * number + torch.arange(number)
         mine = Examples(z, ids, ids)
         alignment_loss(ObjectiveConfig(), mine, mine.gathered())["loss"].backward()
