@@ -1,13 +1,17 @@
 """Recordings to image-language-3D-flow triplets.
 
     python jobs/preprocess.py --source data/demo --output data/triplets
+    python jobs/preprocess.py inspect data/triplets
 
 Reads a LeRobot v3.0 data set or a folder of videos with captions.csv; writes
-Parquet shards, rejected.parquet and manifest.json.
+Parquet shards, rejected.parquet and manifest.json. ``inspect`` prints what a triplet
+folder holds, writes data_card.html into it and logs it as a data set.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
 import time
 from dataclasses import replace
@@ -19,6 +23,8 @@ from dynaflip.platform.triplets.config import PreprocessConfig
 
 def main(argv: list[str]) -> int:
     """Preprocess, print what came of it; 1 when too many clips were rejected."""
+    if argv[:1] == ["inspect"]:
+        return inspect(argv[1:])
     parser = config_parser(__doc__ or "", PreprocessConfig)
     parser.add_argument(
         "--source", metavar="PATH", help=f"recordings (default {home.default_data()})"
@@ -42,6 +48,34 @@ def main(argv: list[str]) -> int:
     if outcome.failure:
         print(f"failed: {outcome.failure}", file=sys.stderr)
         return 1
+    return 0
+
+
+def inspect(argv: list[str]) -> int:
+    """Print what a triplet folder holds, write its data card and log it to MLflow."""
+    parser = argparse.ArgumentParser(
+        prog="preprocess.py inspect", description=inspect.__doc__, allow_abbrev=False
+    )
+    parser.add_argument("folder", nargs="?", help=f"default {home.default_triplets()}")
+    parser.add_argument("--examples", type=int, default=12, help="triplets shown in the card")
+    args = parser.parse_args(argv)
+    folder = home.input_path(args.folder, home.default_triplets())
+
+    from dynaflip.platform.triplets.data_card import write_card
+    from dynaflip.platform.triplets.inspection import inspect_folder, inspection_lines
+
+    found = inspect_folder(folder)
+    for line in inspection_lines(found):
+        print(line)
+    card = write_card(found, args.examples)
+
+    from dynaflip.platform.tracking import ending, open_run
+
+    with ending(open_run("triplets", home.new_run_name("triplets"))) as run:
+        counts = json.dumps(found.manifest["counts"])
+        run.log_dataset(found.folder.name, found.manifest["digest"], folder, counts)
+        run.log_file(card)
+    print(f"look at {card}")
     return 0
 
 

@@ -127,6 +127,26 @@ class Run:
         """Log a file (a picture, a table) as an artifact."""
         self.client().log_artifact(self.run_id, str(path), folder)
 
+    def log_dataset(self, name: str, digest: str, source: str, profile: str) -> None:
+        """Name the data set that the run is about or was trained on.
+
+        Args:
+            name: short, of the folder.
+            digest: of its content.
+            source: where it lies.
+            profile: counts, JSON.
+        """
+        from mlflow.entities import Dataset, DatasetInput
+
+        found = Dataset(
+            name=name,
+            digest=digest[:32],
+            source_type="local" if "://" not in source else source.split("://")[0],
+            source=source,
+            profile=profile,
+        )
+        self.client().log_inputs(self.run_id, datasets=[DatasetInput(dataset=found, tags=[])])
+
     def log_figure(self, figure: Any, name: str) -> None:
         """Log a matplotlib figure as an artifact, e.g. ``pictures/loss.png``."""
         self.client().log_figure(self.run_id, figure, name)

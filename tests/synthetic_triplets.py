@@ -90,6 +90,8 @@ def _clip(rng: np.random.Generator, number: int, per_clip: int, px: int) -> list
                 "depth_kind": "recorded",
                 "depth_scale": "metric",
                 "camera_motion": "none",
+                "camera_inlier_share": None,
+                "grid": "uniform",
                 "visible_share": 1.0,
                 "moving_share": 0.06,
                 "factors": "{}",

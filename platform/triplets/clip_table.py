@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from dynaflip.eval.perturbations import belongs_to
+from dynaflip.platform.triplets.camera_motion import compensated
 from dynaflip.platform.triplets.clips import (
     Cameras,
     Clip,
@@ -23,10 +25,14 @@ from dynaflip.platform.triplets.clips import (
     normalise_caption,
 )
 from dynaflip.platform.triplets.config import PreprocessConfig
-from dynaflip.platform.triplets.flow import flow_of_window
+from dynaflip.platform.triplets.filters import check_flow, check_pictures
+from dynaflip.platform.triplets.flow import flow_of_window, flow_source
+from dynaflip.platform.triplets.grid import place_grid
 from dynaflip.platform.triplets.lift import assumed_intrinsics_px
+from dynaflip.platform.triplets.refusal import WindowRefused
 from dynaflip.platform.triplets.sample import Transition, sample_transitions
 from dynaflip.platform.triplets.schema import GRID, STEPS, TRIPLET_SCHEMA
+from dynaflip.platform.triplets.shot import Shot
 from dynaflip.platform.triplets.simulator_flow import simulator_flow
 from dynaflip.platform.triplets.split import split_of
 from dynaflip.platform.triplets.track import thin_frames
@@ -43,6 +49,7 @@ def clip_table(
     config: PreprocessConfig,
     depth_model: DepthModel | None = None,
     depth_model_scale: str = "relative",
+    left_out: Counter[str] | None = None,
 ) -> pa.Table:
     """Make all triplets of a clip.
 
@@ -52,6 +59,7 @@ def clip_table(
         config: settings.
         depth_model: for ``depth: model:…``.
         depth_model_scale: metric or relative, what the model gives.
+        left_out: counts windows that the filters refuse, by reason.
 
     Returns:
         A table of :data:`TRIPLET_SCHEMA`, at least one row.
@@ -75,7 +83,17 @@ def clip_table(
     if config.depth.startswith("model:"):
         assert depth_model is not None
         material.depth_model, material.depth_scale = depth_model, depth_model_scale
-    rows = [_row(clip, recording, config, material, t) for t in transitions]
+    rows, reasons = [], Counter[str]()
+    for transition in transitions:
+        try:
+            rows.append(_row(clip, recording, config, material, transition))
+        except WindowRefused as refusal:
+            reasons[f"{refusal.stage}: {refusal.reason}"] += 1
+    if left_out is not None:
+        left_out.update(reasons)
+    if not rows:
+        most, number = reasons.most_common(1)[0]
+        raise ClipError("filter", f"no window is left: {most}, {number} of {len(transitions)}")
     unique = {row["triplet_id"]: row for row in rows}
     return _to_table(list(unique.values()))
 
@@ -199,16 +217,23 @@ def _row(
     window = material.windows[transition]
     times_s = material.times_s[window]
     frames = material.tracked_frames(window)
+    check_pictures(frames, config.filter)
     height, width = frames.shape[1:3]
     cameras = material.cameras(window, width, height)
     depth_m = material.depth_m(window, frames)
+    shot = Shot(frames, depth_m, cameras.intrinsics_px, cameras.poses)
+    shot, camera = compensated(shot, config)
+    origin_px = place_grid(shot, config)
     if config.flow_source == "simulator":
         state = recording.simulator_state(window)
-        flow = simulator_flow(clip, times_s, cameras.poses, state, (width, height))
+        size_px = (width, height)
+        flow = simulator_flow(clip, times_s, cameras.poses, state, origin_px, size_px)
     else:
-        flow = flow_of_window(frames, times_s, depth_m, cameras, config)
+        flow = flow_of_window(shot, times_s, origin_px, config)
     median_m = 1.0 if depth_m is None else float(np.median(depth_m[0][np.isfinite(depth_m[0])]))
     moving = np.linalg.norm(flow.displacement_m[-1], axis=-1) > MOVING_SHARE_OF_DEPTH * median_m
+    moving_share = float((moving & flow.visible[-1]).mean())
+    check_flow(flow, moving_share, config.filter)
     stored_w, stored_h = _reduced(material.picture_px, config.image_px)
     scale = np.array([stored_w / width, stored_h / height], np.float32)
     follower = transition.r3m_next if config.image_pair == "r3m" else transition.end
@@ -237,12 +262,14 @@ def _row(
         "tracks_px": flow.tracks_px * scale,
         "median_depth_m": median_m,
         "focal_px": float(cameras.intrinsics_px[0, 0] * scale[0]),
-        "flow_source": "lk" if config.flow_source == "tracked" else config.flow_source,
+        "flow_source": flow_source(config),
         "depth_kind": {"auto": "recorded"}.get(config.depth, config.depth),
         "depth_scale": material.depth_scale,
-        "camera_motion": "none" if cameras.poses is None else "pose",
+        "camera_motion": camera.kind,
+        "camera_inlier_share": camera.inlier_share,
+        "grid": config.grid,
         "visible_share": float(flow.visible[-1].mean()),
-        "moving_share": float((moving & flow.visible[-1]).mean()),
+        "moving_share": moving_share,
     }
 
 

@@ -92,6 +92,36 @@ class LiftConfig:
 
 
 @dataclass(frozen=True)
+class CameraConfig:
+    """Whose motion is taken out of the flow."""
+
+    # auto: the recorded pose, else a fit, else (without depth) none. recorded, fitted and
+    # none: only that; a clip that has no recorded pose is then rejected.
+    motion: str = "auto"
+    # reject: a window whose camera cannot be fitted is left out. uncompensated: it is kept
+    # as if the camera stood still, and says so.
+    on_failure: str = "reject"
+    # A fit fails where a smaller share of the points agrees.
+    min_inlier_share: float = 0.4
+    # A point agrees when it misses by no more in the picture, and in depth as a share of it.
+    inlier_px: float = 1.0
+    inlier_depth_share: float = 0.01
+    # Triples of points that are tried for each frame.
+    trials: int = 100
+
+    def __post_init__(self) -> None:
+        if self.motion not in ("auto", "recorded", "fitted", "none"):
+            raise ValueError(f"motion must be auto, recorded, fitted or none, not {self.motion!r}")
+        if self.on_failure not in ("reject", "uncompensated"):
+            raise ValueError(f"on_failure must be reject or uncompensated, not {self.on_failure!r}")
+        if not 0 <= self.min_inlier_share <= 1:
+            raise ValueError(f"min_inlier_share must be in [0, 1], not {self.min_inlier_share}")
+        for name in ("inlier_px", "inlier_depth_share", "trials"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
 class StillConfig:
     """Points that stand still are told from those the tracker drags along."""
 
@@ -186,6 +216,27 @@ class PiecesConfig:
 
 
 @dataclass(frozen=True)
+class FilterConfig:
+    """Windows that are left out, and counted by reason. 0 (for the cut: 1) keeps all."""
+
+    # Least share of the grid's points that are trusted to the end and move.
+    min_moving_share: float = 0.005
+    # Least share of the grid's points that are trusted to the end.
+    min_visible_share: float = 0.1
+    # A shot cut: change of brightness from one tracked frame to the next, beyond the usual.
+    max_cut_score: float = 0.12
+    # Least mean squared Laplacian of the first and last picture (blur lowers it).
+    min_sharpness: float = 8.0
+
+    def __post_init__(self) -> None:
+        for name in ("min_moving_share", "min_visible_share", "max_cut_score"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], not {getattr(self, name)}")
+        if self.min_sharpness < 0:
+            raise ValueError(f"min_sharpness must be 0 or more, not {self.min_sharpness}")
+
+
+@dataclass(frozen=True)
 class PreprocessConfig:
     """Everything that ``jobs/preprocess.py`` can be told."""
 
@@ -208,6 +259,10 @@ class PreprocessConfig:
     image_px: int = 160
     # Quality of the stored JPEG pictures.
     jpeg_quality: int = 92
+    # uniform: an even grid of key points, as in the paper. motion: lines lie closer where
+    # things move; grid_focus is the share of them that motion draws.
+    grid: str = "uniform"
+    grid_focus: float = 0.7
     # Share of recordings held out from pretraining, by hash.
     heldout_share: float = 0.2
     # Enters the draw of frames, beside each clip's content.
@@ -220,9 +275,11 @@ class PreprocessConfig:
     example_pictures: int = 12
     track: TrackConfig = field(default_factory=TrackConfig)
     lift: LiftConfig = field(default_factory=LiftConfig)
+    camera: CameraConfig = field(default_factory=CameraConfig)
     still: StillConfig = field(default_factory=StillConfig)
     register: RegisterConfig = field(default_factory=RegisterConfig)
     pieces: PiecesConfig = field(default_factory=PiecesConfig)
+    filter: FilterConfig = field(default_factory=FilterConfig)
 
     def __post_init__(self) -> None:
         if self.depth not in ("auto", "plane") and not self.depth.removeprefix("model:").strip():
@@ -241,6 +298,10 @@ class PreprocessConfig:
         for name in ("draws_per_clip", "clips_per_shard"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.grid not in ("uniform", "motion"):
+            raise ValueError(f"grid must be uniform or motion, not {self.grid!r}")
+        if not 0 <= self.grid_focus < 1:
+            raise ValueError(f"grid_focus must be in [0, 1), not {self.grid_focus}")
         if self.image_px < 16:
             raise ValueError(f"image_px must be at least 16, not {self.image_px}")
         if not 1 <= self.jpeg_quality <= 100:

@@ -7,15 +7,12 @@ with the first frame's median at 1, and called ``relative``.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dynaflip.errors import UserError
 from dynaflip.platform.triplets.clips import Floats, Frames
-from dynaflip.platform.triplets.config import PreprocessConfig
 
 _METRIC_TYPES = ("zoedepth", "depth_pro")
 # Inverse depth below this share of the median is as far as we tell apart.
@@ -86,29 +83,3 @@ def depth_of_inverse(inverse: Floats) -> Floats:
     if not np.isfinite(middle) or middle <= 0:
         return np.full_like(inverse, np.nan)
     return (1 / np.maximum(inverse / middle, _LEAST_INVERSE)).astype(np.float32)
-
-
-class DepthModelShards:
-    """The Ray Data actor that holds a depth model and makes shards with it."""
-
-    def __init__(self, config: PreprocessConfig, folder: str) -> None:
-        self.config, self.folder = config, folder
-        self.depth = TransformersDepth(config.depth.removeprefix("model:"))
-
-    def __call__(self, row: dict[str, Any]) -> list[dict[str, str]]:
-        """A shard's row to a summary a clip."""
-        import pickle
-
-        from dynaflip.platform.triplets.shard import WorkFolder, process_shard
-        from dynaflip.platform.triplets.sources import open_source
-
-        summaries = process_shard(
-            row["number"],
-            pickle.loads(row["clips"]),
-            open_source(self.config.source),
-            self.config,
-            WorkFolder(Path(self.folder)),
-            self.depth,
-            self.depth.scale,
-        )
-        return [{"summary": json.dumps(summary)} for summary in summaries]

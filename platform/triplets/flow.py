@@ -9,15 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dynaflip.platform.triplets.clips import Cameras, Doubles, Floats, Frames
-from dynaflip.platform.triplets.config import PreprocessConfig
+from dynaflip.platform.triplets.clips import Doubles, Floats
+from dynaflip.platform.triplets.config import PreprocessConfig, TrackConfig
 from dynaflip.platform.triplets.follow import follow_pieces
+from dynaflip.platform.triplets.learned_track import is_learned, track_learned
 from dynaflip.platform.triplets.lift import at_steps, lift_tracks
 from dynaflip.platform.triplets.pieces import doubtful, move_rigidly
 from dynaflip.platform.triplets.schema import GRID
 from dynaflip.platform.triplets.shot import Shot
 from dynaflip.platform.triplets.still import compare_with_still, hold_still
-from dynaflip.platform.triplets.track import grid_px, track_points, tracker_pictures
+from dynaflip.platform.triplets.track import track_points, tracker_pictures
 
 
 @dataclass(frozen=True)
@@ -46,34 +47,27 @@ class Paths:
 
 
 def flow_of_window(
-    frames: Frames,
-    times_s: Doubles,
-    depth_m: Floats | None,
-    cameras: Cameras,
-    config: PreprocessConfig,
+    shot: Shot, times_s: Doubles, origin_px: Floats, config: PreprocessConfig
 ) -> Flow:
     """Make the flow of a window.
 
     Args:
-        frames: (N, H, W, 3) uint8.
+        shot: N frames with what is known of depth and cameras.
         times_s: (N,) of the frames; the first is t, the last t + window.
-        depth_m: (N, H, W) z-depth in metres, or None for the plane z = 1.
-        cameras: of the frames, intrinsics for H × W pictures.
+        origin_px: (G, G, 2) the points on frame t.
         config: settings.
     """
-    shot = Shot(frames, depth_m, cameras.intrinsics_px, cameras.poses)
-    origin_px = grid_px(*frames.shape[1:3])
     points_px = origin_px.reshape(-1, 2)
     follow = np.ones(len(points_px), dtype=bool)
     still = None
     # Without depth the plane moves wrongly under a moving camera: nothing to compare with.
-    if config.still.enabled and (depth_m is not None or cameras.poses is None):
+    if config.still.enabled and (shot.depth_m is not None or shot.poses is None):
         still = compare_with_still(shot, points_px, config.still, config.lift.search_px)
         follow = ~still.rests()
     paths = _tracked(shot, points_px, follow, config)
     aligned = np.zeros(len(points_px), dtype=bool)
     misfit = np.full(len(points_px), np.nan, dtype=np.float32)
-    if still is not None and depth_m is not None and config.register.enabled and follow.any():
+    if still is not None and shot.depth_m is not None and config.register.enabled and follow.any():
         found = follow_pieces(
             shot, points_px, follow, paths.xyz_m, paths.visible, config, still.depth_noise
         )
@@ -85,7 +79,7 @@ def flow_of_window(
             np.where(aligned[:, None], found.tracks_px, paths.tracks_px),
             np.where(aligned, fits, paths.visible),
         )
-    shape = (len(frames), *origin_px.shape[:2])
+    shape = (len(shot.frames), *origin_px.shape[:2])
     xyz_m, visible = paths.xyz_m.reshape(*shape, 3), paths.visible.reshape(shape)
     tracks_px = paths.tracks_px
     if still is not None:
@@ -118,8 +112,7 @@ def _tracked(shot: Shot, points_px: Floats, follow: np.ndarray, config: Preproce
     tracks_px = np.repeat(points_px[None], len(shot.frames), axis=0)
     trusted = np.ones(tracks_px.shape[:2], dtype=bool)
     if follow.any():
-        pictures = tracker_pictures(shot.frames, shot.depth_m if config.track.use_depth else None)
-        tracks_px[:, follow], misses_px = track_points(pictures, points_px[follow], config.track)
+        tracks_px[:, follow], misses_px = _track(shot, points_px[follow], config.track)
         trusted[:, follow] = np.isfinite(misses_px)
     grid = (len(shot.frames), GRID, GRID)
     xyz_m, visible = lift_tracks(
@@ -132,3 +125,18 @@ def _tracked(shot: Shot, points_px: Floats, follow: np.ndarray, config: Preproce
     )
     points = len(points_px)
     return Paths(xyz_m.reshape(-1, points, 3), tracks_px, visible.reshape(-1, points))
+
+
+def _track(shot: Shot, points_px: Floats, config: TrackConfig) -> tuple[Floats, np.ndarray]:
+    if is_learned(config.tracker):
+        return track_learned(shot.frames, points_px, config.tracker)
+    pictures = tracker_pictures(shot.frames, shot.depth_m if config.use_depth else None)
+    return track_points(pictures, points_px, config)
+
+
+def flow_source(config: PreprocessConfig) -> str:
+    """What triplets say of where their flow came from, such as ``lk+aligned``."""
+    if config.flow_source != "tracked":
+        return config.flow_source
+    aligned = config.register.enabled and config.still.enabled and config.depth != "plane"
+    return config.track.tracker + ("+aligned" if aligned else "")

@@ -86,13 +86,13 @@ def _motions(
     before = now = Motion.none(len(pieces.middle_m))
     out = []
     for n in range(1, len(shot.frames)):
-        view = _view(shot, n)
+        view = view_of(shot, n)
         drift_m = (tracked_m[n] - tracked_m[n - 1]) * trusted[n, :, None]
         tracked = Motion(now.rotation, (now.shift_m + drift_m).astype(np.float32))
-        found = _best(pieces, [now, now.again(before), tracked], view, 0, config)
+        found = best_of(pieces, [now, now.again(before), tracked], view, 0, config)
         found = refine(pieces, found, view, 0, config.coarse_iterations, config)
         others = [found.about(pieces.middle_m, other) for other in neighbours]
-        found = _best(pieces, [found, *others], view, 1, config)
+        found = best_of(pieces, [found, *others], view, 1, config)
         found = refine(pieces, found, view, 1, config.fine_iterations, config)
         before, now = now, found
         out.append((now, misfit(pieces, now, view, 1, config)))
@@ -137,7 +137,7 @@ def cut_pieces(
     points_m = lattice_m[place].astype(np.float32)
     total = np.maximum(own.sum(1), 1)[:, None]
     middle_m = ((points_m * own[..., None]).sum(1) / total).astype(np.float32)
-    grey = np.stack([level[rows, columns][place] for level in _grey_levels(shot.frames[0])])
+    grey = np.stack([level[rows, columns][place] for level in grey_levels(shot.frames[0])])
     return Pieces(points_m, own, grey, middle_m), which
 
 
@@ -177,23 +177,24 @@ def _sighted(shot: Shot, n: int, xyz_m: Floats, search_px: int) -> tuple[Doubles
         return at_px, inside & (np.abs(found_m - seen_m[:, 2]) <= _SIGHT_SHARE * seen_m[:, 2])
 
 
-def _view(shot: Shot, n: int) -> View:
+def view_of(shot: Shot, n: int) -> View:
     """Frame n, ready to be compared with."""
     assert shot.depth_m is not None
     return View(
-        _grey_levels(shot.frames[n]),
+        grey_levels(shot.frames[n]),
         shot.depth_m[n],
         shot.intrinsics_px[n].astype(np.float32),
         shot.from_first(n).astype(np.float32),
     )
 
 
-def _grey_levels(frame: Frames) -> list[Floats]:
+def grey_levels(frame: Frames) -> list[Floats]:
+    """(H, W) brightness, blurred as each level of register.py asks for."""
     grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32)
     return [np.asarray(cv2.GaussianBlur(grey, (0, 0), sigma), np.float32) for sigma in BLUR_PX]
 
 
-def _best(
+def best_of(
     pieces: Pieces, motions: list[Motion], view: View, level: int, config: RegisterConfig
 ) -> Motion:
     """Of several motions for each piece the one that fits best."""

@@ -15,9 +15,11 @@ _COLUMNS = [
     "clip_id",
     "caption",
     "frame_t",
+    "frame_next",
     "origin_px",
     "tracks_px",
     "flow_visible",
+    "flow_origin_m",
     "flow_displacement_m",
     "median_depth_m",
     "width_px",
@@ -26,6 +28,61 @@ _COLUMNS = [
 ]
 # Drawn brighter: 3D motion beyond this share of the median depth.
 _MOVING = 0.01
+
+
+def decode_picture(encoded: bytes, short_side_px: int) -> Frames:
+    """(H, W, 3) uint8 RGB of a stored JPEG, brought to a short side."""
+    stored = cv2.imdecode(np.frombuffer(encoded, dtype=np.uint8), cv2.IMREAD_COLOR)
+    assert stored is not None, "no JPEG"
+    scale = short_side_px / min(stored.shape[:2])
+    size = (round(stored.shape[1] * scale), round(stored.shape[0] * scale))
+    sized = cv2.resize(stored, size, interpolation=cv2.INTER_CUBIC)
+    return np.asarray(cv2.cvtColor(sized, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def draw_flow_3d(row: dict[str, Any], side_px: int = 320) -> Frames:
+    """Draw a triplet's 3D flow from above (left: x, z) and from the side (right: z, y).
+
+    Args:
+        row: columns of a triplet; tensors as arrays of the schema's shapes.
+        side_px: height of the result and width of each view.
+
+    Returns:
+        (side, 2 side, 3) uint8 RGB.
+    """
+    origin = row["flow_origin_m"][None]
+    path = np.concatenate([origin, origin + row["flow_displacement_m"]])
+    visible = row["flow_visible"].astype(bool)
+    far = np.linalg.norm(row["flow_displacement_m"], axis=-1) > _MOVING * row["median_depth_m"]
+    moving = (far & visible).any(0)
+    shown = visible[0]
+    out: Any = np.full((side_px, 2 * side_px, 3), 24, np.uint8)
+    if not shown.any():
+        return out
+    # What moves fills the view; the rest is context.
+    focus = path[:, moving if moving.any() else shown].reshape(-1, 3)
+    low, high = np.percentile(focus, [2, 98], axis=0)
+    span = max(float((high - low).max()), 1e-6) * 1.3
+    centred = (path - (low + high) / 2) / span + 0.5
+    views = ((centred[..., 0], 1 - centred[..., 2], 0), (centred[..., 2], centred[..., 1], side_px))
+    for across, down, left in views:
+        for r, c in np.argwhere(shown):
+            steps = int(visible[:, r, c].sum()) if moving[r, c] else 0
+            place = [
+                (int(across[k, r, c] * side_px), int(down[k, r, c] * side_px))
+                for k in range(steps + 1)
+            ]
+            if not all(0 <= x < side_px and 0 <= y < side_px for x, y in place):
+                continue
+            for k in range(steps):
+                share = k / max(1, len(path) - 2)
+                colour = (int(255 * share), 255 - int(160 * share), 60)
+                ends = [(x + left, y) for x, y in place[k : k + 2]]
+                cv2.line(out, ends[0], ends[1], colour, 1, cv2.LINE_AA)
+            dot = (255, 255, 255) if moving[r, c] else (70, 90, 140)
+            cv2.circle(out, (place[0][0] + left, place[0][1]), 1, dot, -1)
+    cv2.line(out, (side_px, 0), (side_px, side_px), (90, 90, 90), 1)
+    return out
 
 
 def draw_tracks(row: dict[str, Any], short_side_px: int = 320) -> Frames:
@@ -38,13 +95,8 @@ def draw_tracks(row: dict[str, Any], short_side_px: int = 320) -> Frames:
     Returns:
         (H, W, 3) uint8 RGB.
     """
-    encoded = np.frombuffer(row["frame_t"], dtype=np.uint8)
-    stored = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
-    assert stored is not None, "frame_t is no JPEG"
-    picture: Any = cv2.cvtColor(stored, cv2.COLOR_BGR2RGB)
-    scale = short_side_px / min(picture.shape[:2])
-    size = (round(picture.shape[1] * scale), round(picture.shape[0] * scale))
-    picture = cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC)
+    picture = decode_picture(row["frame_t"], short_side_px)
+    scale = short_side_px / min(row["width_px"], row["height_px"])
     picture = (picture * 0.75).astype(np.uint8)
     path = np.concatenate([row["origin_px"][None], row["tracks_px"]]) * scale
     visible = row["flow_visible"].astype(bool)

@@ -28,6 +28,7 @@ from dynaflip.platform.config import to_dict
 from dynaflip.platform.triplets.clips import Clip, content_hash
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.digest import code_digest, digest_of
+from dynaflip.platform.triplets.model_shards import ModelShards, check_models, uses_models
 from dynaflip.platform.triplets.pictures import write_examples
 from dynaflip.platform.triplets.progress import Progress
 from dynaflip.platform.triplets.schema import REJECTED_SCHEMA, SCHEMA_VERSION
@@ -72,10 +73,7 @@ def preprocess(config: PreprocessConfig, output: str) -> Outcome:
         clips = clips[: config.source.max_clips]
     if not clips:
         raise UserError(f"source.path: {config.source.path} holds no recording")
-    if config.depth.startswith("model:"):
-        from dynaflip.platform.triplets.depth_model import check_depth_model
-
-        check_depth_model(config.depth.removeprefix("model:"))
+    check_models(config)
     settings = to_dict(config)
     key = _work_key(settings, clips)
     finished = _finished(folder, key)
@@ -115,15 +113,15 @@ def _run(
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it would report beside our progress
     dataset: Any = ray.data.from_items(items, override_num_blocks=min(len(items), _MAX_BLOCKS))
     arguments = {"config": config, "folder": str(work.path)}
-    if config.depth.startswith("model:"):
-        from dynaflip.platform.triplets.depth_model import DepthModelShards
-
-        cpus = int(ray.cluster_resources().get("CPU", 1))
+    if uses_models(config):
+        resources = ray.cluster_resources()
+        gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
         dataset = dataset.flat_map(
-            DepthModelShards,
+            ModelShards,
             fn_constructor_kwargs=arguments,
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, cpus - 1)),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, gpus or cpus - 1)),
             num_cpus=1,
+            num_gpus=1 if gpus else 0,
         )
     else:
         dataset = dataset.flat_map(_shard_task, fn_kwargs=arguments, num_cpus=1)
@@ -238,6 +236,9 @@ def _counts(summaries: list[dict[str, Any]]) -> dict[str, Any]:
     kept = [s for s in summaries if not s["stage"]]
     triplets = sum(len(s["rows"]) for s in kept)
     reasons = Counter(f"{s['stage']}: {s['reason']}" for s in summaries if s["stage"])
+    left_out: Counter[str] = Counter()
+    for summary in summaries:
+        left_out.update(summary["left_out"])
     splits: dict[str, dict[str, int]] = {}
     for split in ("train", "heldout"):
         mine = [s for s in kept if s["split"] == split]
@@ -253,6 +254,7 @@ def _counts(summaries: list[dict[str, Any]]) -> dict[str, Any]:
         "triplets": triplets,
         "splits": splits,
         "reasons": dict(reasons.most_common()),
+        "windows_left_out": dict(left_out.most_common()),
         "tasks": len({task for s in kept for task in s["tasks"]}),
         "visible_share": sum(s["visible"] for s in kept) / max(1, triplets),
         "moving_share": sum(s["moving"] for s in kept) / max(1, triplets),

@@ -132,6 +132,27 @@ def misfit(
     return each.sum(-1) / np.maximum(pieces.own.sum(-1), 1)
 
 
+def agreeing(
+    pieces: Pieces,
+    motion: Motion,
+    view: View,
+    config: RegisterConfig,
+    *,
+    grey: float,
+    depth_share: float,
+) -> Floats:
+    """(M,) share of each piece's samples in view that the view shows where they would be.
+
+    Args:
+        grey: difference of brightness (of 255), and
+        depth_share: of depth, as a share of it, that are still the same.
+    """
+    seen = _compare(pieces, motion, view, 1, config)
+    same = seen.sure & (np.abs(seen.colour) * config.grey_scale <= grey)
+    same &= np.abs(seen.behind) * config.depth_scale_share <= depth_share
+    return (same.sum(-1) / np.maximum(seen.inside.sum(-1), 1)).astype(np.float32)
+
+
 def refine(
     pieces: Pieces, motion: Motion, view: View, level: int, iterations: int, config: RegisterConfig
 ) -> Motion:

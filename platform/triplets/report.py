@@ -27,6 +27,9 @@ def summary_lines(outcome: Outcome, seconds: float) -> list[str]:
         lines.append(
             f"{split:<22}{numbers['triplets']:>8}{numbers['clips']:>8}{numbers['recordings']:>12}"
         )
+    left_out = counts["windows_left_out"]
+    lines += [f"{'windows left out':<22}{sum(left_out.values()):>8}"]
+    lines += [f"{'':<22}{number:>8}  {reason}" for reason, number in left_out.items()]
     lines.append("")
     lines.append(
         f"points visible to the end {counts['visible_share']:.0%}, moving "

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from dynaflip.errors import UserError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STEPS = 7  # K
 GRID = 20  # G
 R3M_FRAMES = 5
@@ -76,10 +76,14 @@ TRIPLET_SCHEMA = pa.schema(
         pa.field("median_depth_m", pa.float32(), nullable=False),  # of frame t
         pa.field("focal_px", pa.float32(), nullable=False),  # of the stored picture
         # How the flow came about; never silently.
-        pa.field("flow_source", pa.string(), nullable=False),  # lk | … | simulator (upper bound)
+        pa.field("flow_source", pa.string(), nullable=False),  # lk+aligned | … | simulator
         pa.field("depth_kind", pa.string(), nullable=False),  # recorded | model:NAME | plane
         pa.field("depth_scale", pa.string(), nullable=False),  # metric | relative
-        pa.field("camera_motion", pa.string(), nullable=False),  # pose | none (assumed static)
+        # pose (recorded) | fit | none (assumed static) | failed (kept uncompensated)
+        pa.field("camera_motion", pa.string(), nullable=False),
+        # Of a fit, the smallest share of points over the window that agree; null for others.
+        pa.field("camera_inlier_share", pa.float32(), nullable=True),
+        pa.field("grid", pa.string(), nullable=False),  # uniform | motion (lines closer there)
         # Shares in [0, 1], over grid points.
         pa.field("visible_share", pa.float32(), nullable=False),
         pa.field("moving_share", pa.float32(), nullable=False),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import traceback
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,9 +66,12 @@ def process_shard(
         summary: dict[str, Any] = {"clip_id": clip.clip_id, "recording_id": clip.recording_id}
         summary |= {"source": clip.source, "path": clip.path, "stage": "", "reason": ""}
         summary |= {"split": "", "tasks": [], "rows": [], "visible": 0.0, "moving": 0.0}
+        left_out: Counter[str] = Counter()
         try:
             _count_attempt(marker)
-            table = clip_table(clip, source.open(clip), config, depth_model, depth_model_scale)
+            table = clip_table(
+                clip, source.open(clip), config, depth_model, depth_model_scale, left_out
+            )
             summary["rows"] = row_digests(table)
             summary["split"] = table["split"][0].as_py()
             summary["tasks"] = sorted(set(table["task"].to_pylist()))
@@ -83,6 +87,7 @@ def process_shard(
             place = f"{Path(at.filename).name}:{at.lineno}"
             reason = f"{type(error).__name__} at {place}: {error}".splitlines()[0]
             summary |= {"stage": "unexpected", "reason": reason}
+        summary["left_out"] = dict(left_out)
         marker.unlink(missing_ok=True)
         summaries.append(summary)
     writer.close()

@@ -14,7 +14,6 @@ from dynaflip.platform.triplets.clips import Clip, ClipError, Doubles, Floats
 from dynaflip.platform.triplets.flow import Flow
 from dynaflip.platform.triplets.lift import at_steps
 from dynaflip.platform.triplets.schema import GRID
-from dynaflip.platform.triplets.track import grid_px
 
 
 def simulator_flow(
@@ -22,6 +21,7 @@ def simulator_flow(
     times_s: Doubles,
     poses: Doubles | None,
     qpos: Doubles | None,
+    origin_px: Floats,
     size_px: tuple[int, int],
 ) -> Flow:
     """Exact flow of a window of a recorded simulation.
@@ -31,7 +31,8 @@ def simulator_flow(
         times_s: (N,) of these frames.
         poses: (N, 4, 4) camera to world.
         qpos: (N, Q) state of the simulation (``privileged.qpos``).
-        size_px: (width, height) of the picture that the grid lies on.
+        origin_px: (G, G, 2) the points on the first frame.
+        size_px: (width, height) of the picture that they lie on.
 
     Raises:
         ClipError: not a recording of the simulator.
@@ -44,7 +45,6 @@ def simulator_flow(
     from dynaflip.eval.exact_flow import exact_flow_for_episode
 
     width, height = size_px
-    origin_px = grid_px(height, width)
     exact = exact_flow_for_episode(
         task_id=clip.task,
         layout_seed=int(episode["layout_seed"]),

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from simulated import TASKS, Window, recordings, windows
 
-from dynaflip.platform.triplets.clips import Cameras
+from dynaflip.platform.triplets.camera_motion import compensated, fit_camera
 from dynaflip.platform.triplets.config import PreprocessConfig, RegisterConfig, TrackConfig
 from dynaflip.platform.triplets.flow import flow_of_window
 from dynaflip.platform.triplets.track import grid_px, thin_frames, track_points, tracker_pictures
@@ -59,19 +59,14 @@ def plain(tracker: str) -> Method:
     return method
 
 
-def ours(config: PreprocessConfig) -> Method:
-    """The pipeline's flow of a window."""
+def ours(config: PreprocessConfig, *, hide_pose: bool = False) -> Method:
+    """The pipeline's flow of a window; with its pose hidden, the camera's motion is fitted."""
 
     def method(window: Window) -> Answer:
         kept = thin_frames(window.times_s, config.track.min_frame_gap_s)
-        cameras = window.cameras
-        assert cameras.poses is not None
-        some = Cameras(
-            cameras.intrinsics_px[kept], cameras.picture_px, cameras.poses[kept], cameras.assumed
-        )
-        flow = flow_of_window(
-            window.frames[kept], window.times_s[kept], window.depth_m[kept], some, config
-        )
+        origin_px = grid_px(*window.frames.shape[1:3])
+        shot, _ = compensated(window.shot(kept, hide_pose=hide_pose), config)
+        flow = flow_of_window(shot, window.times_s[kept], origin_px, config)
         # Points that were not aligned get the doubt of a middling piece.
         misfit = np.nan_to_num(flow.misfit, nan=0.2)
         doubt = doubt_of(misfit, flow.tracks_px[-1] - flow.origin_px)
@@ -92,6 +87,7 @@ METHODS: dict[str, Method] = {
     "DIS": plain("dis"),
     "LK + rejection": ours(PreprocessConfig(register=RegisterConfig(enabled=False))),
     "LK + pieces aligned": ours(PreprocessConfig()),
+    "the same, pose hidden": ours(PreprocessConfig(), hide_pose=True),
     "DIS + pieces aligned": ours(replace(PreprocessConfig(), track=TrackConfig(tracker="dis"))),
 }
 
@@ -152,6 +148,32 @@ def row(name: str, found: dict[str, np.ndarray]) -> str:
     return f"{text}  {float(found['seconds']) * 1e3:5.0f}"
 
 
+def camera_row(many: list[Window]) -> str:
+    """How well the camera's motion is found when its pose is hidden, and the flow with it."""
+    off_mm, off_deg, shares, moved_mm = [], [], [], []
+    config = PreprocessConfig()
+    for window in many:
+        kept = thin_frames(window.times_s, config.track.min_frame_gap_s)
+        assert window.cameras.poses is not None
+        poses = window.cameras.poses[kept]
+        truth = np.linalg.inv(poses[0]) @ poses
+        fit = fit_camera(window.shot(kept, hide_pose=True), config)
+        moved_mm.append(np.linalg.norm(truth[:, :3, 3], axis=1).max() * 1e3)
+        shares.append(fit.inlier_share if fit else 0.0)
+        if fit is None or fit.inlier_share < config.camera.min_inlier_share:
+            continue
+        apart = np.linalg.inv(truth) @ fit.poses
+        off_mm.append(np.linalg.norm(apart[:, :3, 3], axis=1).max() * 1e3)
+        cosine = (np.trace(apart[:, :3, :3], axis1=1, axis2=2) - 1) / 2
+        off_deg.append(np.degrees(np.arccos(np.clip(cosine, -1, 1))).max())
+    return (
+        f"camera, pose hidden: moves {np.median(moved_mm):.0f} mm (most {max(moved_mm):.0f}); "
+        f"found in {len(off_mm)} of {len(many)} within {np.median(off_mm):.2f} mm (worst "
+        f"{max(off_mm):.2f}) and {np.median(off_deg):.3f}° (worst {max(off_deg):.3f}); "
+        f"agreeing points {np.median(shares):.0%} (least {min(shares):.0%})"
+    )
+
+
 def main() -> None:
     """Print a table for each camera and length of window."""
     parser = argparse.ArgumentParser(
@@ -175,6 +197,7 @@ def main() -> None:
             print(f"{'':<22}{heads}    all")
             for name, method in METHODS.items():
                 print(row(name, score(method, many)), flush=True)
+            print(camera_row(many), flush=True)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,10 @@ from dynaflip.platform.triplets.clips import Cameras, Clip
 from dynaflip.platform.triplets.config import SourceConfig
 from dynaflip.platform.triplets.digest import digest_of
 from dynaflip.platform.triplets.flow import Flow
+from dynaflip.platform.triplets.shot import Shot
 from dynaflip.platform.triplets.simulator_flow import simulator_flow
 from dynaflip.platform.triplets.sources import open_source
+from dynaflip.platform.triplets.track import grid_px
 
 TASKS = (
     "door-open-v3",
@@ -51,6 +53,14 @@ class Window:
     depth_m: np.ndarray
     cameras: Cameras
     truth: Flow
+
+    def shot(self, kept: list[int], *, hide_pose: bool = False) -> Shot:
+        """Some of the frames, as the pipeline's stages take them."""
+        poses = self.cameras.poses
+        assert poses is not None
+        known = None if hide_pose else poses[kept]
+        intrinsics_px = self.cameras.intrinsics_px[kept]
+        return Shot(self.frames[kept], self.depth_m[kept], intrinsics_px, known)
 
 
 def recordings(
@@ -106,8 +116,10 @@ def windows(
             continue
         recording = source.open(clip)
         times_s = recording.times_s()
+        if len(times_s) < frames:
+            continue
         starts = np.linspace(0, len(times_s) - frames, per_clip + 2).astype(int)[1:-1]
-        for start in sorted({int(s) for s in starts if s >= 0}):
+        for start in sorted({int(s) for s in starts}):
             indices = list(range(start, start + frames))
             pictures = recording.read_frames(indices, IMAGE_PX)
             depth_m, cameras = recording.read_depth_m(indices), recording.cameras(indices)
@@ -129,7 +141,9 @@ def _truth(root: Path, clip: Clip, recording, indices: list[int], cameras: Camer
     assert cameras.poses is not None
     times_s = recording.times_s()[indices]
     state = recording.simulator_state(indices)
-    flow = simulator_flow(clip, times_s[some], cameras.poses[some], state[some], cameras.picture_px)
+    size_px = cameras.picture_px
+    origin_px = grid_px(size_px[1], size_px[0])
+    flow = simulator_flow(clip, times_s[some], cameras.poses[some], state[some], origin_px, size_px)
     path.parent.mkdir(exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.npz")
     np.savez(

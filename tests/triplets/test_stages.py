@@ -7,7 +7,7 @@ import pytest
 from triplet_recordings import moving_square, textured
 
 from dynaflip.platform.triplets import lift, pieces
-from dynaflip.platform.triplets.clips import Cameras, ClipError
+from dynaflip.platform.triplets.clips import ClipError
 from dynaflip.platform.triplets.config import (
     LiftConfig,
     PiecesConfig,
@@ -16,6 +16,7 @@ from dynaflip.platform.triplets.config import (
 )
 from dynaflip.platform.triplets.flow import flow_of_window
 from dynaflip.platform.triplets.sample import draw_r3m, sample_transitions
+from dynaflip.platform.triplets.shot import Shot
 from dynaflip.platform.triplets.track import grid_px, thin_frames, track_points, tracker_pictures
 
 SAMPLE = {"draws": 3, "flow_window_s": 0.5, "min_window_s": 0.1, "seed": 0}
@@ -221,11 +222,8 @@ def square_flow(with_depth: bool):
     for n in range(12):
         depth[n, 36:84, 20 + 2 * n : 68 + 2 * n] = 1.6
     many = np.tile([160.0, 160, 80, 60], (12, 1))
-    cameras = Cameras(many, (160, 120), None, assumed=False)
-    times_s = np.arange(12) / 30
-    flow = flow_of_window(
-        frames, times_s, depth if with_depth else None, cameras, PreprocessConfig()
-    )
+    shot = Shot(frames, depth if with_depth else None, many, None)
+    flow = flow_of_window(shot, np.arange(12) / 30, grid_px(120, 160), PreprocessConfig())
     x, y = flow.origin_px[..., 0], flow.origin_px[..., 1]
     square = (x > 26) & (x < 62) & (y > 42) & (y < 78)
     ground = (y < 30) | (y > 90) | (x > 100)

@@ -1,0 +1,203 @@
+"""What a triplet folder holds, in numbers: counts, captions, motion, visibility.
+
+Polars reads the columns of plain values; tensors are read file by file, so that memory
+does not grow with the folder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+
+from dynaflip.platform.triplets.clips import normalise_caption
+from dynaflip.platform.triplets.schema import read_manifest
+
+_PLAIN = [
+    "clip_id",
+    "recording_id",
+    "source",
+    "split",
+    "embodiment",
+    "licence",
+    "caption",
+    "caption_group",
+    "task",
+    "window_s",
+    "visible_share",
+    "moving_share",
+    "flow_source",
+    "depth_kind",
+    "depth_scale",
+    "camera_motion",
+    "camera_inlier_share",
+    "grid",
+]
+# Bins of a point's motion to the end of the window, as a share of the median depth.
+MOTION_BINS = np.concatenate([[0, 1e-6], np.geomspace(0.002, 1.0, 19)])
+_MOST_CAPTIONS = 10
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """``rows``: the plain columns of every triplet; ``rejected``: rows of rejected.parquet;
+    ``motion``: how many trusted points fall into each of :data:`MOTION_BINS`;
+    ``manifest``: as :func:`read_manifest` gives it."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    rows: pl.DataFrame
+    rejected: pl.DataFrame
+    motion: np.ndarray
+
+    def counts(self) -> pl.DataFrame:
+        """Triplets, clips, recordings and hours of window, by source and split."""
+        return (
+            self.rows.group_by("source", "embodiment", "licence", "split")
+            .agg(
+                pl.len().alias("triplets"),
+                pl.col("clip_id").n_unique().alias("clips"),
+                pl.col("recording_id").n_unique().alias("recordings"),
+                pl.col("moving_share").mean().round(4).alias("moving"),
+                pl.col("visible_share").mean().round(4).alias("visible"),
+            )
+            .sort("source", "split")
+        )
+
+    def ways(self) -> pl.DataFrame:
+        """How flow, depth and camera motion came about."""
+        names = ["flow_source", "depth_kind", "depth_scale", "camera_motion", "grid"]
+        return self.rows.group_by(names).agg(pl.len().alias("triplets")).sort(names)
+
+    def reasons(self) -> pl.DataFrame:
+        """Rejected clips by source, stage and reason, the most frequent first."""
+        return (
+            self.rejected.group_by("source", "stage", "reason")
+            .agg(pl.len().alias("clips"))
+            .sort("clips", "reason", descending=[True, False])
+        )
+
+    def left_out(self) -> pl.DataFrame:
+        """Windows that the filters refused, by reason."""
+        found = self.manifest["counts"].get("windows_left_out", {})
+        return pl.DataFrame(
+            {"reason": list(found), "windows": list(found.values())},
+            schema={"reason": pl.String, "windows": pl.Int64},
+        )
+
+    def captions(self) -> dict[str, float]:
+        """Distinct captions and groups; ``duplicates``: the share of clips whose caption (but
+        for case and punctuation) another clip has too: they weaken the contrast."""
+        by_clip = self.rows.unique(["clip_id", "caption"]).with_columns(
+            pl.col("caption").map_elements(normalise_caption, return_dtype=pl.String).alias("said")
+        )
+        shared = by_clip.group_by("said").agg(pl.col("clip_id").n_unique().alias("clips"))
+        repeated = by_clip.join(shared, on="said")
+        words = by_clip["said"].str.split(" ").list.len()
+        return {
+            "distinct": by_clip["caption"].n_unique(),
+            "distinct_normalised": by_clip["said"].n_unique(),
+            "groups": self.rows["caption_group"].n_unique(),
+            "duplicates": float((repeated["clips"] > 1).to_numpy().mean()) if len(words) else 0.0,
+            "words_mean": float(np.mean(words.to_numpy())) if len(words) else 0.0,
+        }
+
+    def common_captions(self) -> pl.DataFrame:
+        """The captions of most triplets."""
+        found = self.rows.group_by("caption").agg(
+            pl.len().alias("triplets"), pl.col("clip_id").n_unique().alias("clips")
+        )
+        return found.sort("triplets", "caption", descending=[True, False]).head(_MOST_CAPTIONS)
+
+
+def inspect_folder(folder: str) -> Inspection:
+    """Read a triplet folder.
+
+    Raises:
+        UserError: it is none, or one of another schema version.
+    """
+    manifest = read_manifest(folder)
+    root = Path(folder)
+    rows = pl.read_parquet(root / "triplets" / "*.parquet", columns=_PLAIN)
+    rejected = pl.read_parquet(root / "rejected.parquet")
+    motion = np.zeros(len(MOTION_BINS), dtype=np.int64)
+    for path in sorted((root / "triplets").glob("*.parquet")):
+        motion += _motion(path)
+    return Inspection(root, manifest, rows, rejected, motion)
+
+
+def _motion(path: Path) -> np.ndarray:
+    """Trusted points by how far they go; the last bin holds all that is further."""
+    out = np.zeros(len(MOTION_BINS), dtype=np.int64)
+    names = ["flow_displacement_m", "flow_visible", "median_depth_m"]
+    with pq.ParquetFile(path) as file:
+        for number in range(file.num_row_groups):
+            table = file.read_row_group(number, columns=names)
+            moved_m, visible = (
+                table[name].combine_chunks().to_numpy_ndarray()[:, -1] for name in names[:2]
+            )
+            depth_m = table["median_depth_m"].to_numpy()[:, None, None]
+            share = np.linalg.norm(moved_m, axis=-1) / depth_m
+            place = np.digitize(share[visible.astype(bool)], MOTION_BINS) - 1
+            out += np.bincount(place, minlength=len(MOTION_BINS))
+    return out
+
+
+def inspection_lines(found: Inspection) -> list[str]:
+    """What ``jobs/preprocess.py inspect`` prints."""
+    counts = found.manifest["counts"]
+    said = found.captions()
+    lines = [
+        f"{found.folder}: schema version {found.manifest['schema_version']}, "
+        f"digest {found.manifest['digest'][:16]}",
+        f"clips read {counts['read']}, kept {counts['kept']}, rejected {counts['rejected']}",
+        "",
+        *_table(found.counts()),
+        "",
+        *_table(found.ways()),
+    ]
+    if len(found.rejected):
+        lines += ["", "rejected clips", *_table(found.reasons().head(12))]
+    if len(found.left_out()):
+        lines += ["", "windows left out", *_table(found.left_out())]
+    moving, visible = found.rows["moving_share"], found.rows["visible_share"]
+    fitted = found.rows["camera_inlier_share"].drop_nulls()
+    lines += [
+        "",
+        f"points that move: {_spread(moving)}",
+        f"points trusted to the end: {_spread(visible)}",
+    ]
+    if len(fitted):
+        lines.append(f"points that agree with the fitted camera: {_spread(fitted)}")
+    lines += [
+        f"captions: {said['distinct']:.0f} distinct ({said['distinct_normalised']:.0f} but for "
+        f"case and punctuation), {said['groups']:.0f} groups, {said['words_mean']:.1f} words; "
+        f"{said['duplicates']:.0%} of the clips share theirs with another",
+        "",
+        *_table(found.common_captions()),
+    ]
+    return lines
+
+
+def _spread(values: pl.Series) -> str:
+    low, middle, high = (float(values.quantile(q) or 0.0) for q in (0.1, 0.5, 0.9))
+    return f"{middle:.1%} (a tenth below {low:.1%}, a tenth above {high:.1%})"
+
+
+def _table(frame: pl.DataFrame) -> list[str]:
+    """Columns aligned, without a frame."""
+    cells = [list(frame.columns)]
+    cells += [["" if v is None else str(v)[:60] for v in row] for row in frame.iter_rows()]
+    wide = [max(len(row[n]) for row in cells) for n in range(len(frame.columns))]
+    number = [dtype.is_numeric() for dtype in frame.dtypes]
+    return [
+        "  ".join(
+            cell.rjust(w) if right else cell.ljust(w)
+            for cell, w, right in zip(row, wide, number, strict=True)
+        ).rstrip()
+        for row in cells
+    ]

@@ -1,0 +1,55 @@
+"""The Ray Data actor that holds a user's models (depth, tracker) and makes shards with them."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+from dynaflip.platform.triplets.config import PreprocessConfig
+from dynaflip.platform.triplets.depth_model import TransformersDepth, check_depth_model
+from dynaflip.platform.triplets.learned_track import is_learned, load_tracker
+from dynaflip.platform.triplets.shard import WorkFolder, process_shard
+from dynaflip.platform.triplets.sources import open_source
+
+
+def uses_models(config: PreprocessConfig) -> bool:
+    """Whether a model is loaded, so that actors serve better than tasks."""
+    return config.depth.startswith("model:") or is_learned(config.track.tracker)
+
+
+def check_models(config: PreprocessConfig) -> None:
+    """Refuse early what cannot be loaded.
+
+    Raises:
+        UserError: says what was looked for.
+    """
+    if config.depth.startswith("model:"):
+        check_depth_model(config.depth.removeprefix("model:"))
+    if is_learned(config.track.tracker):
+        load_tracker(config.track.tracker)
+
+
+class ModelShards:
+    """Loads its models once; a GPU is used where there is one."""
+
+    def __init__(self, config: PreprocessConfig, folder: str) -> None:
+        self.config, self.folder = config, folder
+        name = config.depth.removeprefix("model:")
+        self.depth = TransformersDepth(name) if name != config.depth else None
+        if is_learned(config.track.tracker):
+            load_tracker(config.track.tracker)
+
+    def __call__(self, row: dict[str, Any]) -> list[dict[str, str]]:
+        """A shard's row to a summary a clip."""
+        summaries = process_shard(
+            row["number"],
+            pickle.loads(row["clips"]),
+            open_source(self.config.source),
+            self.config,
+            WorkFolder(Path(self.folder)),
+            self.depth,
+            self.depth.scale if self.depth else "relative",
+        )
+        return [{"summary": json.dumps(summary)} for summary in summaries]
