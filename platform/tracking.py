@@ -127,7 +127,7 @@ class Run:
         """Log a file (a picture, a table) as an artifact."""
         self.client().log_artifact(self.run_id, str(path), folder)
 
-    def log_dataset(self, name: str, digest: str, source: str, profile: str) -> None:
+    def log_dataset(self, name: str, digest: str, source: str, profile: str = "{}") -> None:
         """Name the data set that the run is about or was trained on.
 
         Args:
@@ -142,7 +142,7 @@ class Run:
             name=name,
             digest=digest[:32],
             source_type="local" if "://" not in source else source.split("://")[0],
-            source=source,
+            source=json.dumps({"uri": source}),
             profile=profile,
         )
         self.client().log_inputs(self.run_id, datasets=[DatasetInput(dataset=found, tags=[])])
@@ -154,13 +154,6 @@ class Run:
     def log_text(self, text: str, name: str) -> None:
         """Log text as an artifact, e.g. ``report.md``."""
         self.client().log_text(self.run_id, text, name)
-
-    def log_dataset(self, name: str, digest: str, source: str) -> None:
-        """Name a data set that the run learns from: MLflow shows runs by their data."""
-        from mlflow.entities import Dataset, DatasetInput
-
-        dataset = Dataset(name, digest, "local", json.dumps({"uri": source}))
-        self.client().log_inputs(self.run_id, [DatasetInput(dataset)])
 
     def curves(self) -> dict[str, list[tuple[int, float]]]:
         """Every logged curve as (step, value) in order; the last value at a step counts."""

@@ -140,6 +140,7 @@ def test_folder_round_trip_is_bit_equal(model: DynaFLIP, tmp_path: Path) -> None
     folder = save_folder(tmp_path / "deep" / "model", model, {"git_commit": "abc", "loss": 1.5})
     save_folder(folder, model, {"git_commit": "def"})  # replaces
     assert sorted(p.name for p in folder.iterdir()) == [
+        "README.md",
         "config.json",
         "encoder.safetensors",
         "towers.safetensors",
