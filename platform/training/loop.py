@@ -134,10 +134,10 @@ class Pretraining:
                 if self.step == self.length.total_steps:
                     break
             else:
-                if before == self.step and self.state.position.is_whole():
+                part = self.state.position
+                if before == self.step and part.is_whole() and part.steps == 0:
                     raise RuntimeError(
-                        f"epoch {self.state.position.epoch} has no batch: the triplet folder "
-                        "changed under the run"
+                        f"epoch {part.epoch} has no batch: the triplet folder changed under the run"
                     )
                 self.state.next_epoch()
         if self.context.checkpoints is not None and self.context.rank == 0:

@@ -96,25 +96,26 @@ def terms_of(reports: list[Metrics]) -> list[Metrics]:
     return [{k: v for k, v in r.items() if not k.startswith("speed/")} for r in reports]
 
 
+@pytest.mark.parametrize(("every", "kept"), [(4, [4, 8]), (3, [6, 8])])
 def test_a_resumed_run_equals_the_uninterrupted_one_exactly(
-    triplet_folder: Path, tmp_path: Path
+    triplet_folder: Path, tmp_path: Path, every: int, kept: list[int]
 ) -> None:
-    # 36 triplets, batches of 12: epochs of 2 or 3 steps, so step 4 lies within one.
-    whole = Trial(triplet_folder, CONFIG, tmp_path / "whole")
+    # 36 triplets, batches of 12: epochs of 3 steps; step 4 lies within one, step 6 ends one.
+    train = dataclasses.replace(CONFIG.train, checkpoint_every_steps=every)
+    config = dataclasses.replace(CONFIG, train=train)
+    whole = Trial(triplet_folder, config, tmp_path)
     done = whole.pretraining()
     done.run(whole.batches)
-    assert [p.name for p in sorted((tmp_path / "whole").iterdir())] == [
-        "step-00000004",
-        "step-00000008",
-    ]
-    shutil.rmtree(tmp_path / "whole" / "step-00000008")
-    rest = Trial(triplet_folder, CONFIG, tmp_path / "whole")
+    names = [f"step-{step:08d}" for step in kept]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == names
+    shutil.rmtree(tmp_path / names[-1])
+    rest = Trial(triplet_folder, config, tmp_path)
     resumed = rest.pretraining()
-    assert resumed.step == 4
+    assert resumed.step == kept[0]
     resumed.run(rest.batches)
     # First it says again what may have got lost: the reports up to the checkpoint's own.
     assert terms_of(rest.reports) == terms_of(whole.reports)[1:]
-    assert rest.examples == whole.examples[4:]
+    assert rest.examples == whole.examples[kept[0] :]
     for name, value in done.state.model.state_dict().items():
         assert torch.equal(value, resumed.state.model.state_dict()[name]), name
 
