@@ -56,7 +56,7 @@ class TrainingState:
         learns = any(True for _ in self.objective.parameters())
         return (
             DistributedDataParallel(self.model),
-            DistributedDataParallel(self.objective, broadcast_buffers=False)
+            DistributedDataParallel(self.objective, forward_sync_buffers=False)
             if learns
             else self.objective,
         )

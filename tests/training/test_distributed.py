@@ -31,13 +31,14 @@ def config_of(folder: Path, **train: object) -> PretrainConfig:
     return PretrainConfig(
         triplets=str(folder),
         model=ModelConfig(
-            image=ImageConfig(image_px=32, pretrained=False, frozen_blocks=14),
+            image=ImageConfig(image_px=32, frozen_blocks=14),
             flow=FlowConfig(width=16, layers=1, heads=2, channels=4, cnn_layers=2),
             embedding_dim=8,
             hidden_dim=16,
         ),
-        # Everything that processes must agree on.
-        objective=ObjectiveConfig(learn_temperature=True, queue_size=12, temporal_negatives=8),
+        # Everything that processes must agree on; the queue forgets whole batches, because the
+        # order within one differs with the number of processes.
+        objective=ObjectiveConfig(learn_temperature=True, queue_size=16, temporal_negatives=8),
         data=DataConfig(batch_size=4, shuffle_buffer_rows=1),
         optimizer=OptimizerConfig(lr=1e-3, warmup_share=0),
         train=TrainConfig(**{**settings, **train}),  # type: ignore[arg-type]
