@@ -20,7 +20,7 @@ from dynaflip.platform.training.config import PretrainConfig
 
 pytestmark = [pytest.mark.bench, pytest.mark.ray]
 CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
-STEPS, WARM_UP = 40, 10
+STEPS, WARM_UP = 24, 6
 
 
 def config_of(triplets: str, *, steps: int = STEPS, num_workers: int = 1) -> PretrainConfig:

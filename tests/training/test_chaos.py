@@ -24,7 +24,7 @@ def config_of(folder: Path, steps: int, kills: int) -> PretrainConfig:
     return PretrainConfig(
         triplets=str(folder),
         model=ModelConfig(
-            image=ImageConfig(image_px=32, pretrained=False, frozen_blocks=12),
+            image=ImageConfig(image_px=32, frozen_blocks=12),
             flow=FlowConfig(width=16, layers=1, heads=2, channels=4, cnn_layers=2),
             embedding_dim=8,
             hidden_dim=16,
