@@ -75,12 +75,15 @@ class LocalStorage:
     def staging(self) -> Path:
         """A folder beside the others, so that a rename publishes it."""
         with _told(f"write into {self.root}"):
-            return Path(tempfile.mkdtemp(prefix=_STAGING, dir=self.root))
+            staged = Path(tempfile.mkdtemp(prefix=_STAGING, dir=self.root))
+            staged.chmod(0o755)  # mkdtemp makes folders for their owner alone
+            return staged
 
     def publish(self, staged: Path, name: str) -> None:
         """Flush the files to the disk, then rename their folder."""
         with _told(f"write {self.root / name}"):
             for path in staged.iterdir():
+                path.chmod(0o644)
                 with path.open("rb+") as file:
                     os.fsync(file.fileno())
             place = self.root / name
