@@ -196,7 +196,7 @@ def _go(sweep: Sweep, work: Any, fit: Fit) -> None:
 def _prepare(base: PretrainConfig, name: str) -> Any:
     from dynaflip.platform.training.pretrain import prepare
 
-    return prepare(base, folders.folder_of(name))
+    return prepare(base, folders.folder_of(name) / "trials")
 
 
 def _with_changes(name: str, saved: SweepJobConfig, typed: dict[str, Any]) -> SweepJobConfig:

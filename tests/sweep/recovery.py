@@ -36,10 +36,6 @@ class Process:
         """A descendant whose command holds a word."""
         return next((p for p, command in self.descendants().items() if part in command), None)
 
-    def trains_or_ended(self) -> bool:
-        """Whether a training worker runs, or the sweep has ended."""
-        return self.find(WORKER) is not None or self.popen.poll() is not None
-
 
 def descendants(pid: int) -> dict[int, str]:
     """Process id → command line of everything below a process."""

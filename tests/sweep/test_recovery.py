@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from checkout import REPOSITORY
 from labelled_frames import write_labelled_frames
-from recovery import Process, kill, start, until
+from recovery import WORKER, Process, kill, start, until
 
 from dynaflip.platform.sweep.agreement import disagreements
 from dynaflip.platform.sweep.show import look_up
@@ -44,17 +44,27 @@ def run_with_kills(
     process = start(home, words, log)
     pending = list(kinds)
     while pending:
-        kind = pending[0]
-        # Something trains: from here on any moment will do.
-        until(process.trains_or_ended, 180, "a trial")
+        # While its processes start, or while it trains.
+        starting = moments.random() < 0.25
+        seen = 0 if starting else steps_said(home, name)
+
+        def ready(process: Process = process, starting: bool = starting, seen: int = seen) -> bool:
+            found = process.find(WORKER) if starting else steps_said(home, name) > seen
+            return bool(found) or process.popen.poll() is not None
+
+        until(ready, 240, "a trial")
         assert process.popen.poll() is None, f"ended before {pending}:\n{process.said()}"
-        time.sleep(moments.uniform(0, 6))
-        if kill(process, kind):
-            pending.pop(0)
-            if kind != "worker":
-                process = start(home, ["--resume", name], log)
+        time.sleep(moments.uniform(0, 3))
+        if kill(process, pending[0]) and pending.pop(0) != "worker":
+            process = start(home, ["--resume", name], log)
     assert process.popen.wait(timeout=400) == 0, process.said()
     return process
+
+
+def steps_said(home: Path, name: str) -> int:
+    """Lines of progress of all trials."""
+    logs = (home / "sweeps" / name / "trials").glob("*/progress.log")
+    return sum(len(log.read_text().splitlines()) for log in logs)
 
 
 def assert_recovered(name: str, trials: int, kills: int) -> None:
@@ -91,7 +101,7 @@ def process_reasons(trials: list) -> list[str]:
 def test_a_sweep_survives_the_death_of_worker_driver_and_node(
     home: Path, triplet_folder: Path, tmp_path: Path
 ) -> None:
-    words = words_for("killed", triplet_folder, tmp_path, trials=2, steps=40)
+    words = words_for("killed", triplet_folder, tmp_path, trials=2, steps=80)
     run_with_kills(home, words, "killed", ["worker", "driver", "node"], seed=0)
     assert_recovered("killed", 2, kills=3)
 
@@ -106,7 +116,7 @@ def test_a_sweep_survives_deaths_at_random_moments(
     name = f"chaos-{seed}"
     kinds = ["worker", "driver", "node"]
     random.Random(seed).shuffle(kinds)
-    words = words_for(name, triplet_folder, tmp_path, trials=4, steps=60)
+    words = words_for(name, triplet_folder, tmp_path, trials=4, steps=100)
     words += ["--concurrent", "2"]
     run_with_kills(home, words, name, kinds, seed)
     assert_recovered(name, 4, kills=3)
