@@ -25,6 +25,7 @@ from dynaflip.platform.triplets.clips import (
     normalise_caption,
 )
 from dynaflip.platform.triplets.config import PreprocessConfig
+from dynaflip.platform.triplets.depth_align import align_depth
 from dynaflip.platform.triplets.filters import check_flow, check_pictures
 from dynaflip.platform.triplets.flow import flow_of_window, flow_source
 from dynaflip.platform.triplets.grid import place_grid
@@ -129,7 +130,7 @@ class _Material:
         self.frames = frames
         self._jpegs: dict[int, bytes] = {}
         self.depth_model: DepthModel | None = None
-        self.depth_scale = "relative" if config.depth == "plane" else "metric"
+        self.depth_scale = "relative"  # of the model
         self._depth: Floats | None = None
         self._depth_place: dict[int, int] = {}
         if config.depth == "auto":
@@ -169,21 +170,25 @@ class _Material:
         frames = self.frames[[self.place[i] for i in window]]
         return np.stack([_resize(frame, self._tracked_size) for frame in frames])
 
-    def depth_m(self, window: list[int], frames: Frames) -> Floats | None:
-        """(N, H, W) depth of a window at the tracker's size; None for the plane."""
+    def depth_m(self, window: list[int], frames: Frames) -> tuple[Floats | None, str]:
+        """(N, H, W) depth of a window at the tracker's size (None for the plane) and its scale."""
         if self.config.depth == "plane":
-            return None
-        if self.depth_model is not None:
-            depth = self.depth_model(frames)
-            self._check_depth(depth, window)
-        else:
-            assert self._depth is not None
-            depth = self._depth[[self._depth_place[i] for i in window]]
-        if depth.shape[1:] == frames.shape[1:3]:
-            return depth
-        # Nearest: an average across an edge is a depth that nothing has.
+            return None, "relative"
         size = (frames.shape[2], frames.shape[1])
-        return np.stack([cv2.resize(d, size, interpolation=cv2.INTER_NEAREST_EXACT) for d in depth])
+        if self.depth_model is None:
+            assert self._depth is not None
+            found = self._depth[[self._depth_place[i] for i in window]]
+            return _resize_depth(found, size), "metric"
+        depth = self.depth_model(frames)
+        self._check_depth(depth, window)
+        if self.depth_scale == "relative" and self.config.align_depth:
+            measured = self.recording.read_depth_m(window[:1])
+            aligned = None
+            if measured is not None:
+                aligned = align_depth(depth, _resize_depth(measured, size)[0])
+            if aligned is not None:
+                return aligned, "aligned"
+        return depth, self.depth_scale
 
     def jpeg(self, index: int) -> bytes:
         """A stored picture, encoded once."""
@@ -220,7 +225,7 @@ def _row(
     check_pictures(frames, config.filter)
     height, width = frames.shape[1:3]
     cameras = material.cameras(window, width, height)
-    depth_m = material.depth_m(window, frames)
+    depth_m, depth_scale = material.depth_m(window, frames)
     shot = Shot(frames, depth_m, cameras.intrinsics_px, cameras.poses)
     shot, camera = compensated(shot, config)
     origin_px = place_grid(shot, config)
@@ -264,7 +269,7 @@ def _row(
         "focal_px": float(cameras.intrinsics_px[0, 0] * scale[0]),
         "flow_source": flow_source(config),
         "depth_kind": {"auto": "recorded"}.get(config.depth, config.depth),
-        "depth_scale": material.depth_scale,
+        "depth_scale": depth_scale,
         "camera_motion": camera.kind,
         "camera_inlier_share": camera.inlier_share,
         "grid": config.grid,
@@ -297,6 +302,13 @@ def _resize(picture: Frames, size_px: tuple[int, int]) -> Frames:
     if (picture.shape[1], picture.shape[0]) == size_px:
         return picture
     return np.asarray(cv2.resize(picture, size_px, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _resize_depth(depth: Floats, size_px: tuple[int, int]) -> Floats:
+    if (depth.shape[2], depth.shape[1]) == size_px:
+        return depth
+    # Nearest: an average across an edge is a depth that nothing has.
+    return np.stack([cv2.resize(d, size_px, interpolation=cv2.INTER_NEAREST_EXACT) for d in depth])
 
 
 def _to_table(rows: list[dict[str, Any]]) -> pa.Table:

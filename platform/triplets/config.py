@@ -135,11 +135,18 @@ class StillConfig:
     without_depth: float = 0.5
     # Difference of depth, as a share of it, at which a point is still the same.
     max_depth_difference: float = 0.007
+    # A point that was followed rests after all where standing still fits better by this (of 2).
+    min_still_gain: float = 0.1
 
     def __post_init__(self) -> None:
         if self.patch_radius_px < 0:
             raise ValueError(f"patch_radius_px must be 0 or more, not {self.patch_radius_px}")
-        for name in ("max_colour_difference", "without_depth", "max_depth_difference"):
+        for name in (
+            "max_colour_difference",
+            "without_depth",
+            "max_depth_difference",
+            "min_still_gain",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
 
@@ -244,6 +251,9 @@ class PreprocessConfig:
     # auto: the recorded depth, or the clip is rejected. plane: everything at 1 m,
     # relative scale. model:FOLDER-OR-HUB-ID: a transformers depth model.
     depth: str = "auto"
+    # Bring a model's relative depth to metres by scale and shift where a window's first
+    # frame has recorded depth (depth_scale then says aligned).
+    align_depth: bool = True
     # tracked: from the pictures. simulator: the exact flow of a simulated
     # recording, for upper-bound experiments only.
     flow_source: str = "tracked"

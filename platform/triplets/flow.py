@@ -17,7 +17,7 @@ from dynaflip.platform.triplets.lift import at_steps, lift_tracks
 from dynaflip.platform.triplets.pieces import doubtful, move_rigidly
 from dynaflip.platform.triplets.schema import GRID
 from dynaflip.platform.triplets.shot import Shot
-from dynaflip.platform.triplets.still import compare_with_still, hold_still
+from dynaflip.platform.triplets.still import compare_with_still, hold_still, stays_put
 from dynaflip.platform.triplets.track import track_points, tracker_pictures
 
 
@@ -79,13 +79,18 @@ def flow_of_window(
             np.where(aligned[:, None], found.tracks_px, paths.tracks_px),
             np.where(aligned, fits, paths.visible),
         )
+        held = stays_put(
+            shot, still, paths.xyz_m, paths.tracks_px, config.still, config.lift.search_px
+        )
+        follow &= ~held
+        misfit[held] = np.nan
     shape = (len(shot.frames), *origin_px.shape[:2])
     xyz_m, visible = paths.xyz_m.reshape(*shape, 3), paths.visible.reshape(shape)
     tracks_px = paths.tracks_px
     if still is not None:
-        xyz_m, visible = hold_still(xyz_m, visible, still)
+        xyz_m, visible = hold_still(xyz_m, visible, still, ~follow)
         place_px = still.place_px.astype(np.float32)
-        tracks_px = np.where(still.rests()[:, None], place_px, tracks_px)
+        tracks_px = np.where(follow[:, None], tracks_px, place_px)
     moves = follow.reshape(shape[1:])
     if config.pieces.enabled:
         # Without the test for stillness everything is followed, and nobody can be outvoted.

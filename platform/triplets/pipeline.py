@@ -88,11 +88,11 @@ def preprocess(config: PreprocessConfig, output: str) -> Outcome:
     shards = {n: clips[i : i + size] for n, i in enumerate(range(0, len(clips), size))}
     summaries = _read_done(work, shards)
     progress = Progress("triplets", total=len(clips))
-    progress.update(len(summaries), sum(bool(s["stage"]) for s in summaries))
+    progress.update([s["stage"] for s in summaries])
     missing = {n: s for n, s in shards.items() if not (work.done / f"part-{n:05d}.json").exists()}
     for summary in _run(missing, config, work):
         summaries.append(summary)
-        progress.update(1, int(bool(summary["stage"])))
+        progress.update([summary["stage"]])
     progress.close()
     return _finish(folder, work, summaries, config, settings, key)
 

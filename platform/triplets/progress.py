@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 
 _EVERY_S = 5.0
 
@@ -13,15 +14,19 @@ class Progress:
 
     def __init__(self, name: str, total: int) -> None:
         self.name, self.total = name, total
-        self.done = self.rejected = 0
+        self.done = 0
+        self.rejected: Counter[str] = Counter()
         self.begin_s = self.shown_s = time.monotonic()
         self.terminal = sys.stdout.isatty()
         self.skipped: int | None = None
 
-    def update(self, clips: int, rejected: int) -> None:
-        """Count clips; the first call counts those that an earlier run did."""
-        self.done += clips
-        self.rejected += rejected
+    def update(self, stages: list[str]) -> None:
+        """Count clips by the stage that rejected them, "" for those that were kept.
+
+        The first call counts those that an earlier run did.
+        """
+        self.done += len(stages)
+        self.rejected.update(stage for stage in stages if stage)
         if self.skipped is None:
             self.skipped = self.done
         now_s = time.monotonic()
@@ -42,8 +47,10 @@ class Progress:
         left = f"{(self.total - self.done) / rate:.0f} s left" if rate else "starting"
         if self.done >= self.total:
             left = f"{spent_s:.0f} s"
+        stages = ", ".join(f"{stage} {n}" for stage, n in self.rejected.most_common())
         text = (
-            f"{self.name} {self.done}/{self.total} clips · {self.rejected} rejected · "
+            f"{self.name} {self.done}/{self.total} clips · {self.rejected.total()} rejected"
+            f"{f' ({stages})' if stages else ''} · "
             f"{rate:.1f} clips/s · {left}"
         )
         print(f"\r{text:<78}" if self.terminal else text, end="" if self.terminal else "\n")

@@ -78,7 +78,8 @@ TRIPLET_SCHEMA = pa.schema(
         # How the flow came about; never silently.
         pa.field("flow_source", pa.string(), nullable=False),  # lk+aligned | … | simulator
         pa.field("depth_kind", pa.string(), nullable=False),  # recorded | model:NAME | plane
-        pa.field("depth_scale", pa.string(), nullable=False),  # metric | relative
+        # metric | relative | aligned (relative, brought to metres by scale and shift)
+        pa.field("depth_scale", pa.string(), nullable=False),
         # pose (recorded) | fit | none (assumed static) | failed (kept uncompensated)
         pa.field("camera_motion", pa.string(), nullable=False),
         # Of a fit, the smallest share of points over the window that agree; null for others.

@@ -103,17 +103,13 @@ def _record(target: Path, config: CollectConfig) -> None:
     shutil.rmtree(staging)
 
 
-def windows(
-    root: Path, frames: int, *, per_clip: int, clips: range | None = None
-) -> Iterator[Window]:
+def windows(root: Path, frames: int, *, per_clip: int) -> Iterator[Window]:
     """Windows of so many consecutive frames, evenly over each clip, with their truth.
 
     Truth takes seconds of rendering; it is kept beside the recordings.
     """
     source = open_source(SourceConfig(path=str(root)))
-    for number, clip in enumerate(source.list_clips()):
-        if clips is not None and number not in clips:
-            continue
+    for clip in source.list_clips():
         recording = source.open(clip)
         times_s = recording.times_s()
         if len(times_s) < frames:

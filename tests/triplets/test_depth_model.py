@@ -10,7 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from dynaflip.errors import UserError
-from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
+from dynaflip.platform.triplets.config import (
+    CameraConfig,
+    FilterConfig,
+    PreprocessConfig,
+    SourceConfig,
+)
 from dynaflip.platform.triplets.depth_model import (
     TransformersDepth,
     check_depth_model,
@@ -93,6 +98,9 @@ def test_triplets_name_the_model_they_are_from(
         depth=f"model:{model_folder}",
         draws_per_clip=1,
         max_rejected_share=1.0,
+        # Random weights make no scene: neither its camera nor its motion is judged here.
+        camera=CameraConfig(motion="none"),
+        filter=FilterConfig(min_moving_share=0, min_visible_share=0),
     )
     outcome = preprocess(config, str(tmp_path / "out"))
     rejected = pq.read_table(outcome.folder / "rejected.parquet").to_pylist()

@@ -21,6 +21,7 @@ from dynaflip.platform.triplets.config import (
     RegisterConfig,
     TrackConfig,
 )
+from dynaflip.platform.triplets.depth_align import align_depth
 from dynaflip.platform.triplets.filters import check_flow, check_pictures, sharpness
 from dynaflip.platform.triplets.flow import Flow, flow_of_window
 from dynaflip.platform.triplets.grid import place_grid
@@ -223,3 +224,16 @@ def test_trackers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         track_learned(frames, points, "class:test_flow:Missing")
     with pytest.raises(ClipError, match="for 4 frames and 3 points"):
         track_learned(frames, points, f"class:{__name__}:Broken")
+
+
+def test_relative_depth_is_brought_to_metres_where_some_was_measured() -> None:
+    rng = np.random.default_rng(1)
+    truth_m = rng.uniform(0.6, 3.0, (4, 40, 50)).astype(np.float32)
+    relative = 1 / (2.5 / truth_m + 0.4)
+    measured = np.where(rng.random((40, 50)) < 0.3, truth_m[0], np.nan)
+    measured[:4] = 5.0  # a reflection
+    found = align_depth(relative, measured.astype(np.float32))
+    assert found is not None
+    np.testing.assert_allclose(found, truth_m, rtol=1e-3)
+    assert align_depth(relative, np.full((40, 50), np.nan, np.float32)) is None
+    assert align_depth(relative, rng.permuted(truth_m[0], axis=1)) is None
