@@ -196,7 +196,7 @@ def rigid_fit(before_m: Doubles, after_m: Doubles, weights: Doubles) -> Doubles:
     middle = (before_m * weights[..., None]).sum(1) / total
     middle_after = (after_m * weights[..., None]).sum(1) / total
     a, b = before_m - middle[:, None], after_m - middle_after[:, None]
-    u, _, vt = np.linalg.svd(np.einsum("ta,tai,taj->tij", weights, b, a))
+    u, _, vt = np.linalg.svd(np.matmul((b * weights[..., None]).transpose(0, 2, 1), a))
     u[..., -1] *= np.linalg.det(u @ vt)[:, None]  # a reflection is no motion
     out = np.tile(np.eye(4), (len(before_m), 1, 1))
     out[:, :3, :3] = u @ vt

@@ -99,11 +99,11 @@ def _fitted_motion(before: Doubles, after: Doubles, near: np.ndarray, points: Do
         middle = (before * weight[..., None]).sum(1) / total
         middle_after = (after * weight[..., None]).sum(1) / total
         a, b = before - middle[:, None], after - middle_after[:, None]
-        u, _, vt = np.linalg.svd(np.einsum("mn,mni,mnj->mij", weight, a, b))
+        u, _, vt = np.linalg.svd(np.matmul((a * weight[..., None]).transpose(0, 2, 1), b))
         # A reflection is no motion.
         u[..., -1] *= np.linalg.det(u @ vt)[:, None]
         rotation = np.swapaxes(u @ vt, 1, 2)
-        rest = np.linalg.norm(np.einsum("mij,mnj->mni", rotation, a) - b, axis=-1)
+        rest = np.linalg.norm(np.matmul(a, rotation.transpose(0, 2, 1)) - b, axis=-1)
         weight = near / (1 + (rest / scale_m) ** 2)
         motion = np.einsum("mij,mj->mi", rotation, points - middle) + middle_after - points
     return motion
