@@ -3,8 +3,9 @@
     python jobs/preprocess.py --source data/demo --output data/triplets
     python jobs/preprocess.py inspect data/triplets
 
-Reads a LeRobot v3.0 data set or a folder of videos with captions.csv; writes
-Parquet shards, rejected.parquet and manifest.json. ``inspect`` prints what a triplet
+Reads LeRobot (v3.0, v2.1), RLDS, Something-Something V2, Ego4D-style narrations or a folder
+of videos with captions, from a folder or s3://, one source or a mix (`sources:` in YAML);
+writes Parquet shards, rejected.parquet and manifest.json. ``inspect`` prints what a triplet
 folder holds, writes data_card.html into it and logs it as a data set.
 """
 
@@ -18,7 +19,7 @@ from dataclasses import replace
 
 from dynaflip.platform import home
 from dynaflip.platform.cli import config_parser, parse_config, run_job
-from dynaflip.platform.triplets.config import PreprocessConfig
+from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
 
 
 def main(argv: list[str]) -> int:
@@ -33,15 +34,14 @@ def main(argv: list[str]) -> int:
         "--output", metavar="PATH", help=f"triplet folder (default {home.default_triplets()})"
     )
     args, config = parse_config(parser, PreprocessConfig, argv, {"source": "source.path"})
-    path = home.input_path(config.source.path or None, home.default_data())
-    config = replace(config, source=replace(config.source, path=path))
+    config = _with_absolute_paths(config)
     output = home.output_path(args.output, home.default_triplets(), setting="--output")
 
     from dynaflip.platform.triplets.pipeline import preprocess
     from dynaflip.platform.triplets.report import summary_lines
 
     began_s = time.monotonic()
-    print(f"reading {path}")
+    print(f"reading {', '.join(one.path for one in config.sources or (config.source,))}")
     outcome = preprocess(config, output)
     for line in summary_lines(outcome, time.monotonic() - began_s):
         print(line)
@@ -49,6 +49,19 @@ def main(argv: list[str]) -> int:
         print(f"failed: {outcome.failure}", file=sys.stderr)
         return 1
     return 0
+
+
+def _with_absolute_paths(config: PreprocessConfig) -> PreprocessConfig:
+    """Workers have another working directory."""
+
+    def absolute(one: SourceConfig) -> SourceConfig:
+        path = home.input_path(one.path or None, home.default_data())
+        captions = home.input_path(one.captions, home.default_data()) if one.captions else ""
+        return replace(one, path=path, captions=captions)
+
+    if config.sources:
+        return replace(config, sources=tuple(absolute(one) for one in config.sources))
+    return replace(config, source=absolute(config.source))
 
 
 def inspect(argv: list[str]) -> int:

@@ -116,6 +116,12 @@ def _refuse_unknown(cls: Any, values: dict[str, Any], prefix: str, where: str) -
             if not isinstance(value, dict):
                 raise UserError(f"{where}: {prefix}{key} is a section; give `key: value` below it")
             _refuse_unknown(types[key], value, f"{prefix}{key}.", where)
+        for inner in typing.get_args(types[key]):  # a list of sections
+            if dataclasses.is_dataclass(inner) and isinstance(value, list):
+                for number, item in enumerate(value):
+                    if not isinstance(item, dict):
+                        raise UserError(f"{where}: {prefix}{key} is a list of sections")
+                    _refuse_unknown(inner, item, f"{prefix}{key}.{number}.", where)
 
 
 def _unknown(key: str, known: list[str], where: str) -> str:

@@ -69,6 +69,7 @@ def _clip(rng: np.random.Generator, number: int, per_clip: int, px: int) -> list
                 "licence": "none",
                 "split": "heldout" if number % 4 == 3 else "train",
                 "caption": caption,
+                "caption_kind": "source",
                 "caption_group": task,
                 "task": task,
                 "frame_t": frames[i],

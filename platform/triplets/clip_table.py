@@ -250,6 +250,7 @@ def _row(
         "triplet_id": content_hash(clip.clip_id, repr(t_s), repr(window_s), repr(r3m_s), caption),
         **_identity(clip, config),
         "caption": caption,
+        "caption_kind": clip.caption_kind,
         "caption_group": group,
         "task": clip.task or group,
         "frame_t": material.jpeg(transition.start),

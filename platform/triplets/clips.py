@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -20,15 +19,13 @@ Frames = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
-_FINGERPRINT_BYTES = 1 << 20
-
 
 class ClipError(Exception):
     """A clip that cannot become triplets: a row of ``rejected.parquet``, not a failed job."""
 
     def __init__(self, stage: str, reason: str) -> None:
         super().__init__(stage, reason)
-        self.stage = stage  # list | decode | caption | sample | depth | track | flow
+        self.stage = stage  # list | network | decode | caption | sample | depth | …
         self.reason = reason
 
 
@@ -46,6 +43,7 @@ class Clip:
     task: str
     embodiment: str
     licence: str
+    caption_kind: str = "source"  # source | template | model:NAME
     factors: str = "{}"  # perturbation values, JSON
     episode_index: int | None = None
     start_s: float = 0.0  # within the file's own time
@@ -103,7 +101,10 @@ class Recording(Protocol):
 
 
 class Source(Protocol):
-    """A set of recordings."""
+    """A set of recordings; picklable, and cheap to pickle."""
+
+    format: str  # lerobot, folder, …
+    name: str
 
     def list_clips(self) -> list[Clip]:
         """All clips, problems included; raises UserError where the source itself is wrong."""
@@ -115,20 +116,6 @@ class Source(Protocol):
 def content_hash(*parts: str) -> str:
     """A 128-bit id of what the parts say."""
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:32]
-
-
-def file_fingerprint(path: Path) -> str:
-    """Hash of a file's length and of 1 MiB at its beginning, middle and end.
-
-    Enough to tell recordings apart without reading terabytes twice.
-    """
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        for offset in sorted({0, max(0, size // 2), max(0, size - _FINGERPRINT_BYTES)}):
-            file.seek(offset)
-            digest.update(file.read(_FINGERPRINT_BYTES))
-    return digest.hexdigest()[:32]
 
 
 def normalise_caption(caption: str) -> str:

@@ -12,22 +12,48 @@ DEPTH_CHOICES = "auto, plane or model:FOLDER-OR-HUB-ID"
 class SourceConfig:
     """Where recordings come from. The format is detected from what lies there."""
 
-    # Folder: a LeRobot v3.0 data set, or videos with a captions.csv.
+    # Folder or s3:// prefix: LeRobot v3.0 or v2.1, RLDS (*.tfrecord), Something-Something V2,
+    # Ego4D-style narrations, or videos with captions.csv, .jsonl or .parquet; or a single file.
     path: str = ""
     # Name that triplets carry as their source; "" takes the folder's own name.
     name: str = ""
+    # How often pretraining draws from this source, relative to the others of a mix.
+    weight: float = 1.0
     # Cameras to read, by name; empty reads all that are there.
     cameras: tuple[str, ...] = ()
     # Written into triplets whose source does not say: robot | human | unknown.
     embodiment: str = ""
     # Licence of the material, where the source itself does not say.
     licence: str = ""
+    # Captions of a folder of videos, where they lie elsewhere: .csv, .jsonl or .parquet.
+    captions: str = ""
+    # Caption of videos that have none: {name} and {folder} of the file, {source}.
+    caption_template: str = ""
+    # Steps a second of RLDS data sets, which do not say; 0 takes that of known ones.
+    fps: float = 0.0
+    # Seconds around a narrated moment that are its clip (Ego4D).
+    narration_s: float = 2.0
     # Read only the first so many clips (trials); 0 reads all.
     max_clips: int = 0
 
     def __post_init__(self) -> None:
         if self.max_clips < 0:
             raise ValueError(f"max_clips must be 0 (all) or more, not {self.max_clips}")
+        if not 0 <= self.weight < float("inf"):
+            raise ValueError(f"weight must be 0 or more, not {self.weight}")
+        if not 0 <= self.fps <= 10_000:
+            raise ValueError(f"fps must be in 0…10000, not {self.fps}")
+        if not 0 < self.narration_s <= 3600:
+            raise ValueError(
+                f"narration_s must be above 0 and at most 3600, not {self.narration_s}"
+            )
+        try:
+            self.caption_template.format(name="", folder="", source="")
+        except (KeyError, ValueError, IndexError):
+            raise ValueError(
+                f"caption_template may hold {{name}}, {{folder}} and {{source}}, "
+                f"not {self.caption_template!r}"
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -248,6 +274,8 @@ class PreprocessConfig:
     """Everything that ``jobs/preprocess.py`` can be told."""
 
     source: SourceConfig = field(default_factory=SourceConfig)
+    # Several sources in one set, each with settings of its own; then `source` stays empty.
+    sources: tuple[SourceConfig, ...] = ()
     # auto: the recorded depth, or the clip is rejected. plane: everything at 1 m,
     # relative scale. model:FOLDER-OR-HUB-ID: a transformers depth model.
     depth: str = "auto"
@@ -292,6 +320,12 @@ class PreprocessConfig:
     filter: FilterConfig = field(default_factory=FilterConfig)
 
     def __post_init__(self) -> None:
+        if self.sources and self.source != SourceConfig():
+            raise ValueError("sources and source exclude each other: give one of them")
+        if any(not source.path for source in self.sources):
+            raise ValueError("sources: every source needs a path")
+        if self.sources and not any(source.weight for source in self.sources):
+            raise ValueError("sources: at least one weight must be above 0")
         if self.depth not in ("auto", "plane") and not self.depth.removeprefix("model:").strip():
             raise ValueError(f"depth must be {DEPTH_CHOICES}, not {self.depth!r}")
         if self.depth not in ("auto", "plane") and not self.depth.startswith("model:"):

@@ -1,24 +1,19 @@
-"""A folder of videos with ``captions.csv``.
+"""A folder of videos with captions in a table beside them.
 
-Columns: ``file`` and ``caption``; a file may have several rows, one a phrasing.
-Optional: ``task`` (rows of equal task mean the same), ``recording`` (files of
-equal name are cameras of one recording and stay in one split), ``camera``,
-``licence``, ``embodiment``, and ``depth``: a ``.npy`` file with (N, H, W) z-depth,
-metres if floating point, millimetres if integer, one picture a frame.
+The table is ``captions.csv``, ``.jsonl`` or ``.parquet``, see
+:mod:`~dynaflip.platform.triplets.captions`. Its column ``depth`` names a ``.npy``
+file with (N, H, W) z-depth, metres if floating point, millimetres if integer, one
+picture a frame of the video.
 """
 
 from __future__ import annotations
 
-import csv
-import os
 from collections import defaultdict
-from dataclasses import replace
-from pathlib import Path
-
-import numpy as np
+from pathlib import PurePosixPath
 
 from dynaflip.errors import UserError
 from dynaflip.platform.triplets import video
+from dynaflip.platform.triplets.captions import CAPTION_FILES, CaptionRow, read_captions
 from dynaflip.platform.triplets.clips import (
     Cameras,
     Clip,
@@ -27,89 +22,158 @@ from dynaflip.platform.triplets.clips import (
     Floats,
     Frames,
     content_hash,
-    file_fingerprint,
     normalise_caption,
 )
 from dynaflip.platform.triplets.config import SourceConfig
+from dynaflip.platform.triplets.depth_file import read_depth_file_m
+from dynaflip.platform.triplets.places import (
+    Place,
+    Print,
+    fingerprints,
+    is_within,
+    place_of,
+    root_and_files,
+)
 
-CAPTIONS = "captions.csv"
 VIDEO_ENDINGS = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".gif")
-_COLUMNS = ("file", "caption", "task", "recording", "camera", "licence", "embodiment", "depth")
-
-
-def find_videos(root: Path) -> list[str]:
-    """Every video below ``root`` by its relative path, sorted; hidden files left out."""
-    found: list[str] = []
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        for name in files:
-            if name.lower().endswith(VIDEO_ENDINGS) and not name.startswith("."):
-                found.append((Path(folder) / name).relative_to(root).as_posix())
-    return sorted(found)
 
 
 class FolderSource:
     """Videos below a folder, captions beside them."""
 
+    format = "folder"
+    # What is known of every recording of this format; a setting or a caption's row may say else.
+    embodiment = "unknown"
+    licence = "unknown"
+
     def __init__(self, config: SourceConfig) -> None:
-        self.root = Path(config.path)
+        self.root: Place = place_of(config.path)
         self.config = config
         self.name = config.name or self.root.resolve().name
+        if self.root.is_file():
+            self.root = self.root.parent
+
+    @classmethod
+    def detect(cls, root: Place, names: list[str]) -> bool:
+        """Whatever holds a video."""
+        return any(name.lower().endswith(VIDEO_ENDINGS) for name in names)
+
+    def read_rows(self, names: list[str]) -> list[CaptionRow]:
+        """Captions of the source; ``names`` are its files.
+
+        Raises:
+            UserError: there is no caption at all.
+        """
+        if self.config.captions:
+            return read_captions(place_of(self.config.captions))
+        found = [name for name in CAPTION_FILES if name in names]
+        if len(found) > 1:
+            raise UserError(f"{self.root}: has {' and '.join(found)}; leave one")
+        if found:
+            return read_captions(self.root / found[0])
+        if self.config.caption_template:
+            return []
+        raise UserError(
+            f"{self.root}: there are videos but no {' or '.join(CAPTION_FILES)}; write one with "
+            f"the columns file,caption (one row a video, paths relative to the folder), or give "
+            f"--source.caption_template"
+        )
 
     def list_clips(self) -> list[Clip]:
-        """One clip a video; a video without caption has that as its problem."""
-        videos = find_videos(self.root)
+        """One clip a video or a captioned piece of it; what is wrong with it is its problem."""
+        _, names = root_and_files(self.config.path)
+        videos = [name for name in names if name.lower().endswith(VIDEO_ENDINGS)]
         if not videos:
             raise UserError(
-                f"source.path: no video found in {self.root} "
-                f"(looked for {', '.join(VIDEO_ENDINGS)}, and for LeRobot's meta/info.json)"
+                f"source.path: no video found in {self.root} (looked for "
+                f"{', '.join(VIDEO_ENDINGS)}, for LeRobot's meta/info.json and for *.tfrecord)"
             )
-        rows = _read_captions(self.root / CAPTIONS)
-        missing = [name for name in rows if name not in set(videos)]
-        if missing:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise UserError(
-                f"{self.root / CAPTIONS}: names {missing[0]}{more}, but there is no such video "
-                f"below {self.root}"
-            )
-        prints = {name: file_fingerprint(self.root / name) for name in videos}
-        groups: dict[str, list[str]] = defaultdict(list)
-        for name in videos:
-            recording = next((row["recording"] for row in rows.get(name, [])), "")
-            groups[recording or f"file {name}"].append(name)
-        recordings = {
-            name: content_hash("recording", *sorted(prints[other] for other in members))
-            for members in groups.values()
-            for name in members
-        }
+        rows: dict[str, list[CaptionRow]] = defaultdict(list)
+        for row in self.read_rows(names):
+            rows[row.file].append(row)
+        depths = {row.depth for several in rows.values() for row in several} & set(names)
+        prints = fingerprints(self.root, [*videos, *sorted(depths)])
+        recordings = _recording_ids(videos, rows, prints)
         clips = [
-            self._clip(name, rows.get(name, []), prints[name], recordings[name]) for name in videos
+            self._clip(name, piece, prints, recordings[name])
+            for name in videos
+            for piece in _pieces(rows.get(name, []))
         ]
-        return _mark_duplicates(clips)
+        strays = [self._stray(row) for row in self._strays(rows, set(videos))]
+        if strays and len(strays) == len(rows):
+            raise UserError(
+                f"{self.root}: none of the {len(strays)} files that the captions name is there, "
+                f"such as {strays[0].path}"
+            )
+        return clips + strays
 
-    def _clip(self, name: str, rows: list[dict[str, str]], content: str, recording: str) -> Clip:
-        first: dict[str, str] = rows[0] if rows else {}
-        camera = first.get("camera") or "main"
-        captions = tuple(row["caption"] for row in rows if row["caption"])
-        group = first.get("task") or (normalise_caption(captions[0]) if captions else "")
-        depth = first.get("depth", "")
-        if depth and (self.root / depth).is_file():
-            content += file_fingerprint(self.root / depth)
-        return Clip(
-            clip_id=content_hash("clip", recording, camera, content),
-            recording_id=recording,
-            source=self.name,
-            path=name,
-            camera=camera,
+    def _strays(self, rows: dict[str, list[CaptionRow]], videos: set[str]) -> list[CaptionRow]:
+        """The rows, one a file, of files that are not there."""
+        return [several[0] for name, several in rows.items() if name not in videos]
+
+    def _stray(self, row: CaptionRow) -> Clip:
+        reason = "a caption names it, but there is no such video"
+        if not is_within(row.file):
+            reason = "a caption names it, but it lies outside the folder"
+        identity = content_hash("missing", self.name, row.file)
+        return self._described(row, identity, identity, problem=("list", reason))
+
+    def _described(self, row: CaptionRow, clip_id: str, recording: str, **values: object) -> Clip:
+        """A clip with what a caption's row and the settings say of it."""
+        about = {
+            "clip_id": clip_id,
+            "recording_id": recording,
+            "source": self.name,
+            "path": row.file,
+            "camera": row.camera or "main",
+            "captions": (),
+            "caption_group": "",
+            "task": "",
+            "embodiment": row.embodiment or self.config.embodiment or self.embodiment,
+            "licence": row.licence or self.config.licence or self.licence,
+        }
+        return Clip(**{**about, **values})  # type: ignore[arg-type]
+
+    def _clip(
+        self, name: str, rows: list[CaptionRow], prints: dict[str, Print], recording: str
+    ) -> Clip:
+        first = rows[0]
+        captions = tuple(row.caption for row in rows if row.caption and not row.problem)
+        kind = "source"
+        if not captions and not first.problem and self.config.caption_template:
+            captions, kind = (self._templated(name),), "template"
+        group = first.task or (normalise_caption(captions[0]) if captions else "")
+        content = prints[name].digest
+        problem = ("caption", f"no caption in {self.config.captions or 'the captions file'}")
+        if first.depth:
+            if not is_within(first.depth):
+                problem, captions = ("depth", f"{first.depth} lies outside the folder"), ()
+            content += prints[first.depth].digest if first.depth in prints else ""
+        if any(row.problem for row in rows) and not captions:
+            problem = ("caption", next(row.problem for row in rows if row.problem))
+        if prints[name].problem:
+            problem, captions = ("list", f"cannot be read: {prints[name].problem}"), ()
+        span = () if first.start_s is None and first.end_s is None else (_span(first),)
+        return self._described(
+            CaptionRow(**{**vars(first), "file": name}),
+            content_hash("clip", recording, first.camera or "main", content, *span),
+            recording,
             captions=captions,
+            caption_kind=kind,
             caption_group=group,
             task=group,
-            embodiment=first.get("embodiment") or self.config.embodiment or "unknown",
-            licence=first.get("licence") or self.config.licence or "unknown",
+            start_s=first.start_s or 0.0,
+            end_s=first.end_s,
             content=content,
-            extra=depth,
-            problem=None if captions else ("caption", f"no caption in {CAPTIONS}"),
+            extra=first.depth,
+            problem=None if captions else problem,
         )
+
+    def _templated(self, name: str) -> str:
+        path = PurePosixPath(name)
+        words = {"name": path.stem, "folder": path.parent.name or self.name, "source": self.name}
+        plain = {key: " ".join(w.replace("_", " ").split()) for key, w in words.items()}
+        return self.config.caption_template.format(**plain)
 
     def open(self, clip: Clip) -> FolderRecording:
         """Get ready to read a video of this folder."""
@@ -118,9 +182,9 @@ class FolderSource:
 
 
 class FolderRecording:
-    """A video file, with depth beside it or without."""
+    """A video file or a piece of one, with depth beside it or without."""
 
-    def __init__(self, path: Path, depth_path: Path | None, clip: Clip) -> None:
+    def __init__(self, path: Place, depth_path: Place | None, clip: Clip) -> None:
         self.path = path
         self.depth_path = depth_path
         self.clip = clip
@@ -130,7 +194,7 @@ class FolderRecording:
     def timeline(self) -> video.Timeline:
         """Times of the frames, read once."""
         if self._timeline is None:
-            self._timeline = video.read_timeline(self.path)
+            self._timeline = video.read_timeline(self.path, self.clip.start_s, self.clip.end_s)
         return self._timeline
 
     def times_s(self) -> Doubles:
@@ -145,22 +209,9 @@ class FolderRecording:
         """See :class:`~dynaflip.platform.triplets.clips.Recording`."""
         if self.depth_path is None:
             return None
-        if not self.depth_path.is_file():
-            raise ClipError("depth", f"there is no file {self.clip.extra}")
-        try:
-            depth = np.load(self.depth_path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            raise ClipError("depth", f"cannot read {self.depth_path.name} as .npy") from None
-        frames = len(self.timeline.pts)
-        if depth.ndim != 3 or len(depth) != frames:
-            raise ClipError(
-                "depth",
-                f"depth of shape {tuple(depth.shape)} does not go with {frames} frames of video",
-            )
-        metres = np.float32(0.001 if np.issubdtype(depth.dtype, np.integer) else 1.0)
-        picked = depth[indices].astype(np.float32) * metres
-        picked[~np.isfinite(picked) | (picked <= 0)] = np.nan
-        return picked
+        if self.clip.start_s or self.clip.end_s is not None:
+            raise ClipError("depth", "depth beside a video goes with the whole video only")
+        return read_depth_file_m(self.depth_path, indices, len(self.timeline.pts))
 
     def cameras(self, indices: list[int]) -> Cameras | None:
         """Nothing is known of the camera of a plain video."""
@@ -175,43 +226,29 @@ class FolderRecording:
         return self.clip.captions[draw % len(self.clip.captions)]
 
 
-def _read_captions(path: Path) -> dict[str, list[dict[str, str]]]:
-    """Rows of captions.csv by file, every known column present."""
-    if not path.is_file():
-        raise UserError(
-            f"{path.parent}: there are videos but no {CAPTIONS}; write one with the columns "
-            f"file,caption (one row a video, paths relative to the folder)"
-        )
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            names = [name.strip() for name in reader.fieldnames or []]
-            reader.fieldnames = names
-            lines = list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a CSV file in UTF-8 ({error})") from None
-    if "file" not in names or "caption" not in names:
-        raise UserError(
-            f"{path}: needs the columns file and caption, has {', '.join(names) or 'none'}"
-        )
-    rows: dict[str, list[dict[str, str]]] = defaultdict(list)
-    for number, line in enumerate(lines, start=2):
-        row = {column: (line.get(column) or "").strip() for column in _COLUMNS}
-        if not row["file"]:
-            if any(row.values()):
-                raise UserError(f"{path}: row {number} names no file")
-            continue
-        rows[Path(row["file"]).as_posix()].append(row)
-    return dict(rows)
+def _span(row: CaptionRow) -> str:
+    return f"{row.start_s or 0.0!r} {row.end_s!r}"
 
 
-def _mark_duplicates(clips: list[Clip]) -> list[Clip]:
-    """Equal content under a second name would count twice, and cross the splits unseen."""
-    seen: dict[str, str] = {}
-    out = []
-    for clip in clips:
-        if clip.clip_id in seen and clip.problem is None:
-            clip = replace(clip, problem=("list", f"same content as {seen[clip.clip_id]}"))
-        seen.setdefault(clip.clip_id, clip.path)
-        out.append(clip)
-    return out
+def _pieces(rows: list[CaptionRow]) -> list[list[CaptionRow]]:
+    """Rows of a video by the piece that they are about; a video without rows is one piece."""
+    pieces: dict[str, list[CaptionRow]] = defaultdict(list)
+    for row in rows:
+        pieces[_span(row)].append(row)
+    return list(pieces.values()) or [[CaptionRow("")]]
+
+
+def _recording_ids(
+    videos: list[str], rows: dict[str, list[CaptionRow]], prints: dict[str, Print]
+) -> dict[str, str]:
+    """Id of a recording by video: cameras that are named as one recording share it."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in videos:
+        recording = next((row.recording for row in rows.get(name, [])), "")
+        groups[recording or f"file {name}"].append(name)
+    return {
+        # What cannot be read has no content: its name must do.
+        name: content_hash("recording", *sorted(prints[n].digest or n for n in members))
+        for members in groups.values()
+        for name in members
+    }

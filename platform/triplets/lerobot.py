@@ -1,8 +1,8 @@
-"""LeRobot v3.0 data sets, read with pyarrow and PyAV alone.
+"""LeRobot data sets, v3.0 and v2.1, read with pyarrow and PyAV alone.
 
 Written after the format's source (huggingface/lerobot 0.6.1, ``datasets/``): several
 episodes share a Parquet file and a video; an episode's frames are those of the
-video between its ``from_timestamp`` and ``to_timestamp``.
+video between its ``from_timestamp`` and ``to_timestamp``. In v2.1 each has its own.
 
 Beyond the format, these columns are used where they exist: per frame
 ``observation.camera_pose.CAMERA`` (16, camera to world, row-major, metres, OpenCV
@@ -13,12 +13,10 @@ axes) and ``observation.intrinsics.CAMERA`` (fx, fy, cx, cy in pixels); per epis
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dynaflip.errors import UserError
 from dynaflip.platform.triplets import video
@@ -30,13 +28,19 @@ from dynaflip.platform.triplets.clips import (
     Floats,
     Frames,
     content_hash,
-    file_fingerprint,
 )
 from dynaflip.platform.triplets.config import SourceConfig
+from dynaflip.platform.triplets.lerobot_meta import Meta, first_line
+from dynaflip.platform.triplets.places import (
+    Place,
+    Print,
+    fingerprints,
+    place_of,
+    read_schema,
+    read_table,
+)
 
 IMAGES = "observation.images."
-_VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
-_DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 # Where an episode lies says nothing about what it holds.
 _PLACES = ("data/", "meta/", "videos/", "dataset_", "episode_index")
 _POSITIONAL_STATS = ("index", "episode_index", "frame_index", "timestamp", "task_index")
@@ -47,11 +51,14 @@ _SIMULATOR_STATE = "privileged.qpos"
 class LeRobotSource:
     """One clip for every camera of every episode."""
 
+    format = "lerobot"
+
     def __init__(self, config: SourceConfig) -> None:
-        self.root = Path(config.path)
+        self.root: Place = place_of(config.path)
         self.config = config
         self.name = config.name or self.root.resolve().name
-        self.info = _read_info(self.root)
+        self.meta = Meta(self.root)
+        self.info = self.meta.info
         features = self.info["features"]
         videos = {k: f for k, f in features.items() if f.get("dtype") == "video"}
         self.depth_keys = sorted(k for k, f in videos.items() if _is_depth(f))
@@ -65,22 +72,26 @@ class LeRobotSource:
                 f"video that is not a depth map), so there is no video to read"
             )
         chosen = self._chosen_cameras()
-        files = sorted((self.root / "meta" / "episodes").glob("**/*.parquet"))
-        if not files:
-            raise UserError(
-                f"source.path: {self.root} has no episodes (looked for meta/episodes/**/*.parquet)"
-            )
-        episodes = [row for path in files for row in _read_table(path, "source.path").to_pylist()]
-        prints: dict[str, str] = {}
-        clips = [
-            self._clip(episode, key, prints)
-            for episode in sorted(episodes, key=lambda row: row["episode_index"])
-            for key in chosen
-        ]
-        if not any(prints.values()):
-            looked = self._video_file(episodes[0], chosen[0]) if episodes else _VIDEO_PATH
+        episodes = self.meta.episodes()
+        used = {key: self._depth_key(key) for key in chosen}
+        keys = [*chosen, *(depth for depth in used.values() if depth), self.cameras[0]]
+        names = {self.meta.video_path(episode, key) for episode in episodes for key in keys}
+        prints = fingerprints(self.root, sorted(names))
+        missing = {name: _other_folder(name) for name, found in prints.items() if found.problem}
+        prints |= {
+            name: found
+            for name, found in fingerprints(self.root, sorted(missing.values())).items()
+            if not found.problem
+        }
+        if not any(found.digest for found in prints.values()):
+            looked = self.meta.video_path(episodes[0], chosen[0])
             raise UserError(f"source.path: no video found in {self.root}, looked for {looked}")
-        return clips
+        return [self._clip(episode, key, prints) for episode in episodes for key in chosen]
+
+    @classmethod
+    def detect(cls, root: Place, names: list[str]) -> bool:
+        """``meta/info.json``."""
+        return "meta/info.json" in names
 
     def _chosen_cameras(self) -> list[str]:
         if not self.config.cameras:
@@ -93,14 +104,17 @@ class LeRobotSource:
                 )
         return [names.get(name, name) for name in self.config.cameras]
 
-    def _clip(self, episode: dict[str, Any], key: str, prints: dict[str, str]) -> Clip:
-        path = self._video_file(episode, key)
+    def _clip(self, episode: dict[str, Any], key: str, prints: dict[str, Print]) -> Clip:
+        path = self._video_file(episode, key, prints)
         start_s, end_s = _span_s(episode, key)
         depth_key = self._depth_key(key)
-        content = [self._print(path, prints)]
+        content = [prints[path].digest]
         if depth_key:
-            content.append(self._print(self._video_file(episode, depth_key), prints))
-        recording = _recording_id(episode, f"{content[0]} {start_s} {end_s}")
+            content.append(prints[self._video_file(episode, depth_key, prints)].digest)
+        # All cameras of an episode are one recording: the first one's video stands for it.
+        first = self._video_file(episode, self.cameras[0], prints)
+        begin, end = _span_s(episode, self.cameras[0])
+        recording = _recording_id(episode, f"{prints[first].digest or first} {begin} {end}")
         captions = tuple(str(t).strip() for t in episode.get("tasks") or () if str(t).strip())
         task = str(episode.get("task_id") or "")
         licence = self.info.get("licence") or self.info.get("license") or "unknown"
@@ -124,22 +138,11 @@ class LeRobotSource:
             problem=None if captions else ("caption", "the episode has no task"),
         )
 
-    def _print(self, path: str, prints: dict[str, str]) -> str:
-        if path not in prints:
-            file = self.root / path
-            prints[path] = file_fingerprint(file) if file.is_file() else ""
-        return prints[path]
-
-    def _video_file(self, episode: dict[str, Any], key: str) -> str:
+    def _video_file(self, episode: dict[str, Any], key: str, prints: dict[str, Print]) -> str:
         """Relative path of an episode's video; third-party sets may call the folder video/."""
-        path = str(self.info.get("video_path") or _VIDEO_PATH).format(
-            video_key=key,
-            chunk_index=episode.get(f"videos/{key}/chunk_index", 0),
-            file_index=episode.get(f"videos/{key}/file_index", 0),
-        )
-        other = path.replace("videos/", "video/", 1)
-        found = (self.root / path).is_file() or not (self.root / other).is_file()
-        return path if found else other
+        path = self.meta.video_path(episode, key)
+        other = prints.get(_other_folder(path))
+        return _other_folder(path) if prints[path].problem and other else path
 
     def _depth_key(self, key: str) -> str | None:
         """The depth video that belongs to a camera."""
@@ -170,8 +173,6 @@ class LeRobotRecording:
     def timeline(self) -> video.Timeline:
         """Times of the episode's frames, read once."""
         if self._timeline is None:
-            if not self.path.is_file():
-                raise ClipError("decode", f"there is no file {self.clip.path}")
             found = video.read_timeline(self.path, self.clip.start_s, self.clip.end_s)
             length = int(self.episode.get("length", len(found.pts)))
             if len(found.pts) != length:
@@ -196,7 +197,9 @@ class LeRobotRecording:
         key = self.source._depth_key(self.key)
         if key is None:
             return None
-        name = self.source._video_file(self.episode, key)
+        name = self.source.meta.video_path(self.episode, key)
+        if not (self.source.root / name).is_file():
+            name = _other_folder(name)
         try:
             timeline = video.read_timeline(self.source.root / name, *_span_s(self.episode, key))
             if len(timeline.pts) != len(self.timeline.pts):
@@ -206,7 +209,8 @@ class LeRobotRecording:
                 )
             codes = video.read_gray12(self.source.root / name, timeline, indices)
         except ClipError as error:
-            raise ClipError("depth", error.reason) from None
+            stage = error.stage if error.stage == "network" else "depth"
+            raise ClipError(stage, error.reason) from None
         return decode_depth_m(codes, self.source.info["features"][key].get("info") or {})
 
     def cameras(self, indices: list[int]) -> Cameras | None:
@@ -234,7 +238,7 @@ class LeRobotRecording:
         column = self._read_columns().get("task_index")
         if column is None:
             return self.clip.captions[draw % len(self.clip.captions)]
-        return _task_names(self.source.root)[int(column[index].as_py())]
+        return self.source.meta.task_names()[int(column[index].as_py())]
 
     def _column(self, name: str, width: int) -> Doubles | None:
         column = self._read_columns().get(name)
@@ -250,17 +254,16 @@ class LeRobotRecording:
     def _read_columns(self) -> dict[str, pa.ChunkedArray]:
         """The columns beyond the pictures that this camera needs, of this episode."""
         if self._columns is None:
-            place = {n: self.episode.get(f"data/{n}", 0) for n in ("chunk_index", "file_index")}
-            name = str(self.source.info.get("data_path") or _DATA_PATH).format(**place)
+            name = self.source.meta.data_path(self.episode)
             path = self.source.root / name
             wanted = {f"observation.{n}.{self.clip.camera}" for n in ("intrinsics", "camera_pose")}
             wanted |= {"task_index", _SIMULATOR_STATE}
             try:
-                names = [n for n in pq.read_schema(path).names if n in wanted]
+                names = [n for n in read_schema(path).names if n in wanted]
                 keep = [("episode_index", "=", self.clip.episode_index)]
-                table = pq.read_table(path, columns=names, filters=keep)
+                table = read_table(path, columns=names, filters=keep)
             except (OSError, pa.ArrowException) as error:
-                raise ClipError("decode", f"cannot read {name}: {_first_line(error)}") from None
+                raise ClipError("decode", f"cannot read {name}: {first_line(error)}") from None
             self._columns = {n: table[n] for n in names}
         return self._columns
 
@@ -290,36 +293,8 @@ def decode_depth_m(codes: np.ndarray, info: dict[str, Any]) -> Floats:
     return table.astype(np.float32)[np.minimum(codes, _CODES)]
 
 
-def _read_info(root: Path) -> dict[str, Any]:
-    path = root / "meta" / "info.json"
-    try:
-        info = json.loads(path.read_text())
-        version, _ = str(info["codebase_version"]), info["features"].items()
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError):
-        raise UserError(f"source.path: {path} is not a LeRobot info.json") from None
-    if not version.startswith("v3."):
-        raise UserError(
-            f"source.path: {root} is LeRobot {version}, this reads v3.0; convert it with "
-            f"LeRobot's convert_dataset_v21_to_v30"
-        )
-    return info
-
-
-def _read_table(path: Path, where: str) -> pa.Table:
-    try:
-        return pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{where}: cannot read {path}: {_first_line(error)}") from None
-
-
-def _task_names(root: Path) -> dict[int, str]:
-    """Task string by index; the string is the pandas index of the table."""
-    try:
-        table = _read_table(root / "meta" / "tasks.parquet", "source.path")
-    except UserError as error:
-        raise ClipError("caption", str(error)) from None
-    text = next(n for n in table.column_names if n != "task_index")
-    return dict(zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True))
+def _other_folder(path: str) -> str:
+    return path.replace("videos/", "video/", 1)
 
 
 def _is_depth(feature: dict[str, Any]) -> bool:
@@ -355,7 +330,3 @@ def _recording_id(episode: dict[str, Any], place: str) -> str:
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
     """JSON values of a row of Parquet."""
     return json.loads(json.dumps(values, default=str, sort_keys=True))
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

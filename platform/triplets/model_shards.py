@@ -7,11 +7,11 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+from dynaflip.platform.triplets.clips import Source
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.depth_model import TransformersDepth, check_depth_model
 from dynaflip.platform.triplets.learned_track import is_learned, load_tracker
 from dynaflip.platform.triplets.shard import WorkFolder, process_shard
-from dynaflip.platform.triplets.sources import open_source
 
 
 def uses_models(config: PreprocessConfig) -> bool:
@@ -34,8 +34,8 @@ def check_models(config: PreprocessConfig) -> None:
 class ModelShards:
     """Loads its models once; a GPU is used where there is one."""
 
-    def __init__(self, config: PreprocessConfig, folder: str) -> None:
-        self.config, self.folder = config, folder
+    def __init__(self, config: PreprocessConfig, folder: str, source: Source) -> None:
+        self.config, self.folder, self.source = config, folder, source
         name = config.depth.removeprefix("model:")
         self.depth = TransformersDepth(name) if name != config.depth else None
         if is_learned(config.track.tracker):
@@ -46,7 +46,7 @@ class ModelShards:
         summaries = process_shard(
             row["number"],
             pickle.loads(row["clips"]),
-            open_source(self.config.source),
+            self.source,
             self.config,
             WorkFolder(Path(self.folder)),
             self.depth,

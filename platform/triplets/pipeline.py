@@ -7,7 +7,6 @@ stopped goes on where it was; the folder takes its final name in one rename.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -25,15 +24,22 @@ import pyarrow.parquet as pq
 from dynaflip.errors import UserError
 from dynaflip.platform.cluster import start_ray
 from dynaflip.platform.config import to_dict
-from dynaflip.platform.triplets.clips import Clip, content_hash
+from dynaflip.platform.triplets.clips import Clip, Source
 from dynaflip.platform.triplets.config import PreprocessConfig
-from dynaflip.platform.triplets.digest import code_digest, digest_of
+from dynaflip.platform.triplets.digest import digest_of
 from dynaflip.platform.triplets.model_shards import ModelShards, check_models, uses_models
 from dynaflip.platform.triplets.pictures import write_examples
 from dynaflip.platform.triplets.progress import Progress
 from dynaflip.platform.triplets.schema import REJECTED_SCHEMA, SCHEMA_VERSION
 from dynaflip.platform.triplets.shard import WorkFolder, process_shard
-from dynaflip.platform.triplets.sources import open_source
+from dynaflip.platform.triplets.sources import Mix, open_sources
+from dynaflip.platform.triplets.versions import (
+    changes,
+    read_finished,
+    work_key,
+    work_of,
+    write_manifest,
+)
 
 _MAX_BLOCKS = 4096
 
@@ -47,6 +53,8 @@ class Outcome:
         counts: read, kept, rejected, triplets, by split and by reason.
         reused: the folder was there already, made from the same input by the same code.
         failure: why there are no triplets, or "".
+        version: 1 for a new folder, one more whenever it was made anew.
+        changed: what made this version another than the one before.
     """
 
     folder: Path
@@ -54,6 +62,8 @@ class Outcome:
     digest: str
     reused: bool = False
     failure: str = ""
+    version: int = 1
+    changed: tuple[str, ...] = ()
 
 
 def preprocess(config: PreprocessConfig, output: str) -> Outcome:
@@ -67,20 +77,20 @@ def preprocess(config: PreprocessConfig, output: str) -> Outcome:
         UserError: the source is missing or empty, or the output is something else.
     """
     folder = _check_output(output)
-    source = open_source(config.source)
+    source = open_sources(config)
     clips = source.list_clips()
-    if config.source.max_clips:
-        clips = clips[: config.source.max_clips]
     if not clips:
         raise UserError(f"source.path: {config.source.path} holds no recording")
     check_models(config)
     settings = to_dict(config)
-    key = _work_key(settings, clips)
-    finished = _finished(folder, key)
-    if finished:
-        return Outcome(folder, finished["counts"], finished["digest"], reused=True)
+    made_from = work_of(settings, clips)
+    key = work_key(made_from)
     work = WorkFolder(folder.parent / f".{folder.name}.{key[:12]}")
-    shutil.rmtree(work.attempts, ignore_errors=True)
+    if read_finished(work.path).get("work_key") == key:
+        _replace_folder(work.path, folder)  # an earlier run was killed just before this
+    finished = read_finished(folder)
+    if finished.get("work_key") == key:
+        return _reuse(folder, finished, source, settings)
     for part in (work.triplets, work.done, work.attempts):
         part.mkdir(parents=True, exist_ok=True)
     # Small sets in small shards, so that every CPU has work.
@@ -90,15 +100,31 @@ def preprocess(config: PreprocessConfig, output: str) -> Outcome:
     progress = Progress("triplets", total=len(clips))
     progress.update([s["stage"] for s in summaries])
     missing = {n: s for n, s in shards.items() if not (work.done / f"part-{n:05d}.json").exists()}
-    for summary in _run(missing, config, work):
+    for summary in _run(missing, config, work, source):
         summaries.append(summary)
         progress.update([summary["stage"]])
     progress.close()
-    return _finish(folder, work, summaries, config, settings, key)
+    about = {"settings": settings, "made_from": made_from, "work_key": key}
+    return _finish(folder, work, summaries, config, about | {"sources": source.about()})
+
+
+def _reuse(
+    folder: Path, manifest: dict[str, Any], source: Mix, settings: dict[str, Any]
+) -> Outcome:
+    """Keep the triplets; weights and other settings that change none of them are written down."""
+    sources = {
+        name: {**manifest["sources"][name], **about} for name, about in source.about().items()
+    }
+    new = {**manifest, "sources": sources, "settings": settings}
+    if new != manifest:
+        write_manifest(folder, new)
+    return Outcome(
+        folder, new["counts"], new["digest"], reused=True, version=int(manifest["version"])
+    )
 
 
 def _run(
-    shards: dict[int, list[Clip]], config: PreprocessConfig, work: WorkFolder
+    shards: dict[int, list[Clip]], config: PreprocessConfig, work: WorkFolder, source: Source
 ) -> Iterator[dict[str, Any]]:
     """Yield a summary a clip as Ray Data finishes shards."""
     if not shards:
@@ -112,7 +138,9 @@ def _run(
     items = [{"number": n, "clips": pickle.dumps(clips)} for n, clips in shards.items()]
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it would report beside our progress
     dataset: Any = ray.data.from_items(items, override_num_blocks=min(len(items), _MAX_BLOCKS))
-    arguments = {"config": config, "folder": str(work.path)}
+    arguments = {"config": config, "folder": str(work.path), "source": source}
+    # Workers die of what is not the clip's fault; which clip kills them is counted in `attempts`.
+    tries = {"max_retries": -1}
     if uses_models(config):
         resources = ray.cluster_resources()
         gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
@@ -124,25 +152,17 @@ def _run(
             num_gpus=1 if gpus else 0,
         )
     else:
-        dataset = dataset.flat_map(_shard_task, fn_kwargs=arguments, num_cpus=1)
+        dataset = dataset.flat_map(_shard_task, fn_kwargs=arguments, num_cpus=1, **tries)
     for row in dataset.iter_rows():
         yield json.loads(row["summary"])
 
 
-def _shard_task(row: dict[str, Any], config: PreprocessConfig, folder: str) -> list[dict[str, str]]:
-    source = open_source(config.source)
+def _shard_task(
+    row: dict[str, Any], config: PreprocessConfig, folder: str, source: Source
+) -> list[dict[str, str]]:
     clips = pickle.loads(row["clips"])
     summaries = process_shard(row["number"], clips, source, config, WorkFolder(Path(folder)))
     return [{"summary": json.dumps(summary)} for summary in summaries]
-
-
-def _work_key(settings: dict[str, Any], clips: list[Clip]) -> str:
-    """Equal for equal work: same settings, same input, same code."""
-    own = {k: v for k, v in settings.items() if k != "max_rejected_share"}
-    own["source"] = {k: v for k, v in own["source"].items() if k != "path"}
-    text = json.dumps(own, sort_keys=True)
-    inputs = hashlib.sha256("".join(clip.digest() for clip in clips).encode()).hexdigest()
-    return content_hash(text, inputs, code_digest())
 
 
 def _check_output(output: str) -> Path:
@@ -161,14 +181,6 @@ def _check_output(output: str) -> Path:
     return folder
 
 
-def _finished(folder: Path, key: str) -> dict[str, Any] | None:
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-    except (OSError, json.JSONDecodeError):
-        return None
-    return manifest if manifest.get("work_key") == key else None
-
-
 def _read_done(work: WorkFolder, shards: dict[int, list[Clip]]) -> list[dict[str, Any]]:
     done = [work.done / f"part-{n:05d}.json" for n in shards]
     return [summary for path in done if path.exists() for summary in json.loads(path.read_text())]
@@ -179,10 +191,11 @@ def _finish(
     work: WorkFolder,
     summaries: list[dict[str, Any]],
     config: PreprocessConfig,
-    settings: dict[str, Any],
-    key: str,
+    about: dict[str, Any],
 ) -> Outcome:
     """Write the rejected clips and the manifest, and give the folder its name."""
+    for part in work.triplets.glob(".*.part"):
+        part.unlink()  # of workers that were killed
     counts = _counts(summaries)
     rejected = [s for s in summaries if s["stage"]]
     table = [{k: s[k] for k in REJECTED_SCHEMA.names} for s in rejected]
@@ -204,18 +217,28 @@ def _finish(
         )
         return Outcome(place, counts, digest, failure=failure)
     write_examples(work.path, config.example_pictures)
+    before = read_finished(folder)
+    version = int(before.get("version", 0)) + 1
+    changed = changes(before.get("made_from"), about["made_from"])
+    sources = {
+        name: {**known, **counts["sources"].get(name, {})}
+        for name, known in about["sources"].items()
+    }
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "digest": digest,
-        "work_key": key,
+        "version": version,
+        "changed": changed,
         "counts": counts,
-        "settings": settings,
+        **about,
+        "sources": sources,
     }
-    (work.path / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    shutil.rmtree(work.done)
-    shutil.rmtree(work.attempts)
+    write_manifest(work.path, manifest)
     _replace_folder(work.path, folder)
-    return Outcome(folder, counts, digest)
+    # Only now: whoever is killed before finds the manifest, and has nothing to do again.
+    shutil.rmtree(folder / work.done.name)
+    shutil.rmtree(folder / work.attempts.name)
+    return Outcome(folder, counts, digest, version=version, changed=tuple(changed))
 
 
 def _replace_folder(new: Path, folder: Path) -> None:
@@ -247,12 +270,21 @@ def _counts(summaries: list[dict[str, Any]]) -> dict[str, Any]:
             "clips": len(mine),
             "triplets": sum(len(s["rows"]) for s in mine),
         }
+    sources = {
+        name: {
+            "clips": sum(s["source"] == name for s in summaries),
+            "kept": sum(s["source"] == name for s in kept),
+            "triplets": sum(len(s["rows"]) for s in kept if s["source"] == name),
+        }
+        for name in sorted({s["source"] for s in summaries})
+    }
     return {
         "read": len(summaries),
         "kept": len(kept),
         "rejected": len(summaries) - len(kept),
         "triplets": triplets,
         "splits": splits,
+        "sources": sources,
         "reasons": dict(reasons.most_common()),
         "windows_left_out": dict(left_out.most_common()),
         "tasks": len({task for s in kept for task in s["tasks"]}),

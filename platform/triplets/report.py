@@ -35,8 +35,16 @@ def summary_lines(outcome: Outcome, seconds: float) -> list[str]:
         f"points visible to the end {counts['visible_share']:.0%}, moving "
         f"{counts['moving_share']:.1%}; {counts['tasks']} tasks"
     )
+    if len(counts["sources"]) > 1:
+        lines += [
+            f"{name:<22}{n['triplets']:>8}{n['kept']:>8} of {n['clips']}"
+            for name, n in counts["sources"].items()
+        ]
     if not outcome.failure:
         lines.append(f"digest {outcome.digest[:16]}")
+        if outcome.changed:
+            lines.append(f"version {outcome.version}, made anew because of")
+            lines += [f"  {change}" for change in outcome.changed]
         what = "reused, nothing has changed" if outcome.reused else f"{seconds:.0f} s"
         lines.append(f"{outcome.folder} ({what})")
         lines.append(f"look at {outcome.folder / 'pictures' / 'examples.png'}")

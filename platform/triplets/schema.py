@@ -35,11 +35,12 @@ TRIPLET_SCHEMA = pa.schema(
         pa.field("recording_id", pa.string(), nullable=False),  # episode or source video
         pa.field("source", pa.string(), nullable=False),  # name of the source in the config
         pa.field("camera", pa.string(), nullable=False),
-        pa.field("embodiment", pa.string(), nullable=False),  # robot | human
+        pa.field("embodiment", pa.string(), nullable=False),  # robot | human | unknown
         pa.field("licence", pa.string(), nullable=False),
         pa.field("split", pa.string(), nullable=False),  # train | heldout, by recording
         # Language.
         pa.field("caption", pa.string(), nullable=False),
+        pa.field("caption_kind", pa.string(), nullable=False),  # source | template | model:NAME
         pa.field("caption_group", pa.string(), nullable=False),  # equal = same meaning
         pa.field("task", pa.string(), nullable=False),  # task id; the caption group if none
         # Pictures: JPEG, RGB, square-free (aspect ratio kept), short side = image_px.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
+import sys
 import traceback
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +24,10 @@ from dynaflip.platform.triplets.digest import row_digests
 from dynaflip.platform.triplets.schema import TRIPLET_SCHEMA
 
 _MAX_FILE_BYTES = 100 << 20
-_MAX_ATTEMPTS = 2
+_STARTED = "started"
+_FAULT = "Fatal Python error"  # what faulthandler writes
+_MAX_FAULTS = 2
+_MAX_STARTS = 8
 
 
 @dataclass(frozen=True)
@@ -62,47 +69,96 @@ def process_shard(
     summaries = []
     writer = _Writer(work.triplets, number)
     for clip in clips:
-        marker = work.attempts / clip.clip_id
-        summary: dict[str, Any] = {"clip_id": clip.clip_id, "recording_id": clip.recording_id}
-        summary |= {"source": clip.source, "path": clip.path, "stage": "", "reason": ""}
-        summary |= {"split": "", "tasks": [], "rows": [], "visible": 0.0, "moving": 0.0}
-        left_out: Counter[str] = Counter()
-        try:
-            _count_attempt(marker)
-            table = clip_table(
-                clip, source.open(clip), config, depth_model, depth_model_scale, left_out
-            )
-            summary["rows"] = row_digests(table)
-            summary["split"] = table["split"][0].as_py()
-            summary["tasks"] = sorted(set(table["task"].to_pylist()))
-            summary["visible"] = sum(table["visible_share"].to_pylist())
-            summary["moving"] = sum(table["moving_share"].to_pylist())
+        with _counted(work.attempts, clip) as refusal:
+            summary, table = _summary(clip, source, config, refusal, depth_model, depth_model_scale)
+        # Outside: what cannot be written is the job's problem and not the clip's.
+        if table is not None:
             writer.write(table)
-        except ClipError as error:
-            summary |= {"stage": error.stage, "reason": error.reason}
-        except Exception as error:
-            # One clip must not stop the job, whatever it holds. Nothing is hidden: the clip
-            # is rejected with the place of the error, and counts towards the failing share.
-            at = traceback.extract_tb(error.__traceback__)[-1]
-            place = f"{Path(at.filename).name}:{at.lineno}"
-            reason = f"{type(error).__name__} at {place}: {error}".splitlines()[0]
-            summary |= {"stage": "unexpected", "reason": reason}
-        summary["left_out"] = dict(left_out)
-        marker.unlink(missing_ok=True)
         summaries.append(summary)
     writer.close()
-    part = work.done / f"part-{number:05d}.part"
+    part = work.done / _part_name(f"part-{number:05d}")
     part.write_text(json.dumps(summaries))
     os.replace(part, work.done / f"part-{number:05d}.json")
     return summaries
 
 
-def _count_attempt(marker: Path) -> None:
-    """Refuse a clip on which worker processes died before (a crash inside a decoder)."""
-    attempts = int(marker.read_text()) if marker.exists() else 0
-    if attempts >= _MAX_ATTEMPTS:
-        raise ClipError("crash", f"the worker process died on this clip {attempts} times")
-    marker.write_text(str(attempts + 1))
+def _summary(
+    clip: Clip,
+    source: Source,
+    config: PreprocessConfig,
+    refusal: ClipError | None,
+    depth_model: DepthModel | None,
+    depth_model_scale: str,
+) -> tuple[dict[str, Any], pa.Table | None]:
+    """Triplets of a clip with what is to be said of them, or why there are none."""
+    summary: dict[str, Any] = {"clip_id": clip.clip_id, "recording_id": clip.recording_id}
+    summary |= {"source": clip.source, "path": _printable(clip.path), "stage": "", "reason": ""}
+    summary |= {"split": "", "tasks": [], "rows": [], "visible": 0.0, "moving": 0.0}
+    left_out: Counter[str] = Counter()
+    table = None
+    try:
+        if refusal is not None:
+            raise refusal
+        table = clip_table(
+            clip, source.open(clip), config, depth_model, depth_model_scale, left_out
+        )
+        summary["rows"] = row_digests(table)
+        summary["split"] = table["split"][0].as_py()
+        summary["tasks"] = sorted(set(table["task"].to_pylist()))
+        summary["visible"] = sum(table["visible_share"].to_pylist())
+        summary["moving"] = sum(table["moving_share"].to_pylist())
+    except ClipError as error:
+        summary |= {"stage": error.stage, "reason": _printable(error.reason)}
+    except Exception as error:
+        # One clip must not stop the job, whatever it holds. Nothing is hidden: the clip
+        # is rejected with the place of the error, and counts towards the failing share.
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(at.filename).name}:{at.lineno}"
+        reason = f"{type(error).__name__} at {place}: {error}".splitlines()[0]
+        summary |= {"stage": "unexpected", "reason": _printable(reason)}
+        table = None
+    summary["left_out"] = dict(left_out)
+    return summary, table
+
+
+@contextmanager
+def _counted(attempts: Path, clip: Clip) -> Iterator[ClipError | None]:
+    """Note that a clip is being worked on; yield why not to, if workers died of it before.
+
+    A crash inside a decoder leaves its trace in the note and is the clip's fault. A worker
+    that was killed leaves none: the memory ran out, or somebody stopped the machine, and
+    the clip gets more chances.
+    """
+    attempts.mkdir(exist_ok=True)  # a worker may outlive the driver that made it
+    note = attempts / clip.clip_id
+    known = note.read_text(errors="replace") if note.exists() else ""
+    starts, faults = known.count(_STARTED), known.count(_FAULT)
+    if faults >= _MAX_FAULTS or starts >= _MAX_STARTS:
+        died = f"{faults} times of a fault in native code" if faults else f"{starts} times"
+        yield ClipError("crash", f"the worker process died on this clip {died}")
+        return
+    traced = faulthandler.is_enabled()
+    with note.open("a") as file:
+        file.write(f"{_STARTED}\n")
+        file.flush()
+        faulthandler.enable(file)
+        try:
+            yield None
+        finally:
+            faulthandler.disable()
+            if traced and sys.__stderr__ is not None:
+                faulthandler.enable(sys.__stderr__)
+    note.unlink(missing_ok=True)
+
+
+def _part_name(name: str) -> str:
+    """A hidden name of this process alone: two may work on a shard when a driver was killed."""
+    return f".{name}.{os.getpid()}-{os.urandom(3).hex()}.part"
+
+
+def _printable(text: str) -> str:
+    """Text that any table can hold: names on disk need not be UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class _Writer:
@@ -120,7 +176,7 @@ class _Writer:
             self.close()
         if self.writer is None:
             name = f"part-{self.number:05d}-{self.files:02d}"
-            self.part = self.folder / f".{name}.part"
+            self.part = self.folder / _part_name(name)
             self.path = self.folder / f"{name}.parquet"
             self.writer = pq.ParquetWriter(self.part, TRIPLET_SCHEMA, compression="zstd")
             self.bytes = 0

@@ -1,27 +1,104 @@
-"""Open a source of recordings by what lies in its folder."""
+"""Open sources of recordings by what lies in them, one or several as a mix.
+
+A new format is one file with a class like those below (:class:`Source`, and ``detect``)
+and its name in :data:`FORMATS`.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections import Counter
+from dataclasses import replace
+from typing import Any
 
 from dynaflip.errors import UserError
-from dynaflip.platform.triplets.clips import Source
-from dynaflip.platform.triplets.config import SourceConfig
+from dynaflip.platform.triplets.clips import Clip, Recording, Source
+from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
+from dynaflip.platform.triplets.ego4d import Ego4DSource
 from dynaflip.platform.triplets.folder import FolderSource
 from dynaflip.platform.triplets.lerobot import LeRobotSource
+from dynaflip.platform.triplets.places import place_of, root_and_files
+from dynaflip.platform.triplets.rlds import RLDSSource
+from dynaflip.platform.triplets.something import SomethingSource
+
+# The first that recognises itself is taken, so the most particular come first.
+FORMATS: tuple[Any, ...] = (LeRobotSource, RLDSSource, SomethingSource, Ego4DSource, FolderSource)
 
 
 def open_source(config: SourceConfig) -> Source:
-    """A LeRobot v3.0 data set (``meta/info.json``) or a folder with ``captions.csv``.
+    """The source that lies at ``config.path``, a folder, a file or an ``s3://`` prefix.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: there is nothing, or nothing that any format recognises.
     """
-    root = Path(config.path)
-    if not root.exists():
-        raise UserError(f"source.path: there is no folder {root}")
-    if not root.is_dir():
-        raise UserError(f"source.path: {root} is a file; give the folder it is in")
-    if (root / "meta" / "info.json").is_file():
-        return LeRobotSource(config)
-    return FolderSource(config)
+    place = place_of(config.path)
+    try:
+        if not place.exists():
+            raise UserError(f"source.path: there is no folder {place}")
+        root, names = root_and_files(config.path)
+    except OSError as error:
+        raise UserError(f"source.path: {place} cannot be read ({error})") from None
+    for kind in FORMATS:
+        if kind.detect(root, names):
+            return kind(config)
+    raise UserError(
+        f"source.path: no video found in {place} (looked for LeRobot's meta/info.json, "
+        f"*.tfrecord, labels of Something-Something, narration.json, and video files)"
+    )
+
+
+class Mix:
+    """Several sources as one, by their names."""
+
+    format = "mix"
+    name = "mix"
+
+    def __init__(self, sources: list[Source], configs: list[SourceConfig]) -> None:
+        self.sources = {source.name: source for source in sources}
+        self.configs = configs
+        twice = [n for n, count in Counter(s.name for s in sources).items() if count > 1]
+        if twice:
+            raise UserError(f"sources: two are named {twice[0]}; give each a name of its own")
+
+    def list_clips(self) -> list[Clip]:
+        """Clips of all sources; content that is there twice is one clip and one rejection."""
+        clips: list[Clip] = []
+        for source, config in zip(self.sources.values(), self.configs, strict=True):
+            try:
+                listed = source.list_clips()
+            except OSError as error:
+                raise UserError(f"source.path: {config.path} cannot be read ({error})") from None
+            clips += listed[: config.max_clips] if config.max_clips else listed
+        return mark_duplicates(clips)
+
+    def open(self, clip: Clip) -> Recording:
+        """Get ready to read a clip of one of the sources."""
+        return self.sources[clip.source].open(clip)
+
+    def about(self) -> dict[str, dict[str, Any]]:
+        """What the manifest says of each source: its format and its weight."""
+        return {
+            source.name: {"format": source.format, "weight": config.weight}
+            for source, config in zip(self.sources.values(), self.configs, strict=True)
+        }
+
+
+def open_sources(config: PreprocessConfig) -> Mix:
+    """All sources of a configuration.
+
+    Raises:
+        UserError: one of them is missing, or two have one name.
+    """
+    configs = list(config.sources or (config.source,))
+    return Mix([open_source(one) for one in configs], configs)
+
+
+def mark_duplicates(clips: list[Clip]) -> list[Clip]:
+    """Equal content under a second name would count twice, and cross the splits unseen."""
+    seen: dict[str, str] = {}
+    out = []
+    for clip in clips:
+        if clip.clip_id in seen and clip.problem is None:
+            clip = replace(clip, problem=("list", f"same content as {seen[clip.clip_id]}"))
+        seen.setdefault(clip.clip_id, clip.path)
+        out.append(clip)
+    return out

@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 
 from dynaflip.platform.triplets.clips import ClipError, Doubles, Frames
+from dynaflip.platform.triplets.places import Place
+from dynaflip.platform.triplets.s3 import NetworkError, S3Path
 
 # A file that ends this much before it says it does was cut off.
 _TRUNCATED_S = 0.5
@@ -45,17 +47,19 @@ class Timeline:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+def _opened(path: Place) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     try:
-        with av.open(str(path)) as container:
+        with _source(path) as source, av.open(source, metadata_errors="replace") as container:
             if not container.streams.video:
                 raise ClipError("decode", "the file holds no video stream")
             stream = container.streams.video[0]
             # Ray gives a task one CPU; more threads would fight over it.
             stream.codec_context.thread_count = 1
             yield container, stream
+    except NetworkError as error:
+        raise ClipError("network", str(error)) from None
     except (av.error.FFmpegError, OSError, EOFError) as error:
-        if not path.exists():
+        if not path.is_file():
             raise ClipError("decode", f"there is no file {path.name}") from None
         if path.stat().st_size == 0:
             raise ClipError("decode", "the file is empty (zero bytes)") from None
@@ -63,7 +67,17 @@ def _opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoS
         raise ClipError("decode", f"not a readable video: {reason}") from None
 
 
-def read_timeline(path: Path, start_s: float = 0.0, end_s: float | None = None) -> Timeline:
+@contextmanager
+def _source(path: Place) -> Iterator[Any]:
+    """What PyAV opens: a name, or a file where the name is not enough."""
+    if isinstance(path, S3Path) or not path.name.isprintable():
+        with path.open("rb") as file:
+            yield file
+    else:
+        yield str(path)
+
+
+def read_timeline(path: Place, start_s: float = 0.0, end_s: float | None = None) -> Timeline:
     """Find the times of a video's frames without decoding it.
 
     Args:
@@ -120,7 +134,7 @@ def _check_complete(
             raise ClipError("decode", f"truncated: {end_s - start_s:.2f} s of {declared_s:.2f} s")
 
 
-def read_frames(path: Path, timeline: Timeline, indices: list[int], short_side_px: int) -> Frames:
+def read_frames(path: Place, timeline: Timeline, indices: list[int], short_side_px: int) -> Frames:
     """Decode frames by index, reduced while decoding.
 
     Args:
@@ -147,13 +161,13 @@ def read_frames(path: Path, timeline: Timeline, indices: list[int], short_side_p
     return np.stack(out)
 
 
-def read_gray12(path: Path, timeline: Timeline, indices: list[int]) -> np.ndarray:
+def read_gray12(path: Place, timeline: Timeline, indices: list[int]) -> np.ndarray:
     """Decode 12-bit gray frames (LeRobot's depth codes): (len(indices), H, W) uint16."""
     return np.stack([f.to_ndarray(format="gray12le") for f, _ in _decode(path, timeline, indices)])
 
 
 def _decode(
-    path: Path, timeline: Timeline, indices: list[int]
+    path: Place, timeline: Timeline, indices: list[int]
 ) -> Iterator[tuple[av.VideoFrame, float]]:
     """Yield frames in order with their pixels' aspect, seeking where that saves decoding."""
     place = -_SEEK_FROM_FRAMES  # index of the last decoded frame

@@ -1,0 +1,142 @@
+"""Captions in a table beside the videos: ``captions.csv``, ``.jsonl`` or ``.parquet``.
+
+Columns: ``file`` and ``caption``; a file may have several rows, one a phrasing.
+Optional: ``start_s`` and ``end_s`` (the piece of the video that the caption is
+about), ``task`` (rows of equal task mean the same), ``recording`` (files of equal
+name are cameras of one recording and stay in one split), ``camera``, ``licence``,
+``embodiment``, and ``depth`` (see :mod:`~dynaflip.platform.triplets.folder`).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+
+from dynaflip.errors import UserError
+from dynaflip.platform.triplets.places import Place, read_table
+
+CAPTION_FILES = ("captions.csv", "captions.jsonl", "captions.parquet")
+
+
+@dataclass(frozen=True)
+class CaptionRow:
+    """One caption of one video, or of a piece of it."""
+
+    file: str  # relative to the source's root
+    caption: str = ""
+    task: str = ""
+    recording: str = ""
+    camera: str = ""
+    licence: str = ""
+    embodiment: str = ""
+    depth: str = ""
+    start_s: float | None = None  # None: the video's beginning
+    end_s: float | None = None  # None: the video's end
+    problem: str = ""  # why this row cannot be used
+
+
+_TEXTS = tuple(f.name for f in fields(CaptionRow) if f.type == "str" and f.name != "problem")
+_TIMES = ("start_s", "end_s")
+
+
+def read_captions(path: Place) -> list[CaptionRow]:
+    """Rows of a table of captions, in its order.
+
+    Raises:
+        UserError: the file as a whole cannot be read, or lacks a column.
+    """
+    try:
+        if path.name.endswith(".parquet"):
+            lines: list[dict[str, Any]] = read_table(path).to_pylist()
+        elif path.name.endswith(".jsonl"):
+            lines = _read_jsonl(path)
+        else:
+            lines = _read_csv(path)
+    except (OSError, pa.ArrowException, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+    names = {str(name) for line in lines for name in line}
+    if lines and not {"file", "caption"} <= names:
+        raise UserError(
+            f"{path}: needs the columns file and caption, has {', '.join(sorted(names)) or 'none'}"
+        )
+    return list(_rows(lines, path))
+
+
+def _rows(lines: list[dict[str, Any]], path: Place) -> Iterator[CaptionRow]:
+    for number, line in enumerate(lines, start=1):
+        texts = {name: _text(line.get(name)) for name in _TEXTS}
+        if not texts["file"]:
+            if any(texts.values()):
+                raise UserError(f"{path}: row {number} names no file")
+            continue
+        texts["file"] = PurePosixPath(texts["file"]).as_posix()
+        problem = ""
+        if not _is_utf8(texts["caption"]):
+            problem = f"row {number} of {path.name}: the caption is not UTF-8"
+        times: dict[str, float | None] = {}
+        for name in _TIMES:
+            try:
+                times[name] = _seconds(line.get(name))
+            except ValueError:
+                times[name] = None
+                problem = f"row {number} of {path.name}: {name} is not a time in seconds"
+        start, end = times["start_s"] or 0.0, times["end_s"]
+        if end is not None and end <= start:
+            problem = f"row {number} of {path.name}: ends at {end} s, before its start"
+        row = CaptionRow(**texts, problem=problem)  # type: ignore[arg-type]
+        yield replace(row, start_s=times["start_s"], end_s=end)
+
+
+def _read_csv(path: Place) -> list[dict[str, Any]]:
+    reader = csv.DictReader(io.StringIO(_decoded(path), newline=""), skipinitialspace=True)
+    reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+    if not {"file", "caption"} <= set(reader.fieldnames):
+        has = ", ".join(reader.fieldnames) or "none"
+        raise UserError(f"{path}: needs the columns file and caption, has {has}")
+    return list(reader)
+
+
+def _read_jsonl(path: Place) -> list[dict[str, Any]]:
+    out = []
+    for number, line in enumerate(_decoded(path).splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError:
+            values = None
+        if not isinstance(values, dict):
+            raise UserError(f"{path}: line {number} is not a JSON object")
+        out.append(values)
+    return out
+
+
+def _decoded(path: Place) -> str:
+    """UTF-8, but what is not stays as lone surrogates: names on disk need not be UTF-8."""
+    data = path.read_bytes()
+    return data.decode("utf-8-sig", errors="surrogateescape")
+
+
+def _is_utf8(text: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def _seconds(value: Any) -> float | None:
+    if value is None or value == "":
+        return None
+    seconds = float(value)
+    if not math.isfinite(seconds) or seconds < 0:
+        raise ValueError(value)
+    return seconds

@@ -1,0 +1,119 @@
+"""Where files of a source lie: a local folder or a prefix in S3, read the same way."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dynaflip.platform.triplets.s3 import S3Path, arrow_filesystem
+
+Place = Path | S3Path
+
+_FINGERPRINT_BYTES = 256 << 10
+_PARALLEL_REQUESTS = 16
+
+
+def place_of(text: str) -> Place:
+    """A path or an ``s3://`` URI."""
+    return S3Path.parse(text) if text.startswith("s3://") else Path(text)
+
+
+def is_within(name: str) -> bool:
+    """Whether a relative name stays below the folder that it is relative to."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
+
+
+def list_files(root: Place) -> list[str]:
+    """Every file below ``root`` by its relative path, sorted; hidden ones left out.
+
+    Links to folders are followed, each folder once, so that a loop of them ends.
+    """
+    found = root.walk() if isinstance(root, S3Path) else _walk(root)
+    return sorted(name for name in found if not any(p[:1] == "." for p in name.split("/")))
+
+
+def root_and_files(text: str) -> tuple[Place, list[str]]:
+    """The folder that a source's path means, and the files below it; a file is its only one."""
+    place = place_of(text)
+    if place.is_file():
+        return place.parent, [place.name]
+    return place, list_files(place)
+
+
+def _walk(root: Path) -> Iterator[str]:
+    seen: set[tuple[int, int]] = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        kept = []
+        for name in sorted(folders):
+            about = os.stat(os.path.join(folder, name))
+            if (about.st_dev, about.st_ino) not in seen:
+                seen.add((about.st_dev, about.st_ino))
+                kept.append(name)
+        folders[:] = kept
+        for name in files:
+            yield (Path(folder) / name).relative_to(root).as_posix()
+
+
+def fingerprint(path: Place) -> str:
+    """Hash of a file's length and of 256 KiB at its beginning, middle and end.
+
+    Enough to tell recordings apart without reading terabytes twice.
+    """
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    offsets = sorted({0, max(0, size // 2), max(0, size - _FINGERPRINT_BYTES)})
+    if isinstance(path, S3Path):
+        for offset in offsets:
+            digest.update(path.read_range(offset, min(size, offset + _FINGERPRINT_BYTES)))
+        return digest.hexdigest()[:32]
+    with path.open("rb") as file:
+        for offset in offsets:
+            file.seek(offset)
+            digest.update(file.read(_FINGERPRINT_BYTES))
+    return digest.hexdigest()[:32]
+
+
+class Print(NamedTuple):
+    """A fingerprint, or "" and why there is none."""
+
+    digest: str
+    problem: str = ""
+
+
+def fingerprints(root: Place, names: list[str]) -> dict[str, Print]:
+    """Fingerprints of files by name, many at a time where the network is slow."""
+
+    def attempt(name: str) -> Print:
+        try:
+            return Print(fingerprint(root / name))
+        except OSError as error:
+            return Print("", error.strerror or str(error))
+
+    with ThreadPoolExecutor(_PARALLEL_REQUESTS if isinstance(root, S3Path) else 1) as pool:
+        return dict(zip(names, pool.map(attempt, names), strict=True))
+
+
+def read_table(path: Place, columns: list[str] | None = None, filters: Any = None) -> pa.Table:
+    """Read a Parquet file, or some columns and rows of it."""
+    name, options = _arrow(path)
+    return pq.read_table(name, columns=columns, filters=filters, **options)
+
+
+def read_schema(path: Place) -> pa.Schema:
+    """The schema of a Parquet file, without its rows."""
+    name, options = _arrow(path)
+    return pq.read_schema(name, **options)
+
+
+def _arrow(path: Place) -> tuple[str, dict[str, Any]]:
+    if isinstance(path, S3Path):
+        return f"{path.bucket}/{path.key}", {"filesystem": arrow_filesystem()}
+    return str(path), {}

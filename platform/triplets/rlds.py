@@ -1,0 +1,345 @@
+"""RLDS episodes in TFRecord files (Open X-Embodiment, BridgeData, DROID), without TensorFlow.
+
+A record is an episode: a ``tf.train.Example`` whose features ``steps/…`` hold a value for
+every step (RLDS, arXiv 2111.02767, as TensorFlow Datasets stores it). Pictures are encoded
+JPEG or PNG; which features are pictures is told by ``features.json`` beside the records, and
+by their first bytes where there is none.
+
+Depth is not used: the format does not say its unit. Nor does it say how much time passes
+between steps: see ``source.fps``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import cv2
+import numpy as np
+
+from dynaflip.errors import UserError
+from dynaflip.platform.triplets import tfrecord
+from dynaflip.platform.triplets.clips import (
+    Cameras,
+    Clip,
+    ClipError,
+    Doubles,
+    Floats,
+    Frames,
+    content_hash,
+    normalise_caption,
+)
+from dynaflip.platform.triplets.config import SourceConfig
+from dynaflip.platform.triplets.places import Place, place_of, root_and_files
+from dynaflip.platform.triplets.s3 import NetworkError
+from dynaflip.platform.triplets.tfrecord import DamagedRecord, Record, Values
+
+# Steps a second, after the overview table of Open X-Embodiment (arXiv 2310.08864).
+_RATES_HZ = {
+    "bridge": 5.0,
+    "droid": 15.0,
+    "fractal": 3.0,
+    "kuka": 10.0,
+    "taco_play": 15.0,
+    "jaco_play": 10.0,
+    "language_table": 10.0,
+    "bc_z": 10.0,
+    "berkeley_autolab_ur5": 5.0,
+    "toto": 30.0,
+    "viola": 20.0,
+}
+_PICTURES = (b"\xff\xd8\xff", b"\x89PNG")
+# Longer features are pictures; listing does not read them.
+_OUTLINE_BYTES = 256 << 10
+_PARALLEL_FILES = 8
+_STEPS = "steps/"
+
+
+class RLDSSource:
+    """One clip for every camera of every episode."""
+
+    format = "rlds"
+
+    def __init__(self, config: SourceConfig) -> None:
+        self.config = config
+        self.root: Place = place_of(config.path)
+        if self.root.is_file():
+            self.root = self.root.parent
+        self.name = config.name or place_of(config.path).resolve().name
+        self.fps = config.fps or _known_rate_hz(config.path)
+        self.picture_keys: list[str] = []
+
+    @classmethod
+    def detect(cls, root: Place, names: list[str]) -> bool:
+        """Files of TFRecords."""
+        return any(_is_records(name) for name in names)
+
+    def list_clips(self) -> list[Clip]:
+        """Clips in the order of files, records and cameras."""
+        _, names = root_and_files(self.config.path)
+        if not self.fps:
+            raise UserError(
+                f"source.fps: {self.config.path} does not say how many steps a second it has; "
+                f"give --source.fps (BridgeData 5, DROID 15)"
+            )
+        self.picture_keys = self._declared_pictures(names)
+        licence = self.config.licence or self._licence(names)
+        files = [name for name in names if _is_records(name)]
+        with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
+            listed = list(pool.map(lambda name: list(self._clips(name, licence)), files))
+        clips = [clip for several in listed for clip in several]
+        if self.config.cameras and not any(clip.camera in self.config.cameras for clip in clips):
+            has = sorted({clip.camera for clip in clips if clip.camera})
+            raise UserError(f"source.cameras: {self.root} has the cameras {', '.join(has)}")
+        return clips
+
+    def _clips(self, name: str, licence: str) -> Iterator[Clip]:
+        path = self.root / name
+        try:
+            with path.open("rb") as file:
+                size = path.stat().st_size
+                if not size:
+                    yield self._problem(name, 0, "the file is empty (zero bytes)")
+                for number, record in enumerate(tfrecord.scan_records(file, size)):
+                    if isinstance(record, DamagedRecord):
+                        yield self._problem(name, number, str(record))
+                        continue
+                    try:
+                        outline = tfrecord.read_outline(file, record, _OUTLINE_BYTES)
+                    except DamagedRecord as error:
+                        yield self._problem(name, number, str(error))
+                        continue
+                    yield from self._cameras_of(name, number, record, outline, licence)
+        except OSError as error:
+            yield self._problem(name, 0, f"cannot be read: {error.strerror or error}")
+
+    def _cameras_of(
+        self,
+        name: str,
+        number: int,
+        record: Record,
+        outline: dict[str, Values | int],
+        licence: str,
+    ) -> Iterator[Clip]:
+        recording = content_hash("record", str(record.size), str(record.checksum))
+        captions = tuple(dict.fromkeys(t for texts in _instructions(outline) for t in texts if t))
+        varies = any(len({t for t in texts if t}) > 1 for texts in _instructions(outline))
+        group = normalise_caption(captions[0]) if captions and not varies else ""
+        keys = [key for key in sorted(outline) if self._is_camera(key, outline[key])]
+        if not keys:
+            yield self._problem(name, number, "no camera: no feature of steps/ holds pictures")
+        for key in keys:
+            camera = key.removeprefix(_STEPS).removeprefix("observation/")
+            if self.config.cameras and camera not in self.config.cameras:
+                continue
+            yield Clip(
+                clip_id=content_hash("clip", recording, key),
+                recording_id=recording,
+                source=self.name,
+                path=f"{name}#{number}",
+                camera=camera,
+                captions=captions,
+                caption_group=group,
+                task=group,
+                embodiment=self.config.embodiment or "robot",
+                licence=licence,
+                episode_index=number,
+                content=f"{recording} {self.fps!r}",
+                extra=json.dumps([name, record.offset, record.size, record.checksum, key]),
+                problem=None if captions else ("caption", "the episode has no instruction"),
+            )
+
+    def _is_camera(self, key: str, values: Values | int) -> bool:
+        """Pictures, and not the same one at every step, which stands for a missing camera."""
+        if isinstance(values, np.ndarray) or not key.startswith(_STEPS) or "depth" in key:
+            return False
+        if self.picture_keys:
+            if key not in self.picture_keys:
+                return False
+        elif isinstance(values, list) and not (values and values[0].startswith(_PICTURES)):
+            return False
+        return isinstance(values, int) or len(set(values)) > 1 or len(values) == 1
+
+    def _problem(self, name: str, number: int, reason: str) -> Clip:
+        identity = content_hash("damaged", self.name, name, str(number))
+        return Clip(
+            clip_id=identity,
+            recording_id=identity,
+            source=self.name,
+            path=f"{name}#{number}",
+            camera="",
+            captions=(),
+            caption_group="",
+            task="",
+            embodiment=self.config.embodiment or "robot",
+            licence=self.config.licence or "unknown",
+            problem=("decode", reason),
+        )
+
+    def _declared_pictures(self, names: list[str]) -> list[str]:
+        """Picture features by ``features.json``; empty where there is none."""
+        found: list[str] = []
+        for name in (n for n in names if n.rsplit("/", 1)[-1] == "features.json"):
+            found += _picture_paths(_read_json(self.root / name), "")
+        return [key for key in found if "depth" not in key]
+
+    def _licence(self, names: list[str]) -> str:
+        for name in (n for n in names if n.rsplit("/", 1)[-1] == "dataset_info.json"):
+            info = _read_json(self.root / name)
+            stated = (info.get("redistributionInfo") or {}).get("license")
+            if stated:
+                return str(stated)
+        return "unknown"
+
+    def open(self, clip: Clip) -> RLDSRecording:
+        """Get ready to read an episode through one camera."""
+        return RLDSRecording(self.root, clip, self.fps)
+
+
+class RLDSRecording:
+    """One episode through one camera; its record is read once, and checked."""
+
+    def __init__(self, root: Place, clip: Clip, fps: float) -> None:
+        self.clip, self.fps = clip, fps
+        name, offset, size, checksum, self.key = json.loads(clip.extra)
+        self.path = root / name
+        self.record = Record(offset, size, checksum)
+        self._features: dict[str, Values] = {}
+
+    @property
+    def features(self) -> dict[str, Values]:
+        """Everything in the record."""
+        if not self._features:
+            try:
+                with self.path.open("rb") as file:
+                    data = tfrecord.read_record(file, self.record)
+                self._features = tfrecord.read_example(data)
+            except DamagedRecord as error:
+                raise ClipError("decode", str(error)) from None
+            except NetworkError as error:
+                raise ClipError("network", str(error)) from None
+            except OSError as error:
+                raise ClipError("decode", f"cannot be read: {error.strerror or error}") from None
+        return self._features
+
+    @property
+    def pictures(self) -> list[bytes]:
+        """Encoded pictures, one a step."""
+        values = self.features.get(self.key)
+        if not isinstance(values, list) or not values:
+            raise ClipError("decode", f"the episode holds no pictures in {self.key}")
+        return values
+
+    def times_s(self) -> Doubles:
+        """See :class:`~dynaflip.platform.triplets.clips.Recording`."""
+        return np.arange(len(self.pictures)) / self.fps
+
+    def read_frames(self, indices: list[int], short_side_px: int) -> Frames:
+        """See :class:`~dynaflip.platform.triplets.clips.Recording`."""
+        out: list[Any] = []
+        for index in indices:
+            picture = _decoded(self.pictures[index])
+            if picture is None:
+                raise ClipError("decode", f"the picture of step {index} cannot be decoded")
+            height, width = picture.shape[:2]
+            scale = min(1.0, short_side_px / min(height, width))
+            size = (max(1, round(width * scale)), max(1, round(height * scale)))
+            if scale < 1:
+                picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+            out.append(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
+            if out[-1].shape != out[0].shape:
+                raise ClipError("decode", f"the picture changes size at step {index}")
+        return np.stack(out)
+
+    def read_depth_m(self, indices: list[int]) -> Floats | None:
+        """None: the format does not say the unit of depth."""
+        return None
+
+    def cameras(self, indices: list[int]) -> Cameras | None:
+        """None: not part of the format."""
+        return None
+
+    def simulator_state(self, indices: list[int]) -> Doubles | None:
+        """None: not part of the format."""
+        return None
+
+    def caption_at(self, index: int, draw: int) -> str:
+        """The instruction of the step; phrasings take turns over draws."""
+        of_step = [texts[min(index, len(texts) - 1)] for texts in _instructions(self.features)]
+        said = [text for text in of_step if text] or list(self.clip.captions)
+        return said[draw % len(said)]
+
+
+def _is_records(name: str) -> bool:
+    return ".tfrecord" in name.rsplit("/", 1)[-1]
+
+
+def _known_rate_hz(path: str) -> float:
+    """Steps a second of a data set of Open X-Embodiment by a folder's or file's name; 0: none."""
+    for part in reversed(path.lower().replace("\\", "/").split("/")[-3:]):
+        for name, rate in _RATES_HZ.items():
+            if part.startswith(name):
+                return rate
+    return 0.0
+
+
+def _instructions(features: dict[str, Any]) -> list[list[str]]:
+    """Instructions, a list over steps for every feature that holds some, phrasing by phrasing."""
+    found = []
+    for key in sorted(features):
+        name, values = key.rsplit("/", 1)[-1], features[key]
+        if "instruction" not in name or "embedding" in name or isinstance(values, int):
+            continue
+        if isinstance(values, np.ndarray):
+            # Language-Table: letters as 512 numbers a step, zeros after the end.
+            if values.dtype != np.int64 or len(values) % 512:
+                continue
+            rows = values.reshape(-1, 512)
+            values = [bytes(int(n) & 0xFF for n in row if n) for row in rows]
+        texts = [_utf8(value) for value in values]
+        if any(texts):
+            found.append(texts)
+    return found
+
+
+def _utf8(value: bytes) -> str:
+    """Text, or "" for what is not UTF-8."""
+    try:
+        return value.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        return ""
+
+
+def _decoded(data: bytes) -> Any:
+    """(H, W, 3) BGR, or None."""
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    except cv2.error:
+        return None
+
+
+def _read_json(path: Place) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"source.path: {path} cannot be read as JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"source.path: {path} is not a JSON object")
+    return content
+
+
+def _picture_paths(feature: dict[str, Any], path: str) -> list[str]:
+    """Names of the pictures below a feature of ``features.json``."""
+    if "image" in feature or str(feature.get("pythonClassName", "")).endswith("Image"):
+        return [path]
+    inner = feature.get("sequence", {}).get("feature")
+    if isinstance(inner, dict):
+        return _picture_paths(inner, path)
+    children = feature.get("featuresDict", {}).get("features", {})
+    return [
+        found
+        for name, child in children.items()
+        for found in _picture_paths(child, f"{path}/{name}".strip("/"))
+    ]

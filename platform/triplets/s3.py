@@ -1,0 +1,273 @@
+"""Objects in S3 as paths: the part of :class:`pathlib.Path` that sources use.
+
+Videos are read in ranges, never as a whole unless all of it is needed. A request
+that fails for reasons of the network or of the server is tried again with back-off.
+Credentials, region and ``AWS_ENDPOINT_URL`` come from the environment, as boto3 has it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any, TypeVar
+from urllib.parse import urlparse
+
+T = TypeVar("T")
+
+_ATTEMPTS = 6
+_FIRST_WAIT_S = 0.2
+_BLOCK_BYTES = 256 << 10
+# Blocks kept by an open file (8 MiB), and the most that one request asks for (2 MiB).
+_KEPT_BLOCKS = 32
+_MOST_BLOCKS = 8
+_MISSING = ("404", "NoSuchKey", "NoSuchBucket", "NotFound")
+
+
+class NetworkError(OSError):
+    """The object store did not answer, or broke off, more often than we try."""
+
+
+@dataclass(frozen=True)
+class Stat:
+    """What is asked of :meth:`pathlib.Path.stat`."""
+
+    st_size: int
+
+
+@dataclass(frozen=True)
+class S3Path:
+    """``s3://bucket/key``; ``key`` has no slash at either end."""
+
+    bucket: str
+    key: str
+
+    @staticmethod
+    def parse(uri: str) -> S3Path:
+        """From ``s3://bucket/key``."""
+        parts = urlparse(uri, allow_fragments=False)
+        # A key may hold a question mark, which a URL parser takes for a query.
+        key = parts.path + (f"?{parts.query}" if parts.query else "")
+        return S3Path(parts.netloc, key.strip("/"))
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.key}"
+
+    def __truediv__(self, other: str) -> S3Path:
+        return S3Path(self.bucket, f"{self.key}/{other}".strip("/"))
+
+    @property
+    def name(self) -> str:
+        """The last part of the key, or the bucket."""
+        return self.key.rsplit("/", 1)[-1] or self.bucket
+
+    @property
+    def parent(self) -> S3Path:
+        """One level up."""
+        return S3Path(self.bucket, self.key.rpartition("/")[0])
+
+    def resolve(self) -> S3Path:
+        """The path itself: there are no links in S3."""
+        return self
+
+    def exists(self) -> bool:
+        """Whether an object or a prefix of this name exists."""
+        return self.is_file() or self.is_dir()
+
+    def is_file(self) -> bool:
+        """Whether there is an object of this name."""
+        try:
+            return bool(self.key) and self.stat().st_size >= 0
+        except FileNotFoundError:
+            return False
+
+    def is_dir(self) -> bool:
+        """Whether there is anything below this name."""
+        prefix = f"{self.key}/" if self.key else ""
+        answer = _try(
+            self, lambda s3: s3.list_objects_v2(Bucket=self.bucket, Prefix=prefix, MaxKeys=1)
+        )
+        return bool(answer.get("KeyCount"))
+
+    def stat(self) -> Stat:
+        """Size in bytes.
+
+        Raises:
+            FileNotFoundError: no such object.
+        """
+        answer = _try(self, lambda s3: s3.head_object(Bucket=self.bucket, Key=self.key))
+        return Stat(int(answer["ContentLength"]))
+
+    def walk(self) -> Iterator[str]:
+        """Keys below this one, relative to it."""
+        prefix = f"{self.key}/" if self.key else ""
+        token: dict[str, str] = {}
+        while True:
+            wanted = {"Bucket": self.bucket, "Prefix": prefix, **token}
+            page = _try(self, partial(_list_page, wanted=wanted))
+            for item in page.get("Contents", []):
+                yield item["Key"][len(prefix) :]
+            if not page.get("IsTruncated"):
+                return
+            token = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def read_range(self, begin: int, end: int) -> bytes:
+        """Bytes from ``begin`` up to ``end``, which is not part of them."""
+
+        def get(s3: Any) -> bytes:
+            wanted = {"Bucket": self.bucket, "Key": self.key, "Range": f"bytes={begin}-{end - 1}"}
+            data = s3.get_object(**wanted)["Body"].read()
+            if len(data) != end - begin:
+                raise NetworkError(f"{len(data)} of {end - begin} bytes came")
+            return data
+
+        return _try(self, get) if end > begin else b""
+
+    def read_bytes(self) -> bytes:
+        """All of it."""
+        return self.read_range(0, self.stat().st_size)
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        """All of it as text."""
+        return self.read_bytes().decode(encoding)
+
+    def open(self, mode: str = "rb") -> io.BufferedIOBase | RangedFile:
+        """A seekable file that reads ranges."""
+        assert mode == "rb"
+        return RangedFile(self)
+
+
+class RangedFile(io.RawIOBase):
+    """A seekable file over ranged reads, with a few blocks kept.
+
+    Whoever reads on from where the last request ended gets twice as much with the next.
+    """
+
+    def __init__(self, path: S3Path) -> None:
+        self.path = path
+        self.name = str(path)
+        self.size = path.stat().st_size
+        self.place = 0
+        self.bytes_asked = 0
+        self._blocks: OrderedDict[int, bytes] = OrderedDict()
+        self._next, self._ahead = -1, 1
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def tell(self) -> int:
+        """Place of the next byte."""
+        return self.place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place; nothing is read."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: self.size}[whence]
+        if base + offset < 0:
+            raise ValueError(f"seek to {base + offset}")
+        self.place = base + offset
+        return self.place
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer as far as one block goes."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def read(self, size: int = -1) -> bytes:
+        """Exactly ``size`` bytes, or what is left."""
+        end = self.size if size is None or size < 0 else min(self.size, self.place + size)
+        out = []
+        while self.place < end:
+            number, within = divmod(self.place, _BLOCK_BYTES)
+            part = self._block(number, end)[within : within + end - self.place]
+            out.append(part)
+            self.place += len(part)
+        return b"".join(out)
+
+    def _block(self, number: int, end: int) -> bytes:
+        if number not in self._blocks:
+            self._ahead = min(_MOST_BLOCKS, 2 * self._ahead) if number == self._next else 1
+            wanted = -(-end // _BLOCK_BYTES) - number
+            count = min(_MOST_BLOCKS, max(self._ahead, wanted))
+            begin = number * _BLOCK_BYTES
+            data = self.path.read_range(begin, min(self.size, begin + count * _BLOCK_BYTES))
+            self.bytes_asked += len(data)
+            for n in range(-(-len(data) // _BLOCK_BYTES)):
+                self._blocks[number + n] = data[n * _BLOCK_BYTES : (n + 1) * _BLOCK_BYTES]
+            self._next = number + count
+        self._blocks.move_to_end(number)
+        while len(self._blocks) > _KEPT_BLOCKS:
+            self._blocks.popitem(last=False)
+        return self._blocks[number]
+
+
+def arrow_filesystem() -> Any:
+    """pyarrow's S3 file system, for Parquet, at the endpoint that boto3 would use."""
+    from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
+
+    options: dict[str, Any] = {"retry_strategy": AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS)}
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint:
+        parts = urlparse(endpoint)
+        options |= {"endpoint_override": parts.netloc, "scheme": parts.scheme}
+        options["region"] = client().meta.region_name
+    return S3FileSystem(**options)
+
+
+def client() -> Any:
+    """A boto3 client of this process, for the endpoint of the environment."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    return _client(os.getpid(), endpoint)
+
+
+@lru_cache(maxsize=4)
+def _client(process: int, endpoint: str) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+    # `_try` is the one place that tries again.
+    retries = {"total_max_attempts": 1, "mode": "standard"}
+    config = Config(retries=retries, connect_timeout=10, read_timeout=60, max_pool_connections=32)
+    return boto3.client("s3", region_name=region, endpoint_url=endpoint or None, config=config)
+
+
+def _list_page(s3: Any, wanted: dict[str, Any]) -> dict[str, Any]:
+    return s3.list_objects_v2(**wanted)
+
+
+def _try(path: S3Path, request: Callable[[Any], T]) -> T:
+    """Make a request, again with growing waits while the failure may pass."""
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+    from urllib3.exceptions import HTTPError
+
+    reason = ""
+    for attempt in range(_ATTEMPTS):
+        if attempt:
+            # Spread out, so that many readers do not come back at the same moment.
+            time.sleep(_FIRST_WAIT_S * 2 ** (attempt - 1) * random.uniform(0.5, 1.0))
+        try:
+            return request(client())
+        except ClientError as error:
+            code = str(error.response.get("Error", {}).get("Code", ""))
+            status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+            if code in _MISSING:
+                raise FileNotFoundError(f"there is no {path}") from None
+            if status < 500 and status != 429 and code not in ("SlowDown", "RequestTimeout"):
+                raise PermissionError(f"{path}: {code or status}") from None
+            reason = code or str(status)
+        except NoCredentialsError:
+            raise PermissionError(f"{path}: no AWS credentials found") from None
+        except (BotoCoreError, HTTPError, NetworkError, ConnectionError, TimeoutError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    raise NetworkError(f"{path}: gave up after {_ATTEMPTS} attempts ({reason})")
