@@ -64,7 +64,7 @@ def log_plots(sweep: Sweep) -> None:
         made["pareto_front"] = lambda: draw.plot_pareto_front(study, target_names=names)
     for name, plot in made.items():
         with warnings.catch_warnings():  # a setting that all trials share has no range to draw
-            warnings.simplefilter("ignore", UserWarning)
+            warnings.simplefilter("ignore")
             figure: Any = plot().figure
         figure.set_size_inches(9, 5)
         sweep.parent.log_figure(figure, f"plots/{name}.png")
