@@ -91,6 +91,7 @@ def curves_and_points(run_id: str) -> tuple[Curves, dict[str, list[int]]]:
     return curves, {n: [p.step for p in store.get_metric_history(run_id, n)] for n in curves}
 
 
+@pytest.mark.timeout(1800)  # ten restarts and two runs
 @pytest.mark.parametrize(
     ("kills", "steps"), [(1, 14), pytest.param(10, 120, marks=pytest.mark.chaos)]
 )
