@@ -55,15 +55,15 @@ class Inspection:
     motion: np.ndarray
 
     def counts(self) -> pl.DataFrame:
-        """Triplets, clips, recordings and hours of window, by source and split."""
+        """Triplets, clips, recordings and mean shares, by source and split."""
         return (
             self.rows.group_by("source", "embodiment", "licence", "split")
             .agg(
                 pl.len().alias("triplets"),
                 pl.col("clip_id").n_unique().alias("clips"),
                 pl.col("recording_id").n_unique().alias("recordings"),
-                pl.col("moving_share").mean().round(4).alias("moving"),
-                pl.col("visible_share").mean().round(4).alias("visible"),
+                pl.col("moving_share").cast(pl.Float64).mean().round(4).alias("moving"),
+                pl.col("visible_share").cast(pl.Float64).mean().round(4).alias("visible"),
             )
             .sort("source", "split")
         )
