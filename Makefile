@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export MUJOCO_GL ?= egl
 export PYOPENGL_PLATFORM ?= egl
 
-.PHONY: help demo test chaos slow bench check ui lock format clean
+.PHONY: help demo test chaos fuzz slow bench check ui lock format clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,10 +26,13 @@ demo: $(STAMP)  ## from nothing to a registered encoder and its first score
 	$(BIN)/python jobs/demo.py
 
 test: $(STAMP)  ## the whole test suite (about 10 minutes on 2 cores)
-	$(BIN)/python -m pytest -m "not slow and not gpu and not chaos and not bench"
+	$(BIN)/python -m pytest -m "not slow and not gpu and not chaos and not fuzz and not bench"
 
 chaos: $(STAMP)  ## kill drivers, workers and nodes, fill disks, damage checkpoints (slow)
 	$(BIN)/python -m pytest -m chaos
+
+fuzz: $(STAMP)  ## damaged recordings of every kind through preprocessing
+	$(BIN)/python -m pytest -m fuzz
 
 slow: $(STAMP)  ## what takes long: every expert through the harness, whole searches
 	$(BIN)/python -m pytest -m slow

@@ -16,6 +16,9 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ.pop("RAY_ADDRESS", None)
 # The suite is about this machine; nothing may be looked up on a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Nor in anybody's object store: the tests start a server of their own.
+os.environ |= {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "tests"}
+os.environ |= {"AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
 
 
 @pytest.fixture(scope="session", autouse=True)

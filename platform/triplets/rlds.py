@@ -68,7 +68,6 @@ class RLDSSource:
         if self.root.is_file():
             self.root = self.root.parent
         self.name = config.name or place_of(config.path).resolve().name
-        self.fps = config.fps or _known_rate_hz(config.path)
         self.picture_keys: list[str] = []
 
     @classmethod
@@ -79,23 +78,24 @@ class RLDSSource:
     def list_clips(self) -> list[Clip]:
         """Clips in the order of files, records and cameras."""
         _, names = root_and_files(self.config.path)
-        if not self.fps:
+        files = [name for name in names if _is_records(name)]
+        fps = self.config.fps or _known_rate_hz(f"{self.config.path}/{files[0]}")
+        if not fps:
             raise UserError(
                 f"source.fps: {self.config.path} does not say how many steps a second it has; "
                 f"give --source.fps (BridgeData 5, DROID 15)"
             )
         self.picture_keys = self._declared_pictures(names)
         licence = self.config.licence or self._licence(names)
-        files = [name for name in names if _is_records(name)]
         with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
-            listed = list(pool.map(lambda name: list(self._clips(name, licence)), files))
+            listed = list(pool.map(lambda name: list(self._clips(name, licence, fps)), files))
         clips = [clip for several in listed for clip in several]
         if self.config.cameras and not any(clip.camera in self.config.cameras for clip in clips):
             has = sorted({clip.camera for clip in clips if clip.camera})
             raise UserError(f"source.cameras: {self.root} has the cameras {', '.join(has)}")
         return clips
 
-    def _clips(self, name: str, licence: str) -> Iterator[Clip]:
+    def _clips(self, name: str, licence: str, fps: float) -> Iterator[Clip]:
         path = self.root / name
         try:
             with path.open("rb") as file:
@@ -111,7 +111,7 @@ class RLDSSource:
                     except DamagedRecord as error:
                         yield self._problem(name, number, str(error))
                         continue
-                    yield from self._cameras_of(name, number, record, outline, licence)
+                    yield from self._cameras_of(name, number, record, outline, (licence, fps))
         except OSError as error:
             yield self._problem(name, 0, f"cannot be read: {error.strerror or error}")
 
@@ -121,8 +121,9 @@ class RLDSSource:
         number: int,
         record: Record,
         outline: dict[str, Values | int],
-        licence: str,
+        about: tuple[str, float],
     ) -> Iterator[Clip]:
+        licence, fps = about
         recording = content_hash("record", str(record.size), str(record.checksum))
         captions = tuple(dict.fromkeys(t for texts in _instructions(outline) for t in texts if t))
         varies = any(len({t for t in texts if t}) > 1 for texts in _instructions(outline))
@@ -146,8 +147,8 @@ class RLDSSource:
                 embodiment=self.config.embodiment or "robot",
                 licence=licence,
                 episode_index=number,
-                content=f"{recording} {self.fps!r}",
-                extra=json.dumps([name, record.offset, record.size, record.checksum, key]),
+                content=f"{recording} {fps!r}",
+                extra=json.dumps([name, record.offset, record.size, record.checksum, key, fps]),
                 problem=None if captions else ("caption", "the episode has no instruction"),
             )
 
@@ -195,15 +196,15 @@ class RLDSSource:
 
     def open(self, clip: Clip) -> RLDSRecording:
         """Get ready to read an episode through one camera."""
-        return RLDSRecording(self.root, clip, self.fps)
+        return RLDSRecording(self.root, clip)
 
 
 class RLDSRecording:
     """One episode through one camera; its record is read once, and checked."""
 
-    def __init__(self, root: Place, clip: Clip, fps: float) -> None:
-        self.clip, self.fps = clip, fps
-        name, offset, size, checksum, self.key = json.loads(clip.extra)
+    def __init__(self, root: Place, clip: Clip) -> None:
+        self.clip = clip
+        name, offset, size, checksum, self.key, self.fps = json.loads(clip.extra)
         self.path = root / name
         self.record = Record(offset, size, checksum)
         self._features: dict[str, Values] = {}
@@ -277,8 +278,8 @@ def _is_records(name: str) -> bool:
 
 
 def _known_rate_hz(path: str) -> float:
-    """Steps a second of a data set of Open X-Embodiment by a folder's or file's name; 0: none."""
-    for part in reversed(path.lower().replace("\\", "/").split("/")[-3:]):
+    """Steps a second of a data set of Open X-Embodiment, by a file's path; 0: not known."""
+    for part in reversed(path.lower().split("/")):
         for name, rate in _RATES_HZ.items():
             if part.startswith(name):
                 return rate

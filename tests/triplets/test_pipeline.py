@@ -117,9 +117,9 @@ def test_a_stopped_job_goes_on_where_it_was(
     run = pipeline._run
     asked: list[int] = []
 
-    def stop_after_two(shards, config, work):
+    def stop_after_two(shards, config, work, source):
         asked.append(len(shards))
-        for n, summary in enumerate(run(dict(list(shards.items())[:2]), config, work)):
+        for n, summary in enumerate(run(dict(list(shards.items())[:2]), config, work, source)):
             yield summary
             if n == 1:
                 raise KeyboardInterrupt
@@ -268,7 +268,9 @@ def test_crashes_of_a_worker_cost_one_clip(
         part.mkdir(parents=True)
     source = open_source(SourceConfig(path=str(folder)))
     clips = source.list_clips()
-    (work.attempts / clips[0].clip_id).write_text("2")  # what two dead workers left behind
+    (work.attempts / clips[0].clip_id).write_text(
+        2 * "started\nFatal Python error\n"
+    )  # what two dead workers left behind
     summaries = process_shard(0, clips, source, settings(folder), work)
     assert summaries[0]["stage"] == "crash"
     assert summaries[1]["rows"]
