@@ -66,6 +66,7 @@ def log_plots(sweep: Sweep) -> None:
         with warnings.catch_warnings():  # a setting that all trials share has no range to draw
             warnings.simplefilter("ignore")
             figure: Any = plot().figure
-        figure.set_size_inches(9, 5)
+            figure.set_size_inches(9, 5)
+            figure.tight_layout()  # long names of settings stand aslant
         sweep.parent.log_figure(figure, f"plots/{name}.png")
         plt.close(figure)
