@@ -89,7 +89,7 @@ def time_step(base: PretrainConfig, work: object, threads: int) -> float:
     on_gpu = base.train.device != "cpu" and torch.cuda.is_available()
     context = Context(device="cuda" if on_gpu else "cpu", report=note)
     length = dataclasses.replace(work.length, total_steps=_TIMED_STEPS + 1)
-    sampling = sampling_of(config.data, work.index.sources, config.train.seed)
+    sampling = sampling_of(config.data, work.index, config.train.seed)
     tables = plain_tables(str(base.triplets), "train")
     Pretraining(config, context, length).run(
         lambda position: epoch_batches(

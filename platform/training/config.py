@@ -43,7 +43,8 @@ class DataConfig:
     prefetch_batches: int = 2
     # Share of samples from each source (a triplet's column `source`), as weights: {sim: 1, ego: 2}.
     # Rows of a source are repeated or left out by chance until the shares are met, and an epoch
-    # keeps its length. Empty = every triplet once an epoch; a source that is not named has 0.
+    # keeps its length; a source that is not named has 0. Empty = the weights that the triplets
+    # were made with, and where those are all the same every triplet once an epoch.
     source_weights: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

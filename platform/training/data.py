@@ -62,6 +62,8 @@ class TripletIndex:
     caption_groups: list[str]  # of the training triplets, distinct, sorted
     counts: dict[str, int]  # triplets by split
     sources: dict[str, int]  # training triplets by source
+    # What the triplets' own settings give each source; empty where they give all the same.
+    weights: dict[str, float]
     licences: list[str]
     flow_sources: list[str]
     depth_kinds: list[str]
@@ -90,18 +92,26 @@ def read_index(folder: str) -> TripletIndex:
     train = table.filter(pc.field("split") == "train")
     sources = pc.value_counts(train["source"]).to_pylist()
     heldout = table.filter(pc.field("split") == "heldout")
+    counts = {c["values"]: c["counts"] for c in sorted(sources, key=lambda c: c["values"])}
     return TripletIndex(
         folder=folder,
         digest=str(manifest["digest"]),
         captions=sorted(pc.unique(table["caption"]).to_pylist()),
         caption_groups=sorted(pc.unique(train["caption_group"]).to_pylist()),
         counts={"train": 0, "heldout": 0} | {c["values"]: c["counts"] for c in splits},
-        sources={c["values"]: c["counts"] for c in sorted(sources, key=lambda c: c["values"])},
+        sources=counts,
+        weights=_weights_of(manifest, counts),
         licences=sorted(pc.unique(table["licence"]).to_pylist()),
         flow_sources=sorted(pc.unique(table["flow_source"]).to_pylist()),
         depth_kinds=sorted(pc.unique(table["depth_kind"]).to_pylist()),
         heldout=heldout.select(names[:3]),
     )
+
+
+def _weights_of(manifest: dict[str, Any], sources: dict[str, int]) -> dict[str, float]:
+    about = manifest.get("sources", {})
+    weights = {name: float(about.get(name, {}).get("weight", 1.0)) for name in sources}
+    return {} if len(set(weights.values())) < 2 else weights
 
 
 def read_tables(folder: str, split: str) -> Iterator[pa.Table]:
@@ -189,18 +199,18 @@ class Sampling:
         return [id64(f"{name}#{copy}" if copy else name) for copy in range(times)]
 
 
-def sampling_of(config: DataConfig, sources: dict[str, int], seed: int) -> Sampling:
+def sampling_of(config: DataConfig, index: TripletIndex, seed: int) -> Sampling:
     """The rates that give each source its share of the samples, an epoch's length kept.
 
     Args:
-        config: holds the weights.
-        sources: training triplets by source.
+        config: holds the weights; without any, the triplets' own are taken.
+        index: of the triplets.
         seed: of the run.
 
     Raises:
         ValueError: a source that the triplets do not have.
     """
-    weights = config.source_weights
+    weights, sources = config.source_weights or index.weights, index.sources
     if unknown := sorted(set(weights) - set(sources)):
         raise ValueError(
             f"data.source_weights: the triplets have no source {', '.join(unknown)}; "

@@ -55,9 +55,11 @@ class Plan:
     train_triplets: int
     steps_per_epoch: int
     total_steps: int
+    # Sources are weighed: rows come by chance, not every one once an epoch.
+    weighted: bool = False
 
 
-def plan(config: PretrainConfig, train_triplets: int) -> Plan:
+def plan(config: PretrainConfig, train_triplets: int, *, weighted: bool = False) -> Plan:
     """Steps of an epoch (full batches of all workers) and of the run.
 
     Raises:
@@ -70,8 +72,10 @@ def plan(config: PretrainConfig, train_triplets: int) -> Plan:
             f"{config.data.batch_size} x train.num_workers {config.train.num_workers}"
         )
     if config.train.epochs is not None:
-        return Plan(train_triplets, per_epoch, max(1, round(config.train.epochs * per_epoch)))
-    return Plan(train_triplets, per_epoch, config.train.steps or DEFAULT_STEPS)
+        steps = max(1, round(config.train.epochs * per_epoch))
+    else:
+        steps = config.train.steps or DEFAULT_STEPS
+    return Plan(train_triplets, per_epoch, steps, weighted)
 
 
 def rank_batch_size(config: PretrainConfig, workers: int) -> int:
@@ -172,7 +176,7 @@ class Pretraining:
         come by chance, they may not, and a rank alone would wait for the others for ever.
         """
         part = self.state.position
-        if not part.is_whole() or self.config.data.source_weights:
+        if not part.is_whole() or self.length.weighted:
             while True:
                 batch = next(batches, None)
                 have = torch.tensor(float(batch is not None), device=self.context.device)

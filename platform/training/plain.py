@@ -60,13 +60,13 @@ def pretrain_plain(
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     index = read_index(config.triplets)
-    length = plan(config, index.counts["train"])
+    sampling = sampling_of(config.data, index, config.train.seed)
+    length = plan(config, index.counts["train"], weighted=not sampling.is_plain())
     features = embed_captions(index.captions, config.model.language)
     text = TextTable({c: i for i, c in enumerate(index.captions)}, features.numpy())
     px, seed = config.model.image.image_px, config.train.seed
     collate = Collate(config.data, px, text, seed=seed, augment=True)
     still = Collate(config.data, px, text, seed=seed, augment=False)
-    sampling = sampling_of(config.data, index.sources, seed)
     tables = plain_tables(index.folder, "train", rank=rank, world_size=workers)
 
     def batches(position: Position) -> Iterator[Batch]:

@@ -139,8 +139,8 @@ def prepare(config: PretrainConfig, run_folder: Path) -> Any:
     assert config.triplets is not None, "resolved by the caller"
     index = read_index(config.triplets)
     try:
-        length = plan(config, index.counts["train"])
-        sampling_of(config.data, index.sources, config.train.seed)
+        sampling = sampling_of(config.data, index, config.train.seed)
+        length = plan(config, index.counts["train"], weighted=not sampling.is_plain())
     except ValueError as error:
         raise UserError(f"triplets {config.triplets}: {error}") from None
     features = embed_captions(index.captions, config.model.language)

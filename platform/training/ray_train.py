@@ -230,7 +230,7 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
     torch.set_num_threads(work.threads)
     rank, workers = place.get_world_rank(), place.get_world_size()
     collate = _collate(work, augment=True)
-    sampling = sampling_of(config.data, work.index.sources, config.train.seed)
+    sampling = sampling_of(config.data, work.index, config.train.seed)
     shard = ray.train.get_dataset_shard("train")
     notes: list[str] = []
 

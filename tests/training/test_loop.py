@@ -58,14 +58,14 @@ class Trial:
         features = rng.standard_normal((len(self.index.captions), 384)).astype(np.float32)
         text = TextTable({c: i for i, c in enumerate(self.index.captions)}, features)
         self.collate = Collate(config.data, 32, text, seed=config.train.seed, augment=True)
+        self.sampling = sampling_of(config.data, self.index, config.train.seed)
         self.reports: list[Metrics] = []
         self.said: list[str] = []
         self.examples: list[list[str]] = []
 
     def batches(self, position: Position) -> Iterator[Batch]:
         tables = plain_tables(str(self.folder), "train")(position.epoch)
-        data = self.config.data
-        sampling = sampling_of(data, self.index.sources, self.config.train.seed)
+        data, sampling = self.config.data, self.sampling
         size = rank_batch_size(self.config, 1)
         for batch in epoch_batches(
             tables, self.collate, data, sampling, position, batch_size=size, rank=0
@@ -76,7 +76,8 @@ class Trial:
     def pretraining(self) -> Pretraining:
         """Goes on from what is in the folder ``keep``."""
         gallery = gallery_batch(self.index, self.collate, self.config.train.gallery_size)
-        length = plan(self.config, self.index.counts["train"])
+        weighted = not self.sampling.is_plain()
+        length = plan(self.config, self.index.counts["train"], weighted=weighted)
         checkpoints = Checkpoints(str(self.keep), keep=self.config.train.keep_checkpoints)
         context = Context(report=self.reports.append, say=self.said.append, checkpoints=checkpoints)
         return Pretraining(self.config, context, length, gallery, tuple(self.index.sources))
@@ -140,9 +141,17 @@ def test_reports_hold_terms_areas_speed_and_held_out_diagnostics(
     assert [r["step"] for r in trial.reports] == list(range(9))
 
 
-def test_mixed_sources_are_weighed_and_have_curves_of_their_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize("of_triplets", [False, True])
+def test_mixed_sources_are_weighed_and_have_curves_of_their_own(
+    tmp_path: Path, of_triplets: bool
+) -> None:
     folder = write_triplets(tmp_path / "set", clips=16, sources=("robot", "ego 4d+"))
-    data = DataConfig(batch_size=8, source_weights={"robot": 3, "ego 4d+": 1})
+    weights = {"robot": 3.0, "ego 4d+": 1.0}
+    if of_triplets:  # what preprocessing was told, instead of this run's settings
+        path = folder / "manifest.json"
+        sources = {name: {"weight": weight} for name, weight in weights.items()}
+        path.write_text(json.dumps({**json.loads(path.read_text()), "sources": sources}))
+    data = DataConfig(batch_size=8, source_weights={} if of_triplets else weights)
     train = dataclasses.replace(CONFIG.train, steps=10, eval_every_steps=10)
     config = dataclasses.replace(CONFIG, data=data, train=train)
     trial = Trial(folder, config, tmp_path / "kept")

@@ -196,9 +196,10 @@ def test_source_weights_set_the_shares_and_keep_an_epoch_s_length(triplet_folder
         for copy in range(40)
         for i, row in enumerate(rows)
     ]
-    counts = {"robot": 27 * 40, "human": 9 * 40}
+    index = read_index(str(triplet_folder))
+    index = dataclasses.replace(index, sources={"robot": 27 * 40, "human": 9 * 40})
     config = DataConfig(source_weights={"robot": 1, "human": 1})
-    sampling = sampling_of(config, counts, seed=0)
+    sampling = sampling_of(config, index, seed=0)
     drawn = list(sampling(rows, Position()))
     share = np.mean([row["source"] == "human" for row in drawn])
     assert share == pytest.approx(0.5, abs=0.04)
@@ -208,10 +209,10 @@ def test_source_weights_set_the_shares_and_keep_an_epoch_s_length(triplet_folder
     assert [r["example"] for r in again] == [r["example"] for r in drawn]
     other = list(sampling(rows, Position(1)))
     assert [r["example"] for r in other] != [r["example"] for r in drawn]
-    alone = sampling_of(DataConfig(source_weights={"human": 3}), counts, seed=0)
+    alone = sampling_of(DataConfig(source_weights={"human": 3}), index, seed=0)
     assert {row["source"] for row in alone(rows, Position())} == {"human"}
     with pytest.raises(ValueError, match="no source ego; theirs are robot, human"):
-        sampling_of(DataConfig(source_weights={"ego": 1}), counts, seed=0)
+        sampling_of(DataConfig(source_weights={"ego": 1}), index, seed=0)
 
 
 def test_the_rest_of_an_epoch_is_what_was_not_seen(triplet_folder: Path) -> None:
