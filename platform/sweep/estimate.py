@@ -16,7 +16,7 @@ from dynaflip.platform.sweep.table import aligned
 from dynaflip.platform.training.config import PretrainConfig
 from dynaflip.platform.training.progress import clock
 
-# Measured on 2 cores: processes of a trial (Tune's, Train's controller, worker) and imports.
+# A rough figure for a trial's processes (Tune's, Train's controller, worker) and imports.
 START_S = 20.0
 _TIMED_STEPS = 3
 

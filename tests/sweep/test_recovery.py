@@ -98,6 +98,7 @@ def process_reasons(trials: list) -> list[str]:
     return [t.user_attrs.get("reason", "") for t in trials]
 
 
+@pytest.mark.chaos
 def test_a_sweep_survives_the_death_of_worker_driver_and_node(
     home: Path, triplet_folder: Path, tmp_path: Path
 ) -> None:
@@ -107,7 +108,6 @@ def test_a_sweep_survives_the_death_of_worker_driver_and_node(
 
 
 @pytest.mark.chaos
-@pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("seed", range(5))
 def test_a_sweep_survives_deaths_at_random_moments(
