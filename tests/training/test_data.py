@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from dynaflip.platform.training.data import (
     read_index,
     shuffled,
 )
+from dynaflip.platform.triplets.schema import SCHEMA_VERSION
 
 PX = 32
 EVERY_ROW_ONCE = Sampling({}, seed=0)
@@ -210,7 +212,9 @@ def test_prefetching_hands_errors_on_and_stops_with_its_consumer() -> None:
 def test_a_folder_that_holds_no_triplets_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a triplet folder"):
         read_index(str(tmp_path))
-    (tmp_path / "manifest.json").write_text('{"schema_version": 1, "digest": "x"}')
+    (tmp_path / "manifest.json").write_text(
+        json.dumps({"schema_version": SCHEMA_VERSION, "digest": "x"})
+    )
     with pytest.raises(UserError, match="holds no triplets"):
         read_index(str(tmp_path))
 
