@@ -49,7 +49,8 @@ def root_and_files(text: str) -> tuple[Place, list[str]]:
 
 
 def _walk(root: Path) -> Iterator[str]:
-    seen: set[tuple[int, int]] = set()
+    about = os.stat(root)
+    seen = {(about.st_dev, about.st_ino)}
     for folder, folders, files in os.walk(root, followlinks=True):
         kept = []
         for name in sorted(folders):

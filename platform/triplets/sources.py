@@ -97,8 +97,9 @@ def mark_duplicates(clips: list[Clip]) -> list[Clip]:
     seen: dict[str, str] = {}
     out = []
     for clip in clips:
-        if clip.clip_id in seen and clip.problem is None:
-            clip = replace(clip, problem=("list", f"same content as {seen[clip.clip_id]}"))
-        seen.setdefault(clip.clip_id, clip.path)
+        if clip.problem is None:
+            if clip.clip_id in seen:
+                clip = replace(clip, problem=("list", f"same content as {seen[clip.clip_id]}"))
+            seen.setdefault(clip.clip_id, clip.path)
         out.append(clip)
     return out

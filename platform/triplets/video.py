@@ -53,6 +53,8 @@ def _opened(path: Place) -> Iterator[tuple[av.container.InputContainer, av.Video
             if not container.streams.video:
                 raise ClipError("decode", "the file holds no video stream")
             stream = container.streams.video[0]
+            if not stream.codec_context:
+                raise ClipError("decode", "nothing here decodes the kind of video that it holds")
             # Ray gives a task one CPU; more threads would fight over it.
             stream.codec_context.thread_count = 1
             yield container, stream
