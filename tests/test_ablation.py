@@ -52,6 +52,7 @@ def test_the_job_s_settings_are_known_and_cover_every_arm() -> None:
             load_config(AblationConfig, str(path), {key: value})
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_what_is_made_is_reused_and_logged(
     ray_cluster: None, triplet_folder: Path, capsys: pytest.CaptureFixture[str]

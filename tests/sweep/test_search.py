@@ -77,6 +77,7 @@ def test_failures_are_recorded_with_their_reason_and_end_nothing(home: Path) -> 
     assert "KILLED in MLflow" in found
 
 
+@pytest.mark.slow
 def test_a_pareto_front_and_another_sweeps_history(home: Path) -> None:
     both = ("perturbed", "unperturbed")
     first = opened("first", trials=4, objectives=both)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import resource
 import threading
@@ -102,29 +103,32 @@ def test_a_bug_in_writing_is_raised_in_the_training_s_thread(tmp_path: Path) -> 
         checkpoints.finish()
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files() -> Iterator[None]:
-    """Files above 2 kB are refused by the kernel, as a full disk refuses them."""
+    """Files above 2 kB are refused by the kernel, as a full disk refuses them.
+
+    Not a fixture: pytest's own output may go to a file too, between a test and its teardown.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_warns_once_then_stops_and_leaves_the_last_good_one(
-    tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_a_full_disk_warns_once_then_stops_and_leaves_the_last_good_one(tmp_path: Path) -> None:
     checkpoints = Checkpoints(str(tmp_path))
     saved(checkpoints, {10: None})
-    request.getfixturevalue("small_files")
     said: list[str] = []
-    checkpoints.save(20, writer(20), said.append)
-    checkpoints.save(30, writer(30), said.append)
+    with small_files():
+        checkpoints.save(20, writer(20), said.append)
+        checkpoints.save(30, writer(30), said.append)
+        with pytest.raises(UserError, match="the last good one is step-00000010; then go on with"):
+            checkpoints.save(40, writer(40), said.append)
     assert len(said) == 1
     assert said[0].startswith(f"warning: cannot write a checkpoint below {tmp_path}: ")
     assert said[0].endswith("; going on")
-    with pytest.raises(UserError, match="the last good one is step-00000010; then go on with"):
-        checkpoints.save(40, writer(40), said.append)
     assert names(tmp_path) == ["step-00000010"]
     assert checkpoints.newest(print) == "step-00000010"
 

@@ -22,7 +22,7 @@ from dynaflip.platform.training.config import (
 )
 from dynaflip.platform.training.plain import METRICS, pretrain_plain
 
-pytestmark = pytest.mark.ddp
+pytestmark = [pytest.mark.ddp, pytest.mark.slow]
 
 
 def config_of(folder: Path, **train: object) -> PretrainConfig:
