@@ -9,6 +9,7 @@ Legend of shapes: H, W picture height and width in pixels.
 
 from __future__ import annotations
 
+import atexit
 import os
 import weakref
 from dataclasses import dataclass
@@ -86,6 +87,9 @@ class SceneRenderer:
             raise UserError(f"{GL_HINT} [{error}]") from error
         # Frees the context at exit too, while PyOpenGL can still do it.
         self._free = weakref.finalize(self, _free, self._gl, self._context)
+        # MuJoCo ends the display at exit, by a callback older than this one, which so runs first.
+        self._free.atexit = False
+        atexit.register(self._free)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
         self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
         self._scene = mujoco.MjvScene(model, maxgeom=2000)
@@ -150,6 +154,7 @@ class SceneRenderer:
 
     def close(self) -> None:
         """Free the GL context; harmless to call again."""
+        atexit.unregister(self._free)
         self._free()
         self._context = self._gl = None
 

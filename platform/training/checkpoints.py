@@ -49,10 +49,10 @@ class Checkpoints:
             UserError: this and the checkpoint before could not be written.
         """
         self._join()
-        if self._refusals:
-            say(f"warning: {self._refusals[-1]}; going on")
         if len(self._refusals) >= _REFUSALS:
             raise self._explained()
+        if self._refusals:
+            say(f"warning: {self._refusals[-1]}; going on")
         self._writing = threading.Thread(
             target=self._write, args=(step, write), daemon=True, name="checkpoint"
         )
