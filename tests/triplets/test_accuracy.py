@@ -53,7 +53,11 @@ def both(ours, truth):
     first, second = ours["triplet_id"].to_pylist(), truth["triplet_id"].to_pylist()
     shared = [name for name in first if name in set(second)]
     assert len(shared) >= 0.5 * min(len(first), len(second))
-    return ours.take([first.index(n) for n in shared]), truth.take([second.index(n) for n in shared])
+    ours, truth = (
+        table.take([names.index(name) for name in shared])
+        for table, names in ((ours, first), (truth, second))
+    )
+    return ours, truth
 
 
 @pytest.mark.parametrize("moving_camera", [False, True], ids=["static", "moving"])
