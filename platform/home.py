@@ -40,6 +40,11 @@ def runs() -> Path:
     return home() / "runs"
 
 
+def captions_folder() -> Path:
+    """What captioning models said of clips."""
+    return home() / "captions"
+
+
 def mlflow_folder() -> Path:
     """The embedded MLflow store: ``mlflow.db`` and ``artifacts/``."""
     return home() / "mlflow"

@@ -45,7 +45,9 @@ def ray_cluster(session_home: Path) -> Iterator[None]:
     prepare_environment()
     import ray
 
-    start_ray(num_cpus=2)
+    # With the dashboard, as a cluster has it: Ray Train asks its State API at the end of a run,
+    # and a short run without one would wait 12 s for the answer.
+    start_ray(num_cpus=2, dashboard=True)
     yield
     ray.shutdown()
 

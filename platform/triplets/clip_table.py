@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from dynaflip.eval.perturbations import belongs_to
 from dynaflip.platform.triplets.camera_motion import compensated
+from dynaflip.platform.triplets.captioner import KIND
 from dynaflip.platform.triplets.clips import (
     Cameras,
     Clip,
@@ -242,7 +243,9 @@ def _row(
     stored_w, stored_h = _reduced(material.picture_px, config.image_px)
     scale = np.array([stored_w / width, stored_h / height], np.float32)
     follower = transition.r3m_next if config.image_pair == "r3m" else transition.end
-    caption = recording.caption_at(transition.start, transition.draw)
+    caption = clip.captions[0]
+    if not clip.caption_kind.startswith(KIND):
+        caption = recording.caption_at(transition.start, transition.draw)
     group = clip.caption_group or normalise_caption(caption)
     r3m_s = [float(material.times_s[i]) for i in transition.r3m]
     t_s, window_s = float(times_s[0]), float(times_s[-1] - times_s[0])

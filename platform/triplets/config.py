@@ -29,6 +29,10 @@ class SourceConfig:
     captions: str = ""
     # Caption of videos that have none: {name} and {folder} of the file, {source}.
     caption_template: str = ""
+    # Clips that are left without caption are described by this transformers model
+    # (image-text-to-text, FOLDER-OR-HUB-ID); asked with the prompt, where it can chat.
+    captioner: str = ""
+    captioner_prompt: str = "Say in one short sentence what is done from left to right."
     # Steps a second of RLDS data sets, which do not say; 0 takes that of known ones.
     fps: float = 0.0
     # Seconds around a narrated moment that are its clip (Ego4D).
@@ -356,3 +360,7 @@ class PreprocessConfig:
             raise ValueError(f"max_rejected_share must be in [0, 1], not {self.max_rejected_share}")
         if self.example_pictures < 0:
             raise ValueError(f"example_pictures must be 0 or more, not {self.example_pictures}")
+
+    def all_sources(self) -> tuple[SourceConfig, ...]:
+        """The sources of the set, one or several."""
+        return self.sources or (self.source,)

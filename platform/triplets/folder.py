@@ -71,12 +71,12 @@ class FolderSource:
             raise UserError(f"{self.root}: has {' and '.join(found)}; leave one")
         if found:
             return read_captions(self.root / found[0])
-        if self.config.caption_template:
+        if self.config.caption_template or self.config.captioner:
             return []
         raise UserError(
             f"{self.root}: there are videos but no {' or '.join(CAPTION_FILES)}; write one with "
             f"the columns file,caption (one row a video, paths relative to the folder), or give "
-            f"--source.caption_template"
+            f"--source.caption_template or --source.captioner"
         )
 
     def list_clips(self) -> list[Clip]:
@@ -150,7 +150,7 @@ class FolderSource:
                 problem, captions = ("depth", f"{first.depth} lies outside the folder"), ()
             content += prints[first.depth].digest if first.depth in prints else ""
         if any(row.problem for row in rows) and not captions:
-            problem = ("caption", next(row.problem for row in rows if row.problem))
+            problem = ("list", next(row.problem for row in rows if row.problem))
         if prints[name].problem:
             problem, captions = ("list", f"cannot be read: {prints[name].problem}"), ()
         span = () if first.start_s is None and first.end_s is None else (_span(first),)

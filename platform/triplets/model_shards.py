@@ -1,4 +1,4 @@
-"""The Ray Data actor that holds a user's models (depth, tracker) and makes shards with them."""
+"""The Ray Data actor that holds a user's models (depth, tracker, captioner) and makes shards with them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+from dynaflip.platform.triplets.captioner import KIND, Captioner, check_captioner
 from dynaflip.platform.triplets.clips import Source
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.depth_model import TransformersDepth, check_depth_model
@@ -16,7 +17,8 @@ from dynaflip.platform.triplets.shard import WorkFolder, process_shard
 
 def uses_models(config: PreprocessConfig) -> bool:
     """Whether a model is loaded, so that actors serve better than tasks."""
-    return config.depth.startswith("model:") or is_learned(config.track.tracker)
+    captioned = any(source.captioner for source in config.all_sources())
+    return captioned or config.depth.startswith("model:") or is_learned(config.track.tracker)
 
 
 def check_models(config: PreprocessConfig) -> None:
@@ -29,6 +31,9 @@ def check_models(config: PreprocessConfig) -> None:
         check_depth_model(config.depth.removeprefix("model:"))
     if is_learned(config.track.tracker):
         load_tracker(config.track.tracker)
+    for source in config.all_sources():
+        if source.captioner:
+            check_captioner(source.captioner)
 
 
 class ModelShards:
@@ -40,6 +45,11 @@ class ModelShards:
         self.depth = TransformersDepth(name) if name != config.depth else None
         if is_learned(config.track.tracker):
             load_tracker(config.track.tracker)
+        self.captioners = {
+            KIND + one.captioner: Captioner(one.captioner, one.captioner_prompt)
+            for one in config.all_sources()
+            if one.captioner
+        }
 
     def __call__(self, row: dict[str, Any]) -> list[dict[str, str]]:
         """A shard's row to a summary a clip."""
@@ -51,5 +61,6 @@ class ModelShards:
             WorkFolder(Path(self.folder)),
             self.depth,
             self.depth.scale if self.depth else "relative",
+            self.captioners,
         )
         return [{"summary": json.dumps(summary)} for summary in summaries]

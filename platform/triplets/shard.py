@@ -17,12 +17,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dynaflip.platform.triplets.captioner import Captioner, needs_caption
 from dynaflip.platform.triplets.clip_table import DepthModel, clip_table
 from dynaflip.platform.triplets.clips import Clip, ClipError, Source
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.digest import row_digests
 from dynaflip.platform.triplets.schema import TRIPLET_SCHEMA
 
+Captioners = dict[str, Captioner]  # by the caption_kind of the clips they are for
 _MAX_FILE_BYTES = 100 << 20
 _STARTED = "started"
 _FAULT = "Fatal Python error"  # what faulthandler writes
@@ -60,8 +62,12 @@ def process_shard(
     work: WorkFolder,
     depth_model: DepthModel | None = None,
     depth_model_scale: str = "relative",
+    captioners: Captioners | None = None,
 ) -> list[dict[str, Any]]:
     """Make the triplets of some clips, and write them before saying so.
+
+    Clips that came without caption are first given one by the captioner of their
+    ``caption_kind``.
 
     Returns:
         One summary a clip: what was kept, or stage and reason of its rejection.
@@ -70,7 +76,9 @@ def process_shard(
     writer = _Writer(work.triplets, number)
     for clip in clips:
         with _counted(work.attempts, clip) as refusal:
-            summary, table = _summary(clip, source, config, refusal, depth_model, depth_model_scale)
+            summary, table = _summary(
+                clip, source, config, refusal, depth_model, depth_model_scale, captioners or {}
+            )
         # Outside: what cannot be written is the job's problem and not the clip's.
         if table is not None:
             writer.write(table)
@@ -89,6 +97,7 @@ def _summary(
     refusal: ClipError | None,
     depth_model: DepthModel | None,
     depth_model_scale: str,
+    captioners: Captioners,
 ) -> tuple[dict[str, Any], pa.Table | None]:
     """Triplets of a clip with what is to be said of them, or why there are none."""
     summary: dict[str, Any] = {"clip_id": clip.clip_id, "recording_id": clip.recording_id}
@@ -99,9 +108,10 @@ def _summary(
     try:
         if refusal is not None:
             raise refusal
-        table = clip_table(
-            clip, source.open(clip), config, depth_model, depth_model_scale, left_out
-        )
+        recording = source.open(clip)
+        if needs_caption(clip):
+            clip = captioners[clip.caption_kind].captioned(clip, recording)
+        table = clip_table(clip, recording, config, depth_model, depth_model_scale, left_out)
         summary["rows"] = row_digests(table)
         summary["split"] = table["split"][0].as_py()
         summary["tasks"] = sorted(set(table["task"].to_pylist()))

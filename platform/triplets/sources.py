@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from dynaflip.errors import UserError
+from dynaflip.platform.triplets.captioner import KIND
 from dynaflip.platform.triplets.clips import Clip, Recording, Source
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
 from dynaflip.platform.triplets.ego4d import Ego4DSource
@@ -67,7 +68,8 @@ class Mix:
                 listed = source.list_clips()
             except OSError as error:
                 raise UserError(f"source.path: {config.path} cannot be read ({error})") from None
-            clips += listed[: config.max_clips] if config.max_clips else listed
+            listed = listed[: config.max_clips] if config.max_clips else listed
+            clips += [_for_captioner(clip, config.captioner) for clip in listed]
         return mark_duplicates(clips)
 
     def open(self, clip: Clip) -> Recording:
@@ -88,8 +90,15 @@ def open_sources(config: PreprocessConfig) -> Mix:
     Raises:
         UserError: one of them is missing, or two have one name.
     """
-    configs = list(config.sources or (config.source,))
+    configs = list(config.all_sources())
     return Mix([open_source(one) for one in configs], configs)
+
+
+def _for_captioner(clip: Clip, captioner: str) -> Clip:
+    """A clip whose one problem is that nobody said what happens in it waits for a captioner."""
+    if captioner and clip.problem and clip.problem[0] == "caption":
+        return replace(clip, problem=None, caption_kind=KIND + captioner)
+    return clip
 
 
 def mark_duplicates(clips: list[Clip]) -> list[Clip]:

@@ -120,9 +120,20 @@ def check_whole(out: Path, manifest: dict, whole: dict) -> None:
 
 
 @pytest.mark.ray
-def test_a_worker_the_driver_and_the_node_are_killed(tmp_path: Path) -> None:
+def test_a_worker_the_driver_and_the_node_are_killed(tmp_path: Path, ray_cluster: None) -> None:
+    from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
+    from dynaflip.platform.triplets.pipeline import preprocess
+
     folder = videos(tmp_path / "videos", 40)
-    whole, _ = run_with_kills(folder, tmp_path / "a" / "whole", tmp_path / "home", [], 0)
+    config = PreprocessConfig(
+        source=SourceConfig(path=str(folder)),
+        depth="plane",
+        draws_per_clip=1,
+        clips_per_shard=1,
+        example_pictures=0,
+    )
+    uninterrupted = preprocess(config, str(tmp_path / "a" / "whole"))
+    whole = json.loads((uninterrupted.folder / "manifest.json").read_text())
     kinds = [WORKER, DRIVER, NODE]
     found, killed = run_with_kills(folder, tmp_path / "b" / "out", tmp_path / "home2", kinds, 1)
     print(killed)
