@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import av
@@ -12,7 +12,10 @@ import numpy as np
 import torch
 from av.video.reformatter import VideoReformatter
 
-TARGETS = ("hand", "object")
+# What probes read off features, and in what their errors are said.
+POSITIONS = ("hand", "object")
+TARGETS = (*POSITIONS, "joints")
+UNITS = {"hand": "cm", "object": "cm", "joints": "deg"}
 # Kept, because making a converter costs twenty times what converting a small picture does.
 _TO_VIDEO, _FROM_VIDEO = VideoReformatter(), VideoReformatter()
 
@@ -24,6 +27,7 @@ class LabelledFrames:
     images: np.ndarray  # (N, H, W, 3) uint8
     hand_m: np.ndarray  # (N, 3) end effector
     object_m: np.ndarray  # (N, 3) the task's object
+    joints_rad: np.ndarray  # (N, J) angles of the arm's joints
     task: np.ndarray  # (N,) str
     episode: np.ndarray  # (N,) str
     condition: np.ndarray  # (N,) str: how the picture is perturbed
@@ -31,9 +35,9 @@ class LabelledFrames:
     def __len__(self) -> int:
         return len(self.images)
 
-    def position_m(self, target: str) -> np.ndarray:
-        """(N, 3) of one of :data:`TARGETS`."""
-        return {"hand": self.hand_m, "object": self.object_m}[target]
+    def truth(self, target: str) -> np.ndarray:
+        """(N, T) of one of :data:`TARGETS`: metres or radians."""
+        return {"hand": self.hand_m, "object": self.object_m, "joints": self.joints_rad}[target]
 
     def where(self, chosen: np.ndarray) -> LabelledFrames:
         """The frames that a (N,) bool or index array chooses."""
@@ -41,6 +45,7 @@ class LabelledFrames:
             self.images[chosen],
             self.hand_m[chosen],
             self.object_m[chosen],
+            self.joints_rad[chosen],
             self.task[chosen],
             self.episode[chosen],
             self.condition[chosen],
@@ -49,7 +54,7 @@ class LabelledFrames:
 
 def concatenate(parts: Sequence[LabelledFrames]) -> LabelledFrames:
     """All frames of several sets, pictures of one size."""
-    names = ("images", "hand_m", "object_m", "task", "episode", "condition")
+    names = [field.name for field in fields(LabelledFrames)]
     return LabelledFrames(*(np.concatenate([getattr(p, n) for p in parts]) for n in names))
 
 

@@ -19,7 +19,7 @@ from dynaflip.eval import perturbations
 from dynaflip.eval.simulator import Scene
 
 # Raised when what is rendered for the same plan changes, so that caches are made anew.
-RENDER_VERSION = 2
+RENDER_VERSION = 3
 UNPERTURBED = "none"
 ALL_FACTORS = "all"
 
@@ -67,6 +67,7 @@ class View:
     image: np.ndarray  # (H, W, 3) uint8
     hand_m: np.ndarray  # (3,) end effector, world frame
     object_m: np.ndarray  # (3,) the task's object, world frame
+    joints_rad: np.ndarray  # (7,) the arm's joints
     success: bool  # of the episode
 
 
@@ -141,7 +142,7 @@ def render(plan: EpisodePlan, scene: Scene) -> Iterator[View]:
         scene.apply(factors)
         alone = condition in plan.single_factors()
         for frame in _spread(len(moments), plan.frames_a_factor if alone else plan.frames):
-            state, hand_m, object_m = moments[frame]
+            state, hand_m, object_m, joints_rad = moments[frame]
             scene.set_state(state)
             yield View(
                 task=plan.task,
@@ -152,13 +153,14 @@ def render(plan: EpisodePlan, scene: Scene) -> Iterator[View]:
                 image=scene.rgb(),
                 hand_m=hand_m,
                 object_m=object_m,
+                joints_rad=joints_rad,
                 success=success,
             )
         scene.restore()
 
 
-def _roll_out(plan: EpisodePlan, scene: Scene) -> tuple[list[tuple[Any, Any, Any]], bool]:
-    """(state, hand, object) at the plan's moments, and whether the task was solved."""
+def _roll_out(plan: EpisodePlan, scene: Scene) -> tuple[list[tuple[Any, Any, Any, Any]], bool]:
+    """(state, hand, object, joints) at the plan's moments, and whether the task was solved."""
     observation, success = scene.reset(plan.layout_seed), False
     seen = [_moment(scene)]
     for _ in range(plan.horizon_steps):
@@ -169,8 +171,10 @@ def _roll_out(plan: EpisodePlan, scene: Scene) -> tuple[list[tuple[Any, Any, Any
     return [seen[i] for i in _spread(len(seen), plan.frames)], success
 
 
-def _moment(scene: Scene) -> tuple[Any, np.ndarray, np.ndarray]:
-    return scene.state(), scene.proprioception()[:3], scene.privileged()["object_position_m"]
+def _moment(scene: Scene) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
+    known = scene.privileged()
+    hand_m = scene.proprioception()[:3]
+    return scene.state(), hand_m, known["object_position_m"], known["joint_angles"]
 
 
 def _spread(number: int, chosen: int) -> list[int]:

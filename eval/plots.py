@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dynaflip.eval.frames import TARGETS, LabelledFrames
+from dynaflip.eval.frames import TARGETS, UNITS, LabelledFrames
 from dynaflip.eval.paired_views import ALL_FACTORS, UNPERTURBED
 from dynaflip.eval.probe_report import MEAN, ProbeReport
 
@@ -18,7 +18,7 @@ CONDITION_NAMES = {
     ALL_FACTORS: "all factors at once",
     ONE_FACTOR: "one factor at a time",
 }
-TARGET_NAMES = {"hand": "end effector", "object": "object"}
+TARGET_NAMES = {"hand": "end effector", "object": "object", "joints": "arm's joints"}
 SCOPE_NAMES = {
     "all": "among all",
     "task": "same task",
@@ -45,12 +45,12 @@ def probe_figure(report: ProbeReport, encoders: tuple[str, str]) -> Any:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 7), layout="constrained")
+    figure = Figure(figsize=(11, 9), layout="constrained")
     panels = figure.subplots(len(TARGETS), 1, sharex=True)
     places = np.arange(len(report.conditions))
     for panel, target in zip(panels, TARGETS, strict=True):
         for index, (encoder, colour) in enumerate(zip(encoders, _COLOURS, strict=True)):
-            found = [report.score(target, c, encoder).error_cm for c in report.conditions]
+            found = [report.score(target, c, encoder).error for c in report.conditions]
             values = np.array([interval.value for interval in found])
             bounds = np.array([[i.value - i.low, i.high - i.value] for i in found]).T
             panel.errorbar(
@@ -63,9 +63,9 @@ def probe_figure(report: ProbeReport, encoders: tuple[str, str]) -> Any:
                 label=encoder,
                 color=colour,
             )
-        means = [report.score(target, c, MEAN).error_cm.value for c in report.conditions]
+        means = [report.score(target, c, MEAN).error.value for c in report.conditions]
         panel.scatter(places, means, marker="_", s=500, color="black", label="task's mean")
-        panel.set_ylabel(f"{TARGET_NAMES[target]}: error, cm")
+        panel.set_ylabel(f"{TARGET_NAMES[target]}: error, {UNITS[target]}")
         panel.set_yscale("log")
         panel.yaxis.set_major_formatter("{x:g}")
         panel.yaxis.set_minor_formatter("{x:g}")

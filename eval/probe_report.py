@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dynaflip.eval.frames import TARGETS, LabelledFrames
-from dynaflip.eval.probes import FOLDS, Probe, errors_cm, fit_probe
+from dynaflip.eval.frames import TARGETS, UNITS, LabelledFrames
+from dynaflip.eval.probes import FOLDS, Probe, errors_cm, errors_deg, fit_probe
 from dynaflip.eval.statistics import Interval, cluster_mean, paired_difference
 
 MEAN = "mean"  # the training mean of the task: what no features are worth
@@ -17,10 +17,10 @@ MEAN = "mean"  # the training mean of the task: what no features are worth
 class Score:
     """Mean error of one encoder at one target under one condition."""
 
-    target: str  # hand | object
+    target: str  # hand | object | joints
     condition: str
     encoder: str
-    error_cm: Interval  # over episodes
+    error: Interval  # over episodes, in the target's unit
     frames: int
 
 
@@ -32,7 +32,7 @@ class Difference:
     condition: str
     encoder: str
     against: str
-    error_cm: Interval
+    error: Interval
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,16 @@ class ProbeReport:
         return next(d for d in self.differences if (d.target, d.condition) == wanted)
 
     def metrics(self) -> dict[str, float]:
-        """``probe/<target>/<condition>/<encoder>_cm`` and ``…/difference_cm``, with bounds."""
+        """``probe/<target>/<condition>/<encoder>_<unit>`` and ``…/difference_…``, with bounds."""
         flat: dict[str, float] = {}
-        for s in self.scores:
-            name = f"probe/{s.target}/{s.condition}/{s.encoder}"
-            flat |= {f"{name}_cm": s.error_cm.value}
-            flat |= {f"{name}_low_cm": s.error_cm.low, f"{name}_high_cm": s.error_cm.high}
-        for d in self.differences:
-            name = f"probe/{d.target}/{d.condition}/difference"
-            flat |= {f"{name}_cm": d.error_cm.value}
-            flat |= {f"{name}_low_cm": d.error_cm.low, f"{name}_high_cm": d.error_cm.high}
+        named = [(s, s.encoder) for s in self.scores] + [
+            (d, "difference") for d in self.differences
+        ]
+        for found, who in named:
+            name, unit = f"probe/{found.target}/{found.condition}/{who}", UNITS[found.target]
+            flat[f"{name}_{unit}"] = found.error.value
+            flat[f"{name}_low_{unit}"] = found.error.low
+            flat[f"{name}_high_{unit}"] = found.error.high
         return {key: value for key, value in flat.items() if np.isfinite(value)}
 
 
@@ -95,15 +95,16 @@ def score_probes(
     scores: list[Score] = []
     differences: list[Difference] = []
     for target in TARGETS:
-        truth_m = test.position_m(target)
+        truth = test.truth(target)
+        errors_of = errors_deg if UNITS[target] == "deg" else errors_cm
         errors = {}
         for encoder, (of_train, of_test) in features.items():
             fitted = fit_probe(
-                of_train, train.position_m(target), train.task, train.episode, folds=folds
+                of_train, train.truth(target), train.task, train.episode, folds=folds
             )
             probes[encoder, target] = fitted
-            errors[encoder] = errors_cm(fitted.predict_m(of_test, test.task), truth_m)
-            errors[MEAN] = errors_cm(fitted.mean_m(test.task), truth_m)
+            errors[encoder] = errors_of(fitted.predict(of_test, test.task), truth)
+            errors[MEAN] = errors_of(fitted.mean(test.task), truth)
         for condition, members in groups.items():
             here = np.isin(test.condition, members)
             episodes = test.episode[here]

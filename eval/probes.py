@@ -1,7 +1,8 @@
-"""Linear probes: how much of a position can be read off frozen features?
+"""Linear probes: how much of where things are can be read off frozen features?
 
-Ridge regression from an encoder's features to a position in the world frame,
-fitted on unperturbed training episodes and then tested unchanged elsewhere.
+Ridge regression from an encoder's features to a position in the world frame, or to
+the angles of the arm's joints, fitted on unperturbed training episodes and then tested
+unchanged elsewhere.
 
 One probe serves all tasks, with an offset for each task: features and targets are
 taken relative to the task's training mean before a shared linear map is fitted
@@ -12,7 +13,8 @@ told. So "predicting the mean" means the task's training mean, and the score is
 what the features add to knowing the task.
 
 Everything that a test frame meets (means, scales, weights, penalty) is a function
-of training frames alone. Shapes: N frames, D feature width, P penalties.
+of training frames alone. Shapes: N frames, D feature width, T width of the target (3 for a
+position in metres, 7 for joint angles in radians), P penalties.
 """
 
 from __future__ import annotations
@@ -38,26 +40,26 @@ class Probe:
 
     centre: dict[str, np.ndarray]  # task → (D,) mean of the training features
     scale: np.ndarray  # (D,) spread of the training features, not below SPREAD_FLOOR
-    weights: np.ndarray  # (D, 3) metres per standardised feature
-    target_mean_m: dict[str, np.ndarray]  # task → (3,) mean training position, world
+    weights: np.ndarray  # (D, T) of the target per standardised feature
+    target_mean: dict[str, np.ndarray]  # task → (T,) mean training target
     penalty: float  # chosen, relative to the number of frames
-    validation_error_m: float  # mean distance at that penalty, cross-validated over episodes
+    validation_error: float  # mean distance at that penalty, cross-validated over episodes
 
-    def predict_m(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
-        """Positions (N, 3) in metres, world frame, for features (N, D) and tasks (N,)."""
+    def predict(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
+        """Targets (N, T), in the unit they were fitted in, for features (N, D), tasks (N,)."""
         centred = np.stack(
             [row - self.centre[task] for row, task in zip(features, tasks, strict=True)]
         )
-        return (centred / self.scale) @ self.weights + self.mean_m(tasks)
+        return (centred / self.scale) @ self.weights + self.mean(tasks)
 
-    def mean_m(self, tasks: np.ndarray) -> np.ndarray:
-        """What predicting the training mean of the task says: (N, 3) metres."""
-        return np.stack([self.target_mean_m[task] for task in tasks])
+    def mean(self, tasks: np.ndarray) -> np.ndarray:
+        """What predicting the training mean of the task says: (N, T)."""
+        return np.stack([self.target_mean[task] for task in tasks])
 
 
 def fit_probe(
     features: np.ndarray,
-    positions_m: np.ndarray,
+    targets: np.ndarray,
     tasks: np.ndarray,
     episodes: np.ndarray,
     *,
@@ -68,7 +70,7 @@ def fit_probe(
 
     Args:
         features: (N, D) frozen features of training frames.
-        positions_m: (N, 3) positions in metres, world frame.
+        targets: (N, T) positions in metres, world frame, or joint angles in radians.
         tasks: (N,) task of each frame.
         episodes: (N,) episode of each frame; an episode lies in one fold only.
         penalties: (P,) candidates, relative to the number of frames.
@@ -78,25 +80,25 @@ def fit_probe(
         ValueError: NaN among the inputs, or a task with fewer than two episodes.
     """
     features = np.asarray(features, dtype=np.float64)
-    positions_m = np.asarray(positions_m, dtype=np.float64)
-    if not (np.isfinite(features).all() and np.isfinite(positions_m).all()):
-        raise ValueError("features and positions must be finite")
+    targets = np.asarray(targets, dtype=np.float64)
+    if not (np.isfinite(features).all() and np.isfinite(targets).all()):
+        raise ValueError("features and targets must be finite")
     fold = assign_folds(tasks, episodes, folds)
     errors = np.zeros(len(penalties))
     for held in range(fold.max() + 1):
         train, test = fold != held, fold == held
-        candidates = _fit_path(features[train], positions_m[train], tasks[train], penalties)
+        candidates = _fit_path(features[train], targets[train], tasks[train], penalties)
         for index, probe in enumerate(candidates):
-            predicted = probe.predict_m(features[test], tasks[test])
-            errors[index] += np.linalg.norm(predicted - positions_m[test], axis=1).sum()
+            predicted = probe.predict(features[test], tasks[test])
+            errors[index] += np.linalg.norm(predicted - targets[test], axis=1).sum()
     errors /= len(features)
     best = int(np.argmin(errors))
-    chosen = _fit_path(features, positions_m, tasks, penalties[best : best + 1])[0]
+    chosen = _fit_path(features, targets, tasks, penalties[best : best + 1])[0]
     return Probe(
         chosen.centre,
         chosen.scale,
         chosen.weights,
-        chosen.target_mean_m,
+        chosen.target_mean,
         float(penalties[best]),
         float(errors[best]),
     )
@@ -105,6 +107,11 @@ def fit_probe(
 def errors_cm(predicted_m: np.ndarray, truth_m: np.ndarray) -> np.ndarray:
     """Distance between predicted and true positions: two (N, 3) in metres → (N,) in cm."""
     return 100.0 * np.linalg.norm(predicted_m - truth_m, axis=1)
+
+
+def errors_deg(predicted_rad: np.ndarray, truth_rad: np.ndarray) -> np.ndarray:
+    """Mean error of J joint angles: two (N, J) in radians → (N,) in degrees."""
+    return np.degrees(np.abs(predicted_rad - truth_rad).mean(axis=1))
 
 
 def assign_folds(tasks: np.ndarray, episodes: np.ndarray, folds: int = FOLDS) -> np.ndarray:
@@ -132,7 +139,7 @@ def assign_folds(tasks: np.ndarray, episodes: np.ndarray, folds: int = FOLDS) ->
 
 
 def _fit_path(
-    features: np.ndarray, positions_m: np.ndarray, tasks: np.ndarray, penalties: np.ndarray
+    features: np.ndarray, targets: np.ndarray, tasks: np.ndarray, penalties: np.ndarray
 ) -> list[Probe]:
     """A probe for each penalty, from one decomposition of the standardised features."""
     centre, target_mean = {}, {}
@@ -140,7 +147,7 @@ def _fit_path(
     spread = features.std(0)
     scale = np.maximum(spread, SPREAD_FLOOR * np.sqrt(np.square(spread).mean()))
     scale[scale == 0] = 1.0  # nothing moves at all
-    x, y = features.copy(), positions_m.copy()
+    x, y = features.copy(), targets.copy()
     for task in np.unique(tasks):
         rows = tasks == task
         centre[task], target_mean[task] = x[rows].mean(0), y[rows].mean(0)

@@ -50,12 +50,18 @@ def _score(argv: list[str]) -> int:
     parser.add_argument(
         "--triplets", metavar="PATH", help=f"triplet folder (default {home.default_triplets()})"
     )
+    parser.add_argument(
+        "--reuse", action="store_true", help="show the score that there is, if nothing changed"
+    )
     flags = {name: name for name in ("encoder", "data", "triplets")}
-    _, config = parse_config(parser, EvaluationConfig, argv, flags)
+    args, config = parse_config(parser, EvaluationConfig, argv, flags)
 
-    from dynaflip.platform.evaluation.score import evaluate
+    from dynaflip.platform.evaluation.score import evaluate, find_scored
 
-    _show(evaluate(config))
+    scored = find_scored(config) if args.reuse else None
+    if scored is not None:
+        print("these weights have been scored on these triplets already:")
+    _show(scored or evaluate(config))
     return 0
 
 

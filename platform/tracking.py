@@ -240,6 +240,16 @@ def find_run(name_or_id: str) -> Any | None:
         return None
 
 
+def find_finished(tags: dict[str, str]) -> Any | None:
+    """MLflow's entity of the newest finished run with these tags, or None."""
+    store = client()
+    experiments = [experiment.experiment_id for experiment in store.search_experiments()]
+    query = " and ".join(f"tags.{name} = '{value}'" for name, value in tags.items())
+    query += " and attributes.status = 'FINISHED'"
+    found = store.search_runs(experiments, query, max_results=1)
+    return found[0] if found else None
+
+
 def newest_run_names(kind: str, number: int = 3) -> list[str]:
     """Names of the newest runs with a tag ``kind``."""
     store = client()

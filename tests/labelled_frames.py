@@ -27,7 +27,8 @@ def labelled_frames(episodes: int = 4, px: int = 32) -> LabelledFrames:
                     picture[thing[1] : thing[1] + 6, thing[0] : thing[0] + 6] = 20
                     picture[hand[1] : hand[1] + 6, hand[0] : hand[0] + 6] = 250
                     place = [np.array([*xy, 0]) / 100 for xy in (hand, thing)]
-                    rows.append(((picture * dim).astype(np.uint8), *place, task, name, condition))
+                    shown, joints = (picture * dim).astype(np.uint8), np.zeros(7)
+                    rows.append((shown, *place, joints, task, name, condition))
     columns = list(zip(*rows, strict=True))
     return LabelledFrames(*(np.array(column) for column in columns))
 

@@ -25,6 +25,7 @@ from dynaflip.platform.triplets.split import split_of
 
 HAND = "observation.state"
 OBJECT = "privileged.object_position_m"
+JOINTS = "privileged.joint_angles"
 _AS_RECORDED = 1 << 20  # px: longer than any short side, and pictures are never enlarged
 
 
@@ -55,7 +56,7 @@ def labels_missing(folder: str) -> str | None:
         columns = json.loads(info.read_text())["features"]
     except (json.JSONDecodeError, KeyError):
         raise UserError(f"--data: {info} is damaged") from None
-    missing = [name for name in (HAND, OBJECT) if name not in columns]
+    missing = [name for name in (HAND, OBJECT, JOINTS) if name not in columns]
     return f"{folder} has no {' and no '.join(missing)}" if missing else None
 
 
@@ -100,7 +101,8 @@ def read_frames(
         frames_per_episode: frames of each.
         condition: what to call them.
     """
-    columns: dict[str, list[Any]] = {n: [] for n in ("image", "hand", "object", "task", "episode")}
+    names = ("image", "hand", "object", "joints", "task", "episode")
+    columns: dict[str, list[Any]] = {name: [] for name in names}
     for clip in clips:
         recording = recordings.source.open(clip)
         try:
@@ -109,10 +111,11 @@ def read_frames(
             images = recording.read_frames(chosen.tolist(), _AS_RECORDED)
         except ClipError:
             continue  # preprocessing counts and explains these
-        hand_m, object_m = _labels_m(recordings.source, clip, number)
+        hand_m, object_m, joints_rad = _labels(recordings.source, clip, number)
         columns["image"].append(images)
         columns["hand"].append(hand_m[chosen])
         columns["object"].append(object_m[chosen])
+        columns["joints"].append(joints_rad[chosen])
         columns["task"] += [clip.task] * len(chosen)
         columns["episode"] += [clip.recording_id] * len(chosen)
     if not columns["image"]:
@@ -121,6 +124,7 @@ def read_frames(
         np.concatenate(columns["image"]),
         np.concatenate(columns["hand"]),
         np.concatenate(columns["object"]),
+        np.concatenate(columns["joints"]),
         np.array(columns["task"]),
         np.array(columns["episode"]),
         np.full(len(columns["task"]), condition),
@@ -132,8 +136,8 @@ def _is_plain(clip: Clip) -> bool:
     return clip.problem is None and json.loads(clip.factors) == {} and not moving
 
 
-def _labels_m(source: LeRobotSource, clip: Clip, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Hand and object positions of an episode's frames: two (N, 3), metres, world."""
+def _labels(source: LeRobotSource, clip: Clip, number: int) -> tuple[np.ndarray, ...]:
+    """Of an episode's frames: hand and object positions, (N, 3) metres, world; joints, radians."""
     episode = json.loads(clip.extra)
     name = source.info["data_path"].format(
         chunk_index=episode["data/chunk_index"], file_index=episode["data/file_index"]
@@ -141,7 +145,7 @@ def _labels_m(source: LeRobotSource, clip: Clip, number: int) -> tuple[np.ndarra
     try:
         table = pq.read_table(
             source.root / name,
-            columns=["frame_index", HAND, OBJECT],
+            columns=["frame_index", HAND, OBJECT, JOINTS],
             filters=[("episode_index", "=", clip.episode_index)],
         ).sort_by("frame_index")
     except (OSError, pa.ArrowException) as error:
@@ -151,5 +155,7 @@ def _labels_m(source: LeRobotSource, clip: Clip, number: int) -> tuple[np.ndarra
             f"--data: episode {clip.episode_index} of {source.root} has {table.num_rows} rows of "
             f"labels and {number} pictures"
         )
-    hand_m = np.array(table[HAND].to_pylist(), dtype=np.float64)[:, :3]
-    return hand_m, np.array(table[OBJECT].to_pylist(), dtype=np.float64)
+    hand, object_m, joints_rad = (
+        np.array(table[name].to_pylist(), dtype=np.float64) for name in (HAND, OBJECT, JOINTS)
+    )
+    return hand[:, :3], object_m, joints_rad

@@ -9,6 +9,7 @@ tuned against this score must never have seen ``test``.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import time
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynaflip.errors import UserError
 from dynaflip.platform import registry, tracking
+from dynaflip.platform.config import config_digest
 from dynaflip.platform.evaluation.config import EvaluationConfig
 from dynaflip.platform.home import (
     default_data,
@@ -74,13 +76,10 @@ def evaluate(config: EvaluationConfig) -> Outcome:
         UserError: the encoder or the triplets do not exist, or the simulator cannot render.
     """
     folder = registry.resolve(config.encoder)
-    config = dataclasses.replace(
-        config,
-        data=input_path(config.data, default_data()),
-        triplets=input_path(config.triplets, default_triplets()),
-    )
+    config = _resolved(config)
     assert config.triplets is not None
     manifest = read_manifest(config.triplets)
+    digest = _score_digest(config, folder, manifest)
     pair = load_pair(folder)
     notes = []
     if pair.info.get("data_digest") not in (None, manifest["digest"]):
@@ -99,7 +98,28 @@ def evaluate(config: EvaluationConfig) -> Outcome:
         print(f"probes scored in {time.monotonic() - began:.0f} s")
     else:
         notes.append(f"probes skipped: {reason}")
-    return _conclude(config, pair, retrieval, probed, notes)
+    return _conclude(config, pair, retrieval, probed, notes, digest)
+
+
+def find_scored(config: EvaluationConfig) -> Outcome | None:
+    """The newest finished score of these weights on these triplets with these settings, if any.
+
+    Raises:
+        UserError: the encoder or the triplets do not exist.
+    """
+    folder = registry.resolve(config.encoder)
+    config = _resolved(config)
+    assert config.triplets is not None
+    digest = _score_digest(config, folder, read_manifest(config.triplets))
+    run = tracking.find_finished({"kind": "evaluate", "score_digest": digest})
+    if run is None:
+        return None
+    table = tracking.read_artifact(run.info.run_id, "table.txt")
+    report = home() / "reports" / f"{run.info.run_name}.html"
+    if table is None or not report.is_file():
+        return None
+    metrics = dict(run.data.metrics)
+    return Outcome(table.decode(), [], metrics, run.info.run_name, run.info.run_id, report)
 
 
 def load_pair(folder: Path) -> Pair:
@@ -208,6 +228,7 @@ def _conclude(
     retrieval: dict[str, dict[str, float]],
     probed: Probed | None,
     notes: list[str],
+    digest: str,
 ) -> Outcome:
     """Tables, pictures, report, MLflow."""
     from dynaflip.platform.evaluation import report as report
@@ -236,7 +257,7 @@ def _conclude(
     table = tables.as_text(sections)
     for name, _, data in pictures:
         path.with_name(f"{run_name}-{name}").write_bytes(data)
-    run_id = _log(config, pair.info, run_name, metrics, table, path)
+    run_id = _log(config, {**pair.info, "score_digest": digest}, run_name, metrics, table, path)
     return Outcome(table, notes, metrics, run_name, run_id, path)
 
 
@@ -278,6 +299,7 @@ def _log(
         "encoder_run_name": info.get("run_name", ""),
         "encoder_version": ", ".join(f"{name}/{number}" for name, number in versions),
         "perturbation_split": SPLIT,
+        "score_digest": info["score_digest"],
     }
     run = tracking.open_run(config.experiment, run_name, tags)
     with tracking.ending(run):
@@ -308,6 +330,23 @@ _HEADLINES = (
     "probe/object/all/trained_cm",
     "probe/object/all/initial_cm",
 )
+
+
+def _resolved(config: EvaluationConfig) -> EvaluationConfig:
+    return dataclasses.replace(
+        config,
+        data=input_path(config.data, default_data()),
+        triplets=input_path(config.triplets, default_triplets()),
+    )
+
+
+def _score_digest(config: EvaluationConfig, folder: Path, manifest: dict[str, Any]) -> str:
+    """Equal for equal weights, triplets and settings, whatever they are called."""
+    what = dataclasses.replace(config, encoder="weights", triplets=manifest["digest"])
+    digest = hashlib.sha256(config_digest(what).encode())
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _versions(info: dict[str, Any]) -> list[tuple[str, str]]:

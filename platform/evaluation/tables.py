@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dynaflip.eval.frames import TARGETS
+from dynaflip.eval.frames import TARGETS, UNITS
 from dynaflip.eval.plots import SCOPE_NAMES, TARGET_NAMES, condition_name
 from dynaflip.eval.probe_report import MEAN, ProbeReport
 from dynaflip.eval.statistics import Interval
@@ -52,19 +52,21 @@ def embedding_section(trained: dict[str, float], initial: dict[str, float]) -> S
 
 
 def probe_sections(report: ProbeReport) -> list[Section]:
-    """Errors in cm by condition, with paired differences, beside predicting the mean."""
+    """Errors by condition, with paired differences, beside predicting the mean."""
     sections = []
     for target in TARGETS:
-        title = f"Probe, {TARGET_NAMES[target]}: error in cm (reference: the task's mean)"
+        title = (
+            f"Probe, {TARGET_NAMES[target]}: error in {UNITS[target]} (reference: the task's mean)"
+        )
         section = Section(title)
         for condition in report.conditions:
             cells = [
-                _interval(report.score(target, condition, name).error_cm)
+                _interval(report.score(target, condition, name).error)
                 for name in (TRAINED, INITIAL)
             ]
-            gap = _interval(report.difference(target, condition).error_cm, sign=True)
-            mean = f"{report.score(target, condition, MEAN).error_cm.value:.1f}"
-            pixels = f"{report.score(target, condition, PIXELS).error_cm.value:.1f}"
+            gap = _interval(report.difference(target, condition).error, sign=True)
+            mean = f"{report.score(target, condition, MEAN).error.value:.1f}"
+            pixels = f"{report.score(target, condition, PIXELS).error.value:.1f}"
             row = [condition_name(condition), *cells, gap, f"{mean}  (pixels {pixels})"]
             section.rows.append(row)
         sections.append(section)

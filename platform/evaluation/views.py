@@ -37,6 +37,7 @@ SCHEMA = pa.schema(
         pa.field("png", pa.binary(), nullable=False),  # RGB
         pa.field("hand_m", _POSITION_M, nullable=False),  # world frame
         pa.field("object_m", _POSITION_M, nullable=False),  # world frame
+        pa.field("joints_rad", pa.list_(pa.float64()), nullable=False),  # of the arm
         pa.field("success", pa.bool_(), nullable=False),  # of the expert, in the episode
     ]
 )
@@ -135,6 +136,7 @@ def _row(view: paired_views.View) -> dict[str, Any]:
         "png": encoded.tobytes(),
         "hand_m": view.hand_m.astype(np.float64).tolist(),
         "object_m": view.object_m.astype(np.float64).tolist(),
+        "joints_rad": view.joints_rad.astype(np.float64).tolist(),
         "success": view.success,
     }
 
@@ -163,6 +165,7 @@ def _read(path: Path) -> LabelledFrames:
         np.stack(pictures),
         np.array(table["hand_m"].to_pylist()),
         np.array(table["object_m"].to_pylist()),
+        np.array(table["joints_rad"].to_pylist()),
         np.array(table["task"].to_pylist()),
         np.array(table["episode"].to_pylist()),
         np.array(table["condition"].to_pylist()),

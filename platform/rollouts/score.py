@@ -68,7 +68,7 @@ def evaluate_policies(config: RolloutConfig) -> Outcome:
     return _conclude(config, arms, cells, table, looks)
 
 
-def test_looks(experiment: str) -> int:
+def looks_at_test(experiment: str) -> int:
     """How many evaluations on ``test`` this store has seen in an experiment."""
     store = tracking.client()
     found = store.get_experiment_by_name(experiment)
@@ -170,7 +170,7 @@ def _conclude(
     sections.append(where)
     metrics |= shares
     run_name = new_run_name("policies")
-    look = test_looks(config.experiment) + 1 if config.split == "test" else 0
+    look = looks_at_test(config.experiment) + 1 if config.split == "test" else 0
     notes = _notes(config, arms, look)
     pictures = pictures_of(config, arms, cells, table, looks)
     path = home() / "reports" / f"{run_name}.html"
@@ -290,4 +290,4 @@ def _tasks_unseen(arm: Arm, config: RolloutConfig) -> list[str]:
     return [task for task in tasks_of(config.tasks, KNOWN_TASKS) if task not in seen]
 
 
-__all__ = ["IN_DISTRIBUTION", "Outcome", "evaluate_policies", "sections_of", "test_looks"]
+__all__ = ["IN_DISTRIBUTION", "Outcome", "evaluate_policies", "looks_at_test", "sections_of"]

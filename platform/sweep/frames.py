@@ -1,9 +1,10 @@
 """The labelled frames that every trial of a sweep is scored on, in one file.
 
 A ``.npz`` without pickles: ``images`` (N, H, W, 3) uint8, ``hand_m`` and ``object_m`` (N, 3)
-metres in the world frame, and as text (N,) ``task``, ``episode`` and ``condition``. Frames of
-condition ``train`` fit the probes; those of ``none`` are unperturbed test frames; every other
-condition is one perturbation. A user's own pictures can be given in the same form.
+metres in the world frame, ``joints_rad`` (N, J) radians, and as text (N,) ``task``,
+``episode`` and ``condition``. Frames of condition ``train`` fit the probes; those of ``none``
+are unperturbed test frames; every other condition is one perturbation. A user's own pictures
+can be given in the same form.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import os
 import tempfile
 import zipfile
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,7 @@ from dynaflip.platform.triplets.schema import read_manifest
 TRAIN = "train"
 # Tuned against: the headline's split, `test`, is never looked at here.
 SPLIT = "dev"
-_FIELDS = ("images", "hand_m", "object_m", "task", "episode", "condition")
+_FIELDS = tuple(field.name for field in fields(LabelledFrames))
 
 
 def make_frames(config: ScoreConfig, triplets: str) -> LabelledFrames:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dynaflip.eval.frames import TARGETS, embed
+from dynaflip.eval.frames import POSITIONS, embed
 from dynaflip.eval.paired_views import UNPERTURBED as PLAIN
 from dynaflip.eval.probes import errors_cm, fit_probe
 from dynaflip.platform.sweep.config import PERTURBED, UNPERTURBED
@@ -65,14 +65,14 @@ class ProbeScore:
         fitted = frames.condition == TRAIN
         train, test = frames.where(fitted), frames.where(~fitted)
         total_cm = np.zeros(len(test))
-        for target in TARGETS:
+        for target in POSITIONS:
             probe = fit_probe(
                 features[fitted],
-                train.position_m(target),
+                train.truth(target),
                 train.task,
                 train.episode,
                 folds=self.folds,
             )
-            predicted_m = probe.predict_m(features[~fitted], test.task)
-            total_cm += errors_cm(predicted_m, test.position_m(target))
-        return FrameErrors(total_cm / len(TARGETS), test.episode, test.condition != PLAIN)
+            predicted_m = probe.predict(features[~fitted], test.task)
+            total_cm += errors_cm(predicted_m, test.truth(target))
+        return FrameErrors(total_cm / len(POSITIONS), test.episode, test.condition != PLAIN)

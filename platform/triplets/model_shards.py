@@ -1,4 +1,4 @@
-"""The Ray Data actor that holds a user's models (depth, tracker, captioner) and makes shards with them."""
+"""The Ray Data actor that holds a user's models (depth, tracker, captioner) and makes shards."""
 
 from __future__ import annotations
 

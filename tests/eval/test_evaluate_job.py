@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -89,7 +90,7 @@ def test_an_untrained_encoder_scores_as_its_own_initialisation(
     ray_cluster: None, home: Path, tmp_path: Path
 ) -> None:
     from dynaflip.platform import tracking
-    from dynaflip.platform.evaluation.score import evaluate
+    from dynaflip.platform.evaluation.score import evaluate, find_scored
 
     data, triplets = recordings(tmp_path)
     config = EvaluationConfig(
@@ -124,8 +125,14 @@ def test_an_untrained_encoder_scores_as_its_own_initialisation(
     cached = sorted((home / "evaluation").iterdir())
     assert len(cached) == len(TASKS)
     written = [path.stat().st_mtime_ns for path in cached]
-    assert evaluate(config).metrics == outcome.metrics
+    again = evaluate(config)
+    assert again.metrics == outcome.metrics
     assert [path.stat().st_mtime_ns for path in cached] == written
+    # Who asks to reuse it gets the newest score of these weights, and no other.
+    found = find_scored(config)
+    assert found is not None
+    assert (found.run_id, found.table) == (again.run_id, again.table)
+    assert find_scored(dataclasses.replace(config, seed=1)) is None
 
 
 def test_probes_are_skipped_in_words_where_nothing_is_labelled(tmp_path: Path) -> None:

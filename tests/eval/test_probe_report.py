@@ -20,6 +20,7 @@ def frames(condition: str, seed: int) -> LabelledFrames:
         images=rng.integers(0, 255, size=(number, 24, 24, 3), dtype=np.uint8),
         hand_m=rng.normal(scale=0.1, size=(number, 3)),
         object_m=rng.normal(scale=0.05, size=(number, 3)),
+        joints_rad=rng.normal(scale=0.5, size=(number, 7)),
         task=np.repeat(["door", "drawer"], EPISODES * FRAMES),
         episode=np.array([f"{condition}{i // FRAMES}" for i in range(number)]),
         condition=np.full(number, condition),
@@ -27,8 +28,8 @@ def frames(condition: str, seed: int) -> LabelledFrames:
 
 
 def features(of: LabelledFrames, noise_m: float, shift: float) -> np.ndarray:
-    """Both positions, seen with noise, and shifted wherever the picture is perturbed."""
-    seen = np.hstack([of.hand_m, of.object_m])
+    """Positions and joints, seen with noise, and shifted wherever the picture is perturbed."""
+    seen = np.hstack([of.hand_m, of.object_m, of.joints_rad])
     noise = np.random.default_rng(7).normal(scale=noise_m, size=seen.shape)
     return seen + noise + shift * (of.condition == "all")[:, None]
 
@@ -44,36 +45,36 @@ def report() -> ProbeReport:
 
 
 def test_brittle_features_fail_under_perturbation_alone(report: ProbeReport) -> None:
-    for target in ("hand", "object"):
+    for target in ("hand", "object", "joints"):
         for encoder in ("trained", "initial"):
-            assert report.score(target, "none", encoder).error_cm.value < 1
-        assert report.score(target, "all", "trained").error_cm.value < 1
-        assert report.score(target, "all", "initial").error_cm.value > 20
-        assert report.score(target, "none", MEAN).error_cm.value > 5
-        gap = report.difference(target, "all").error_cm
-        assert gap.low < gap.value < gap.high < -20
-        assert report.difference(target, "none").error_cm.clusters == 2 * EPISODES
+            assert report.score(target, "none", encoder).error.value < 1
+        assert report.score(target, "all", "trained").error.value < 1
+        assert report.score(target, "all", "initial").error.value > 5
+        assert report.score(target, "none", MEAN).error.value > 5
+        gap = report.difference(target, "all").error
+        assert gap.low < gap.value < gap.high < -5
+        assert report.difference(target, "none").error.clusters == 2 * EPISODES
 
 
 def test_grouped_conditions_are_scored_over_all_their_frames(report: ProbeReport) -> None:
     parts = [report.score("hand", c, "initial") for c in ("none", "all")]
     both = report.score("hand", "both", "initial")
     assert both.frames == sum(part.frames for part in parts)
-    assert both.error_cm.value == pytest.approx(np.mean([p.error_cm.value for p in parts]))
+    assert both.error.value == pytest.approx(np.mean([p.error.value for p in parts]))
 
 
 def test_metrics_are_finite_and_complete(report: ProbeReport) -> None:
     metrics = report.metrics()
     assert np.isfinite(list(metrics.values())).all()
-    assert len(metrics) == 2 * 3 * (3 + 1) * 3  # targets, conditions, encoders + gap, bounds
+    assert len(metrics) == 3 * 3 * (3 + 1) * 3  # targets, conditions, encoders + gap, bounds
     assert metrics["probe/hand/all/difference_cm"] < 0
 
 
 def test_pictures_are_drawn(report: ProbeReport) -> None:
     figure = plots.probe_figure(report, ("trained", "initial"))
-    assert len(figure.axes) == 2
+    assert len(figure.axes) == 3
     both = concatenate([frames("none", 1), frames("all", 2)])
-    both = LabelledFrames(*[*vars(both).values()][:4], np.tile(["a", "b"], 60), both.condition)
+    both = LabelledFrames(*[*vars(both).values()][:5], np.tile(["a", "b"], 60), both.condition)
     sheet, conditions = plots.contact_sheet(both, tasks=2)
     assert conditions == ["none", "all"]
     assert sheet.shape == (2 * 24, 2 * 24, 3)

@@ -36,9 +36,9 @@ def linear_frames(seed: int, *, noise: float = 0.0, episodes: int = 6) -> Frames
 
 def test_recovers_a_linear_relation_on_unseen_episodes() -> None:
     probe, test = fit_probe(*linear_frames(0)), linear_frames(1)
-    predicted = probe.predict_m(test.features, test.tasks)
+    predicted = probe.predict(test.features, test.tasks)
     assert errors_cm(predicted, test.positions_m).mean() < 0.01
-    assert errors_cm(probe.mean_m(test.tasks), test.positions_m).mean() > 10
+    assert errors_cm(probe.mean(test.tasks), test.positions_m).mean() > 10
 
 
 @pytest.mark.parametrize("episodes", [2, 30])  # wide (N < D) and tall (N > D)
@@ -51,15 +51,15 @@ def test_equals_ridge_with_a_one_hot_of_the_task(episodes: int) -> None:
     ridge = Ridge(alpha=0.01 * len(scaled), fit_intercept=False, solver="svd")
     ridge.fit(np.hstack([scaled, hot]), frames.positions_m)
     expected = ridge.predict(np.hstack([scaled, hot]))
-    np.testing.assert_allclose(probe.predict_m(frames.features, frames.tasks), expected, atol=1e-6)
+    np.testing.assert_allclose(probe.predict(frames.features, frames.tasks), expected, atol=1e-6)
 
 
 def test_uninformative_features_end_at_the_mean() -> None:
     frames, test = linear_frames(3), linear_frames(4)
     rng = np.random.default_rng(5)
     probe = fit_probe(rng.normal(size=frames.features.shape), *frames[1:])
-    predicted = probe.predict_m(rng.normal(size=test.features.shape), test.tasks)
-    mean = errors_cm(probe.mean_m(test.tasks), test.positions_m).mean()
+    predicted = probe.predict(rng.normal(size=test.features.shape), test.tasks)
+    mean = errors_cm(probe.mean(test.tasks), test.positions_m).mean()
     assert errors_cm(predicted, test.positions_m).mean() == pytest.approx(mean, rel=0.05)
     assert probe.penalty >= 1
 
@@ -68,14 +68,14 @@ def test_only_training_frames_shape_the_probe() -> None:
     train, test = linear_frames(6, noise=0.1), linear_frames(7, noise=0.1)
     probe = fit_probe(*train)
     # Test frames shifted and stretched: a probe that standardised by them would undo that.
-    shifted = probe.predict_m(5 * test.features + 100, test.tasks)
+    shifted = probe.predict(5 * test.features + 100, test.tasks)
     assert errors_cm(shifted, test.positions_m).mean() > 50
     for task in np.unique(train.tasks):
         own = train.features[train.tasks == task]
         np.testing.assert_allclose(probe.centre[task], own.mean(0))
     # One frame at a time gives what the batch gives: no statistics of the batch are used.
-    together = probe.predict_m(test.features, test.tasks)
-    alone = [probe.predict_m(test.features[i : i + 1], test.tasks[i : i + 1]) for i in range(9)]
+    together = probe.predict(test.features, test.tasks)
+    alone = [probe.predict(test.features[i : i + 1], test.tasks[i : i + 1]) for i in range(9)]
     np.testing.assert_allclose(np.concatenate(alone), together[:9])
 
 
@@ -115,5 +115,5 @@ def test_constant_features_do_not_disturb() -> None:
     padded = np.hstack([frames.features, np.full((len(frames.features), 2), 7.0)])
     probe = fit_probe(padded, *frames[1:])
     padded[:, -1] = 8.0
-    predicted = probe.predict_m(padded, frames.tasks)
+    predicted = probe.predict(padded, frames.tasks)
     assert errors_cm(predicted, frames.positions_m).mean() < 0.01

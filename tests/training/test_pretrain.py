@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from killed_workers import Killer, curves_and_points
 
 import dynaflip
 from dynaflip.encoders.config import FlowConfig, ImageConfig, ModelConfig
@@ -37,34 +38,7 @@ def config_of(folder: Path, **train: object) -> PretrainConfig:
     )
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_a_run_is_logged_registered_and_loads(
-    ray_cluster: None, triplet_folder: Path, num_workers: int
-) -> None:
-    from dynaflip.platform.training.pretrain import pretrain, resume
-
-    outcome = pretrain(config_of(triplet_folder, num_workers=num_workers), alias="candidate")
-    run = tracking.client().get_run(outcome.run_id)
-    assert run.info.status == "FINISHED"
-    assert run.data.tags["data_digest"] == "synthetic"
-    assert run.data.tags["flow_source"] == "lk"
-    curves = tracking.reopen_run(outcome.run_id).curves()
-    assert [step for step, _ in curves["train/contrastive"]] == [1, 2, 3, 4]
-    assert [step for step, _ in curves["heldout/retrieval/task/top1"]] == [0, 4]
-    store = tracking.client()
-    pictures = [item.path for item in store.list_artifacts(outcome.run_id, "pictures")]
-    assert pictures == ["pictures/curves.png", "pictures/flow.png"]
-    encoder = dynaflip.load_encoder("models:/dynaflip-encoder@candidate")
-    assert encoder.info["run_name"] == outcome.run_name
-    with torch.no_grad():
-        assert encoder(np.zeros((1, 50, 60, 3), np.uint8)).shape == (1, 1280)
-    log = (runs() / outcome.run_name / "progress.log").read_text()
-    assert "step 4/4" in log
-    with pytest.raises(UserError, match="the run is finished; it is version"):
-        resume(outcome.run_name)
-
-
-def test_a_run_that_was_killed_goes_on_in_the_same_mlflow_run(
+def test_a_run_survives_its_worker_and_its_driver_and_is_logged_registered_and_loads(
     ray_cluster: None, triplet_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dynaflip.platform import registry
@@ -73,16 +47,38 @@ def test_a_run_that_was_killed_goes_on_in_the_same_mlflow_run(
     def killed(*args: object, **kwargs: object) -> int:
         raise KeyboardInterrupt
 
+    steps = 8
+    killer = Killer([4])
+    killer.start()
+    config = config_of(triplet_folder, steps=steps, num_workers=2, eval_every_steps=steps)
     with monkeypatch.context() as patch:
         patch.setattr(registry, "register", killed)
         with pytest.raises(KeyboardInterrupt):
-            training.pretrain(config_of(triplet_folder))
+            training.pretrain(config)
+    assert killer.killed == [4]
     folder = max(runs().glob("*/run.json"), key=lambda path: path.stat().st_mtime).parent
     saved = json.loads((folder / "run.json").read_text())
-    assert tracking.client().get_run(saved["run_id"]).info.status == "KILLED"
-    outcome = training.resume(folder.name)
+    store = tracking.client()
+    assert store.get_run(saved["run_id"]).info.status == "KILLED"
+
+    outcome = training.resume(folder.name, alias="candidate")
     assert outcome.run_id == saved["run_id"]
-    assert tracking.client().get_run(outcome.run_id).info.status == "FINISHED"
+    run = store.get_run(outcome.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["data_digest"] == "synthetic"
+    assert run.data.tags["flow_source"] == "lk"
+    curves, points = curves_and_points(outcome.run_id)
+    assert points["train/contrastive"] == list(range(1, steps + 1)), "each step once"
+    assert [step for step, _ in curves["heldout/retrieval/task/top1"]] == [0, steps]
+    pictures = [item.path for item in store.list_artifacts(outcome.run_id, "pictures")]
+    assert pictures == ["pictures/curves.png", "pictures/flow.png"]
+    encoder = dynaflip.load_encoder("models:/dynaflip-encoder@candidate")
+    assert encoder.info["run_name"] == outcome.run_name
+    with torch.no_grad():
+        assert encoder(np.zeros((1, 50, 60, 3), np.uint8)).shape == (1, 1280)
+    assert f"step {steps}/{steps}" in (runs() / outcome.run_name / "progress.log").read_text()
+    with pytest.raises(UserError, match="the run is finished; it is version"):
+        training.resume(outcome.run_name)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_as_failed(

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from dynaflip.errors import UserError
 from dynaflip.platform.home import captions_folder
@@ -101,18 +102,14 @@ def describing(folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=[chatting, describing], ids=["llava", "blip"])
-def model_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A captioner's folder."""
-    import torch
-
+@pytest.mark.parametrize("kind", [chatting, describing])
+def test_a_captioner_says_the_same_of_the_same_picture(
+    kind: Callable[[Path], Path], tmp_path: Path
+) -> None:
     torch.manual_seed(0)
-    return request.param(tmp_path_factory.mktemp("captioner"))
-
-
-def test_a_captioner_says_the_same_of_the_same_picture(model_folder: Path) -> None:
-    check_captioner(str(model_folder))
-    model = Captioner(str(model_folder), "lift the box")
+    name = str(kind(tmp_path / "captioner"))
+    check_captioner(name)
+    model = Captioner(name, "lift the box")
     picture = np.random.default_rng(0).integers(0, 255, (40, 120, 3), dtype=np.uint8)
     said = model.describe(picture)
     assert said == model.describe(picture)
@@ -122,11 +119,12 @@ def test_a_captioner_says_the_same_of_the_same_picture(model_folder: Path) -> No
 
 @pytest.mark.ray
 def test_clips_without_caption_are_described_once(
-    model_folder: Path,
     video_folder: Callable[..., Path],
     tmp_path: Path,
     ray_cluster: None,
 ) -> None:
+    torch.manual_seed(0)
+    model_folder = chatting(tmp_path / "captioner")
     folder = video_folder(3)
     lines = (folder / "captions.csv").read_text().splitlines()
     (folder / "captions.csv").write_text("\n".join(lines[:-1]))  # the last stays without

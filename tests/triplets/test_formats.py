@@ -253,9 +253,7 @@ def test_ego4d_narrations_become_pieces(tmp_path: Path) -> None:
         (("a person picks up a cup",), 0.7),
         (("a person waves",), 2.5),
     ]
-    assert [c.problem for c in clips if c.problem] == [
-        ("caption", "a narration without text or time")
-    ]
+    assert [c.problem for c in clips if c.problem] == [("list", "a narration without text or time")]
     assert len({c.recording_id for c in clips}) == 1
     assert len(source.open(clips[0]).times_s()) == 30
     assert rows_of(tmp_path, clips[0], narration_s=1.0)[0]["embodiment"] == "human"
