@@ -20,7 +20,7 @@ from dynaflip.errors import UserError
 from dynaflip.eval.frames import LabelledFrames
 from dynaflip.platform.triplets.clips import Clip, ClipError
 from dynaflip.platform.triplets.config import SourceConfig
-from dynaflip.platform.triplets.lerobot import LeRobotSource
+from dynaflip.platform.triplets.sources.lerobot import LeRobotSource
 from dynaflip.platform.triplets.split import split_of
 
 HAND = "observation.state"

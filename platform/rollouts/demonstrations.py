@@ -20,7 +20,7 @@ from dynaflip.platform.home import home
 from dynaflip.platform.rollouts.config import RolloutConfig
 from dynaflip.platform.triplets.clips import ClipError
 from dynaflip.platform.triplets.config import SourceConfig
-from dynaflip.platform.triplets.lerobot import LeRobotSource
+from dynaflip.platform.triplets.sources.lerobot import LeRobotSource
 
 # All that a policy may read of a frame beside its picture.
 PROPRIOCEPTION, ACTION = "observation.state", "action"

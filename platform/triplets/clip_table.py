@@ -12,8 +12,6 @@ import numpy as np
 import pyarrow as pa
 
 from dynaflip.eval.perturbations import belongs_to
-from dynaflip.platform.triplets.camera_motion import compensated
-from dynaflip.platform.triplets.captioner import KIND
 from dynaflip.platform.triplets.clips import (
     Cameras,
     Clip,
@@ -26,18 +24,20 @@ from dynaflip.platform.triplets.clips import (
     normalise_caption,
 )
 from dynaflip.platform.triplets.config import PreprocessConfig
-from dynaflip.platform.triplets.depth_align import align_depth
-from dynaflip.platform.triplets.filters import check_flow, check_pictures
-from dynaflip.platform.triplets.flow import flow_of_window, flow_source
-from dynaflip.platform.triplets.grid import place_grid
-from dynaflip.platform.triplets.lift import assumed_intrinsics_px
-from dynaflip.platform.triplets.refusal import WindowRefused
-from dynaflip.platform.triplets.sample import Transition, sample_transitions
 from dynaflip.platform.triplets.schema import GRID, STEPS, TRIPLET_SCHEMA
-from dynaflip.platform.triplets.shot import Shot
-from dynaflip.platform.triplets.simulator_flow import simulator_flow
 from dynaflip.platform.triplets.split import split_of
-from dynaflip.platform.triplets.track import thin_frames
+from dynaflip.platform.triplets.stages.camera_motion import compensated
+from dynaflip.platform.triplets.stages.captioner import KIND
+from dynaflip.platform.triplets.stages.depth_align import align_depth
+from dynaflip.platform.triplets.stages.filters import check_flow, check_pictures
+from dynaflip.platform.triplets.stages.flow import flow_of_window, flow_source
+from dynaflip.platform.triplets.stages.grid import place_grid
+from dynaflip.platform.triplets.stages.lift import assumed_intrinsics_px
+from dynaflip.platform.triplets.stages.refusal import WindowRefused
+from dynaflip.platform.triplets.stages.sample import Transition, sample_transitions
+from dynaflip.platform.triplets.stages.shot import Shot
+from dynaflip.platform.triplets.stages.simulator_flow import simulator_flow
+from dynaflip.platform.triplets.stages.track import thin_frames
 
 # (N, H, W, 3) pictures to (N, H, W) depth in metres or without scale.
 DepthModel = Callable[[Frames], Floats]

@@ -65,7 +65,7 @@ class TrackConfig:
     """Who follows the grid's points through the window, in 2D."""
 
     # lk: pyramidal Lucas-Kanade; dis: dense inverse search, both with a forward-backward
-    # check. torchscript:FILE or class:MODULE:NAME: a learned tracker (see learned_track.py).
+    # check. torchscript:FILE or class:MODULE:NAME: a learned tracker (see stages/learned_track.py).
     tracker: str = "lk"
     # Short side of the pictures that are tracked; smaller recordings stay as they are.
     short_side_px: int = 224

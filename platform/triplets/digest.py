@@ -35,6 +35,7 @@ def digest_of(row_digests: Iterable[str]) -> str:
 def code_digest() -> str:
     """Changes with the code of this folder, so that work of older code is not reused."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.name.encode() + path.read_bytes())
+    folder = Path(__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()

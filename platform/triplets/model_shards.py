@@ -7,12 +7,12 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-from dynaflip.platform.triplets.captioner import KIND, Captioner, check_captioner
 from dynaflip.platform.triplets.clips import Source
 from dynaflip.platform.triplets.config import PreprocessConfig
-from dynaflip.platform.triplets.depth_model import TransformersDepth, check_depth_model
-from dynaflip.platform.triplets.learned_track import is_learned, load_tracker
 from dynaflip.platform.triplets.shard import WorkFolder, process_shard
+from dynaflip.platform.triplets.stages.captioner import KIND, Captioner, check_captioner
+from dynaflip.platform.triplets.stages.depth_model import TransformersDepth, check_depth_model
+from dynaflip.platform.triplets.stages.learned_track import is_learned, load_tracker
 
 
 def uses_models(config: PreprocessConfig) -> bool:

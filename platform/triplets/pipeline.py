@@ -32,7 +32,7 @@ from dynaflip.platform.triplets.pictures import write_examples
 from dynaflip.platform.triplets.progress import Progress
 from dynaflip.platform.triplets.schema import REJECTED_SCHEMA, SCHEMA_VERSION
 from dynaflip.platform.triplets.shard import WorkFolder, process_shard
-from dynaflip.platform.triplets.sources import Mix, open_sources
+from dynaflip.platform.triplets.sources.formats import Mix, open_sources
 from dynaflip.platform.triplets.versions import (
     changes,
     read_finished,

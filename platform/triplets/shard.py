@@ -17,12 +17,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dynaflip.platform.triplets.captioner import Captioner, needs_caption
 from dynaflip.platform.triplets.clip_table import DepthModel, clip_table
 from dynaflip.platform.triplets.clips import Clip, ClipError, Source
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.digest import row_digests
 from dynaflip.platform.triplets.schema import TRIPLET_SCHEMA
+from dynaflip.platform.triplets.stages.captioner import Captioner, needs_caption
 
 Captioners = dict[str, Captioner]  # by the caption_kind of the clips they are for
 _MAX_FILE_BYTES = 100 << 20

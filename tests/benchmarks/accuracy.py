@@ -21,10 +21,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from simulated import TASKS, Window, recordings, windows
 
-from dynaflip.platform.triplets.camera_motion import compensated, fit_camera
 from dynaflip.platform.triplets.config import PreprocessConfig, RegisterConfig, TrackConfig
-from dynaflip.platform.triplets.flow import flow_of_window
-from dynaflip.platform.triplets.track import grid_px, thin_frames, track_points, tracker_pictures
+from dynaflip.platform.triplets.stages.camera_motion import compensated, fit_camera
+from dynaflip.platform.triplets.stages.flow import flow_of_window
+from dynaflip.platform.triplets.stages.track import (
+    grid_px,
+    thin_frames,
+    track_points,
+    tracker_pictures,
+)
 
 RECALLS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 MOVING_M, MOVING_PX = 0.01, 1.0

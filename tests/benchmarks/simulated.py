@@ -19,11 +19,11 @@ from dynaflip.platform.home import home
 from dynaflip.platform.triplets.clips import Cameras, Clip
 from dynaflip.platform.triplets.config import SourceConfig
 from dynaflip.platform.triplets.digest import digest_of
-from dynaflip.platform.triplets.flow import Flow
-from dynaflip.platform.triplets.shot import Shot
-from dynaflip.platform.triplets.simulator_flow import simulator_flow
-from dynaflip.platform.triplets.sources import open_source
-from dynaflip.platform.triplets.track import grid_px
+from dynaflip.platform.triplets.sources.formats import open_source
+from dynaflip.platform.triplets.stages.flow import Flow
+from dynaflip.platform.triplets.stages.shot import Shot
+from dynaflip.platform.triplets.stages.simulator_flow import simulator_flow
+from dynaflip.platform.triplets.stages.track import grid_px
 
 TASKS = (
     "door-open-v3",

@@ -26,7 +26,7 @@ from dynaflip.platform.triplets.clip_table import clip_table
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
 from dynaflip.platform.triplets.pipeline import preprocess
 from dynaflip.platform.triplets.shard import WorkFolder, process_shard
-from dynaflip.platform.triplets.sources import open_source
+from dynaflip.platform.triplets.sources.formats import open_source
 
 # Functions whose time (with what they call) is decoding, tracking or depth.
 STAGES = {

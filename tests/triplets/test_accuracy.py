@@ -10,7 +10,7 @@ import pytest
 
 from dynaflip.platform.triplets.clip_table import clip_table
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
-from dynaflip.platform.triplets.sources import open_source
+from dynaflip.platform.triplets.sources.formats import open_source
 
 pytestmark = pytest.mark.sim
 TASKS = ("door-open-v3", "plate-slide-v3", "drawer-open-v3")

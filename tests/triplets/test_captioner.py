@@ -12,9 +12,9 @@ import torch
 
 from dynaflip.errors import UserError
 from dynaflip.platform.home import captions_folder
-from dynaflip.platform.triplets.captioner import Captioner, check_captioner
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
 from dynaflip.platform.triplets.pipeline import preprocess
+from dynaflip.platform.triplets.stages.captioner import Captioner, check_captioner
 
 WORDS = ["push", "open", "lift", "the", "red", "blue", "box", "lid", "left", "right"]
 SPECIAL = ["<pad>", "<unk>", "<bos>", "<eos>", "<image>"]

@@ -16,12 +16,12 @@ from dynaflip.platform.triplets.config import (
     PreprocessConfig,
     SourceConfig,
 )
-from dynaflip.platform.triplets.depth_model import (
+from dynaflip.platform.triplets.pipeline import preprocess
+from dynaflip.platform.triplets.stages.depth_model import (
     TransformersDepth,
     check_depth_model,
     depth_of_inverse,
 )
-from dynaflip.platform.triplets.pipeline import preprocess
 
 
 @pytest.fixture(scope="module", params=["relative", "metric"])

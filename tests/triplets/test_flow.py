@@ -12,7 +12,6 @@ import torch
 from triplet_recordings import moving_square, textured
 
 from dynaflip.errors import UserError
-from dynaflip.platform.triplets.camera_motion import compensated, fit_camera
 from dynaflip.platform.triplets.clips import ClipError
 from dynaflip.platform.triplets.config import (
     CameraConfig,
@@ -21,14 +20,15 @@ from dynaflip.platform.triplets.config import (
     RegisterConfig,
     TrackConfig,
 )
-from dynaflip.platform.triplets.depth_align import align_depth
-from dynaflip.platform.triplets.filters import check_flow, check_pictures, sharpness
-from dynaflip.platform.triplets.flow import Flow, flow_of_window
-from dynaflip.platform.triplets.grid import place_grid
-from dynaflip.platform.triplets.learned_track import track_learned
-from dynaflip.platform.triplets.refusal import WindowRefused
-from dynaflip.platform.triplets.shot import Shot
-from dynaflip.platform.triplets.track import grid_px
+from dynaflip.platform.triplets.stages.camera_motion import compensated, fit_camera
+from dynaflip.platform.triplets.stages.depth_align import align_depth
+from dynaflip.platform.triplets.stages.filters import check_flow, check_pictures, sharpness
+from dynaflip.platform.triplets.stages.flow import Flow, flow_of_window
+from dynaflip.platform.triplets.stages.grid import place_grid
+from dynaflip.platform.triplets.stages.learned_track import track_learned
+from dynaflip.platform.triplets.stages.refusal import WindowRefused
+from dynaflip.platform.triplets.stages.shot import Shot
+from dynaflip.platform.triplets.stages.track import grid_px
 
 HEIGHT, WIDTH, FOCAL_PX = 120, 160, 160.0
 INTRINSICS_PX = np.array([FOCAL_PX, FOCAL_PX, WIDTH / 2, HEIGHT / 2])

@@ -18,13 +18,13 @@ from dynaflip.platform.config import load_config
 from dynaflip.platform.triplets.clip_table import clip_table
 from dynaflip.platform.triplets.clips import Clip, ClipError
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
-from dynaflip.platform.triplets.crc32c import crc32c
-from dynaflip.platform.triplets.ego4d import Ego4DSource, plain_narration
-from dynaflip.platform.triplets.folder import FolderSource
-from dynaflip.platform.triplets.lerobot import LeRobotSource
-from dynaflip.platform.triplets.rlds import RLDSSource
-from dynaflip.platform.triplets.something import SomethingSource
-from dynaflip.platform.triplets.sources import open_source, open_sources
+from dynaflip.platform.triplets.sources.crc32c import crc32c
+from dynaflip.platform.triplets.sources.ego4d import Ego4DSource, plain_narration
+from dynaflip.platform.triplets.sources.folder import FolderSource
+from dynaflip.platform.triplets.sources.formats import open_source, open_sources
+from dynaflip.platform.triplets.sources.lerobot import LeRobotSource
+from dynaflip.platform.triplets.sources.rlds import RLDSSource
+from dynaflip.platform.triplets.sources.something import SomethingSource
 
 
 def listed(path: Path, **settings) -> tuple[object, list[Clip]]:

@@ -28,7 +28,7 @@ from dynaflip.platform.triplets.digest import digest_of, row_digests
 from dynaflip.platform.triplets.pictures import draw_tracks, read_examples
 from dynaflip.platform.triplets.pipeline import preprocess
 from dynaflip.platform.triplets.schema import SCHEMA_VERSION, TRIPLET_SCHEMA, read_manifest
-from dynaflip.platform.triplets.sources import open_source
+from dynaflip.platform.triplets.sources.formats import open_source
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -11,14 +11,14 @@ from s3_server import BUCKET, Failures, failing_proxy, s3_server, upload
 from triplet_recordings import moving_square, textured, write_lerobot, write_video
 
 from dynaflip.errors import UserError
-from dynaflip.platform.triplets import s3
 from dynaflip.platform.triplets.clip_table import clip_table
 from dynaflip.platform.triplets.clips import ClipError
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
 from dynaflip.platform.triplets.digest import row_digests
-from dynaflip.platform.triplets.places import fingerprint, list_files
-from dynaflip.platform.triplets.s3 import NetworkError, RangedFile, S3Path
-from dynaflip.platform.triplets.sources import open_sources
+from dynaflip.platform.triplets.sources import s3
+from dynaflip.platform.triplets.sources.formats import open_sources
+from dynaflip.platform.triplets.sources.places import fingerprint, list_files
+from dynaflip.platform.triplets.sources.s3 import NetworkError, RangedFile, S3Path
 
 
 @pytest.fixture(scope="module")

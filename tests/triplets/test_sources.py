@@ -15,9 +15,9 @@ from triplet_recordings import moving_square, numbered, write_lerobot, write_vid
 from dynaflip.errors import UserError
 from dynaflip.platform.triplets.clips import ClipError
 from dynaflip.platform.triplets.config import SourceConfig
-from dynaflip.platform.triplets.folder import FolderSource
-from dynaflip.platform.triplets.lerobot import LeRobotSource, decode_depth_m
-from dynaflip.platform.triplets.sources import mark_duplicates, open_source
+from dynaflip.platform.triplets.sources.folder import FolderSource
+from dynaflip.platform.triplets.sources.formats import mark_duplicates, open_source
+from dynaflip.platform.triplets.sources.lerobot import LeRobotSource, decode_depth_m
 from dynaflip.platform.triplets.split import split_of
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from triplet_recordings import moving_square, textured
 
-from dynaflip.platform.triplets import lift, pieces
 from dynaflip.platform.triplets.clips import ClipError
 from dynaflip.platform.triplets.config import (
     LiftConfig,
@@ -14,10 +13,16 @@ from dynaflip.platform.triplets.config import (
     PreprocessConfig,
     TrackConfig,
 )
-from dynaflip.platform.triplets.flow import flow_of_window
-from dynaflip.platform.triplets.sample import draw_r3m, sample_transitions
-from dynaflip.platform.triplets.shot import Shot
-from dynaflip.platform.triplets.track import grid_px, thin_frames, track_points, tracker_pictures
+from dynaflip.platform.triplets.stages import lift, pieces
+from dynaflip.platform.triplets.stages.flow import flow_of_window
+from dynaflip.platform.triplets.stages.sample import draw_r3m, sample_transitions
+from dynaflip.platform.triplets.stages.shot import Shot
+from dynaflip.platform.triplets.stages.track import (
+    grid_px,
+    thin_frames,
+    track_points,
+    tracker_pictures,
+)
 
 SAMPLE = {"draws": 3, "flow_window_s": 0.5, "min_window_s": 0.1, "seed": 0}
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from triplet_recordings import numbered, write_video
 
-from dynaflip.platform.triplets import video
 from dynaflip.platform.triplets.clips import ClipError
+from dynaflip.platform.triplets.sources import video
 
 
 def levels(frames: np.ndarray) -> np.ndarray:

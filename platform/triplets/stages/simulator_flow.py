@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from dynaflip.platform.triplets.clips import Clip, ClipError, Doubles, Floats
-from dynaflip.platform.triplets.flow import Flow
-from dynaflip.platform.triplets.lift import at_steps
 from dynaflip.platform.triplets.schema import GRID
+from dynaflip.platform.triplets.stages.flow import Flow
+from dynaflip.platform.triplets.stages.lift import at_steps
 
 
 def simulator_flow(

@@ -15,9 +15,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from dynaflip.errors import UserError
-from dynaflip.platform.triplets.captions import CaptionRow
-from dynaflip.platform.triplets.folder import VIDEO_ENDINGS, FolderSource
-from dynaflip.platform.triplets.places import Place
+from dynaflip.platform.triplets.sources.captions import CaptionRow
+from dynaflip.platform.triplets.sources.folder import VIDEO_ENDINGS, FolderSource
+from dynaflip.platform.triplets.sources.places import Place
 
 _NARRATIONS = re.compile(r"(^|/)(all_)?narrations?(_redacted)?\.json$")
 _PASSES = ("narration_pass_1", "narration_pass_2")

@@ -16,8 +16,8 @@ import av
 import numpy as np
 
 from dynaflip.platform.triplets.clips import ClipError, Doubles, Frames
-from dynaflip.platform.triplets.places import Place
-from dynaflip.platform.triplets.s3 import NetworkError, S3Path
+from dynaflip.platform.triplets.sources.places import Place
+from dynaflip.platform.triplets.sources.s3 import NetworkError, S3Path
 
 # A file that ends this much before it says it does was cut off.
 _TRUNCATED_S = 0.5

@@ -16,9 +16,9 @@ import numpy as np
 from dynaflip.platform.triplets.clips import Doubles, Floats
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.schema import GRID
-from dynaflip.platform.triplets.shot import Shot
-from dynaflip.platform.triplets.still import compare_with_still
-from dynaflip.platform.triplets.track import grid_px
+from dynaflip.platform.triplets.stages.shot import Shot
+from dynaflip.platform.triplets.stages.still import compare_with_still
+from dynaflip.platform.triplets.stages.track import grid_px
 
 _LATTICE = 40  # points a side at which motion is looked for
 

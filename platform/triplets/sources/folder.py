@@ -1,7 +1,7 @@
 """A folder of videos with captions in a table beside them.
 
 The table is ``captions.csv``, ``.jsonl`` or ``.parquet``, see
-:mod:`~dynaflip.platform.triplets.captions`. Its column ``depth`` names a ``.npy``
+:mod:`~dynaflip.platform.triplets.sources.captions`. Its column ``depth`` names a ``.npy``
 file with (N, H, W) z-depth, metres if floating point, millimetres if integer, one
 picture a frame of the video.
 """
@@ -12,8 +12,6 @@ from collections import defaultdict
 from pathlib import PurePosixPath
 
 from dynaflip.errors import UserError
-from dynaflip.platform.triplets import video
-from dynaflip.platform.triplets.captions import CAPTION_FILES, CaptionRow, read_captions
 from dynaflip.platform.triplets.clips import (
     Cameras,
     Clip,
@@ -25,8 +23,10 @@ from dynaflip.platform.triplets.clips import (
     normalise_caption,
 )
 from dynaflip.platform.triplets.config import SourceConfig
-from dynaflip.platform.triplets.depth_file import read_depth_file_m
-from dynaflip.platform.triplets.places import (
+from dynaflip.platform.triplets.sources import video
+from dynaflip.platform.triplets.sources.captions import CAPTION_FILES, CaptionRow, read_captions
+from dynaflip.platform.triplets.sources.depth_file import read_depth_file_m
+from dynaflip.platform.triplets.sources.places import (
     Place,
     Print,
     fingerprints,

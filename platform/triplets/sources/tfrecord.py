@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dynaflip.platform.triplets.crc32c import masked_crc32c
+from dynaflip.platform.triplets.sources.crc32c import masked_crc32c
 
 _HEAD = struct.Struct("<QI")
 _SUM = struct.Struct("<I")

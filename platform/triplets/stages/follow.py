@@ -12,10 +12,10 @@ import numpy as np
 
 from dynaflip.platform.triplets.clips import Doubles, Floats, Frames
 from dynaflip.platform.triplets.config import PreprocessConfig, RegisterConfig
-from dynaflip.platform.triplets.lift import project, sample_depth_m, unproject
-from dynaflip.platform.triplets.register import BLUR_PX, Motion, Pieces, View, misfit, refine
-from dynaflip.platform.triplets.shot import Shot
-from dynaflip.platform.triplets.still import compare_with_still
+from dynaflip.platform.triplets.stages.lift import project, sample_depth_m, unproject
+from dynaflip.platform.triplets.stages.register import BLUR_PX, Motion, Pieces, View, misfit, refine
+from dynaflip.platform.triplets.stages.shot import Shot
+from dynaflip.platform.triplets.stages.still import compare_with_still
 
 # Further behind or before what a frame shows than this share of its depth: not in sight.
 _SIGHT_SHARE = 0.03

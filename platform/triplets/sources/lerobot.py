@@ -19,7 +19,6 @@ import numpy as np
 import pyarrow as pa
 
 from dynaflip.errors import UserError
-from dynaflip.platform.triplets import video
 from dynaflip.platform.triplets.clips import (
     Cameras,
     Clip,
@@ -30,8 +29,9 @@ from dynaflip.platform.triplets.clips import (
     content_hash,
 )
 from dynaflip.platform.triplets.config import SourceConfig
-from dynaflip.platform.triplets.lerobot_meta import Meta, first_line
-from dynaflip.platform.triplets.places import (
+from dynaflip.platform.triplets.sources import video
+from dynaflip.platform.triplets.sources.lerobot_meta import Meta, first_line
+from dynaflip.platform.triplets.sources.places import (
     Place,
     Print,
     fingerprints,

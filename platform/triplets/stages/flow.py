@@ -11,14 +11,14 @@ import numpy as np
 
 from dynaflip.platform.triplets.clips import Doubles, Floats
 from dynaflip.platform.triplets.config import PreprocessConfig, TrackConfig
-from dynaflip.platform.triplets.follow import follow_pieces
-from dynaflip.platform.triplets.learned_track import is_learned, track_learned
-from dynaflip.platform.triplets.lift import at_steps, lift_tracks
-from dynaflip.platform.triplets.pieces import doubtful, move_rigidly
 from dynaflip.platform.triplets.schema import GRID
-from dynaflip.platform.triplets.shot import Shot
-from dynaflip.platform.triplets.still import compare_with_still, hold_still, stays_put
-from dynaflip.platform.triplets.track import track_points, tracker_pictures
+from dynaflip.platform.triplets.stages.follow import follow_pieces
+from dynaflip.platform.triplets.stages.learned_track import is_learned, track_learned
+from dynaflip.platform.triplets.stages.lift import at_steps, lift_tracks
+from dynaflip.platform.triplets.stages.pieces import doubtful, move_rigidly
+from dynaflip.platform.triplets.stages.shot import Shot
+from dynaflip.platform.triplets.stages.still import compare_with_still, hold_still, stays_put
+from dynaflip.platform.triplets.stages.track import track_points, tracker_pictures
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import re
 from pathlib import PurePosixPath
 
 from dynaflip.errors import UserError
-from dynaflip.platform.triplets.captions import CaptionRow
 from dynaflip.platform.triplets.clips import normalise_caption
-from dynaflip.platform.triplets.folder import FolderSource
-from dynaflip.platform.triplets.places import Place
+from dynaflip.platform.triplets.sources.captions import CaptionRow
+from dynaflip.platform.triplets.sources.folder import FolderSource
+from dynaflip.platform.triplets.sources.places import Place
 
 _LABELS = re.compile(r"(^|[/-])(train|validation)\.json$")
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from dynaflip.errors import UserError
 from dynaflip.platform.triplets.clips import ClipError
-from dynaflip.platform.triplets.places import Place, list_files, read_table
+from dynaflip.platform.triplets.sources.places import Place, list_files, read_table
 
 _PATHS = {
     "v3": {

@@ -7,8 +7,8 @@ import math
 import numpy as np
 
 from dynaflip.platform.triplets.clips import ClipError, Floats
-from dynaflip.platform.triplets.places import Place
-from dynaflip.platform.triplets.s3 import NetworkError
+from dynaflip.platform.triplets.sources.places import Place
+from dynaflip.platform.triplets.sources.s3 import NetworkError
 
 
 def read_depth_file_m(path: Place, indices: list[int], frames: int) -> Floats:

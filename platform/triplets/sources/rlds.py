@@ -20,7 +20,6 @@ import cv2
 import numpy as np
 
 from dynaflip.errors import UserError
-from dynaflip.platform.triplets import tfrecord
 from dynaflip.platform.triplets.clips import (
     Cameras,
     Clip,
@@ -32,9 +31,10 @@ from dynaflip.platform.triplets.clips import (
     normalise_caption,
 )
 from dynaflip.platform.triplets.config import SourceConfig
-from dynaflip.platform.triplets.places import Place, place_of, root_and_files
-from dynaflip.platform.triplets.s3 import NetworkError
-from dynaflip.platform.triplets.tfrecord import DamagedRecord, Record, Values
+from dynaflip.platform.triplets.sources import tfrecord
+from dynaflip.platform.triplets.sources.places import Place, place_of, root_and_files
+from dynaflip.platform.triplets.sources.s3 import NetworkError
+from dynaflip.platform.triplets.sources.tfrecord import DamagedRecord, Record, Values
 
 # Steps a second, after the overview table of Open X-Embodiment (arXiv 2310.08864).
 _RATES_HZ = {

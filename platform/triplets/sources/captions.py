@@ -4,7 +4,7 @@ Columns: ``file`` and ``caption``; a file may have several rows, one a phrasing.
 Optional: ``start_s`` and ``end_s`` (the piece of the video that the caption is
 about), ``task`` (rows of equal task mean the same), ``recording`` (files of equal
 name are cameras of one recording and stay in one split), ``camera``, ``licence``,
-``embodiment``, and ``depth`` (see :mod:`~dynaflip.platform.triplets.folder`).
+``embodiment``, and ``depth`` (see :mod:`~dynaflip.platform.triplets.sources.folder`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 
 from dynaflip.errors import UserError
-from dynaflip.platform.triplets.places import Place, read_table
+from dynaflip.platform.triplets.sources.places import Place, read_table
 
 CAPTION_FILES = ("captions.csv", "captions.jsonl", "captions.parquet")
 

@@ -17,12 +17,12 @@ import numpy as np
 
 from dynaflip.platform.triplets.clips import Doubles, Floats
 from dynaflip.platform.triplets.config import CameraConfig, PreprocessConfig
-from dynaflip.platform.triplets.follow import best_of, grey_levels, view_of
-from dynaflip.platform.triplets.lift import move_points, project, sample_depth_m, unproject
-from dynaflip.platform.triplets.refusal import WindowRefused
-from dynaflip.platform.triplets.register import Motion, Pieces, View, agreeing, refine
-from dynaflip.platform.triplets.shot import Shot
-from dynaflip.platform.triplets.track import track_points, tracker_pictures
+from dynaflip.platform.triplets.stages.follow import best_of, grey_levels, view_of
+from dynaflip.platform.triplets.stages.lift import move_points, project, sample_depth_m, unproject
+from dynaflip.platform.triplets.stages.refusal import WindowRefused
+from dynaflip.platform.triplets.stages.register import Motion, Pieces, View, agreeing, refine
+from dynaflip.platform.triplets.stages.shot import Shot
+from dynaflip.platform.triplets.stages.track import track_points, tracker_pictures
 
 _LATTICE = 28  # points a side
 _MIN_POINTS = 12

@@ -7,8 +7,8 @@ import numpy as np
 
 from dynaflip.platform.triplets.clips import Frames
 from dynaflip.platform.triplets.config import FilterConfig
-from dynaflip.platform.triplets.flow import Flow
-from dynaflip.platform.triplets.refusal import WindowRefused
+from dynaflip.platform.triplets.stages.flow import Flow
+from dynaflip.platform.triplets.stages.refusal import WindowRefused
 
 _THUMB_PX = 32
 _SHARPNESS_PX = 160  # blur is judged at one size, whatever the recording's

@@ -19,8 +19,8 @@ import numpy as np
 
 from dynaflip.platform.triplets.clips import Doubles, Floats, Frames
 from dynaflip.platform.triplets.config import StillConfig
-from dynaflip.platform.triplets.lift import move_points, project, sample_depth_m, unproject
-from dynaflip.platform.triplets.shot import Shot
+from dynaflip.platform.triplets.stages.lift import move_points, project, sample_depth_m, unproject
+from dynaflip.platform.triplets.stages.shot import Shot
 
 # Nearer than expected by this share: something stands in front.
 _HIDDEN_SHARE = 0.03

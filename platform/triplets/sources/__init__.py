@@ -1,0 +1,1 @@
+"""Formats of recordings: list clips, then read frames, depth, cameras and captions."""

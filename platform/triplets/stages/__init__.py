@@ -1,0 +1,1 @@
+"""What is done to a clip, as plain functions: sample, caption, track, lift, filter."""
