@@ -50,7 +50,10 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
         # Two processes that make one SQLite file at the same time would get in each other's way.
         with held(sweeps() / "studies.lock"):
             return optuna.storages.RDBStorage(url, engine_kwargs=options)
-    except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+    except ImportError as error:
+        hint = "install the database's driver, for Postgres `pip install 'dynaflip[postgres]'`"
+        raise UserError(f"sweep.storage {url}: {hint} [{str(error).splitlines()[0]}]") from None
+    except sqlalchemy.exc.SQLAlchemyError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"sweep.storage {url}: cannot be opened ({reason})") from None
 
