@@ -1,0 +1,8 @@
+#!/bin/sh
+# One GPU: the paper's backbone at its size. The batch of 256 has the negatives of 256 and the
+# memory of 64. Usage: infra/recipes/one_gpu.sh TRIPLETS
+set -eu
+python jobs/pretrain.py --triplets "$1" \
+    --model.image.name facebook/dinov2-base --model.image.image_px 224 \
+    --data.batch_size 256 --train.micro_batch_size 64 --train.precision bfloat16 \
+    --train.device gpu --train.epochs 10 --train.checkpoint_every_steps 500

@@ -1,0 +1,8 @@
+#!/bin/sh
+# The weights' sweep on a cluster with a GPU a trial, early stopping, and the study in Postgres.
+# Usage: RAY_ADDRESS=http://HEAD:8265 infra/recipes/sweep.sh TRIPLETS postgresql://USER:PASSWORD@HOST/studies
+set -eu
+ray job submit --no-wait --working-dir . -- python jobs/sweep.py --triplets "$1" --storage "$2" \
+    --trials 64 --concurrent 8 --scheduler asha --train.device gpu --train.precision bfloat16 \
+    --search "objective.volume=log(0.1,10)" "objective.cosine=log(0.1,10)" \
+    "objective.contrastive=uniform(0.2,2)"
