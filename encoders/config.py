@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from dynaflip.checks import above, at_least, one_of, share
+
 EFFICIENTNET_LITE0 = "efficientnet-lite0"
 MINILM = "minilm"
 POOLINGS = ("auto", "mean", "eos", "cls")
 FLOW_INPUTS = ("positions", "displacements", "both")
-
-
-def _at_least(owner: object, smallest: int, *names: str) -> None:
-    for name in names:
-        value = getattr(owner, name)
-        if value < smallest:
-            raise ValueError(f"{name}: must be at least {smallest}, not {value}")
 
 
 @dataclass(frozen=True)
@@ -36,8 +31,8 @@ class ImageConfig:
     frozen_blocks: int = 0
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "frozen_blocks")
-        _at_least(self, 16, "image_px")
+        at_least(self, 0, "frozen_blocks")
+        at_least(self, 16, "image_px")
         if not self.name:
             raise ValueError("name: give a model")
 
@@ -56,9 +51,8 @@ class LanguageConfig:
     pooling: str = "auto"
 
     def __post_init__(self) -> None:
-        _at_least(self, 2, "max_tokens")
-        if self.pooling not in POOLINGS:
-            raise ValueError(f"pooling: {self.pooling!r} is not one of {list(POOLINGS)}")
+        at_least(self, 2, "max_tokens")
+        one_of(self, POOLINGS, "pooling")
 
 
 @dataclass(frozen=True)
@@ -92,15 +86,12 @@ class FlowConfig:
     condition_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "steps", "grid", "width", "layers", "heads", "channels", "cnn_layers")
+        at_least(self, 1, "steps", "grid", "width", "layers", "heads", "channels", "cnn_layers")
         if self.width % self.heads:
             raise ValueError(f"heads: {self.heads} does not divide width {self.width}")
-        if self.inputs not in FLOW_INPUTS:
-            raise ValueError(f"inputs: {self.inputs!r} is not one of {list(FLOW_INPUTS)}")
-        if not 0 <= self.condition_dropout <= 1:
-            raise ValueError(f"condition_dropout: a share in [0, 1], not {self.condition_dropout}")
-        if self.displacement_gain <= 0:
-            raise ValueError(f"displacement_gain: must be above 0, not {self.displacement_gain}")
+        one_of(self, FLOW_INPUTS, "inputs")
+        share(self, "condition_dropout")
+        above(self, 0, "displacement_gain")
 
 
 @dataclass(frozen=True)
@@ -118,4 +109,4 @@ class ModelConfig:
     flow_head_language: bool = False
 
     def __post_init__(self) -> None:
-        _at_least(self, 2, "embedding_dim", "hidden_dim")
+        at_least(self, 2, "embedding_dim", "hidden_dim")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from dynaflip.checks import at_least, one_of, within
+
 MODALITIES = ("image", "language", "flow")
 NEGATIVES = ("others", "swapped", "shuffled")
 ALIGNMENTS = ("simplex", "pairwise")
@@ -79,17 +81,11 @@ class ObjectiveConfig:
     flow_scale_floor: float = 0.01
 
     def __post_init__(self) -> None:
-        for name in ("volume", "cosine", "contrastive", "temporal", "flow", "direct"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name}: a weight must be a number from 0 up, not {value}")
-        for name in ("temperature", "temporal_temperature", "flow_scale_floor"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name}: must be a number above 0, not {value}")
-        for name in ("shuffles", "temporal_negatives"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: must be at least 1, not {getattr(self, name)}")
+        weights = ("volume", "cosine", "contrastive", "temporal", "flow", "direct")
+        within(self, 0, math.inf, *weights, ends="[)")
+        scales = ("temperature", "temporal_temperature", "flow_scale_floor")
+        within(self, 0, math.inf, *scales, ends="()")
+        at_least(self, 1, "shuffles", "temporal_negatives")
         for name, known in (
             ("modalities", MODALITIES),
             ("anchors", self.modalities),
@@ -101,9 +97,8 @@ class ObjectiveConfig:
                 raise ValueError(f"{name}: unknown {sorted(unknown)}; known are {list(known)}")
             if len(set(chosen)) != len(chosen):
                 raise ValueError(f"{name}: {list(chosen)} names one twice")
-        for name, known in (("flow_scale", FLOW_SCALES), ("alignment", ALIGNMENTS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}: {getattr(self, name)!r} is not one of {list(known)}")
+        one_of(self, FLOW_SCALES, "flow_scale")
+        one_of(self, ALIGNMENTS, "alignment")
         if len(self.modalities) < 2:
             raise ValueError("modalities: at least two can be aligned; weigh with `contrastive`")
         if self.volume == 0 and self.cosine == 0:
@@ -112,8 +107,7 @@ class ObjectiveConfig:
 
     def _refuse_ignored(self) -> None:
         """Settings that another one leaves without effect."""
-        if self.queue_size < 0:
-            raise ValueError(f"queue_size: must be at least 0, not {self.queue_size}")
+        at_least(self, 0, "queue_size")
         if self.queue_size and "others" not in self.negatives:
             raise ValueError('queue_size: a queue extends the negatives "others", which are off')
         if self.learn_temperature and not self.negatives:

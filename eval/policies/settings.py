@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dynaflip.checks import above, at_least
+
 
 @dataclass(frozen=True)
 class BehaviourCloningConfig:
@@ -59,18 +61,11 @@ class EndToEndConfig:
     lora_rank: int = 16
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "steps", "batch_size", "lora_rank")
-        if self.encoder_lr <= 0:
-            raise ValueError(f"encoder_lr must be above 0, not {self.encoder_lr}")
+        at_least(self, 1, "steps", "batch_size", "lora_rank")
+        above(self, 0, "encoder_lr")
 
 
 def _check(config: BehaviourCloningConfig | DiffusionConfig, *counts: str) -> None:
-    _at_least_one(config, *counts)
-    if config.lr <= 0 or config.weight_decay < 0:
-        raise ValueError("lr must be above 0 and weight_decay not below 0")
-
-
-def _at_least_one(config: object, *counts: str) -> None:
-    for name in counts:
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, not {getattr(config, name)}")
+    at_least(config, 1, *counts)
+    above(config, 0, "lr")
+    at_least(config, 0, "weight_decay")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dynaflip.checks import at_least, share, within
 from dynaflip.platform.demonstrations.captions import KNOWN_TASKS
 
 # Scripted experts that solve nearly every layout, with motion that the camera sees.
@@ -55,16 +56,9 @@ class CollectConfig:
             raise ValueError(f"tasks: no captions for {', '.join(unknown)}; known: {KNOWN_TASKS}")
         if not self.tasks or len(set(self.tasks)) != len(self.tasks):
             raise ValueError("tasks: must name at least one task, each once")
-        if self.episodes_per_task < 1:
-            raise ValueError(f"episodes_per_task: must be at least 1, got {self.episodes_per_task}")
+        at_least(self, 1, "episodes_per_task")
         if self.image_px < 32 or self.image_px % 2:
             raise ValueError(f"image_px: must be even and at least 32, got {self.image_px}")
-        for name in ("perturbed_share", "moving_camera_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: must lie in [0, 1], got {getattr(self, name)}")
-        if not 0 <= self.action_noise <= 1:
-            raise ValueError(f"action_noise: must lie in [0, 1], got {self.action_noise}")
-        if not 2 <= self.max_steps <= 500:
-            raise ValueError(f"max_steps: must lie in [2, 500], got {self.max_steps}")
-        if self.steps_after_success < 0:
-            raise ValueError(f"steps_after_success: must be >= 0, got {self.steps_after_success}")
+        share(self, "perturbed_share", "moving_camera_share", "action_noise")
+        within(self, 2, 500, "max_steps")
+        at_least(self, 0, "steps_after_success")

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-
-def _at_least(owner: object, smallest: int, *names: str) -> None:
-    for name in names:
-        if getattr(owner, name) < smallest:
-            raise ValueError(f"{name} must be at least {smallest}, not {getattr(owner, name)}")
+from dynaflip.checks import at_least, within
 
 
 @dataclass(frozen=True)
@@ -33,11 +29,10 @@ class ViewsConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "episodes_per_task", "horizon_steps", "frames_per_factor")
-        _at_least(self, 2, "frames_per_episode")
-        _at_least(self, 0, "seed")
-        if not 1 <= self.level <= 5:
-            raise ValueError(f"level must be in 1…5, not {self.level}")
+        at_least(self, 1, "episodes_per_task", "horizon_steps", "frames_per_factor")
+        at_least(self, 2, "frames_per_episode")
+        at_least(self, 0, "seed")
+        within(self, 1, 5, "level")
 
 
 @dataclass(frozen=True)
@@ -54,7 +49,7 @@ class ProbesConfig:
     raw_pixels_px: int = 16
 
     def __post_init__(self) -> None:
-        _at_least(self, 2, "frames_per_episode", "folds", "raw_pixels_px")
+        at_least(self, 2, "frames_per_episode", "folds", "raw_pixels_px")
 
 
 @dataclass(frozen=True)
@@ -80,8 +75,8 @@ class EvaluationConfig:
     probes: ProbesConfig = field(default_factory=ProbesConfig)
 
     def __post_init__(self) -> None:
-        _at_least(self, 2, "gallery_size")
-        _at_least(self, 1, "batch_size")
-        _at_least(self, 0, "seed")
+        at_least(self, 2, "gallery_size")
+        at_least(self, 1, "batch_size")
+        at_least(self, 0, "seed")
         if not self.encoder.strip():
             raise ValueError("encoder must not be empty")

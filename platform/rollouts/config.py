@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from dynaflip.checks import at_least, one_of
 from dynaflip.eval.perturbations import KINDS, LEVELS
 from dynaflip.eval.policies.settings import (
     BehaviourCloningConfig,
@@ -73,18 +74,11 @@ class RolloutConfig:
     end_to_end: EndToEndConfig = field(default_factory=EndToEndConfig)
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "episodes", "horizon_steps", "demonstrations", "environments"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.steps_after_success < 0 or self.seed < 0:
-            raise ValueError("steps_after_success and seed must not be below 0")
-        if self.split not in SPLITS:
-            raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {self.split}")
-        if self.head not in HEADS:
-            raise ValueError(f"head must be one of {', '.join(HEADS)}, not {self.head}")
-        if self.adaptation not in ADAPTATIONS:
-            known = ", ".join(ADAPTATIONS)
-            raise ValueError(f"adaptation must be one of {known}, not {self.adaptation}")
+        at_least(self, 1, "seeds", "episodes", "horizon_steps", "demonstrations", "environments")
+        at_least(self, 0, "steps_after_success", "seed")
+        one_of(self, SPLITS, "split")
+        one_of(self, HEADS, "head")
+        one_of(self, ADAPTATIONS, "adaptation")
         if self.adaptation != "frozen" and (self.multitask or self.head != HEADS[0]):
             raise ValueError(
                 f"adaptation {self.adaptation} goes with head {HEADS[0]} and one task a policy"

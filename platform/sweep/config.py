@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
+from dynaflip.checks import at_least, one_of
 from dynaflip.platform.evaluation.config import ViewsConfig
 from dynaflip.platform.training.config import PretrainConfig
 
@@ -13,17 +14,6 @@ SCHEDULERS = ("none", "median", "asha")
 PROMOTIONS = ("auto", "always", "never")
 # What a trial is scored by: mean probe error, cm, of hand and object.
 PERTURBED, UNPERTURBED = "perturbed", "unperturbed"
-
-
-def _at_least(owner: object, least: int, *names: str) -> None:
-    for name in names:
-        if getattr(owner, name) < least:
-            raise ValueError(f"{name} must be at least {least}, got {getattr(owner, name)}")
-
-
-def _one_of(owner: object, name: str, known: tuple[str, ...]) -> None:
-    if getattr(owner, name) not in known:
-        raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(owner, name)}")
 
 
 @dataclass(frozen=True)
@@ -50,8 +40,8 @@ class ScoreConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
-        _at_least(self, 2, "frames_per_episode", "folds")
-        _at_least(self, 1, "batch_size")
+        at_least(self, 2, "frames_per_episode", "folds")
+        at_least(self, 1, "batch_size")
 
 
 @dataclass(frozen=True)
@@ -97,12 +87,12 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
-        _at_least(self, 1, "trials", "concurrent", "startup_trials")
-        _at_least(self, 0, "seed", "confirm", "max_failures")
-        _at_least(self, 2, "reduction", "confirm_seeds")
-        _one_of(self, "sampler", SAMPLERS)
-        _one_of(self, "scheduler", SCHEDULERS)
-        _one_of(self, "promote", PROMOTIONS)
+        at_least(self, 1, "trials", "concurrent", "startup_trials")
+        at_least(self, 0, "seed", "confirm", "max_failures")
+        at_least(self, 2, "reduction", "confirm_seeds")
+        one_of(self, SAMPLERS, "sampler")
+        one_of(self, SCHEDULERS, "scheduler")
+        one_of(self, PROMOTIONS, "promote")
         if self.objectives not in ((PERTURBED,), (PERTURBED, UNPERTURBED)):
             raise ValueError(
                 f"objectives must be {PERTURBED}, or {PERTURBED} and {UNPERTURBED}, "

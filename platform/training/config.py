@@ -4,18 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from dynaflip.checks import above, at_least, one_of, share, within
 from dynaflip.encoders.config import ModelConfig
 from dynaflip.losses.config import ObjectiveConfig
-
-
-def _at_least(name: str, value: float, least: float) -> None:
-    if not value >= least:  # NaN is refused too
-        raise ValueError(f"{name} must be at least {least:g}, got {value:g}")
-
-
-def _share(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} is a share and must lie in [0, 1], got {value:g}")
 
 
 @dataclass(frozen=True)
@@ -49,17 +40,14 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
-        _at_least("batch_size", self.batch_size, 2)  # one sample has no negatives
-        _at_least("shuffle_buffer_rows", self.shuffle_buffer_rows, 1)
-        for name in ("jitter_brightness", "jitter_contrast", "jitter_saturation"):
-            _share(name, getattr(self, name))
-        if not 0 <= self.jitter_hue <= 0.5:
-            raise ValueError(f"jitter_hue must lie in [0, 0.5] turns, got {self.jitter_hue:g}")
-        if not 0 < self.crop_min_share <= 1:
-            raise ValueError(f"crop_min_share must lie in (0, 1], got {self.crop_min_share:g}")
-        _at_least("prefetch_batches", self.prefetch_batches, 1)
+        at_least(self, 2, "batch_size")  # one sample has no negatives
+        at_least(self, 1, "shuffle_buffer_rows", "prefetch_batches")
+        share(self, "jitter_brightness", "jitter_contrast", "jitter_saturation")
+        within(self, 0, 0.5, "jitter_hue")  # turns
+        within(self, 0, 1, "crop_min_share", ends="(]")
         for source, weight in self.source_weights.items():
-            _at_least(f"source_weights.{source}", weight, 0)
+            if not weight >= 0:
+                raise ValueError(f"source_weights.{source} must be at least 0, not {weight:g}")
         if self.source_weights and not any(self.source_weights.values()):
             raise ValueError("source_weights: all are 0")
 
@@ -86,16 +74,10 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
-        if not self.lr > 0:
-            raise ValueError(f"lr must be above 0, got {self.lr:g}")
-        _at_least("backbone_lr_scale", self.backbone_lr_scale, 0)
-        _at_least("weight_decay", self.weight_decay, 0)
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name):g}")
-        _share("warmup_share", self.warmup_share)
-        _share("final_lr_share", self.final_lr_share)
-        _at_least("clip_norm", self.clip_norm, 0)
+        above(self, 0, "lr")
+        at_least(self, 0, "backbone_lr_scale", "weight_decay", "clip_norm")
+        within(self, 0, 1, "beta1", "beta2", ends="[)")
+        share(self, "warmup_share", "final_lr_share")
 
 
 @dataclass(frozen=True)
@@ -167,45 +149,22 @@ class TrainConfig:
         """Refuse values that cannot be meant."""
         if self.steps is not None and self.epochs is not None:
             raise ValueError("steps and train.epochs exclude each other: give one")
-        if self.steps is not None:
-            _at_least("steps", self.steps, 1)
-        if self.epochs is not None and not self.epochs > 0:
-            raise ValueError(f"epochs must be above 0, got {self.epochs:g}")
-        _at_least("num_workers", self.num_workers, 1)
-        if self.device not in ("auto", "cpu", "gpu"):
-            raise ValueError(f"device must be auto, cpu or gpu, got {self.device}")
-        if self.precision not in ("float32", "bfloat16"):
-            raise ValueError(f"precision must be float32 or bfloat16, got {self.precision}")
-        if self.cpus_per_worker is not None and not self.cpus_per_worker > 0:
-            raise ValueError(f"cpus_per_worker must be above 0, got {self.cpus_per_worker:g}")
-        if not self.gpus_per_worker > 0:
-            raise ValueError(f"gpus_per_worker must be above 0, got {self.gpus_per_worker:g}")
-        if self.threads is not None:
-            _at_least("threads", self.threads, 1)
-        for name in (
-            "report_every_steps",
-            "checkpoint_every_steps",
-            "keep_checkpoints",
-            "collapse_checks",
-        ):
-            _at_least(name, getattr(self, name), 1)
+        at_least(self, 1, "steps", "num_workers", "threads", "micro_batch_size")
+        at_least(self, 1, "report_every_steps", "checkpoint_every_steps", "keep_checkpoints")
+        at_least(self, 1, "collapse_checks")
+        above(self, 0, "epochs", "cpus_per_worker", "gpus_per_worker")
+        one_of(self, ("auto", "cpu", "gpu"), "device")
+        one_of(self, ("float32", "bfloat16"), "precision")
         if self.min_workers is not None and not 1 <= self.min_workers <= self.num_workers:
             raise ValueError(
                 f"min_workers must lie in [1, num_workers {self.num_workers}], "
                 f"got {self.min_workers}"
             )
-        if self.micro_batch_size is not None:
-            _at_least("micro_batch_size", self.micro_batch_size, 1)
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay:g}")
-        if self.collapse_action not in ("warn", "stop"):
-            raise ValueError(f"collapse_action must be warn or stop, got {self.collapse_action}")
-        _share("collapse_spread", self.collapse_spread)
-        _at_least("diagnostics_every_steps", self.diagnostics_every_steps, 0)
-        _at_least("seed", self.seed, 0)
-        _at_least("eval_every_steps", self.eval_every_steps, 0)
-        _at_least("gallery_size", self.gallery_size, 2)
-        _at_least("max_failures", self.max_failures, 0)
+        within(self, 0, 1, "ema_decay", ends="[)")
+        one_of(self, ("warn", "stop"), "collapse_action")
+        share(self, "collapse_spread")
+        at_least(self, 0, "diagnostics_every_steps", "seed", "eval_every_steps", "max_failures")
+        at_least(self, 2, "gallery_size")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+
+from dynaflip.checks import above, at_least, one_of, share, within
 
 TRACKER_CHOICES = "lk, dis, torchscript:FILE or class:MODULE:NAME"
 DEPTH_CHOICES = "auto, plane or model:FOLDER-OR-HUB-ID"
@@ -41,16 +44,10 @@ class SourceConfig:
     max_clips: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_clips < 0:
-            raise ValueError(f"max_clips must be 0 (all) or more, not {self.max_clips}")
-        if not 0 <= self.weight < float("inf"):
-            raise ValueError(f"weight must be 0 or more, not {self.weight}")
-        if not 0 <= self.fps <= 10_000:
-            raise ValueError(f"fps must be in 0…10000, not {self.fps}")
-        if not 0 < self.narration_s <= 3600:
-            raise ValueError(
-                f"narration_s must be above 0 and at most 3600, not {self.narration_s}"
-            )
+        at_least(self, 0, "max_clips")
+        within(self, 0, math.inf, "weight", ends="[)")
+        within(self, 0, 10_000, "fps")
+        within(self, 0, 3600, "narration_s", ends="(]")
         try:
             self.caption_template.format(name="", folder="", source="")
         except (KeyError, ValueError, IndexError):
@@ -85,18 +82,12 @@ class TrackConfig:
         kind, _, rest = self.tracker.partition(":")
         if self.tracker not in ("lk", "dis") and not (kind in ("torchscript", "class") and rest):
             raise ValueError(f"tracker must be {TRACKER_CHOICES}, not {self.tracker!r}")
-        if self.short_side_px < 32:
-            raise ValueError(f"short_side_px must be at least 32, not {self.short_side_px}")
+        at_least(self, 32, "short_side_px")
         if self.lk_window_px < 5 or self.lk_window_px % 2 == 0:
             raise ValueError(f"lk_window_px must be odd and at least 5, not {self.lk_window_px}")
-        if not 0 <= self.lk_levels <= 8:
-            raise ValueError(f"lk_levels must be in 0…8, not {self.lk_levels}")
-        if self.max_backward_error_px <= 0:
-            raise ValueError(
-                f"max_backward_error_px must be above 0, not {self.max_backward_error_px}"
-            )
-        if self.min_frame_gap_s < 0:
-            raise ValueError(f"min_frame_gap_s must be 0 or more, not {self.min_frame_gap_s}")
+        within(self, 0, 8, "lk_levels")
+        above(self, 0, "max_backward_error_px")
+        at_least(self, 0, "min_frame_gap_s")
 
 
 @dataclass(frozen=True)
@@ -113,12 +104,9 @@ class LiftConfig:
     max_invalid_share: float = 0.3
 
     def __post_init__(self) -> None:
-        if self.search_px < 0:
-            raise ValueError(f"search_px must be 0 or more, not {self.search_px}")
-        if self.max_depth_jump <= 0:
-            raise ValueError(f"max_depth_jump must be above 0, not {self.max_depth_jump}")
-        if not 0 <= self.max_invalid_share <= 1:
-            raise ValueError(f"max_invalid_share must be in [0, 1], not {self.max_invalid_share}")
+        at_least(self, 0, "search_px")
+        above(self, 0, "max_depth_jump")
+        share(self, "max_invalid_share")
 
 
 @dataclass(frozen=True)
@@ -140,15 +128,10 @@ class CameraConfig:
     trials: int = 100
 
     def __post_init__(self) -> None:
-        if self.motion not in ("auto", "recorded", "fitted", "none"):
-            raise ValueError(f"motion must be auto, recorded, fitted or none, not {self.motion!r}")
-        if self.on_failure not in ("reject", "uncompensated"):
-            raise ValueError(f"on_failure must be reject or uncompensated, not {self.on_failure!r}")
-        if not 0 <= self.min_inlier_share <= 1:
-            raise ValueError(f"min_inlier_share must be in [0, 1], not {self.min_inlier_share}")
-        for name in ("inlier_px", "inlier_depth_share", "trials"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        one_of(self, ("auto", "recorded", "fitted", "none"), "motion")
+        one_of(self, ("reject", "uncompensated"), "on_failure")
+        share(self, "min_inlier_share")
+        above(self, 0, "inlier_px", "inlier_depth_share", "trials")
 
 
 @dataclass(frozen=True)
@@ -169,16 +152,8 @@ class StillConfig:
     min_still_gain: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.patch_radius_px < 0:
-            raise ValueError(f"patch_radius_px must be 0 or more, not {self.patch_radius_px}")
-        for name in (
-            "max_colour_difference",
-            "without_depth",
-            "max_depth_difference",
-            "min_still_gain",
-        ):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        at_least(self, 0, "patch_radius_px", "max_colour_difference", "without_depth")
+        at_least(self, 0, "max_depth_difference", "min_still_gain")
 
 
 @dataclass(frozen=True)
@@ -213,17 +188,10 @@ class RegisterConfig:
     max_misfit: float = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("radius_px", "stride_px", "samples", "min_samples", "fine_iterations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("coarse_iterations", "neighbours", "damping"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        for name in ("grey_scale", "depth_scale_share", "depth_share"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
-        if not 0 < self.max_misfit <= 1:
-            raise ValueError(f"max_misfit must be in (0, 1], not {self.max_misfit}")
+        at_least(self, 1, "radius_px", "stride_px", "samples", "min_samples", "fine_iterations")
+        at_least(self, 0, "coarse_iterations", "neighbours", "damping")
+        above(self, 0, "grey_scale", "depth_scale_share", "depth_share")
+        within(self, 0, 1, "max_misfit", ends="(]")
 
 
 @dataclass(frozen=True)
@@ -244,12 +212,8 @@ class PiecesConfig:
     max_moving_share: float = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("fit_cells", "vote_cells"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("depth_share", "min_moving_share", "max_moving_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], not {getattr(self, name)}")
+        at_least(self, 1, "fit_cells", "vote_cells")
+        share(self, "depth_share", "min_moving_share", "max_moving_share")
 
 
 @dataclass(frozen=True)
@@ -266,11 +230,8 @@ class FilterConfig:
     min_sharpness: float = 8.0
 
     def __post_init__(self) -> None:
-        for name in ("min_moving_share", "min_visible_share", "max_cut_score"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], not {getattr(self, name)}")
-        if self.min_sharpness < 0:
-            raise ValueError(f"min_sharpness must be 0 or more, not {self.min_sharpness}")
+        share(self, "min_moving_share", "min_visible_share", "max_cut_score")
+        at_least(self, 0, "min_sharpness")
 
 
 @dataclass(frozen=True)
@@ -334,32 +295,20 @@ class PreprocessConfig:
             raise ValueError(f"depth must be {DEPTH_CHOICES}, not {self.depth!r}")
         if self.depth not in ("auto", "plane") and not self.depth.startswith("model:"):
             raise ValueError(f"depth must be {DEPTH_CHOICES}, not {self.depth!r}")
-        if self.flow_source not in ("tracked", "simulator"):
-            raise ValueError(f"flow_source must be tracked or simulator, not {self.flow_source!r}")
-        if self.image_pair not in ("window", "r3m"):
-            raise ValueError(f"image_pair must be window or r3m, not {self.image_pair!r}")
+        one_of(self, ("tracked", "simulator"), "flow_source")
+        one_of(self, ("window", "r3m"), "image_pair")
         if not 0 < self.min_window_s <= self.flow_window_s:
             raise ValueError(
                 f"min_window_s must be above 0 and at most flow_window_s "
                 f"({self.flow_window_s}), not {self.min_window_s}"
             )
-        for name in ("draws_per_clip", "clips_per_shard"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.grid not in ("uniform", "motion"):
-            raise ValueError(f"grid must be uniform or motion, not {self.grid!r}")
-        if not 0 <= self.grid_focus < 1:
-            raise ValueError(f"grid_focus must be in [0, 1), not {self.grid_focus}")
-        if self.image_px < 16:
-            raise ValueError(f"image_px must be at least 16, not {self.image_px}")
-        if not 1 <= self.jpeg_quality <= 100:
-            raise ValueError(f"jpeg_quality must be in 1…100, not {self.jpeg_quality}")
-        if not 0 <= self.heldout_share < 1:
-            raise ValueError(f"heldout_share must be in [0, 1), not {self.heldout_share}")
-        if not 0 <= self.max_rejected_share <= 1:
-            raise ValueError(f"max_rejected_share must be in [0, 1], not {self.max_rejected_share}")
-        if self.example_pictures < 0:
-            raise ValueError(f"example_pictures must be 0 or more, not {self.example_pictures}")
+        at_least(self, 1, "draws_per_clip", "clips_per_shard")
+        one_of(self, ("uniform", "motion"), "grid")
+        within(self, 0, 1, "grid_focus", "heldout_share", ends="[)")
+        at_least(self, 16, "image_px")
+        within(self, 1, 100, "jpeg_quality")
+        share(self, "max_rejected_share")
+        at_least(self, 0, "example_pictures")
 
     def all_sources(self) -> tuple[SourceConfig, ...]:
         """The sources of the set, one or several."""

@@ -36,7 +36,7 @@ def job(*words: str, home: Path) -> subprocess.CompletedProcess[str]:
     [
         (["--encoder", "models:/dynaflip-encoder@candidate"], "registered: nothing yet"),
         (["--encoder", "nowhere"], "does not exist"),
-        (["--views.level", "9"], "level must be in 1…5"),
+        (["--views.level", "9"], "level must be in [1, 5]"),
         (["--views.episodes", "3"], "did you mean views.episodes_per_task?"),
     ],
 )

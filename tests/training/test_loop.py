@@ -248,7 +248,7 @@ def test_the_rate_rises_and_falls_on_a_cosine() -> None:
         ("data.batch_size", "1", "data.batch_size must be at least 2"),
         ("optimizer.lr", "0", "optimizer.lr must be above 0"),
         ("optimizer.lr", "nan", "optimizer.lr"),
-        ("train.device", "tpu", "train.device must be auto, cpu or gpu"),
+        ("train.device", "tpu", "train.device must be one of auto, cpu, gpu"),
         ("train.num_workers", "0", "train.num_workers must be at least 1"),
         ("train.stepz", "3", "did you mean train.steps"),
         ("objective.temperature", "-1", "objective.temperature"),

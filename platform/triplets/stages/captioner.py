@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from dynaflip.errors import UserError
 from dynaflip.platform.home import captions_folder
 from dynaflip.platform.triplets.clips import Clip, ClipError, Frames, Recording, content_hash
+from dynaflip.platform.triplets.stages.hub import check_model
 
 # How a clip's `caption_kind` says who captioned it.
 KIND = "model:"
@@ -36,17 +36,9 @@ def check_captioner(name: str) -> None:
     Raises:
         UserError: says what was looked for.
     """
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import AutoModelForImageTextToText
 
-    try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"source.captioner: {name} is neither a folder nor a reachable hub id ({reason})"
-        ) from None
-    if type(config) not in AutoModelForImageTextToText._model_mapping:
-        raise UserError(f"source.captioner: {name} is a {config.model_type}, not a captioner")
+    check_model("source.captioner: ", name, AutoModelForImageTextToText, "captioner")
 
 
 class Captioner:

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from dynaflip.errors import UserError
 from dynaflip.platform.triplets.clips import Floats, Frames
+from dynaflip.platform.triplets.stages.hub import check_model
 
 _METRIC_TYPES = ("zoedepth", "depth_pro")
 # Inverse depth below this share of the median is as far as we tell apart.
@@ -25,17 +25,9 @@ def check_depth_model(name: str) -> None:
     Raises:
         UserError: says what was looked for.
     """
-    from transformers import AutoConfig, AutoModelForDepthEstimation
+    from transformers import AutoModelForDepthEstimation
 
-    try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"depth: model:{name} is neither a folder nor a reachable hub id ({reason})"
-        ) from None
-    if type(config) not in AutoModelForDepthEstimation._model_mapping:
-        raise UserError(f"depth: model:{name} is a {config.model_type}, not a depth model")
+    check_model("depth: model:", name, AutoModelForDepthEstimation, "depth model")
 
 
 class TransformersDepth:
