@@ -56,7 +56,8 @@ def _score(argv: list[str]) -> int:
     flags = {name: name for name in ("encoder", "data", "triplets")}
     args, config = parse_config(parser, EvaluationConfig, argv, flags)
 
-    from dynaflip.platform.evaluation.score import evaluate, find_scored
+    from dynaflip.platform.evaluation.kept import find_scored
+    from dynaflip.platform.evaluation.score import evaluate
 
     scored = find_scored(config) if args.reuse else None
     if scored is not None:

@@ -9,8 +9,6 @@ tuned against this score must never have seen ``test``.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from dynaflip.errors import UserError
 from dynaflip.platform import registry, tracking
-from dynaflip.platform.config import config_digest
 from dynaflip.platform.evaluation.config import EvaluationConfig
-from dynaflip.platform.home import (
-    default_data,
-    default_triplets,
-    home,
-    input_path,
-    new_run_name,
-)
+from dynaflip.platform.evaluation.kept import SPLIT, Outcome, log_score, resolved, score_digest
+from dynaflip.platform.home import home, new_run_name
 from dynaflip.platform.training.config import PretrainConfig
 from dynaflip.platform.triplets.schema import read_manifest
 
@@ -34,20 +26,6 @@ if TYPE_CHECKING:
     from dynaflip.encoders.model import DynaFLIP
     from dynaflip.eval.frames import LabelledFrames
     from dynaflip.eval.probe_report import ProbeReport
-
-SPLIT = "dev"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What an evaluation left behind."""
-
-    table: str
-    notes: list[str]
-    metrics: dict[str, float]
-    run_name: str
-    run_id: str  # MLflow's
-    report: Path  # HTML
 
 
 @dataclass(frozen=True)
@@ -76,10 +54,10 @@ def evaluate(config: EvaluationConfig) -> Outcome:
         UserError: the encoder or the triplets do not exist, or the simulator cannot render.
     """
     folder = registry.resolve(config.encoder)
-    config = _resolved(config)
+    config = resolved(config)
     assert config.triplets is not None
     manifest = read_manifest(config.triplets)
-    digest = _score_digest(config, folder, manifest)
+    digest = score_digest(config, folder, manifest)
     pair = load_pair(folder)
     notes = []
     if pair.info.get("data_digest") not in (None, manifest["digest"]):
@@ -99,27 +77,6 @@ def evaluate(config: EvaluationConfig) -> Outcome:
     else:
         notes.append(f"probes skipped: {reason}")
     return _conclude(config, pair, retrieval, probed, notes, digest)
-
-
-def find_scored(config: EvaluationConfig) -> Outcome | None:
-    """The newest finished score of these weights on these triplets with these settings, if any.
-
-    Raises:
-        UserError: the encoder or the triplets do not exist.
-    """
-    folder = registry.resolve(config.encoder)
-    config = _resolved(config)
-    assert config.triplets is not None
-    digest = _score_digest(config, folder, read_manifest(config.triplets))
-    run = tracking.find_finished({"kind": "evaluate", "score_digest": digest})
-    if run is None:
-        return None
-    table = tracking.read_artifact(run.info.run_id, "table.txt")
-    report = home() / "reports" / f"{run.info.run_name}.html"
-    if table is None or not report.is_file():
-        return None
-    metrics = dict(run.data.metrics)
-    return Outcome(table.decode(), [], metrics, run.info.run_name, run.info.run_id, report)
 
 
 def load_pair(folder: Path) -> Pair:
@@ -257,7 +214,7 @@ def _conclude(
     table = tables.as_text(sections)
     for name, _, data in pictures:
         path.with_name(f"{run_name}-{name}").write_bytes(data)
-    run_id = _log(config, {**pair.info, "score_digest": digest}, run_name, metrics, table, path)
+    run_id = log_score(config, pair.info, digest, run_name, metrics, table, path)
     return Outcome(table, notes, metrics, run_name, run_id, path)
 
 
@@ -280,82 +237,6 @@ def _pictures(
         caption = "What was shown: " + ", ".join(map(plots.condition_name, columns))
         made.append(("examples.jpg", caption, jpeg_of(sheet)))
     return made
-
-
-def _log(
-    config: EvaluationConfig,
-    info: dict[str, Any],
-    run_name: str,
-    metrics: dict[str, float],
-    table: str,
-    path: Path,
-) -> str:
-    """Log the score as an MLflow run, and name it on the encoder's version."""
-    versions = _versions(info)
-    tags = {
-        "kind": "evaluate",
-        "encoder": config.encoder,
-        "encoder_run_id": info.get("mlflow_run_id", ""),
-        "encoder_run_name": info.get("run_name", ""),
-        "encoder_version": ", ".join(f"{name}/{number}" for name, number in versions),
-        "perturbation_split": SPLIT,
-        "score_digest": info["score_digest"],
-    }
-    run = tracking.open_run(config.experiment, run_name, tags)
-    with tracking.ending(run):
-        run.log_settings(config)
-        run.log_metrics(metrics, step=0)
-        run.log_text(table, "table.txt")
-        run.log_text(json.dumps(metrics, indent=1, sort_keys=True), "metrics.json")
-        for file in sorted(path.parent.glob(f"{run_name}*")):
-            run.log_file(file)
-    store = tracking.client()
-    for name, number in versions:
-        store.set_model_version_tag(name, number, "evaluation_run_id", run.run_id)
-        for key in _HEADLINES:
-            if key in metrics:
-                store.set_model_version_tag(name, number, key, f"{metrics[key]:.4g}")
-    return run.run_id
-
-
-_HEADLINES = (
-    "trained/retrieval/task/top1",
-    "trained/retrieval/task/chance",
-    "probe/hand/one/trained_cm",
-    "probe/hand/one/initial_cm",
-    "probe/hand/all/trained_cm",
-    "probe/hand/all/initial_cm",
-    "probe/object/one/trained_cm",
-    "probe/object/one/initial_cm",
-    "probe/object/all/trained_cm",
-    "probe/object/all/initial_cm",
-)
-
-
-def _resolved(config: EvaluationConfig) -> EvaluationConfig:
-    return dataclasses.replace(
-        config,
-        data=input_path(config.data, default_data()),
-        triplets=input_path(config.triplets, default_triplets()),
-    )
-
-
-def _score_digest(config: EvaluationConfig, folder: Path, manifest: dict[str, Any]) -> str:
-    """Equal for equal weights, triplets and settings, whatever they are called."""
-    what = dataclasses.replace(config, encoder="weights", triplets=manifest["digest"])
-    digest = hashlib.sha256(config_digest(what).encode())
-    for path in sorted(folder.glob("*.safetensors")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _versions(info: dict[str, Any]) -> list[tuple[str, str]]:
-    """Registered versions that the encoder's run made, in this store: (name, number)."""
-    run_id = info.get("mlflow_run_id")
-    if not run_id:
-        return []
-    found = tracking.client().search_model_versions(f"run_id='{run_id}'")
-    return [(version.name, str(version.version)) for version in found]
 
 
 def _why_no_probes(config: EvaluationConfig) -> str | None:

@@ -52,10 +52,21 @@ class Clip:
     extra: str = ""  # what the source itself needs to open the clip again
     problem: tuple[str, str] | None = None  # (stage, reason) found while listing
 
+    def to_json(self) -> str:
+        """All of it as text; equal for equal clips."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Clip:
+        """The clip that :meth:`to_json` wrote down."""
+        values = json.loads(text)
+        values["captions"] = tuple(values["captions"])
+        values["problem"] = values["problem"] and tuple(values["problem"])
+        return cls(**values)
+
     def digest(self) -> str:
         """Changes when anything that triplets are made from does."""
-        text = json.dumps(asdict(self), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
 @dataclass(frozen=True)

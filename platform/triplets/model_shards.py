@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
-from dynaflip.platform.triplets.clips import Source
+from dynaflip.platform.triplets.clips import Clip, Source
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.shard import WorkFolder, process_shard
 from dynaflip.platform.triplets.stages.captioner import KIND, Captioner, check_captioner
@@ -55,7 +54,7 @@ class ModelShards:
         """A shard's row to a summary a clip."""
         summaries = process_shard(
             row["number"],
-            pickle.loads(row["clips"]),
+            [Clip.from_json(text) for text in row["clips"]],
             self.source,
             self.config,
             WorkFolder(Path(self.folder)),

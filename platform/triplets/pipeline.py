@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import pickle
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -135,7 +134,7 @@ def _run(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    items = [{"number": n, "clips": pickle.dumps(clips)} for n, clips in shards.items()]
+    items = [{"number": n, "clips": [c.to_json() for c in clips]} for n, clips in shards.items()]
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it would report beside our progress
     dataset: Any = ray.data.from_items(items, override_num_blocks=min(len(items), _MAX_BLOCKS))
     arguments = {"config": config, "folder": str(work.path), "source": source}
@@ -160,7 +159,7 @@ def _run(
 def _shard_task(
     row: dict[str, Any], config: PreprocessConfig, folder: str, source: Source
 ) -> list[dict[str, str]]:
-    clips = pickle.loads(row["clips"])
+    clips = [Clip.from_json(text) for text in row["clips"]]
     summaries = process_shard(row["number"], clips, source, config, WorkFolder(Path(folder)))
     return [{"summary": json.dumps(summary)} for summary in summaries]
 

@@ -90,7 +90,8 @@ def test_an_untrained_encoder_scores_as_its_own_initialisation(
     ray_cluster: None, home: Path, tmp_path: Path
 ) -> None:
     from dynaflip.platform import tracking
-    from dynaflip.platform.evaluation.score import evaluate, find_scored
+    from dynaflip.platform.evaluation.kept import find_scored
+    from dynaflip.platform.evaluation.score import evaluate
 
     data, triplets = recordings(tmp_path)
     config = EvaluationConfig(

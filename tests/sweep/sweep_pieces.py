@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from dynaflip.platform.sweep import folder as folders
 from dynaflip.platform.sweep.config import SweepConfig, SweepJobConfig
+from dynaflip.platform.sweep.ledger import Assignment
 from dynaflip.platform.sweep.run import open_sweep
 from dynaflip.platform.sweep.space import papers_values, parse_space
 from dynaflip.platform.sweep.stages import Sweep
@@ -36,6 +39,19 @@ def bowl(values: dict[str, float]) -> float:
     """Least, 0, at volume 3 and flow 0.5."""
     away = np.log10(values["objective.volume"] / 3), values["objective.flow"] - 0.5
     return float(np.square(away).sum())
+
+
+def computed(assignment: Assignment) -> None:
+    """A trial that is done at once."""
+    report(STEPS, bowl(assignment.values), final=True)
+
+
+def send_by_value(*modules: ModuleType) -> None:
+    """Workers cannot import the tests' files."""
+    import ray
+
+    for module in (sys.modules[__name__], *modules):
+        ray.cloudpickle.register_pickle_by_value(module)
 
 
 def report(step: int, score: float, **more: Any) -> None:

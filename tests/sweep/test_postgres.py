@@ -8,18 +8,15 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import sweep_pieces
-from sweep_pieces import STEPS, bowl, opened, report
+from sweep_pieces import computed, opened, send_by_value
 
 from dynaflip.errors import UserError
 from dynaflip.platform.sweep.agreement import disagreements
-from dynaflip.platform.sweep.ledger import Assignment
 from dynaflip.platform.sweep.show import show
 from dynaflip.platform.sweep.stages import run_with
 from dynaflip.platform.sweep.study import SEARCH, open_storage
@@ -29,15 +26,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 @pytest.fixture(scope="module", autouse=True)
 def sent_by_value(ray_cluster: None) -> None:
-    """Workers cannot import the tests' files."""
-    import ray
-
-    for module in (sys.modules[__name__], sweep_pieces):
-        ray.cloudpickle.register_pickle_by_value(module)
-
-
-def computed(assignment: Assignment) -> None:
-    report(STEPS, bowl(assignment.values), final=True)
+    send_by_value()
 
 
 def program(name: str) -> str:

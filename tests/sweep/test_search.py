@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import sweep_pieces
 from recovery import descendants
-from sweep_pieces import STEPS, bowl, opened, report
+from sweep_pieces import STEPS, bowl, computed, opened, report, send_by_value
 
 from dynaflip.errors import UserError
 from dynaflip.platform.sweep.agreement import disagreements
@@ -26,15 +25,7 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture(scope="module", autouse=True)
 def sent_by_value(ray_cluster: None) -> None:
-    """Workers cannot import the tests' files."""
-    import ray
-
-    for module in (sys.modules[__name__], sweep_pieces):
-        ray.cloudpickle.register_pickle_by_value(module)
-
-
-def computed(assignment: Assignment) -> None:
-    report(STEPS, bowl(assignment.values), final=True)
+    send_by_value(sys.modules[__name__])
 
 
 def staged(assignment: Assignment) -> None:
