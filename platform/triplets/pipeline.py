@@ -138,8 +138,8 @@ def _run(
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it would report beside our progress
     dataset: Any = ray.data.from_items(items, override_num_blocks=min(len(items), _MAX_BLOCKS))
     arguments = {"config": config, "folder": str(work.path), "source": source}
-    # Workers die of what is not the clip's fault; which clip kills them is counted in `attempts`.
-    tries = {"max_retries": -1}
+    # Ray Data runs a dead worker's task again without end: workers die of what is not the clip's
+    # fault, and which clip kills them is counted in `attempts`.
     if uses_models(config):
         resources = ray.cluster_resources()
         gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
@@ -151,7 +151,7 @@ def _run(
             num_gpus=1 if gpus else 0,
         )
     else:
-        dataset = dataset.flat_map(_shard_task, fn_kwargs=arguments, num_cpus=1, **tries)
+        dataset = dataset.flat_map(_shard_task, fn_kwargs=arguments, num_cpus=1)
     for row in dataset.iter_rows():
         yield json.loads(row["summary"])
 
