@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import backbone
+import pytest
 
 
+@pytest.mark.slow
 def test_the_script_measures_every_batch_size() -> None:
     words = "--size tiny --px 28 --device cpu --batches 2 3 --repeats 1 --no-compile"
     lines = backbone.main(words.split())

@@ -166,7 +166,7 @@ def test_an_encoder_that_fails_says_which_shape_it_got() -> None:
         features_of(lambda p: torch.full((2, 3), float("nan")), images)
 
 
-@pytest.mark.parametrize("mode", ["lora", "full"])
+@pytest.mark.parametrize("mode", ["lora", pytest.param("full", marks=pytest.mark.slow)])
 def test_an_encoder_learns_with_its_policy_and_is_an_ordinary_one_afterwards(mode: str) -> None:
     from dynaflip.encoders.config import ImageConfig
     from dynaflip.encoders.image import build_image_encoder

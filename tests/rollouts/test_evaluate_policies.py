@@ -77,7 +77,7 @@ def test_a_killed_evaluation_goes_on_to_the_table_of_an_uninterrupted_one_and_is
     assert any("one pretraining seed" in note for note in outcome.notes)
     assert any("held out of pretraining: reach-v3" in note for note in outcome.notes)
 
-    for path in cells.iterdir():
+    for path in sorted(cells.iterdir())[::3]:
         path.unlink()
     again = evaluate_policies(tiny(encoder))
     assert again.episodes.equals(outcome.episodes)

@@ -81,6 +81,7 @@ def test_a_run_survives_its_worker_and_its_driver_and_is_logged_registered_and_l
         training.resume(outcome.run_name)
 
 
+@pytest.mark.chaos  # that the loop stops and names the batch is tested without Ray
 def test_a_loss_that_is_not_finite_ends_the_run_as_failed(
     ray_cluster: None, triplet_folder: Path
 ) -> None:
