@@ -33,6 +33,7 @@ from dynaflip.platform.triplets.schema import REJECTED_SCHEMA, SCHEMA_VERSION
 from dynaflip.platform.triplets.shard import WorkFolder, process_shard
 from dynaflip.platform.triplets.sources.formats import Mix, open_sources
 from dynaflip.platform.triplets.versions import (
+    adopt_shards,
     changes,
     read_finished,
     work_key,
@@ -92,9 +93,8 @@ def preprocess(config: PreprocessConfig, output: str) -> Outcome:
         return _reuse(folder, finished, source, settings)
     for part in (work.triplets, work.done, work.attempts):
         part.mkdir(parents=True, exist_ok=True)
-    # Small sets in small shards, so that every CPU has work.
-    size = max(1, min(config.clips_per_shard, len(clips) // 16))
-    shards = {n: clips[i : i + size] for n, i in enumerate(range(0, len(clips), size))}
+    shards = adopt_shards(folder, made_from, clips, work)
+    shards |= _new_shards(shards, clips, config.clips_per_shard)
     summaries = _read_done(work, shards)
     progress = Progress("triplets", total=len(clips))
     progress.update([s["stage"] for s in summaries])
@@ -105,6 +105,23 @@ def preprocess(config: PreprocessConfig, output: str) -> Outcome:
     progress.close()
     about = {"settings": settings, "made_from": made_from, "work_key": key}
     return _finish(folder, work, summaries, config, about | {"sources": source.about()})
+
+
+def _new_shards(
+    adopted: dict[int, list[Clip]], clips: list[Clip], most: int
+) -> dict[int, list[Clip]]:
+    """Shards of the clips that no adopted one holds, by numbers that are free."""
+    held = Counter(clip for shard in adopted.values() for clip in shard)
+    left = []
+    for clip in clips:
+        if held[clip]:
+            held[clip] -= 1
+        else:
+            left.append(clip)
+    # Small sets in small shards, so that every CPU has work.
+    size = max(1, min(most, len(left) // 16))
+    first = max(adopted, default=-1) + 1
+    return {first + n: left[i : i + size] for n, i in enumerate(range(0, len(left), size))}
 
 
 def _reuse(
@@ -235,7 +252,6 @@ def _finish(
     write_manifest(work.path, manifest)
     _replace_folder(work.path, folder)
     # Only now: whoever is killed before finds the manifest, and has nothing to do again.
-    shutil.rmtree(folder / work.done.name)
     shutil.rmtree(folder / work.attempts.name)
     return Outcome(folder, counts, digest, version=version, changed=tuple(changed))
 

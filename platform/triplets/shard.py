@@ -45,7 +45,7 @@ class WorkFolder:
 
     @property
     def done(self) -> Path:
-        """One JSON a finished shard, with a summary of each clip."""
+        """One JSON a finished shard, with a summary of each clip; kept, see ``adopt_shards``."""
         return self.path / "done"
 
     @property
@@ -101,6 +101,7 @@ def _summary(
 ) -> tuple[dict[str, Any], pa.Table | None]:
     """Triplets of a clip with what is to be said of them, or why there are none."""
     summary: dict[str, Any] = {"clip_id": clip.clip_id, "recording_id": clip.recording_id}
+    summary |= {"clip_digest": clip.digest()}  # before its caption is made
     summary |= {"source": clip.source, "path": _printable(clip.path), "stage": "", "reason": ""}
     summary |= {"split": "", "tasks": [], "rows": [], "visible": 0.0, "moving": 0.0}
     left_out: Counter[str] = Counter()

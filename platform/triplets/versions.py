@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from dynaflip.platform.config import flatten
 from dynaflip.platform.triplets.clips import Clip, content_hash
 from dynaflip.platform.triplets.digest import code_digest
+from dynaflip.platform.triplets.shard import WorkFolder
 
 # Settings that do not change any triplet.
 _BESIDE = ("max_rejected_share", "example_pictures", "source.path", "source.weight")
@@ -46,6 +49,46 @@ def changes(old: dict[str, Any] | None, new: dict[str, Any]) -> list[str]:
     lines += ["input: other recordings or captions"] if old["input"] != new["input"] else []
     lines += ["code: preprocessing itself"] if old["code"] != new["code"] else []
     return lines
+
+
+def adopt_shards(
+    folder: Path, made_from: dict[str, Any], clips: list[Clip], work: WorkFolder
+) -> dict[int, list[Clip]]:
+    """Take over from a finished folder the shards that would be made again just the same.
+
+    Those are the shards whose clips are all still there as they were, if settings and code are
+    the folder's own. So a recording that was added costs its own time alone.
+
+    Returns:
+        The clips of each shard that the work folder now holds, by its number.
+    """
+    before = read_finished(folder).get("made_from", {})
+    if {**before, "input": ""} != {**made_from, "input": ""}:
+        return {}
+    by_digest = {clip.digest(): clip for clip in clips}
+    wanted = Counter(clip.digest() for clip in clips)  # a file may be listed twice
+    adopted: dict[int, list[Clip]] = {}
+    for done in sorted((folder / work.done.name).glob("part-*.json")):
+        digests = [summary["clip_digest"] for summary in json.loads(done.read_text())]
+        if not Counter(digests) <= wanted:
+            continue
+        wanted -= Counter(digests)
+        for file in (folder / work.triplets.name).glob(f"{done.stem}-*.parquet"):
+            _link(file, work.triplets / file.name)
+        _link(done, work.done / done.name)  # last: it says that the others are there
+        adopted[int(done.stem.removeprefix("part-"))] = [by_digest[d] for d in digests]
+    return adopted
+
+
+def _link(file: Path, to: Path) -> None:
+    if to.exists():
+        return
+    try:
+        os.link(file, to)
+    except OSError:  # a file system without hard links
+        part = to.with_name(f".{to.name}.part")
+        shutil.copy2(file, part)
+        os.replace(part, to)
 
 
 def read_finished(folder: Path) -> dict[str, Any]:

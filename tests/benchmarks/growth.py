@@ -3,7 +3,7 @@
     python tests/benchmarks/growth.py [--clips 6]
 
 Clips are written by the benchmark, each with content of its own. Memory is the peak, over
-samples, of what the job and the processes that it started hold for themselves.
+samples, of what the job and the processes that it started hold, each shared page once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "triplets"))
-from triplet_recordings import moving_square, textured, write_video
+from triplet_recordings import moving_square, write_video
 
 from dynaflip.platform.cluster import start_ray
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
@@ -28,7 +28,7 @@ _SAMPLE_EVERY_S = 0.25
 
 
 class PeakMemory:
-    """The largest sum of private memory of this process and its descendants, bytes."""
+    """The most memory that this process and its descendants held together, bytes."""
 
     def __init__(self) -> None:
         self.peak = 0
@@ -45,7 +45,7 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while not self._stop.wait(_SAMPLE_EVERY_S):
-            self.peak = max(self.peak, sum(private_bytes(pid) for pid in family(os.getpid())))
+            self.peak = max(self.peak, sum(proportional_bytes(pid) for pid in family(os.getpid())))
 
 
 def family(root: int) -> list[int]:
@@ -64,33 +64,32 @@ def family(root: int) -> list[int]:
     return found
 
 
-def private_bytes(pid: int) -> int:
-    """Memory that a process shares with nobody; 0 when it has ended."""
+def proportional_bytes(pid: int) -> int:
+    """Memory of a process, of shared pages its part (the kernel's Pss); 0 when it has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
         return 0
-    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Private_"))
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
 
 
 def write_clips(root: Path, count: int) -> None:
     """So many videos of a moving square on ground of their own, with captions."""
     rows = ["file,caption"]
     for n in range(count):
-        frames = moving_square(60, 240, 320, step_px=1.5)
-        frames[:, :30] = textured(30, 320, 1000 + n)
+        frames = moving_square(60, 240, 320, step_px=1.5, seed=1000 + n)
         write_video(root / f"clip{n:04d}.mp4", frames)
         rows.append(f"clip{n:04d}.mp4,move the square {n}")
     (root / "captions.csv").write_text("\n".join(rows) + "\n")
 
 
-def main() -> None:
-    """Print seconds a clip and peak memory for each size, and their ratios to the first."""
+def main() -> list[int]:
+    """Print seconds a clip and peak memory for each size, and their ratios; the peaks, bytes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clips", type=int, default=6)
     args = parser.parse_args()
     start_ray(num_cpus=2)
-    first: tuple[float, int] | None = None
+    first_s, peaks = 0.0, []
     with tempfile.TemporaryDirectory() as name:
         for factor in (0, *FACTORS):  # 0 warms the workers up
             root = Path(name) / f"videos{factor}"
@@ -107,13 +106,15 @@ def main() -> None:
             if not factor:
                 continue
             each_s = spent_s / count
-            first = first or (each_s, memory.peak)
+            first_s = first_s or each_s
+            peaks.append(memory.peak)
             print(
                 f"{factor:>3} times: {count} clips in {spent_s:.1f} s, {each_s:.3f} s a clip "
-                f"({each_s / first[0]:.2f} of the first), peak {memory.peak / 2**20:.0f} MiB "
-                f"({memory.peak / first[1]:.2f} of the first)",
+                f"({each_s / first_s:.2f} of the first), peak {memory.peak / 2**20:.0f} MiB "
+                f"({memory.peak / peaks[0]:.2f} of the first)",
                 flush=True,
             )
+    return peaks
 
 
 if __name__ == "__main__":

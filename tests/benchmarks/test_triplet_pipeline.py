@@ -1,9 +1,10 @@
-"""The triplet pipeline's benchmarks: accuracy is asserted, times are printed as ratios."""
+"""The triplet pipeline's benchmarks: accuracy and memory are asserted, times are printed."""
 
 from __future__ import annotations
 
 import accuracy
 import growth
+import long_video
 import numpy as np
 import pytest
 import speed
@@ -45,4 +46,10 @@ def test_speed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_growth(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["growth.py"])
-    growth.main()
+    peaks = growth.main()
+    assert max(peaks) <= 1.2 * peaks[0]
+
+
+def test_a_video_of_an_hour_fits_a_small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["long_video.py"])
+    assert max(long_video.main().values()) < 3 * 2**30  # of 4 GiB

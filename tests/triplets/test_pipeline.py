@@ -137,6 +137,32 @@ def test_a_stopped_job_goes_on_where_it_was(
 
 
 @pytest.mark.ray
+def test_a_clip_that_is_added_costs_its_own_time_alone(
+    video_folder: Callable[..., Path], tmp_path: Path, ray_cluster: None, monkeypatch
+) -> None:
+    from dynaflip.platform.triplets import pipeline
+
+    folder = video_folder(4)
+    preprocess(settings(folder), str(tmp_path / "out"))
+    write_video(folder / "added.mp4", moving_square(step_px=1.5))
+    (folder / "clip0.mp4").unlink()
+    lines = (folder / "captions.csv").read_text().splitlines()
+    kept = [line for line in lines if not line.startswith("clip0")]
+    (folder / "captions.csv").write_text("\n".join([*kept, "added.mp4,push again"]))
+    run, asked = pipeline._run, []
+    monkeypatch.setattr(
+        pipeline, "_run", lambda *a: (asked.extend(a[0].values()), (yield from run(*a)))[1]
+    )
+    outcome = preprocess(settings(folder), str(tmp_path / "out"))
+    assert [[clip.path for clip in shard] for shard in asked] == [["added.mp4"]]
+    assert (outcome.version, outcome.counts["read"]) == (2, 4)
+    assert outcome.changed == ("input: other recordings or captions",)
+    assert preprocess(settings(folder), str(tmp_path / "anew")).digest == outcome.digest
+    rows = pl.read_parquet(tmp_path / "out" / "triplets" / "*.parquet")
+    assert len(rows) == outcome.counts["triplets"]
+
+
+@pytest.mark.ray
 def test_too_many_rejected_clips_fail_the_job_but_are_listed(
     video_folder: Callable[..., Path], tmp_path: Path, ray_cluster: None
 ) -> None:

@@ -100,7 +100,9 @@ def run_with_kills(
 def videos(folder: Path, count: int) -> Path:
     lines = ["file,caption"]
     for n in range(count):
-        write_video(folder / f"{n:03d}.mp4", moving_square(40, step_px=0.5 + 0.01 * n))
+        write_video(
+            folder / f"{n:03d}.mp4", moving_square(40, step_px=0.5 + n % 100 / 100, seed=1000 + n)
+        )
         lines.append(f"{n:03d}.mp4,push {n}")
     (folder / "captions.csv").write_text("\n".join(lines))
     return folder
@@ -111,6 +113,7 @@ def check_whole(out: Path, manifest: dict, whole: dict) -> None:
     assert manifest["counts"] == whole["counts"]
     # Nothing half-written is left.
     assert sorted(p.name for p in out.iterdir()) == [
+        "done",
         "manifest.json",
         "rejected.parquet",
         "triplets",

@@ -20,10 +20,10 @@ def textured(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def moving_square(
-    frames: int = 40, height: int = 120, width: int = 160, step_px: float = 1.0
+    frames: int = 40, height: int = 120, width: int = 160, step_px: float = 1.0, seed: int = 1
 ) -> np.ndarray:
-    """(N, H, W, 3): a textured square of 48 px goes right over still, textured ground."""
-    ground, square = textured(height, width, 1), textured(48, 48, 2)
+    """(N, H, W, 3): a textured square of 48 px goes right over still ground, textured by seed."""
+    ground, square = textured(height, width, seed), textured(48, 48, 2)
     out = np.repeat(ground[None], frames, axis=0)
     for n in range(frames):
         x = 20 + round(n * step_px)
