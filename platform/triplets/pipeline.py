@@ -222,10 +222,7 @@ def _finish(
     digest = digest_of(row for s in summaries for row in s["rows"])
     share = len(rejected) / max(1, len(summaries))
     if share > config.max_rejected_share or not counts["triplets"]:
-        place = folder if not (folder / "manifest.json").exists() else _beside(folder, "failed")
-        place.mkdir(parents=True, exist_ok=True)
-        os.replace(work.path / "rejected.parquet", place / "rejected.parquet")
-        shutil.rmtree(work.path)
+        place = _set_aside(folder, work)
         failure = (
             f"{len(rejected)} of {len(summaries)} clips were rejected ({share:.0%}), more than "
             f"max_rejected_share={config.max_rejected_share:g} allows; most: "
@@ -254,6 +251,26 @@ def _finish(
     # Only now: whoever is killed before finds the manifest, and has nothing to do again.
     shutil.rmtree(folder / work.attempts.name)
     return Outcome(folder, counts, digest, version=version, changed=tuple(changed))
+
+
+def _set_aside(folder: Path, work: WorkFolder) -> Path:
+    """Put the list of rejected clips where the user looks; the next run begins with the rest.
+
+    Shards with a rejected clip are made again, because what was wrong may be mended by then.
+    """
+    place = folder if not (folder / "manifest.json").exists() else _beside(folder, "failed")
+    place.mkdir(parents=True, exist_ok=True)
+    os.replace(work.path / "rejected.parquet", place / "rejected.parquet")
+    for done in list(work.done.glob("part-*.json")):
+        if any(summary["stage"] for summary in json.loads(done.read_text())):
+            done.unlink()
+            for file in work.triplets.glob(f"{done.stem}-*.parquet"):
+                file.unlink()
+    if any(work.done.iterdir()):
+        shutil.rmtree(work.attempts)
+    else:
+        shutil.rmtree(work.path)
+    return place
 
 
 def _replace_folder(new: Path, folder: Path) -> None:

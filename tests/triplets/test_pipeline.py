@@ -164,18 +164,26 @@ def test_a_clip_that_is_added_costs_its_own_time_alone(
 
 @pytest.mark.ray
 def test_too_many_rejected_clips_fail_the_job_but_are_listed(
-    video_folder: Callable[..., Path], tmp_path: Path, ray_cluster: None
+    video_folder: Callable[..., Path], tmp_path: Path, ray_cluster: None, monkeypatch
 ) -> None:
+    from dynaflip.platform.triplets import pipeline
+
     folder = video_folder(2)
     add_bad_clips(folder)
     outcome = preprocess(settings(folder), str(tmp_path / "out"))
     assert "5 of 7 clips were rejected" in outcome.failure
     assert not (tmp_path / "out" / "manifest.json").exists()
     assert len(pq.read_table(tmp_path / "out" / "rejected.parquet")) == 5
-    # More is allowed by a setting, into the same folder.
+    # More is allowed by a setting, into the same folder; what was kept is not made again.
+    run, asked = pipeline._run, []
+    monkeypatch.setattr(
+        pipeline, "_run", lambda *a: (asked.extend(a[0].values()), (yield from run(*a)))[1]
+    )
     outcome = preprocess(settings(folder, max_rejected_share=0.8), str(tmp_path / "out"))
     assert not outcome.failure
     assert outcome.counts["kept"] == 2
+    assert len(asked) == 5
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "videos"]
 
 
 @pytest.mark.ray
