@@ -29,6 +29,7 @@ from dynaflip.platform.training.config import DataConfig
 from dynaflip.platform.triplets.schema import read_manifest
 
 T = TypeVar("T")
+_TABLES_AHEAD = 2  # held of an epoch that is not trained on yet
 
 # What training reads; the tracks in pixels, more than half of a row, stay on disk.
 COLUMNS = [
@@ -246,7 +247,10 @@ def shuffled(rows: Iterable[T], buffer_rows: int, rng: np.random.Generator) -> I
 
 
 def prefetched(items: Iterable[T], depth: int) -> Iterator[T]:
-    """Run an iterable in a thread, at most ``depth`` items ahead; its errors come through."""
+    """Run an iterable in a thread, at most ``depth`` items ahead; its errors come through.
+
+    The thread starts at once, not with the first item that is asked for.
+    """
     ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=depth)
     stopped = threading.Event()
 
@@ -268,17 +272,50 @@ def prefetched(items: Iterable[T], depth: int) -> Iterator[T]:
         except BaseException as error:  # handed on to the consumer, who raises it
             put("error", error)
 
+    def items_there() -> Iterator[T]:
+        try:
+            while True:
+                kind, value = ready.get()
+                if kind == "end":
+                    return
+                if kind == "error":
+                    raise value
+                yield value
+        finally:
+            stopped.set()
+
     threading.Thread(target=work, daemon=True, name="prefetch").start()
-    try:
-        while True:
-            kind, value = ready.get()
-            if kind == "end":
-                return
-            if kind == "error":
-                raise value
-            yield value
-    finally:
-        stopped.set()
+    return items_there()
+
+
+class EpochsAhead:
+    """Begins to read an epoch's tables when the last of the one before is read.
+
+    Ray Data takes seconds to start an epoch; the shuffle buffer has batches for longer.
+    """
+
+    def __init__(self, tables: Callable[[], Iterator[pa.Table]]) -> None:
+        """Take what starts to read the rows of an epoch in file order."""
+        self._tables = tables
+        self._begun: Iterator[pa.Table] | None = None
+        self._epochs = 0  # handed out
+        self._lock = threading.Lock()  # an epoch is read in the thread that decodes it
+
+    def read(self, *, last: bool) -> Iterator[pa.Table]:
+        """The tables of the next epoch; after the last one none is begun."""
+        with self._lock:
+            self._epochs += 1
+            current, self._begun = self._begun or self._begin(), None
+            return self._read(current, 0 if last else self._epochs)
+
+    def _read(self, tables: Iterator[pa.Table], epoch: int) -> Iterator[pa.Table]:
+        yield from tables
+        with self._lock:
+            if epoch == self._epochs:  # the next one has not been asked for yet
+                self._begun = self._begin()
+
+    def _begin(self) -> Iterator[pa.Table]:
+        return prefetched(self._tables(), depth=_TABLES_AHEAD)
 
 
 def epoch_batches(

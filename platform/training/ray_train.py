@@ -31,6 +31,7 @@ from dynaflip.platform.training.collate import Batch, Collate, TextTable
 from dynaflip.platform.training.config import PretrainConfig
 from dynaflip.platform.training.data import (
     COLUMNS,
+    EpochsAhead,
     Position,
     TripletIndex,
     epoch_batches,
@@ -234,13 +235,19 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
     shard = ray.train.get_dataset_shard("train")
     notes: list[str] = []
 
-    def batches(position: Position) -> Iterator[Batch]:
-        tables: Iterator[pa.Table] = iter(
+    def tables() -> Iterator[pa.Table]:
+        return iter(
             shard.iter_batches(batch_size=_READ_ROWS, batch_format="pyarrow", prefetch_batches=1)
         )
+
+    epochs = EpochsAhead(tables)
+
+    def batches(position: Position) -> Iterator[Batch]:
+        last = (position.epoch + 1) * work.length.steps_per_epoch >= work.length.total_steps
+        rows = epochs.read(last=last)
         size = rank_batch_size(config, workers)
         return epoch_batches(
-            tables, collate, config.data, sampling, position, batch_size=size, rank=rank
+            rows, collate, config.data, sampling, position, batch_size=size, rank=rank
         )
 
     def report(metrics: Metrics) -> None:

@@ -13,6 +13,7 @@ from checkout import REPOSITORY
 from labelled_frames import write_labelled_frames
 from recovery import WORKER, Process, kill, start, until
 
+from dynaflip.platform import registry
 from dynaflip.platform.sweep.agreement import disagreements
 from dynaflip.platform.sweep.show import look_up
 from dynaflip.platform.sweep.study import SEARCH, own_trials
@@ -120,3 +121,20 @@ def test_a_sweep_survives_deaths_at_random_moments(
     words += ["--concurrent", "2"]
     run_with_kills(home, words, name, kinds, seed)
     assert_recovered(name, 4, kills=3)
+
+
+@pytest.mark.slow
+def test_two_sweeps_that_end_at_once_both_get_their_versions(
+    home: Path, triplet_folder: Path, tmp_path: Path
+) -> None:
+    names = ["left", "right"]
+    begun = []
+    for name in names:
+        words = words_for(name, triplet_folder, tmp_path / name, trials=1, steps=10)
+        begun.append(start(home, [*words, "--promote", "always"], tmp_path / f"{name}.log"))
+    for process in begun:
+        assert process.popen.wait(timeout=400) == 0, process.said()
+    model = registry.DEFAULT_NAME
+    assert {registry.version_tags(model, version)["sweep"] for version in "12"} == set(names)
+    assert registry.version_of_alias(model, "candidate") in {"1", "2"}
+    assert disagreements("left") == disagreements("right") == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from dynaflip.platform.training.augment import colour_jitter
 from dynaflip.platform.training.collate import Batch, Collate, TextTable
 from dynaflip.platform.training.config import DataConfig
 from dynaflip.platform.training.data import (
+    EpochsAhead,
     Position,
     Sampling,
     epoch_batches,
@@ -207,6 +209,27 @@ def test_prefetching_hands_errors_on_and_stops_with_its_consumer() -> None:
     stream.close()
     seen = len(drawn)
     assert seen <= 7
+
+
+def test_the_next_epoch_is_begun_when_the_last_row_of_one_is_read() -> None:
+    begun: list[int] = []
+
+    def tables() -> Iterator[int]:
+        begun.append(len(begun))
+        return iter(range(3))
+
+    epochs = EpochsAhead(tables)
+    first = epochs.read(last=False)
+    assert [next(first) for _ in range(3)] == [0, 1, 2]
+    assert len(begun) == 1
+    assert list(first) == []
+    assert len(begun) == 2
+    second = epochs.read(last=False)
+    assert next(second) == 0
+    third = epochs.read(last=True)  # one that is left before its end begins no other
+    assert list(second) == [1, 2]
+    assert list(third) == [0, 1, 2]
+    assert len(begun) == 3
 
 
 def test_a_folder_that_holds_no_triplets_is_one_clear_line(tmp_path: Path) -> None:

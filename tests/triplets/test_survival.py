@@ -146,7 +146,7 @@ def test_a_worker_the_driver_and_the_node_are_killed(tmp_path: Path, ray_cluster
 
 @pytest.mark.chaos
 @pytest.mark.ray
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(3600)
 def test_twenty_kills_at_random_moments(tmp_path: Path) -> None:
     folder = videos(tmp_path / "videos", 240)
     whole, _ = run_with_kills(folder, tmp_path / "a" / "whole", tmp_path / "home", [], 0)
