@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml requirements.lock
 demo: $(STAMP)  ## from nothing to a registered encoder and its first score
 	$(BIN)/python jobs/demo.py
 
-test: $(STAMP)  ## the whole test suite (about 10 minutes on 2 cores)
+test: $(STAMP)  ## the whole test suite (about a quarter of an hour on 2 cores)
 	$(BIN)/python -m pytest -m "not slow and not gpu and not chaos and not fuzz and not bench"
 
 chaos: $(STAMP)  ## kill drivers, workers and nodes, fill disks, damage checkpoints (slow)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -39,8 +41,16 @@ from dynaflip.platform.triplets.stages.shot import Shot
 from dynaflip.platform.triplets.stages.simulator_flow import simulator_flow
 from dynaflip.platform.triplets.stages.track import thin_frames
 
-# (N, H, W, 3) pictures to (N, H, W) depth in metres or without scale.
-DepthModel = Callable[[Frames], Floats]
+
+class DepthModel(Protocol):
+    """(N, H, W, 3) pictures to (N, H, W) depth; ``scale`` is metric (metres) or relative."""
+
+    scale: str
+
+    def __call__(self, frames: Frames, /) -> Floats:
+        """Depth of a window's pictures."""
+
+
 # A point moves when it goes further than this share of the median depth (1 cm at 1 m).
 MOVING_SHARE_OF_DEPTH = 0.01
 
@@ -49,8 +59,7 @@ def clip_table(
     clip: Clip,
     recording: Recording,
     config: PreprocessConfig,
-    depth_model: DepthModel | None = None,
-    depth_model_scale: str = "relative",
+    depth_models: Mapping[str, DepthModel] = MappingProxyType({}),
     left_out: Counter[str] | None = None,
 ) -> pa.Table:
     """Make all triplets of a clip.
@@ -58,9 +67,8 @@ def clip_table(
     Args:
         clip: what to read.
         recording: of that clip.
-        config: settings.
-        depth_model: for ``depth: model:…``.
-        depth_model_scale: metric or relative, what the model gives.
+        config: settings; those of the clip's own source come first.
+        depth_models: of all ``depth: model:…`` settings, by these.
         left_out: counts windows that the filters refuse, by reason.
 
     Returns:
@@ -72,6 +80,11 @@ def clip_table(
     if clip.problem:
         raise ClipError(*clip.problem)
     _refuse_unless_for_pretraining(clip)
+    config = replace(
+        config,
+        depth=clip.depth or config.depth,
+        flow_window_s=clip.flow_window_s or config.flow_window_s,
+    )
     times_s = recording.times_s()
     transitions = sample_transitions(
         times_s,
@@ -81,10 +94,8 @@ def clip_table(
         min_window_s=config.min_window_s,
         seed=config.seed,
     )
-    material = _Material(clip, recording, config, transitions, times_s)
-    if config.depth.startswith("model:"):
-        assert depth_model is not None
-        material.depth_model, material.depth_scale = depth_model, depth_model_scale
+    depth_model = depth_models.get(config.depth)
+    material = _Material(recording, config, transitions, times_s, depth_model)
     rows, reasons = [], Counter[str]()
     for transition in transitions:
         try:
@@ -113,11 +124,11 @@ class _Material:
 
     def __init__(
         self,
-        clip: Clip,
         recording: Recording,
         config: PreprocessConfig,
         transitions: list[Transition],
         times_s: Doubles,
+        depth_model: DepthModel | None,
     ) -> None:
         self.recording, self.config, self.times_s = recording, config, times_s
         self.windows = {t: self._window(t) for t in transitions}
@@ -130,8 +141,7 @@ class _Material:
         self.place = {index: n for n, index in enumerate(self.indices)}
         self.frames = frames
         self._jpegs: dict[int, bytes] = {}
-        self.depth_model: DepthModel | None = None
-        self.depth_scale = "relative"  # of the model
+        self.depth_model = depth_model
         self._depth: Floats | None = None
         self._depth_place: dict[int, int] = {}
         if config.depth == "auto":
@@ -182,14 +192,14 @@ class _Material:
             return _resize_depth(found, size), "metric"
         depth = self.depth_model(frames)
         self._check_depth(depth, window)
-        if self.depth_scale == "relative" and self.config.align_depth:
+        if self.depth_model.scale == "relative" and self.config.align_depth:
             measured = self.recording.read_depth_m(window[:1])
             aligned = None
             if measured is not None:
                 aligned = align_depth(depth, _resize_depth(measured, size)[0])
             if aligned is not None:
                 return aligned, "aligned"
-        return depth, self.depth_scale
+        return depth, self.depth_model.scale
 
     def jpeg(self, index: int) -> bytes:
         """A stored picture, encoded once."""

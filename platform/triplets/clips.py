@@ -51,6 +51,8 @@ class Clip:
     content: str = ""  # fingerprint of every file that is read
     extra: str = ""  # what the source itself needs to open the clip again
     problem: tuple[str, str] | None = None  # (stage, reason) found while listing
+    depth: str = ""  # its source's own settings, where it has any: see SourceConfig
+    flow_window_s: float = 0.0
 
     def to_json(self) -> str:
         """All of it as text; equal for equal clips."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from dynaflip.checks import above, at_least, one_of, share, within
 
 TRACKER_CHOICES = "lk, dis, torchscript:FILE or class:MODULE:NAME"
+DEPTH_MODEL = "model:"
 DEPTH_CHOICES = "auto, plane or model:FOLDER-OR-HUB-ID"
 
 
@@ -42,9 +43,15 @@ class SourceConfig:
     narration_s: float = 2.0
     # Read only the first so many clips (trials); 0 reads all.
     max_clips: int = 0
+    # Where this source's depth is from, if not from where `depth` says for all.
+    depth: str = ""
+    # Longest flow window of this source; 0 = `flow_window_s` of all.
+    flow_window_s: float = 0.0
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "max_clips")
+        at_least(self, 0, "max_clips", "flow_window_s")
+        if self.depth:
+            _check_depth(self.depth)
         within(self, 0, math.inf, "weight", ends="[)")
         within(self, 0, 10_000, "fps")
         within(self, 0, 3600, "narration_s", ends="(]")
@@ -291,16 +298,15 @@ class PreprocessConfig:
             raise ValueError("sources: every source needs a path")
         if self.sources and not any(source.weight for source in self.sources):
             raise ValueError("sources: at least one weight must be above 0")
-        if self.depth not in ("auto", "plane") and not self.depth.removeprefix("model:").strip():
-            raise ValueError(f"depth must be {DEPTH_CHOICES}, not {self.depth!r}")
-        if self.depth not in ("auto", "plane") and not self.depth.startswith("model:"):
-            raise ValueError(f"depth must be {DEPTH_CHOICES}, not {self.depth!r}")
+        _check_depth(self.depth)
         one_of(self, ("tracked", "simulator"), "flow_source")
         one_of(self, ("window", "r3m"), "image_pair")
-        if not 0 < self.min_window_s <= self.flow_window_s:
+        windows_s = [self.flow_window_s, *(source.flow_window_s for source in self.all_sources())]
+        shortest_s = min(filter(None, windows_s), default=0.0)
+        if not 0 < self.min_window_s <= shortest_s:
             raise ValueError(
                 f"min_window_s must be above 0 and at most flow_window_s "
-                f"({self.flow_window_s}), not {self.min_window_s}"
+                f"({shortest_s}), not {self.min_window_s}"
             )
         at_least(self, 1, "draws_per_clip", "clips_per_shard")
         one_of(self, ("uniform", "motion"), "grid")
@@ -313,3 +319,14 @@ class PreprocessConfig:
     def all_sources(self) -> tuple[SourceConfig, ...]:
         """The sources of the set, one or several."""
         return self.sources or (self.source,)
+
+    def depth_models(self) -> set[str]:
+        """The depth models that some source asks for, as ``model:NAME``."""
+        wanted = {source.depth or self.depth for source in self.all_sources()}
+        return {depth for depth in wanted if depth.startswith(DEPTH_MODEL)}
+
+
+def _check_depth(depth: str) -> None:
+    model = depth.startswith(DEPTH_MODEL) and depth.removeprefix(DEPTH_MODEL).strip()
+    if depth not in ("auto", "plane") and not model:
+        raise ValueError(f"depth must be {DEPTH_CHOICES}, not {depth!r}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dynaflip.platform.triplets.clips import Clip, Source
-from dynaflip.platform.triplets.config import PreprocessConfig
+from dynaflip.platform.triplets.config import DEPTH_MODEL, PreprocessConfig
 from dynaflip.platform.triplets.shard import WorkFolder, process_shard
 from dynaflip.platform.triplets.stages.captioner import KIND, Captioner, check_captioner
 from dynaflip.platform.triplets.stages.depth_model import TransformersDepth, check_depth_model
@@ -17,7 +17,7 @@ from dynaflip.platform.triplets.stages.learned_track import is_learned, load_tra
 def uses_models(config: PreprocessConfig) -> bool:
     """Whether a model is loaded, so that actors serve better than tasks."""
     captioned = any(source.captioner for source in config.all_sources())
-    return captioned or config.depth.startswith("model:") or is_learned(config.track.tracker)
+    return captioned or bool(config.depth_models()) or is_learned(config.track.tracker)
 
 
 def check_models(config: PreprocessConfig) -> None:
@@ -26,8 +26,8 @@ def check_models(config: PreprocessConfig) -> None:
     Raises:
         UserError: says what was looked for.
     """
-    if config.depth.startswith("model:"):
-        check_depth_model(config.depth.removeprefix("model:"))
+    for depth in sorted(config.depth_models()):
+        check_depth_model(depth.removeprefix(DEPTH_MODEL))
     if is_learned(config.track.tracker):
         load_tracker(config.track.tracker)
     for source in config.all_sources():
@@ -40,8 +40,10 @@ class ModelShards:
 
     def __init__(self, config: PreprocessConfig, folder: str, source: Source) -> None:
         self.config, self.folder, self.source = config, folder, source
-        name = config.depth.removeprefix("model:")
-        self.depth = TransformersDepth(name) if name != config.depth else None
+        self.depth_models = {
+            depth: TransformersDepth(depth.removeprefix(DEPTH_MODEL))
+            for depth in sorted(config.depth_models())
+        }
         if is_learned(config.track.tracker):
             load_tracker(config.track.tracker)
         self.captioners = {
@@ -58,8 +60,7 @@ class ModelShards:
             self.source,
             self.config,
             WorkFolder(Path(self.folder)),
-            self.depth,
-            self.depth.scale if self.depth else "relative",
+            self.depth_models,
             self.captioners,
         )
         return [{"summary": json.dumps(summary)} for summary in summaries]

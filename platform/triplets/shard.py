@@ -8,10 +8,11 @@ import os
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -60,8 +61,7 @@ def process_shard(
     source: Source,
     config: PreprocessConfig,
     work: WorkFolder,
-    depth_model: DepthModel | None = None,
-    depth_model_scale: str = "relative",
+    depth_models: Mapping[str, DepthModel] = MappingProxyType({}),
     captioners: Captioners | None = None,
 ) -> list[dict[str, Any]]:
     """Make the triplets of some clips, and write them before saying so.
@@ -76,9 +76,7 @@ def process_shard(
     writer = _Writer(work.triplets, number)
     for clip in clips:
         with _counted(work.attempts, clip) as refusal:
-            summary, table = _summary(
-                clip, source, config, refusal, depth_model, depth_model_scale, captioners or {}
-            )
+            summary, table = _summary(clip, source, config, refusal, depth_models, captioners or {})
         # Outside: what cannot be written is the job's problem and not the clip's.
         if table is not None:
             writer.write(table)
@@ -95,8 +93,7 @@ def _summary(
     source: Source,
     config: PreprocessConfig,
     refusal: ClipError | None,
-    depth_model: DepthModel | None,
-    depth_model_scale: str,
+    depth_models: Mapping[str, DepthModel],
     captioners: Captioners,
 ) -> tuple[dict[str, Any], pa.Table | None]:
     """Triplets of a clip with what is to be said of them, or why there are none."""
@@ -112,7 +109,7 @@ def _summary(
         recording = source.open(clip)
         if needs_caption(clip):
             clip = captioners[clip.caption_kind].captioned(clip, recording)
-        table = clip_table(clip, recording, config, depth_model, depth_model_scale, left_out)
+        table = clip_table(clip, recording, config, depth_models, left_out)
         summary["rows"] = row_digests(table)
         summary["split"] = table["split"][0].as_py()
         summary["tasks"] = sorted(set(table["task"].to_pylist()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -272,25 +273,35 @@ def test_a_mix_keeps_names_weights_and_what_is_there_twice(
     videos = video_folder(2)
     write_something(tmp_path / "ssv2")
     shutil.copytree(videos, tmp_path / "copy")
+    own = tmp_path / "own"
+    write_video(own / "a.mp4", moving_square(36, step_px=1.6))
+    (own / "captions.csv").write_text("file,caption\na.mp4,push it")
     yaml = tmp_path / "mix.yaml"
     yaml.write_text(
         f"sources:\n- {{path: {videos}, weight: 2, embodiment: robot, licence: CC0}}\n"
         f"- {{path: {tmp_path / 'ssv2'}, name: hands, max_clips: 1}}\n"
         f"- {{path: {tmp_path / 'copy'}}}\n"
+        f"- {{path: {own}, depth: auto, flow_window_s: 0.2}}\n"
     )
     config = load_config(PreprocessConfig, str(yaml), {"depth": "plane"})
     mix = open_sources(config)
     clips = mix.list_clips()
-    assert [c.source for c in clips] == ["videos", "videos", "hands", "copy", "copy"]
+    assert [c.source for c in clips] == ["videos", "videos", "hands", "copy", "copy", "own"]
     assert [c.embodiment for c in clips[:3]] == ["robot", "robot", "human"]
     assert clips[0].licence == "CC0"
-    assert [c.problem for c in clips[3:]] == [
+    assert [c.problem for c in clips[3:5]] == [
         ("list", "same content as clip0.mp4"),
         ("list", "same content as clip1.mp4"),
     ]
     assert mix.about()["videos"] == {"format": "folder", "weight": 2.0}
     assert mix.about()["hands"]["weight"] == 1.0
     assert len(mix.open(clips[2]).times_s()) == 36
+    # What a source is to be treated by comes before what is said for all.
+    assert max(clip_table(clips[0], mix.open(clips[0]), config)["window_s"].to_pylist()) > 0.3
+    with pytest.raises(ClipError, match="no depth recorded"):
+        clip_table(clips[5], mix.open(clips[5]), config)
+    table = clip_table(replace(clips[5], depth="plane"), mix.open(clips[5]), config)
+    assert max(table["window_s"].to_pylist()) < 0.21
 
 
 @pytest.mark.parametrize(

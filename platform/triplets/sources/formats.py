@@ -69,7 +69,7 @@ class Mix:
             except OSError as error:
                 raise UserError(f"source.path: {config.path} cannot be read ({error})") from None
             listed = listed[: config.max_clips] if config.max_clips else listed
-            clips += [_for_captioner(clip, config.captioner) for clip in listed]
+            clips += [_with_settings(clip, config) for clip in listed]
         return mark_duplicates(clips)
 
     def open(self, clip: Clip) -> Recording:
@@ -94,10 +94,14 @@ def open_sources(config: PreprocessConfig) -> Mix:
     return Mix([open_source(one) for one in configs], configs)
 
 
-def _for_captioner(clip: Clip, captioner: str) -> Clip:
-    """A clip whose one problem is that nobody said what happens in it waits for a captioner."""
-    if captioner and clip.problem and clip.problem[0] == "caption":
-        return replace(clip, problem=None, caption_kind=KIND + captioner)
+def _with_settings(clip: Clip, config: SourceConfig) -> Clip:
+    """A clip with what its source is to be treated by.
+
+    One whose only problem is that nobody said what happens in it waits for the captioner.
+    """
+    clip = replace(clip, depth=config.depth, flow_window_s=config.flow_window_s)
+    if config.captioner and clip.problem and clip.problem[0] == "caption":
+        clip = replace(clip, problem=None, caption_kind=KIND + config.captioner)
     return clip
 
 
