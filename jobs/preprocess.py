@@ -16,6 +16,7 @@ import json
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 from dynaflip.platform import home
 from dynaflip.platform.cli import config_parser, parse_config, run_job
@@ -57,11 +58,29 @@ def _with_absolute_paths(config: PreprocessConfig) -> PreprocessConfig:
     def absolute(one: SourceConfig) -> SourceConfig:
         path = home.input_path(one.path or None, home.default_data())
         captions = home.input_path(one.captions, home.default_data()) if one.captions else ""
-        return replace(one, path=path, captions=captions)
+        models = {"depth": _absolute_model(one.depth), "captioner": _absolute(one.captioner)}
+        return replace(one, path=path, captions=captions, **models)
 
+    config = replace(
+        config,
+        depth=_absolute_model(config.depth),
+        track=replace(config.track, tracker=_absolute_model(config.track.tracker)),
+    )
     if config.sources:
         return replace(config, sources=tuple(absolute(one) for one in config.sources))
     return replace(config, source=absolute(config.source))
+
+
+def _absolute_model(setting: str) -> str:
+    """``model:FOLDER`` and ``torchscript:FILE`` with an absolute path; others as they are."""
+    kind, _, path = setting.partition(":")
+    return f"{kind}:{_absolute(path)}" if kind in ("model", "torchscript") else setting
+
+
+def _absolute(name: str) -> str:
+    """A path of what lies there; a hub id as it is."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if name and path.exists() else name
 
 
 def inspect(argv: list[str]) -> int:

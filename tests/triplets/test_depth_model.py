@@ -113,3 +113,17 @@ def test_triplets_name_the_model_they_are_from(
         table = pq.read_table(path)
         assert set(table["depth_kind"].to_pylist()) == {f"model:{model_folder}"}
         assert set(table["depth_scale"].to_pylist()) == {model_folder.name.rstrip("0123456789")}
+
+
+def test_a_model_in_a_folder_is_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dynaflip.jobs.preprocess import _with_absolute_paths
+
+    (tmp_path / "depth").mkdir()
+    monkeypatch.chdir(tmp_path)
+    source = SourceConfig(path=str(tmp_path), depth="model:depth", captioner="depth")
+    found = _with_absolute_paths(PreprocessConfig(source=source, depth="model:owner/name"))
+    assert found.source.depth == f"model:{tmp_path / 'depth'}"
+    assert found.source.captioner == str(tmp_path / "depth")
+    assert found.depth == "model:owner/name"  # of a hub
