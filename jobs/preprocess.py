@@ -58,8 +58,13 @@ def _with_absolute_paths(config: PreprocessConfig) -> PreprocessConfig:
     def absolute(one: SourceConfig) -> SourceConfig:
         path = home.input_path(one.path or None, home.default_data())
         captions = home.input_path(one.captions, home.default_data()) if one.captions else ""
-        models = {"depth": _absolute_model(one.depth), "captioner": _absolute(one.captioner)}
-        return replace(one, path=path, captions=captions, **models)
+        return replace(
+            one,
+            path=path,
+            captions=captions,
+            depth=_absolute_model(one.depth),
+            captioner=_absolute(one.captioner),
+        )
 
     config = replace(
         config,
