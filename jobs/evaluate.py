@@ -77,13 +77,8 @@ def _policies(argv: list[str]) -> int:
     parser.add_argument("--tasks", metavar="A,B", help="r3m5, mt10, mw15, or tasks")
     parser.add_argument("--seeds", metavar="N", help="policies an arm")
     parser.add_argument("--split", metavar="NAME", help="dev, or test for a headline (counted)")
-    _, config = parse_config(
-        parser,
-        RolloutConfig,
-        argv,
-        {name: name for name in ("encoder", "seeds", "split")},
-        lists={name: name for name in ("baselines", "tasks")},
-    )
+    flags = ("encoder", "baselines", "tasks", "seeds", "split")
+    _, config = parse_config(parser, RolloutConfig, argv, {name: name for name in flags})
 
     from dynaflip.platform.rollouts.score import evaluate_policies
 

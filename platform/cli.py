@@ -55,7 +55,6 @@ def parse_config(
     cls: type[C],
     argv: list[str],
     aliases: dict[str, str],
-    lists: dict[str, str] | None = None,
 ) -> tuple[argparse.Namespace, C]:
     """Parse a job's command line into its own flags and its settings.
 
@@ -64,7 +63,6 @@ def parse_config(
         cls: the dataclass of the job's settings.
         argv: the words after the program's name.
         aliases: flag of the job (``source``) to the dotted key it stands for.
-        lists: the same for flags whose words have commas between (``none`` is no word).
 
     Raises:
         UserError: an unknown flag or setting, or a value that does not fit.
@@ -77,11 +75,6 @@ def parse_config(
         value = getattr(args, flag.replace("-", "_"))
         if value is not None:
             overrides[key] = value
-    for flag, key in (lists or {}).items():
-        value = getattr(args, flag.replace("-", "_"))
-        if value is not None:
-            words = [] if value == "none" else value.split(",")
-            overrides[key] = [word.strip() for word in words if word.strip()]
     return args, load_config(cls, args.config, overrides)
 
 

@@ -30,7 +30,8 @@ def load_config(cls: type[C], yaml_path: str | None, overrides: dict[str, Any]) 
     Args:
         cls: a frozen dataclass, whose fields may be dataclasses themselves.
         yaml_path: a file with some of the settings, or None.
-        overrides: dotted key to value; text is read as YAML (``"0.5"`` is a number).
+        overrides: dotted key to value; text is read as YAML (``"0.5"`` is a number), and
+            for a list also as words with commas between (``none``: an empty one).
 
     Raises:
         UserError: the file is missing or damaged, a key does not exist, or a
@@ -43,7 +44,7 @@ def load_config(cls: type[C], yaml_path: str | None, overrides: dict[str, Any]) 
         if key not in known:
             raise UserError(_unknown(key, list(known), "command line"))
         if isinstance(value, str):
-            value = _parse_scalar(value, known[key])
+            value = _parse_text(value, known[key])
         _set(values, key, value)
     try:
         return TypeAdapter(cls).validate_python(values)
@@ -132,7 +133,9 @@ def _unknown(key: str, known: list[str], where: str) -> str:
     return f"{where}: there is no setting {key}{hint}"
 
 
-def _parse_scalar(text: str, expected: Any) -> Any:
+def _parse_text(text: str, expected: Any) -> Any:
+    if typing.get_origin(expected) is tuple and not text.lstrip().startswith("["):
+        return [_parse_text(word, typing.get_args(expected)[0]) for word in _words(text)]
     if expected is str:
         return text
     if text == "" and type(None) not in typing.get_args(expected):
@@ -145,6 +148,14 @@ def _parse_scalar(text: str, expected: Any) -> Any:
             return yaml.safe_load(text)
         except yaml.YAMLError:
             return text
+
+
+def _words(text: str) -> list[str]:
+    """``a,b`` as a list; ``none`` is an empty one, and ``name=a,b`` one word with a comma."""
+    if "=" in text:
+        return [text]
+    words = [word.strip() for word in text.split(",")]
+    return [word for word in words if word] if words != ["none"] else []
 
 
 def _set(values: dict[str, Any], key: str, value: Any) -> None:

@@ -31,6 +31,7 @@ class Part:
 class Whole:
     part: Part = field(default_factory=Part)
     rate: float = 1e-4
+    levels: tuple[int, ...] = (3,)
     steps: int = 3
     name: str | None = None
 
@@ -39,7 +40,23 @@ def test_defaults_file_and_command_line_in_this_order(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("part:\n  weight: 2\nrate: 1e-3\nsteps: 5\n")
     config = load_config(Whole, str(file), {"steps": "7", "part.names": '["x"]'})
-    assert config == Whole(Part(2.0, ("x",)), 1e-3, 7)
+    assert config == Whole(Part(2.0, ("x",)), 1e-3, (3,), 7)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("x, y", ("x", "y")),
+        ("[x, y]", ("x", "y")),
+        ('["x"]', ("x",)),
+        ("x", ("x",)),
+        ("none", ()),
+        ("key=log(0.1,10)", ("key=log(0.1,10)",)),
+    ],
+)
+def test_a_list_is_written_with_commas_or_brackets(text: str, names: tuple[str, ...]) -> None:
+    config = load_config(Whole, None, {"part.names": text, "levels": "1,5"})
+    assert (config.part.names, config.levels) == (names, (1, 5))
 
 
 def test_resolved_settings_read_back_as_they_were(tmp_path: Path) -> None:
@@ -58,6 +75,7 @@ def test_resolved_settings_read_back_as_they_were(tmp_path: Path) -> None:
         ({"weight": "1"}, "did you mean part.weight?"),
         ({"part.weight": "-1"}, "part.weight: must be at least 0 (got -1.0)"),
         ({"part.weight": "much"}, "part.weight: input should be a valid number"),
+        ({"levels": "1,two"}, "levels.1: input should be a valid integer"),
         ({"steps": "2.5"}, "steps: input should be a valid integer"),
     ],
 )
