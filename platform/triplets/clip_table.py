@@ -32,7 +32,7 @@ from dynaflip.platform.triplets.stages.camera_motion import compensated
 from dynaflip.platform.triplets.stages.captioner import KIND
 from dynaflip.platform.triplets.stages.depth_align import align_depth
 from dynaflip.platform.triplets.stages.filters import check_flow, check_pictures
-from dynaflip.platform.triplets.stages.flow import flow_of_window, flow_source
+from dynaflip.platform.triplets.stages.flow import Flow, flow_of_window, flow_source
 from dynaflip.platform.triplets.stages.grid import place_grid
 from dynaflip.platform.triplets.stages.lift import assumed_intrinsics_px
 from dynaflip.platform.triplets.stages.refusal import WindowRefused
@@ -253,9 +253,7 @@ def _row(
     stored_w, stored_h = _reduced(material.picture_px, config.image_px)
     scale = np.array([stored_w / width, stored_h / height], np.float32)
     follower = transition.r3m_next if config.image_pair == "r3m" else transition.end
-    caption = clip.captions[0]
-    if not clip.caption_kind.startswith(KIND):
-        caption = recording.caption_at(transition.start, transition.draw)
+    caption = _caption(clip, recording, transition)
     group = clip.caption_group or normalise_caption(caption)
     r3m_s = [float(material.times_s[i]) for i in transition.r3m]
     t_s, window_s = float(times_s[0]), float(times_s[-1] - times_s[0])
@@ -274,11 +272,7 @@ def _row(
         "t_s": t_s,
         "window_s": window_s,
         "frames_r3m_s": r3m_s,
-        "flow_origin_m": flow.origin_m,
-        "flow_displacement_m": flow.displacement_m,
-        "flow_visible": flow.visible.astype(np.uint8),
-        "origin_px": flow.origin_px * scale,
-        "tracks_px": flow.tracks_px * scale,
+        **_flow_columns(flow, scale),
         "median_depth_m": median_m,
         "focal_px": float(cameras.intrinsics_px[0, 0] * scale[0]),
         "flow_source": flow_source(config),
@@ -287,9 +281,27 @@ def _row(
         "camera_motion": camera.kind,
         "camera_inlier_share": camera.inlier_share,
         "grid": config.grid,
-        "visible_share": float(flow.visible[-1].mean()),
         "moving_share": moving_share,
     }
+
+
+def _flow_columns(flow: Flow, scale: np.ndarray) -> dict[str, Any]:
+    """``scale`` (2,): stored pixels for a pixel of the tracked frames, x and y."""
+    return {
+        "flow_origin_m": flow.origin_m,
+        "flow_displacement_m": flow.displacement_m,
+        "flow_visible": flow.visible.astype(np.uint8),
+        "origin_px": flow.origin_px * scale,
+        "tracks_px": flow.tracks_px * scale,
+        "visible_share": float(flow.visible[-1].mean()),
+    }
+
+
+def _caption(clip: Clip, recording: Recording, transition: Transition) -> str:
+    """A captioner's one caption of the clip, or what the recording says at that frame."""
+    if clip.caption_kind.startswith(KIND):
+        return clip.captions[0]
+    return recording.caption_at(transition.start, transition.draw)
 
 
 def _identity(clip: Clip, config: PreprocessConfig) -> dict[str, Any]:
