@@ -14,8 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-RESAMPLES = 4000
-LEVEL = 0.95
+from dynaflip.eval.success_statistics import (
+    RESAMPLES,
+    paired_success,
+    resampled_means,
+    success_rate,
+)
 
 
 @dataclass(frozen=True)
@@ -68,36 +72,17 @@ def rank_arms(
     Raises:
         ValueError: arms of different shapes, or values that are not finite.
     """
-    names = list(success)
-    values = np.stack([np.asarray(success[name], np.float64).mean(axis=2) for name in names])
-    if values.ndim != 4 or not np.isfinite(values).all():
-        raise ValueError(f"success must be (S, T, C, E) and finite, got {values.shape[1:]}")
-    _, seeds, tasks, episodes = values.shape
-    rng = np.random.default_rng(seed)
-
-    def draw(number: int, *shape: int) -> np.ndarray:
-        """n − 1 of n units (Rao & Wu 1988); a single one stands for itself."""
-        return rng.integers(0, number, size=(resamples, *shape, max(number - 1, 1)))
-
-    chosen_seeds, chosen_episodes = draw(seeds), draw(episodes, tasks)
-    every_task = np.arange(tasks)[None, :, None]
-    drawn = np.zeros((len(names), resamples))
-    for column in chosen_seeds.T:
-        picked = values[:, column[:, None, None], every_task, chosen_episodes]
-        drawn += picked.mean(axis=(2, 3)) / chosen_seeds.shape[1]
-    draws = dict(zip(names, drawn, strict=True))
-    means = dict(zip(names, values.mean(axis=(1, 2, 3)), strict=True))
+    if len({np.shape(values) for values in success.values()}) > 1:
+        raise ValueError("arms must have the same seeds, tasks, conditions and episodes")
+    # The same seed draws the same units for every arm, so that draws stay paired.
+    chance = {"seed": seed, "resamples": resamples}
+    rates = {name: success_rate(values, **chance) for name, values in success.items()}
     places: list[Place] = []
     leader, rank = None, 0
-    for number, name in enumerate(sorted(names, key=lambda name: -means[name]), 1):
-        low, high = _interval(draws[name])
+    for number, name in enumerate(sorted(rates, key=lambda name: -rates[name].value), 1):
         # Tied with the best of the rank above unless that one is clearly better.
-        if leader is None or _interval(draws[leader] - draws[name])[0] > 0:
+        if leader is None or paired_success(success[leader], success[name], **chance).low > 0:
             leader, rank = name, number
-        places.append(Place(name, float(means[name]), low, high, rank))
+        places.append(Place(name, rates[name].value, rates[name].low, rates[name].high, rank))
+    draws = {name: resampled_means(values, **chance) for name, values in success.items()}
     return Ranking(places, draws)
-
-
-def _interval(draws: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)

@@ -5,7 +5,9 @@ which initial states its policy met. Both are resampled (hierarchical bootstrap,
 Hinkley 1997, section 3.8; Agarwal et al. 2021, arXiv 2108.13264, for why single best runs
 mislead); tasks and perturbations are fixed unless asked. Of n units n − 1 are drawn (Rao and
 Wu 1988), which makes the bootstrap's variance of a mean unbiased: with three seeds drawing
-three would understate their part by a third.
+three would understate their part by a third. The interval is the bootstrap's standard error
+times Student's quantile: percentiles of three seeds cannot reach beyond the three. Its degrees
+of freedom are Satterthwaite's (1946), so few seeds widen it as far as they matter.
 
 Legend of shapes: S seeds, T tasks, C conditions, E episodes (initial states), R resamples.
 """
@@ -15,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 RESAMPLES = 4000
 LEVEL = 0.95
@@ -61,11 +64,35 @@ def _hierarchical(
     success: np.ndarray, lowest: float, resample_tasks: bool, seed: int, resamples: int
 ) -> Rate:
     """:func:`success_rate` of values in [``lowest``, 1]."""
+    draws = resampled_means(success, resample_tasks=resample_tasks, seed=seed, resamples=resamples)
+    by_state = np.asarray(success, np.float64).mean(axis=2)  # (S, T, E)
+    seeds, tasks, episodes = by_state.shape
+    if draws.std() > 1e-9:
+        freedom = _degrees_of_freedom(by_state, resample_tasks)
+        spread = draws.std(ddof=1) * stats.t.ppf((1 + LEVEL) / 2, freedom)
+    else:
+        # No chance at all to be seen. Clopper and Pearson's bound for n of n initial states
+        # says how many others may yet have been missed.
+        missed = 1 - ((1 - LEVEL) / 2) ** (1 / (tasks * episodes))
+        spread = missed * (1 - lowest)
+    value = float(by_state.mean())
+    low, high = max(value - spread, lowest), min(value + spread, 1.0)
+    return Rate(value, float(low), float(high), seeds, int(np.size(success)))
+
+
+def resampled_means(
+    success: np.ndarray, *, resample_tasks: bool = False, seed: int = 0, resamples: int = RESAMPLES
+) -> np.ndarray:
+    """(R,) means of resampled seeds and initial states (and tasks).
+
+    Equal shapes and seeds draw the same units, so the draws of two arms are pairs. Arguments and
+    errors as of :func:`success_rate`.
+    """
     values = np.asarray(success, np.float64)
     if values.ndim != 4 or values.size == 0:
         raise ValueError(f"success must be (S, T, C, E) and hold something, got {values.shape}")
     if not np.isfinite(values).all():
-        raise ValueError("success holds NaN or infinity: a cell is missing")
+        raise ValueError("success holds NaN or infinity, which is not finite: a cell is missing")
     by_state = values.mean(axis=2)  # (S, T, E)
     seeds, tasks, episodes = by_state.shape
     rng = np.random.default_rng(seed)
@@ -88,15 +115,27 @@ def _hierarchical(
             chosen_seeds[:, column, None, None], chosen_tasks[:, :, None], chosen_episodes
         ]
         means += picked.mean(axis=(1, 2)) / width
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    value = float(by_state.mean())
-    if np.ptp(by_state) == 0:
-        # All alike: a bootstrap sees no chance at all. Clopper and Pearson's bound for n of n
-        # initial states says how many others may yet have been missed.
-        missed = 1 - ((1 - LEVEL) / 2) ** (1 / (tasks * episodes))
-        spread = missed * (1 - lowest)
-        low, high = max(value - spread, lowest), min(value + spread, 1.0)
-    return Rate(value, float(low), float(high), seeds, int(values.size))
+    return means
+
+
+def _degrees_of_freedom(by_state: np.ndarray, resample_tasks: bool) -> float:
+    """Satterthwaite's, from the parts of the mean's variance: (Σ V)² / Σ V²/f.
+
+    Args:
+        by_state: (S, T, E), of which the mean is not certain.
+        resample_tasks: whether tasks are a part too.
+    """
+    seeds, tasks, episodes = by_state.shape
+    parts = []
+    if seeds > 1:
+        parts.append((by_state.mean(axis=(1, 2)).var(ddof=1) / seeds, seeds - 1))
+    if resample_tasks and tasks > 1:
+        parts.append((by_state.mean(axis=(0, 2)).var(ddof=1) / tasks, tasks - 1))
+    if episodes > 1:
+        within = by_state.mean(axis=0).var(axis=1, ddof=1).sum() / (tasks**2 * episodes)
+        parts.append((within, tasks * (episodes - 1)))
+    total = sum(variance for variance, _ in parts)
+    return total**2 / sum(variance**2 / freedom for variance, freedom in parts)
 
 
 def paired_success(
