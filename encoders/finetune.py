@@ -43,6 +43,7 @@ def prepare(
 
     Args:
         encoder: any; its BatchNorm statistics stay as they are unless its settings free them.
+            Blocks that pretraining froze are trained as well.
         mode: "frozen" (nothing is trained), "lora" (low-rank additions to every linear map over
             channels in the backbone), or "full".
         rank: of the additions.
@@ -56,6 +57,8 @@ def prepare(
     if rank < 1:
         raise UserError(f"rank: must be at least 1, not {rank}")
     encoder.requires_grad_(mode == "full")
+    if mode != "frozen":
+        encoder.backbone.frozen_blocks = 0  # what pretraining froze is to learn too
     if mode == "lora":
         layers = list(_linear_layers(encoder))
         if not layers:

@@ -110,6 +110,9 @@ class ImageEncoder(nn.Module):
 class Backbone(nn.Module):
     """A network behind the one interface that :class:`ImageEncoder` uses."""
 
+    # First blocks (and what comes before them) that get no gradient.
+    frozen_blocks: int = 0
+
     def blocks(self) -> nn.ModuleList:
         """Its repeated blocks, in order."""
         raise NotImplementedError
@@ -135,7 +138,8 @@ class LiteBackbone(Backbone):
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, px, px) → (B, 1280) and (B, P, 1280)."""
         network, frozen = self.network, self.frozen_blocks
-        with torch.no_grad() if frozen else nullcontext():
+        # Saliency asks for gradients of the pixels, through frozen blocks too.
+        with torch.no_grad() if frozen and not pixels.requires_grad else nullcontext():
             x = network.stem(pixels)
             for block in network.blocks[:frozen]:
                 x = block(x)
@@ -197,6 +201,8 @@ def build_image_encoder(
             load_packaged_weights(lite.network)
         pre = {"image_px": config.image_px, "mean": LITE_MEAN, "std": LITE_STD}
         encoder = ImageEncoder(config, lite, HEAD_CHANNELS, HEAD_CHANNELS, preprocessing or pre)
+        if not config.pretrained and preprocessing is None:
+            _calibrate_batchnorm(encoder)
         return encoder.train(True)
     if architecture is None:
         network, mean, std = pretrained.load_vision_model(config.name, config.pretrained)
@@ -207,7 +213,37 @@ def build_image_encoder(
     backbone = TransformersBackbone(network, config.frozen_blocks)
     dim, token_dim = _widths(backbone, config)
     described = pretrained.describe(network)
-    return ImageEncoder(config, backbone, dim, token_dim, preprocessing, described).train(True)
+    encoder = ImageEncoder(config, backbone, dim, token_dim, preprocessing, described)
+    if not config.pretrained and architecture is None:
+        _calibrate_batchnorm(encoder)
+    return encoder.train(True)
+
+
+@torch.no_grad()
+def _calibrate_batchnorm(encoder: ImageEncoder) -> None:
+    """Give random weights the BatchNorm statistics of fixed pictures of random colour fields.
+
+    A data-dependent initialisation (Mishkin and Matas 2016, arXiv 1511.06422). With the
+    statistics that BatchNorm begins with (0 and 1), frozen, activations of a deep random
+    network die out: EfficientNet-Lite0 then gives features near 1e-10 that show nothing.
+    """
+    norms = [m for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
+    generator = torch.Generator().manual_seed(0)
+    side = encoder.preprocessing["image_px"]
+    fields = []
+    for cells in (2, 4, 8, 16):
+        coarse = torch.rand(8, 3, cells, cells, generator=generator)
+        fields.append(nn.functional.interpolate(coarse, size=(side, side), mode="bilinear"))
+    momenta = [norm.momentum for norm in norms]
+    encoder.eval()
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+    encoder.features(encoder.preprocess(torch.cat(fields)))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 @torch.no_grad()

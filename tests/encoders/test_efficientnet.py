@@ -76,3 +76,20 @@ def test_batchnorm_statistics_move_only_when_asked(train_batchnorm: bool) -> Non
     encoder.features(torch.randn(4, 3, 32, 32))
     moved = [not torch.equal(b, dict(encoder.named_buffers())[n]) for n, b in before.items()]
     assert all(moved) if train_batchnorm else not any(moved)
+
+
+def test_random_weights_still_tell_pictures_apart() -> None:
+    torch.manual_seed(0)
+    config = ImageConfig(image_px=64, pretrained=False)
+    encoder = build_image_encoder(config).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        features = encoder(torch.rand(8, 3, 64, 64, generator=generator))
+    assert features.std(0).mean() > 1e-2
+    # Making one draws nothing beyond its weights, and the same weights give the same encoder.
+    after = torch.rand(1)
+    torch.manual_seed(0)
+    again = build_image_encoder(config)
+    assert torch.equal(torch.rand(1), after)
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name

@@ -13,12 +13,12 @@ from dynaflip.encoders.checkpoint import load_image_encoder, save_folder
 from dynaflip.encoders.config import FlowConfig, ImageConfig, ModelConfig
 from dynaflip.encoders.export import export_onnx, export_program, save_transformers
 from dynaflip.encoders.finetune import fold, prepare
-from dynaflip.encoders.image import ImageEncoder
+from dynaflip.encoders.image import ImageEncoder, build_image_encoder
 from dynaflip.encoders.model import DynaFLIP
 from dynaflip.errors import UserError
 
 PX = 32
-LITE = ImageConfig(image_px=PX)  # random weights let next to nothing through
+LITE = ImageConfig(image_px=PX)
 KINDS = ["efficientnet", "vit"]
 
 
@@ -133,6 +133,14 @@ def test_frozen_and_full_and_an_unknown_mode(tmp_path: Path) -> None:
     assert len(prepare(encoder, "full")) == len(list(encoder.parameters()))
     with pytest.raises(UserError, match="mode 'half' is not one of frozen, lora, full"):
         prepare(encoder, "half")
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_blocks_that_pretraining_froze_learn_downstream(mode: str) -> None:
+    encoder = build_image_encoder(ImageConfig(image_px=PX, frozen_blocks=5))
+    trained = prepare(encoder, mode, rank=2)
+    encoder(pictures(2)).sum().backward()
+    assert all(parameter.grad is not None for parameter in trained)
 
 
 def test_the_folder_has_a_card_with_data_metrics_and_licence(tmp_path: Path) -> None:

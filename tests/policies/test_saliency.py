@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from dynaflip.encoders.config import ImageConfig
+from dynaflip.encoders.image import build_image_encoder
 from dynaflip.eval.saliency import GRID, gaze, overlay, saliency
 
 
@@ -43,3 +45,9 @@ def test_saliency_is_where_the_embedding_comes_from() -> None:
     drawn = overlay(images[0], found[0])
     assert drawn.shape == (56, 56, 3)
     assert drawn[:28, :28].mean() > drawn[28:, 28:].mean()
+
+
+def test_blocks_that_pretraining_froze_do_not_hide_the_pixels() -> None:
+    encoder = build_image_encoder(ImageConfig(image_px=32, frozen_blocks=3)).eval()
+    images = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3), dtype=np.uint8)
+    assert saliency(encoder, images).sum((1, 2)) == pytest.approx(1, abs=1e-5)
