@@ -33,12 +33,15 @@ def main(triplets: str) -> None:
     second = cluster.add_node(num_cpus=2, object_store_memory=100_000_000)
     os.environ["RAY_ADDRESS"] = cluster.address
     start_ray()
-    from test_chaos import config_of, curves_and_points
+    from killed_workers import curves_and_points
+    from test_chaos import config_of
 
     from dynaflip.platform.training.pretrain import pretrain
 
-    config = config_of(Path(triplets), STEPS, kills=3)
-    train = dataclasses.replace(config.train, num_workers=2, min_workers=1, cpus_per_worker=2.0)
+    config = config_of(Path(triplets))
+    train = dataclasses.replace(
+        config.train, steps=STEPS, num_workers=2, min_workers=1, cpus_per_worker=2.0
+    )
     config = dataclasses.replace(config, train=train)
 
     def lose() -> None:
