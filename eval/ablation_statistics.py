@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy import stats
@@ -75,14 +76,16 @@ def rank_arms(
     if len({np.shape(values) for values in success.values()}) > 1:
         raise ValueError("arms must have the same seeds, tasks, conditions and episodes")
     # The same seed draws the same units for every arm, so that draws stay paired.
-    chance = {"seed": seed, "resamples": resamples}
-    rates = {name: success_rate(values, **chance) for name, values in success.items()}
+    draw = partial(resampled_means, seed=seed, resamples=resamples)
+    rate = partial(success_rate, seed=seed, resamples=resamples)
+    gain = partial(paired_success, seed=seed, resamples=resamples)
+    rates = {name: rate(values) for name, values in success.items()}
     places: list[Place] = []
     leader, rank = None, 0
     for number, name in enumerate(sorted(rates, key=lambda name: -rates[name].value), 1):
         # Tied with the best of the rank above unless that one is clearly better.
-        if leader is None or paired_success(success[leader], success[name], **chance).low > 0:
+        if leader is None or gain(success[leader], success[name]).low > 0:
             leader, rank = name, number
         places.append(Place(name, rates[name].value, rates[name].low, rates[name].high, rank))
-    draws = {name: resampled_means(values, **chance) for name, values in success.items()}
+    draws = {name: draw(values) for name, values in success.items()}
     return Ranking(places, draws)
