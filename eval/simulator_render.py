@@ -200,7 +200,8 @@ def load_mujoco() -> None:
         import mujoco  # noqa: F401
     except ModuleNotFoundError as error:
         raise UserError(f"{SIM_HINT} [{error}]") from None
-    except (ImportError, AttributeError, OSError) as error:  # PyOpenGL without its library
+    # PyOpenGL without its library, or a MUJOCO_GL that MuJoCo does not know.
+    except (ImportError, AttributeError, OSError, RuntimeError) as error:
         raise UserError(f"{GL_HINT} [{error}]") from None
 
 

@@ -44,6 +44,8 @@ def main(argv: list[str]) -> int:
         if args.alias:
             training.move_alias(uri, args.alias)
         print(f"these settings and triplets have an encoder already: {uri}")
+        if args.evaluate:
+            _evaluate(uri)
         return 0
     try:
         if args.resume:
@@ -57,12 +59,16 @@ def main(argv: list[str]) -> int:
     print(f"registered {outcome.uri()}" + (f", alias {args.alias}" if args.alias else ""))
     print(f"load it with dynaflip.load_encoder({outcome.uri()!r}); look at it with `make ui`")
     if args.evaluate:
-        from dynaflip.platform.rollouts.config import RolloutConfig
-        from dynaflip.platform.rollouts.score import evaluate_policies
-
-        scored = evaluate_policies(RolloutConfig(encoder=outcome.uri()))
-        print(f"\n{scored.table}\nreport: {scored.report}")
+        _evaluate(outcome.uri())
     return 0
+
+
+def _evaluate(uri: str) -> None:
+    from dynaflip.platform.rollouts.config import RolloutConfig
+    from dynaflip.platform.rollouts.score import evaluate_policies
+
+    scored = evaluate_policies(RolloutConfig(encoder=uri))
+    print(f"\n{scored.table}\nreport: {scored.report}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 
 from dynaflip.eval.policies.head import ACTION_DIM
@@ -9,15 +11,23 @@ from dynaflip.eval.rollout import Observation
 
 
 class UniformPolicy:
-    """Actions drawn evenly from [-1, 1]."""
+    """Actions evenly from [-1, 1], drawn anew for every picture.
+
+    What seeds a draw is the picture, so an episode does not depend on those beside it.
+    """
 
     def __init__(self, seed: int) -> None:
-        self._generator = np.random.default_rng(seed)
+        self.seed = seed
 
     def act(self, observation: Observation) -> np.ndarray:
         """(B, 1, A) float32."""
-        shape = (len(observation.images), 1, ACTION_DIM)
-        return self._generator.uniform(-1, 1, shape).astype(np.float32)
+        draws = [
+            np.random.default_rng([self.seed, zlib.crc32(image.tobytes())]).uniform(
+                -1, 1, (1, ACTION_DIM)
+            )
+            for image in observation.images
+        ]
+        return np.stack(draws).astype(np.float32)
 
     def check_features(self) -> None:
         """It has none."""

@@ -42,7 +42,8 @@ def resolve_arms(config: RolloutConfig) -> list[Arm]:
     """The encoder under test, the baselines, and the other arms, in the table's order.
 
     Raises:
-        UserError: an encoder does not exist, or two arms share a name.
+        UserError: an encoder does not exist, two arms share a name, or an arm has several
+            encoders and another number of policies.
     """
     trained = [_encoder(uri) for uri in _split(config.encoder)]
     if not trained:
@@ -51,13 +52,21 @@ def resolve_arms(config: RolloutConfig) -> list[Arm]:
     for baseline in config.baselines:
         made = [_baseline(baseline, encoder) for encoder in trained]
         # Equal weights (an initialisation from ImageNet, say) are one encoder.
-        distinct = {encoder.digest: encoder for encoder in made}
-        arms.append(Arm(baseline, tuple(distinct.values())))
+        alike = len({encoder.digest for encoder in made}) == 1
+        arms.append(Arm(baseline, tuple(made[:1] if alike else made)))
     for text in config.arms:
         name, _, uris = text.partition("=")
         arms.append(Arm(name.strip(), tuple(_encoder(uri) for uri in _split(uris))))
     if config.check_harness:
         arms += [Arm(name, (Encoder(name, None, name),)) for name in (EXPERT, RANDOM_POLICY)]
+    for arm in arms:
+        number = len(arm.encoders)
+        # Two policies of one pretraining seed are no two seeds, and one left out is lost.
+        if number not in (1, config.seeds):
+            raise UserError(
+                f"seeds: {arm.name} has {number} pretraining seeds; give --seeds {number}, "
+                f"a policy for each"
+            )
     names = [arm.name for arm in arms]
     for name in names:
         if names.count(name) > 1:
@@ -70,6 +79,11 @@ def info_of(encoder: Encoder) -> dict[str, Any]:
     if encoder.folder is None:
         return {}
     return json.loads((Path(encoder.folder) / "config.json").read_text())["info"]
+
+
+def weights_digest(uri: str) -> str:
+    """The digest of an encoder's weights and preprocessing, as in an evaluation's episodes."""
+    return _encoder(uri).digest
 
 
 def _encoder(uri: str) -> Encoder:

@@ -119,7 +119,7 @@ def plan_cells(
             steps_after_success=config.steps_after_success,
             image_px=config.image_px,
             environments=config.environments,
-            recorded=seed == 0 and proprioception == config.proprioception[0],
+            recorded=seed == 0,
         )
         for task in demonstrations
         for arm in arms

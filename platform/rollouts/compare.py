@@ -16,12 +16,13 @@ from dynaflip.platform.evaluation.tables import Section, as_text
 from dynaflip.platform.rollouts.arms import TRAINED
 from dynaflip.platform.rollouts.results import Successes, groups, successes
 from dynaflip.platform.rollouts.score import EPISODES_FILE, KIND
-from dynaflip.platform.rollouts.tables import percent, points
+from dynaflip.platform.rollouts.tables import GIVEN, percent, points
 
 # Settings that must be alike for episodes to be pairs.
 _PROTOCOL = (
     "split", "episodes", "horizon_steps", "steps_after_success", "image_px", "demonstrations",
-    "head", "behaviour_cloning", "diffusion", "multitask", "seed", "seeds",
+    "head", "behaviour_cloning", "diffusion", "multitask", "adaptation", "end_to_end", "seed",
+    "seeds",
 )  # fmt: skip
 
 
@@ -33,6 +34,7 @@ class FinishedEvaluation:
     run_name: str
     settings: dict[str, Any]
     episodes: pl.DataFrame
+    test_look: str  # which look at test it was; empty on dev
 
 
 def read_evaluation(run: str) -> FinishedEvaluation:
@@ -58,6 +60,7 @@ def read_evaluation(run: str) -> FinishedEvaluation:
         entity.info.run_name,
         yaml.safe_load(settings),
         pl.read_parquet(io.BytesIO(episodes)),
+        entity.data.tags.get("test_look", ""),
     )
 
 
@@ -81,27 +84,41 @@ class PairedGroup:
     difference: Rate  # first − second
 
 
+def shared_proprioception(first: FinishedEvaluation, second: FinishedEvaluation) -> list[bool]:
+    """With (True) and without (False) proprioception, as far as both runs have it.
+
+    Raises:
+        UserError: they share neither.
+    """
+    given = [v for v in first.settings["proprioception"] if v in second.settings["proprioception"]]
+    if not given:
+        raise UserError("compare: one run gives policies hand position and gripper, the other not")
+    return given
+
+
 def paired_groups(
-    first: FinishedEvaluation, second: FinishedEvaluation, *, second_arm: str = TRAINED
+    first: FinishedEvaluation,
+    second: FinishedEvaluation,
+    *,
+    proprioception: bool,
+    second_arm: str = TRAINED,
 ) -> list[PairedGroup]:
     """Every group of conditions on the tasks and conditions that both runs have.
 
     Args:
         first, second: the runs, whose trained arms are paired.
+        proprioception: of the policies that are paired.
         second_arm: another arm of ``second`` instead.
 
     Raises:
         UserError: they share none.
     """
     check_same_protocol(first, second)
-    given = [v for v in first.settings["proprioception"] if v in second.settings["proprioception"]]
-    if not given:
-        raise UserError("compare: one run gives policies hand position and gripper, the other not")
     for run, arm in ((first, TRAINED), (second, second_arm)):
         if arm not in run.episodes["arm"].unique():
             raise UserError(f"compare: {run.run_name} has no arm {arm}")
-    mine = successes(first.episodes, TRAINED, proprioception=given[0])
-    theirs = successes(second.episodes, second_arm, proprioception=given[0])
+    mine = successes(first.episodes, TRAINED, proprioception=proprioception)
+    theirs = successes(second.episodes, second_arm, proprioception=proprioception)
     tasks = [task for task in mine.tasks if task in theirs.tasks]
     conditions = [c for c in mine.conditions if c in theirs.conditions]
     if not tasks or not conditions:
@@ -116,21 +133,25 @@ def paired_groups(
 def compare(first_run: str, second_run: str) -> str:
     """The comparison as a table."""
     first, second = read_evaluation(first_run), read_evaluation(second_run)
-    section = Section(
-        f"Success %, {first.settings['encoder']} beside {second.settings['encoder']}",
-        columns=("", first.run_name, second.run_name, "difference, points", "verdict"),
-    )
-    for group in paired_groups(first, second):
-        section.rows.append(
-            [
-                group.name,
-                percent(group.first),
-                percent(group.second),
-                points(group.difference),
-                group.difference.verdict(),
-            ]
+    sections = []
+    for proprioception in shared_proprioception(first, second):
+        section = Section(
+            f"Success %, {first.settings['encoder']} beside {second.settings['encoder']} "
+            f"({GIVEN[proprioception]})",
+            columns=("", first.run_name, second.run_name, "difference, points", "verdict"),
         )
-    return as_text([section])
+        for group in paired_groups(first, second, proprioception=proprioception):
+            section.rows.append(
+                [
+                    group.name,
+                    percent(group.first),
+                    percent(group.second),
+                    points(group.difference),
+                    group.difference.verdict(),
+                ]
+            )
+        sections.append(section)
+    return as_text(sections)
 
 
 def _chosen(found: Successes, tasks: list[str], conditions: list[tuple[str, int]]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from dynaflip.checks import at_least, one_of
@@ -16,6 +17,7 @@ ADAPTATIONS = ("frozen", "lora", "full")
 HEADS = ("behaviour_cloning", "diffusion")
 BASELINES = ("initialization", "imagenet", "random")
 SPLITS = ("dev", "test")
+LONGEST_STEPS = 500  # Meta-World refuses further ones
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class RolloutConfig:
     arms: tuple[str, ...] = ()
     # Sets (r3m5, mt10, mw15) or names of tasks.
     tasks: tuple[str, ...] = ("r3m5",)
-    # Policies an arm; policy k learns from the arm's k-th encoder, in turn.
+    # Policies an arm: policy k learns from the arm's k-th encoder, or all from its only one.
     seeds: int = 3
     # dev for everything that is tuned; test for headlines. Every look at test is counted.
     split: str = "dev"
@@ -76,6 +78,10 @@ class RolloutConfig:
     def __post_init__(self) -> None:
         at_least(self, 1, "seeds", "episodes", "horizon_steps", "demonstrations", "environments")
         at_least(self, 0, "steps_after_success", "seed")
+        if self.horizon_steps > LONGEST_STEPS:
+            raise ValueError(
+                f"horizon_steps must be at most {LONGEST_STEPS}: Meta-World ends there"
+            )
         one_of(self, SPLITS, "split")
         one_of(self, HEADS, "head")
         one_of(self, ADAPTATIONS, "adaptation")
@@ -94,6 +100,10 @@ class RolloutConfig:
             name, equals, uri = arm.partition("=")
             if not (name.strip() and equals and uri.strip()):
                 raise ValueError(f"arms: {arm!r} must read NAME=URI or NAME=URI,URI")
+            if not re.fullmatch(r"[\w .-]+", name.strip()):  # it becomes a metric's name
+                raise ValueError(
+                    f"arms: the name {name.strip()!r} may hold letters, digits, spaces and _ . -"
+                )
 
 
 def _refuse_others(setting: str, given: tuple, known: tuple) -> None:

@@ -32,7 +32,13 @@ def pictures_of(
 ) -> list[tuple[str, str, bytes]]:
     """(file name, caption, bytes) of every picture, for the report and for MLflow."""
     made = [("success.png", "Success by condition", png_of(_bars(config, table)))]
-    recorded = [cell for cell in cells if cell.recorded and store.animation_path(cell).is_file()]
+    recorded = [
+        cell
+        for cell in cells
+        if cell.policy.use_proprioception == config.proprioception[0]
+        and cell.recorded
+        and store.animation_path(cell).is_file()
+    ]
     trained = [cell for cell in recorded if cell.arm == TRAINED]
     if trained:
         caption = "First picture of every cell: tasks down, conditions across: " + ", ".join(
@@ -104,16 +110,18 @@ def _gazes(arms: list[Arm], looks: dict[str, Looked]) -> np.ndarray:
 def _films(recorded: list[Cell]) -> list[tuple[str, str, bytes]]:
     """The same initial state by every arm, side by side: unperturbed and under all factors."""
     made = []
-    factors = {cell.condition.factor for cell in recorded}
-    hard = ALL_FACTORS if ALL_FACTORS in factors else next(iter(factors - {UNPERTURBED}), None)
-    for factor in (UNPERTURBED, hard):
+    conditions = dict.fromkeys(cell.condition for cell in recorded)
+    perturbed = [c for c in conditions if c.factor != UNPERTURBED]
+    together = [c for c in perturbed if c.factor == ALL_FACTORS]
+    shown = [c for c in conditions if c.factor == UNPERTURBED]
+    for condition in shown + (together or perturbed)[:1]:
         for task in dict.fromkeys(cell.task for cell in recorded):
-            same = [c for c in recorded if c.task == task and c.condition.factor == factor]
+            same = [c for c in recorded if (c.task, c.condition) == (task, condition)]
             if not same:
                 continue
             arms = {cell.arm: _frames(cell) for cell in same}
-            caption = f"{task}, {condition_name(same[0].condition.factor)}: {', '.join(arms)}"
-            name = f"{task}-{same[0].condition.name}.gif"
+            caption = f"{task}, {condition_name(condition.factor)}: {', '.join(arms)}"
+            name = f"{task}-{condition.name}.gif"
             made.append((name, caption, _side_by_side(list(arms.values()))))
     return made
 

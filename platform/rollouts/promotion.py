@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import polars as pl
 
 from dynaflip.errors import UserError
 from dynaflip.eval.success_statistics import Rate
 from dynaflip.platform import registry, tracking
+from dynaflip.platform.rollouts.arms import TRAINED, weights_digest
 from dynaflip.platform.rollouts.compare import (
     FinishedEvaluation,
     PairedGroup,
     paired_groups,
     read_evaluation,
+    shared_proprioception,
 )
 from dynaflip.platform.rollouts.results import IN_DISTRIBUTION, OUT_OF_DISTRIBUTION
+from dynaflip.platform.rollouts.tables import GIVEN
 
 CHAMPION = "champion"
 BASELINE = "initialization"  # a first champion is measured against it
@@ -52,12 +57,10 @@ def promote(name: str, version: str, *, force: str | None = None) -> Decision:
         _crown(name, version, {"forced": force, "instead_of": present})
         return Decision(True, f"{name} version {version} is champion by force: {force}")
     mine = _evaluation(name, version)
-    if present is None:
-        groups = paired_groups(mine, mine, second_arm=BASELINE)
-        rival = "its own initialisation (there is no champion yet)"
-    else:
-        groups = paired_groups(mine, _evaluation(name, present))
-        rival = f"the champion, version {present}"
+    theirs, arm = (mine, BASELINE) if present is None else (_evaluation(name, present), TRAINED)
+    rival = f"the champion, version {present}" if present else "its own initialisation"
+    given = shared_proprioception(mine, theirs)[0]
+    groups = paired_groups(mine, theirs, proprioception=given, second_arm=arm)
     found = {group.name: group for group in groups}
     for needed in (IN_DISTRIBUTION, OUT_OF_DISTRIBUTION):
         if needed not in found:
@@ -65,7 +68,7 @@ def promote(name: str, version: str, *, force: str | None = None) -> Decision:
     inside, outside = found[IN_DISTRIBUTION].difference, found[OUT_OF_DISTRIBUTION].difference
     holds = outside.low > 0 and inside.low > -MARGIN
     said = (
-        f"against {rival}, on test: out of distribution {_points(outside)} "
+        f"against {rival}, on test, {GIVEN[given]}: out of distribution {_points(outside)} "
         f"(must be above 0), in distribution {_points(inside)} "
         f"(lower bound must be above {-100 * MARGIN:.0f})"
     )
@@ -83,17 +86,35 @@ def _evaluation(name: str, version: str) -> FinishedEvaluation:
             f"python jobs/evaluate.py --suite metaworld --split test --encoder "
             f"models:/{name}/{version}"
         )
-    return read_evaluation(tags[RUN_TAG])
+    found = read_evaluation(tags[RUN_TAG])
+    # The run may be of several pretraining seeds: these weights count, and no others.
+    digest = weights_digest(f"models:/{name}/{version}")
+    own = (pl.col("arm") == TRAINED) & (pl.col("encoder_digest") == digest)
+    policies = found.episodes.filter(own)["seed"].unique()
+    if policies.is_empty():
+        raise UserError(
+            f"--version {version}: {found.run_name} has evaluated other weights than those of "
+            f"{name} version {version}; evaluate models:/{name}/{version} on test"
+        )
+    return replace(found, episodes=found.episodes.filter(pl.col("seed").is_in(policies.implode())))
 
 
 def _evidence(
     mine: FinishedEvaluation, present: str | None, groups: list[PairedGroup]
 ) -> dict[str, object]:
+    """What the decision rests on: the differences, and how much was looked at."""
     differences = {
         group.name: [group.difference.value, group.difference.low, group.difference.high]
         for group in groups
     }
-    return {"run_id": mine.run_id, "instead_of": present, "differences": differences}
+    asked = ("tasks", "factors", "levels", "episodes", "horizon_steps", "image_px")
+    return {
+        "run_id": mine.run_id,
+        "test_look": mine.test_look,
+        "protocol": {name: mine.settings.get(name) for name in asked},
+        "instead_of": present,
+        "differences": differences,
+    }
 
 
 def _crown(name: str, version: str, evidence: dict[str, object]) -> None:

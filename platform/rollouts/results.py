@@ -59,9 +59,10 @@ class Successes:
         """(S, T, C', E)."""
         return self.values[:, :, [self.conditions.index(c) for c in chosen]]
 
-    def of_task(self, task: str) -> Successes:
-        """One task alone."""
-        return Successes(self.values[:, [self.tasks.index(task)]], (task,), self.conditions)
+    def of_tasks(self, chosen: list[str]) -> Successes:
+        """Some tasks alone."""
+        places = [self.tasks.index(task) for task in chosen]
+        return Successes(self.values[:, places], tuple(chosen), self.conditions)
 
 
 def successes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from dynaflip.platform.rollouts.worker import Looked
 
 EPISODES_FILE = "episodes.parquet"
 KIND = "policies"  # of the MLflow run
+CELLS_TAG = "cells_digest"
 LOOKS = 3  # pictures a task whose saliency is shown
 
 
@@ -62,26 +64,61 @@ def evaluate_policies(config: RolloutConfig) -> Outcome:
     arms = resolve_arms(config)
     demonstrations = collect_demonstrations(config, tasks)
     cells = plan_cells(config, arms, demonstrations)
-    with Workers() as workers:
-        table = episode_table(cells, run_cells(cells, workers))
-        looks = _look(config, arms, tasks, workers)
-    return _conclude(config, arms, cells, table, looks)
+    # Opened before the first episode: a look at test counts though the job is killed.
+    run, test_look = _open_run(config, arms, cells)
+    with tracking.ending(run):
+        with Workers() as workers:
+            table = episode_table(cells, run_cells(cells, workers))
+            looks = _look(config, arms, tasks, workers)
+        return _conclude(config, arms, cells, table, looks, run, test_look)
 
 
-def looks_at_test(experiment: str) -> int:
-    """How many evaluations on ``test`` this store has seen in an experiment."""
+def looks_at_test(cells_digest: str) -> int:
+    """How many different evaluations on ``test`` this store has seen, this one included.
+
+    Args:
+        cells_digest: of this evaluation. The same cells again, after a kill or to see the
+            table once more, are the same look.
+    """
     store = tracking.client()
-    found = store.get_experiment_by_name(experiment)
-    if found is None:
-        return 0
+    experiments = [experiment.experiment_id for experiment in store.search_experiments()]
     query = f"tags.kind = '{KIND}' and tags.perturbation_split = 'test'"
-    return len(store.search_runs([found.experiment_id], query, max_results=5000))
+    found = store.search_runs(experiments, query, max_results=5000)
+    seen = {run.data.tags.get(CELLS_TAG, run.info.run_id) for run in found}
+    return len(seen | {cells_digest})
+
+
+def _open_run(
+    config: RolloutConfig, arms: list[Arm], cells: list[Cell]
+) -> tuple[tracking.Run, int]:
+    """MLflow's run, and which look at ``test`` it is (0 on dev)."""
+    digests = json.dumps(sorted(cell.digest() for cell in cells))
+    cells_digest = hashlib.sha256(digests.encode()).hexdigest()[:16]
+    tags = {
+        "kind": KIND,
+        "encoder": config.encoder,
+        "encoder_run_id": info_of(arms[0].encoders[0]).get("mlflow_run_id", ""),
+        "encoder_digest": ",".join(encoder.digest for encoder in arms[0].encoders),
+        "perturbation_split": config.split,
+        CELLS_TAG: cells_digest,
+    }
+    look = looks_at_test(cells_digest) if config.split == "test" else 0
+    if look:
+        tags["test_look"] = str(look)
+    return tracking.open_run(config.experiment, new_run_name("policies"), tags), look
 
 
 def sections_of(
-    config: RolloutConfig, arms: list[str], table: pl.DataFrame
+    config: RolloutConfig, arms: list[str], table: pl.DataFrame, unseen_tasks: list[str]
 ) -> tuple[list[Section], dict[str, float]]:
-    """All tables of an evaluation, and its figures by name."""
+    """All tables of an evaluation, and its figures by name.
+
+    Args:
+        config: what was evaluated.
+        arms: names in the table's order.
+        table: a row an episode.
+        unseen_tasks: tasks held out of pretraining; beside others they have tables of their own.
+    """
     sections: list[Section] = []
     metrics: dict[str, float] = {}
     for proprioception in config.proprioception:
@@ -95,10 +132,17 @@ def sections_of(
         metrics |= _metrics(ever, MEASURES[0], proprioception)
         metrics |= _metrics(last, MEASURES[1], proprioception)
         made = tables.headline_sections(ever, last, TRAINED)
-        made += [tables.condition_section(ever), *tables.task_sections(ever)]
-        given = "with hand position and gripper" if proprioception else "pictures alone"
+        if 0 < len(unseen_tasks) < len(ever[TRAINED].tasks):
+            for section in tables.headline_sections(
+                {arm: found.of_tasks(unseen_tasks) for arm, found in ever.items()},
+                {arm: found.of_tasks(unseen_tasks) for arm, found in last.items()},
+                TRAINED,
+            ):
+                section.title = f"Tasks held out of pretraining. {section.title}"
+                made.append(section)
+        made += [tables.condition_section(ever), *tables.task_sections(ever, TRAINED)]
         for section in made:
-            section.title += f" ({given})"
+            section.title += f" ({tables.GIVEN[proprioception]})"
         sections += made
     return sections, metrics
 
@@ -161,19 +205,20 @@ def _conclude(
     cells: list[Cell],
     table: pl.DataFrame,
     looks: dict[str, Looked],
+    run: tracking.Run,
+    test_look: int,
 ) -> Outcome:
     from dynaflip.platform.evaluation.report import write_report
     from dynaflip.platform.rollouts.pictures import pictures_of
 
-    sections, metrics = sections_of(config, [arm.name for arm in arms], table)
+    unseen_tasks = _tasks_unseen(arms[0], config)
+    sections, metrics = sections_of(config, [arm.name for arm in arms], table, unseen_tasks)
     where, shares = gaze_section(arms, looks)
     sections.append(where)
     metrics |= shares
-    run_name = new_run_name("policies")
-    look = looks_at_test(config.experiment) + 1 if config.split == "test" else 0
-    notes = _notes(config, arms, look)
+    notes = _notes(config, arms, unseen_tasks, test_look)
     pictures = pictures_of(config, arms, cells, table, looks)
-    path = home() / "reports" / f"{run_name}.html"
+    path = home() / "reports" / f"{run.run_name}.html"
     write_report(
         path,
         title=f"DynaFLIP: policies on {config.encoder}",
@@ -183,59 +228,44 @@ def _conclude(
         pictures=[(caption, data) for _, caption, data in pictures],
     )
     text = as_text(sections)
-    run_id = _log(config, arms, run_name, look, metrics, text, path, table, pictures)
-    return Outcome(text, notes, metrics, table, run_name, run_id, path)
+    outcome = Outcome(text, notes, metrics, table, run.run_name, run.run_id, path)
+    _log(config, outcome, run, pictures)
+    _mark_encoders(config, arms, outcome)
+    return outcome
 
 
 def _log(
     config: RolloutConfig,
-    arms: list[Arm],
-    run_name: str,
-    look: int,
-    metrics: dict[str, float],
-    text: str,
-    report: Path,
-    table: pl.DataFrame,
+    outcome: Outcome,
+    run: tracking.Run,
     pictures: list[tuple[str, str, bytes]],
-) -> str:
-    info = info_of(arms[0].encoders[0])
-    tags = {
-        "kind": KIND,
-        "encoder": config.encoder,
-        "encoder_run_id": info.get("mlflow_run_id", ""),
-        "encoder_digest": ",".join(encoder.digest for encoder in arms[0].encoders),
-        "perturbation_split": config.split,
-    }
-    if look:
-        tags["test_look"] = str(look)
-    run = tracking.open_run(config.experiment, run_name, tags)
-    with tracking.ending(run), tempfile.TemporaryDirectory() as folder:
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
         run.log_settings(config)
-        run.log_metrics(metrics, step=0)
-        run.log_text(text, "table.txt")
-        run.log_text(json.dumps(metrics, indent=1, sort_keys=True), "metrics.json")
-        run.log_file(report)
-        table.write_parquet(Path(folder) / EPISODES_FILE)
+        run.log_metrics(outcome.metrics, step=0)
+        run.log_text(outcome.table, "table.txt")
+        run.log_text(json.dumps(outcome.metrics, indent=1, sort_keys=True), "metrics.json")
+        run.log_file(outcome.report)
+        outcome.episodes.write_parquet(Path(folder) / EPISODES_FILE)
         run.log_file(Path(folder) / EPISODES_FILE)
         for name, _, data in pictures:
             (Path(folder) / name).write_bytes(data)
             run.log_file(Path(folder) / name, "pictures")
-    _tag_versions(config, arms, run.run_id, metrics)
-    return run.run_id
 
 
-def _tag_versions(
-    config: RolloutConfig, arms: list[Arm], run_id: str, metrics: dict[str, float]
-) -> None:
-    """The scores become tags of the registered versions that were evaluated."""
+def _mark_encoders(config: RolloutConfig, arms: list[Arm], outcome: Outcome) -> None:
+    """Put the report on the runs that made the encoders, and the scores on their versions."""
     store = tracking.client()
-    headline = {k: v for k, v in metrics.items() if k.startswith("success_ever/")}
+    headline = {k: v for k, v in outcome.metrics.items() if k.startswith("success_ever/")}
     for encoder in arms[0].encoders:
         made_by = info_of(encoder).get("mlflow_run_id")
         if not made_by:
             continue
+        if (maker := tracking.find_run(made_by)) is not None:  # it may be in another store
+            made = tracking.Run(made_by, maker.info.run_name, tracking.tracking_uri())
+            made.log_file(outcome.report, "evaluation")
         for version in store.search_model_versions(f"run_id='{made_by}'"):
-            tags = {f"policies_{config.split}_run_id": run_id}
+            tags = {f"policies_{config.split}_run_id": outcome.run_id}
             for key, rate in headline.items():
                 if key.endswith("/trained"):
                     tags[f"{config.split}/{key}"] = f"{rate:.4g}"
@@ -257,7 +287,7 @@ def _facts(config: RolloutConfig, arms: list[Arm], table: pl.DataFrame) -> dict[
     }
 
 
-def _notes(config: RolloutConfig, arms: list[Arm], look: int) -> list[str]:
+def _notes(config: RolloutConfig, arms: list[Arm], unseen_tasks: list[str], look: int) -> list[str]:
     number = len(arms[0].encoders)
     notes = [
         "Intervals are 95 %, by hierarchical bootstrap over policies (each with its pretraining "
@@ -271,9 +301,8 @@ def _notes(config: RolloutConfig, arms: list[Arm], look: int) -> list[str]:
             "note: one pretraining seed, so the intervals leave out how much another pretraining "
             "would differ"
         )
-    unseen = _tasks_unseen(arms[0], config)
-    if unseen:
-        notes.append(f"tasks held out of pretraining: {', '.join(unseen)}")
+    if unseen_tasks:
+        notes.append(f"tasks held out of pretraining: {', '.join(unseen_tasks)}")
     if look:
         notes.append(f"this is look {look} at the test split in this store")
     return notes

@@ -13,6 +13,9 @@ from dynaflip.platform.rollouts.results import (
     groups,
 )
 
+# By whether policies have proprioception.
+GIVEN = {True: "with hand position and gripper", False: "pictures alone"}
+
 HEADLINE_COLUMNS = (
     "",
     "success %",
@@ -66,20 +69,26 @@ def condition_section(found: dict[str, Successes]) -> Section:
     return section
 
 
-def task_sections(found: dict[str, Successes]) -> list[Section]:
-    """Success by task, in and out of distribution."""
+def task_sections(found: dict[str, Successes], reference: str) -> list[Section]:
+    """Success by task, in and out of distribution, and the reference's gain where it is clear."""
     first = next(iter(found.values()))
     kinds = groups(first.conditions)
     sections = []
     for name in (IN_DISTRIBUTION, OUT_OF_DISTRIBUTION):
         if name not in kinds:
             continue
-        section = Section(f"Success % by task, {name}", columns=("", *found))
+        section = Section(
+            f"Success % by task, {name} (in brackets: what {reference} is beside it, by paired "
+            f"intervals)",
+            columns=("", *found),
+        )
         for task in first.tasks:
-            rates = [
-                success_rate(s.of_task(task).of_conditions(kinds[name])) for s in found.values()
-            ]
-            section.rows.append([task, *map(percent, rates)])
+            alone = {arm: one.of_tasks([task]) for arm, one in found.items()}
+            row = [task]
+            for comparison in compare_arms(alone, reference, kinds[name]).values():
+                gain = comparison.difference
+                row.append(percent(comparison.rate) + (f" ({gain.verdict()})" if gain else ""))
+            section.rows.append(row)
         sections.append(section)
     return sections
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rollout_pieces import tiny
+from rollout_pieces import encoder_folder, tiny
 
 from dynaflip.errors import UserError
 from dynaflip.eval.perturbations import belongs_to
 from dynaflip.eval.suites import TASK_SETS, tasks_of
 from dynaflip.platform.demonstrations.captions import KNOWN_TASKS
-from dynaflip.platform.rollouts.arms import Arm, Encoder
+from dynaflip.platform.rollouts.arms import Arm, Encoder, resolve_arms
 from dynaflip.platform.rollouts.cells import Cell, conditions_of, plan_cells
 from dynaflip.platform.rollouts.config import RolloutConfig
 from dynaflip.platform.rollouts.demonstrations import DemonstrationSet
@@ -50,11 +50,20 @@ def test_every_initial_state_belongs_to_its_split_and_is_the_same_for_every_arm(
         assert all(other == starts[0] for other in starts)
 
 
-def test_policies_take_turns_with_the_pretraining_seeds() -> None:
-    cells = cells_of(tiny(Path("x"), seeds=3))
+def test_each_policy_has_its_pretraining_seed() -> None:
+    cells = cells_of(tiny(Path("x"), seeds=2))
     used = {(c.arm, c.policy.seed): c.policy.encoder.digest for c in cells}
-    assert [used["trained", k] for k in range(3)] == ["digest-a", "digest-b", "digest-a"]
-    assert {used["random", k] for k in range(3)} == {"digest-c"}
+    assert [used["trained", k] for k in range(2)] == ["digest-a", "digest-b"]
+    assert {used["random", k] for k in range(2)} == {"digest-c"}
+
+
+def test_policies_and_pretraining_seeds_that_do_not_match_are_refused(tmp_path: Path) -> None:
+    folders = [str(encoder_folder(tmp_path / name, seed)) for seed, name in enumerate("ab")]
+    config = tiny(Path(",".join(folders)), seeds=3, baselines=())
+    with pytest.raises(UserError, match="trained has 2 pretraining seeds; give --seeds 2"):
+        resolve_arms(config)
+    arms = resolve_arms(replace(config, seeds=2, baselines=("initialization", "imagenet")))
+    assert [len(arm.encoders) for arm in arms[:3]] == [2, 2, 1]
 
 
 def test_a_digest_changes_with_what_a_result_depends_on_and_with_nothing_else() -> None:
@@ -102,6 +111,8 @@ def test_suites_name_tasks_that_can_be_demonstrated_and_unknown_ones_list_those(
         ({"split": "pretrain"}, "split must be one of dev, test"),
         ({"baselines": ("clip",)}, "baselines: there is no clip; known: initialization"),
         ({"arms": ("no uri",)}, "must read NAME=URI"),
+        ({"arms": ("flow+time=a",)}, "the name 'flow\\+time' may hold letters"),
+        ({"horizon_steps": 501}, "horizon_steps must be at most 500"),
         ({"episodes": 0}, "episodes must be at least 1"),
         ({"head": "transformer"}, "head must be one of"),
         ({"adaptation": "half"}, "adaptation must be one of frozen, lora, full"),

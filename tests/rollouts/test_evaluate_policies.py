@@ -100,8 +100,8 @@ def test_runs_are_compared_in_pairs_and_promotion_asks_for_test(
 ) -> None:
     from dynaflip.platform import registry, tracking
     from dynaflip.platform.rollouts.compare import compare
-    from dynaflip.platform.rollouts.promotion import promote
-    from dynaflip.platform.rollouts.score import evaluate_policies
+    from dynaflip.platform.rollouts.promotion import RUN_TAG, promote
+    from dynaflip.platform.rollouts.score import CELLS_TAG, evaluate_policies, looks_at_test
 
     encoder = encoder_folder(module_home / "encoder")
     run = tracking.open_run("dynaflip-pretrain", "maker", {"kind": "pretrain"})
@@ -117,6 +117,10 @@ def test_runs_are_compared_in_pairs_and_promotion_asks_for_test(
     on_test = evaluate_policies(tiny(Path(uri), split="test", check_harness=False))
     tags = tracking.client().get_run(on_test.run_id).data.tags
     assert tags["test_look"] == "1"
+    assert looks_at_test(tags[CELLS_TAG]) == 1, "the same cells are the same look"
+    assert looks_at_test("others") == 2
+    on_maker = tracking.client().list_artifacts(run.run_id, "evaluation")
+    assert [artifact.path for artifact in on_maker] == [f"evaluation/{on_test.report.name}"]
     assert any("look 1 at the test split" in note for note in on_test.notes)
     with pytest.raises(UserError, match="split"):
         compare(on_dev.run_name, on_test.run_name)
@@ -130,6 +134,14 @@ def test_runs_are_compared_in_pairs_and_promotion_asks_for_test(
     assert registry.version_of_alias(registry.DEFAULT_NAME, "champion") == str(registered)
     evidence = registry.version_tags(registry.DEFAULT_NAME, str(registered))["champion_evidence"]
     assert "a test of the alias" in evidence
+    other = encoder_folder(module_home / "other", seed=5)
+    maker = tracking.open_run("dynaflip-pretrain", "other-maker", {"kind": "pretrain"})
+    borrowed = str(_registered(other, maker, module_home / "other-registered"))
+    tracking.client().set_model_version_tag(
+        registry.DEFAULT_NAME, borrowed, RUN_TAG, on_test.run_id
+    )
+    with pytest.raises(UserError, match="has evaluated other weights than those of"):
+        promote(registry.DEFAULT_NAME, borrowed)
     with pytest.raises(UserError, match="does not exist"):
         promote(registry.DEFAULT_NAME, "99")
     with pytest.raises(UserError, match="no run nothing-like-it"):
