@@ -13,6 +13,7 @@ from scipy import stats
 from dynaflip.eval.statistics import paired_difference
 from dynaflip.platform import registry, tracking
 from dynaflip.platform.home import home
+from dynaflip.platform.locks import held
 from dynaflip.platform.sweep import confirmation, table
 from dynaflip.platform.sweep import folder as folders
 from dynaflip.platform.sweep.children import children
@@ -44,7 +45,7 @@ def conclude(sweep: Sweep, confirmed: Sequence[Confirmed]) -> None:
     log_plots(sweep)
     winner = winner_of(sweep, confirmed)
     model = sweep.base.tracking.model_name
-    with folders.held(home() / "promote.lock"):  # sweeps that end at once compare in turn
+    with held(home() / "promote.lock"):  # sweeps that end at once compare in turn
         version = _registered(sweep, winner)
         reason = _promotes(sweep, winner, confirmed, version)
         if reason.startswith("yes"):

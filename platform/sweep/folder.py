@@ -6,11 +6,8 @@ what happens is in the Optuna study.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -87,23 +84,3 @@ def read_facts(name: str, flag: str) -> Facts:
         names = ", ".join(p.parent.name for p in known[:3]) or "none"
         raise UserError(f"{flag} {name}: there is no such sweep in {sweeps()}; newest: {names}")
     return Facts(**json.loads(path.read_text()))
-
-
-@contextlib.contextmanager
-def held(path: Path, refusal: str | None = None) -> Iterator[None]:
-    """Hold a lock file while the block runs; the kernel frees it when a process dies.
-
-    Args:
-        path: the file; made if it is missing.
-        refusal: what to say where another process holds it; None waits for it.
-
-    Raises:
-        UserError: another process holds it, and a refusal is given.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal else 0))
-        except BlockingIOError:
-            raise UserError(str(refusal)) from None
-        yield

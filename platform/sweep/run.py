@@ -16,6 +16,7 @@ from dynaflip.errors import UserError
 from dynaflip.platform import cluster, tracking
 from dynaflip.platform.config import config_digest, flatten, load_config, to_dict
 from dynaflip.platform.home import default_triplets, input_path, new_run_name
+from dynaflip.platform.locks import held
 from dynaflip.platform.sweep import folder as folders
 from dynaflip.platform.sweep import frames as labelled
 from dynaflip.platform.sweep import study as studies
@@ -171,7 +172,7 @@ def open_sweep(
 
 def _held(name: str) -> contextlib.AbstractContextManager[None]:
     lock = folders.folder_of(name) / folders.LOCK
-    return folders.held(lock, f"sweep {name} is running in another process")
+    return held(lock, f"sweep {name} is running in another process")
 
 
 def _go(sweep: Sweep, work: Any, fit: Fit) -> None:

@@ -12,8 +12,9 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from dynaflip.errors import UserError
+from dynaflip.platform.locks import held
 from dynaflip.platform.sweep.config import SweepConfig
-from dynaflip.platform.sweep.folder import Facts, default_storage, held, sweeps
+from dynaflip.platform.sweep.folder import Facts, default_storage, sweeps
 from dynaflip.platform.sweep.space import Dimension
 
 SEARCH, CONFIRM = "search", "confirm"

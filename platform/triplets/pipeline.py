@@ -23,7 +23,9 @@ import pyarrow.parquet as pq
 from dynaflip.errors import UserError
 from dynaflip.platform.cluster import start_ray
 from dynaflip.platform.config import to_dict
-from dynaflip.platform.triplets.clips import Clip, Source
+from dynaflip.platform.home import home
+from dynaflip.platform.locks import held
+from dynaflip.platform.triplets.clips import Clip, Source, content_hash
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.digest import digest_of
 from dynaflip.platform.triplets.model_shards import ModelShards, check_models, uses_models
@@ -77,6 +79,14 @@ def preprocess(config: PreprocessConfig, output: str) -> Outcome:
         UserError: the source is missing or empty, or the output is something else.
     """
     folder = _check_output(output)
+    lock = home() / "locks" / f"{content_hash(str(folder))}.lock"
+    with held(lock, f"--output: another process is making {folder}"):
+        return _preprocess(config, folder)
+
+
+def _preprocess(config: PreprocessConfig, folder: Path) -> Outcome:
+    if not folder.exists() and _beside(folder, "old").exists():
+        os.replace(_beside(folder, "old"), folder)  # killed while it was being replaced
     source = open_sources(config)
     clips = source.list_clips()
     if not clips:
@@ -85,7 +95,9 @@ def preprocess(config: PreprocessConfig, output: str) -> Outcome:
     settings = to_dict(config)
     made_from = work_of(settings, clips)
     key = work_key(made_from)
-    work = WorkFolder(folder.parent / f".{folder.name}.{key[:12]}")
+    # Named by the folder it adopts shards from as well: another one would number them otherwise.
+    adopted_from = content_hash(key, str(read_finished(folder).get("work_key", "")))
+    work = WorkFolder(folder.parent / f".{folder.name}.{adopted_from[:12]}")
     if read_finished(work.path).get("work_key") == key:
         _replace_folder(work.path, folder)  # an earlier run was killed just before this
     finished = read_finished(folder)
@@ -103,6 +115,7 @@ def preprocess(config: PreprocessConfig, output: str) -> Outcome:
         summaries.append(summary)
         progress.update([summary["stage"]])
     progress.close()
+    _check_complete(clips, summaries)
     about = {"settings": settings, "made_from": made_from, "work_key": key}
     return _finish(folder, work, summaries, config, about | {"sources": source.about()})
 
@@ -202,6 +215,18 @@ def _read_done(work: WorkFolder, shards: dict[int, list[Clip]]) -> list[dict[str
     return [summary for path in done if path.exists() for summary in json.loads(path.read_text())]
 
 
+def _check_complete(clips: list[Clip], summaries: list[dict[str, Any]]) -> None:
+    """Every clip once: published triplets have lost none and hold none twice."""
+    wanted = Counter(clip.digest() for clip in clips)
+    found = Counter(summary["clip_digest"] for summary in summaries)
+    if wanted != found:
+        missing, extra = wanted - found, found - wanted
+        raise RuntimeError(
+            f"{missing.total()} clips are missing and {extra.total()} too many among the finished "
+            f"shards; nothing was published"
+        )
+
+
 def _finish(
     folder: Path,
     work: WorkFolder,
@@ -223,10 +248,15 @@ def _finish(
     share = len(rejected) / max(1, len(summaries))
     if share > config.max_rejected_share or not counts["triplets"]:
         place = _set_aside(folder, work)
+        too_many = (
+            f", more than max_rejected_share={config.max_rejected_share:g} allows"
+            if share > config.max_rejected_share
+            else ", and no triplet is left"
+        )
         failure = (
-            f"{len(rejected)} of {len(summaries)} clips were rejected ({share:.0%}), more than "
-            f"max_rejected_share={config.max_rejected_share:g} allows; most: "
-            f"{next(iter(counts['reasons']), 'none')}; all of them: {place / 'rejected.parquet'}"
+            f"{len(rejected)} of {len(summaries)} clips were rejected ({share:.0%}){too_many}; "
+            f"most: {next(iter(counts['reasons']), 'none')}; all of them: "
+            f"{place / 'rejected.parquet'}"
         )
         return Outcome(place, counts, digest, failure=failure)
     write_examples(work.path, config.example_pictures)

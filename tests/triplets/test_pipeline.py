@@ -21,8 +21,10 @@ from triplet_recordings import moving_square, write_lerobot, write_video
 
 from dynaflip.errors import UserError
 from dynaflip.eval.perturbations import sample
+from dynaflip.platform.home import home
+from dynaflip.platform.locks import held
 from dynaflip.platform.triplets.clip_table import clip_table
-from dynaflip.platform.triplets.clips import ClipError
+from dynaflip.platform.triplets.clips import ClipError, content_hash
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
 from dynaflip.platform.triplets.digest import digest_of, row_digests
 from dynaflip.platform.triplets.pictures import draw_tracks, read_examples
@@ -160,6 +162,50 @@ def test_a_clip_that_is_added_costs_its_own_time_alone(
     assert preprocess(settings(folder), str(tmp_path / "anew")).digest == outcome.digest
     rows = pl.read_parquet(tmp_path / "out" / "triplets" / "*.parquet")
     assert len(rows) == outcome.counts["triplets"]
+
+
+@pytest.mark.ray
+def test_a_stopped_job_loses_no_clip_to_one_that_finished_meanwhile(
+    video_folder: Callable[..., Path], tmp_path: Path, ray_cluster: None, monkeypatch
+) -> None:
+    from dynaflip.platform.triplets import pipeline
+
+    folder = video_folder(6)
+    captions = (folder / "captions.csv").read_text()
+    run = pipeline._run
+
+    def stop_after_three(shards, config, work, source):
+        for n, summary in enumerate(run(dict(list(shards.items())[:3]), config, work, source)):
+            yield summary
+            if n == 2:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "_run", stop_after_three)
+    with pytest.raises(KeyboardInterrupt):
+        preprocess(settings(folder), str(tmp_path / "out"))
+    monkeypatch.setattr(pipeline, "_run", run)
+    few = [line for line in captions.splitlines() if not line.startswith(("clip1", "clip4"))]
+    (folder / "captions.csv").write_text("\n".join(few))
+    for name in ("clip1.mp4", "clip4.mp4"):
+        (folder / name).rename(tmp_path / name)
+    assert preprocess(settings(folder), str(tmp_path / "out")).counts["read"] == 4
+    for name in ("clip1.mp4", "clip4.mp4"):
+        (tmp_path / name).rename(folder / name)
+    (folder / "captions.csv").write_text(captions)
+    outcome = preprocess(settings(folder), str(tmp_path / "out"))
+    assert outcome.digest == preprocess(settings(folder), str(tmp_path / "anew")).digest
+    rows = pl.read_parquet(tmp_path / "out" / "triplets" / "*.parquet")
+    assert rows["clip_id"].n_unique() == 6
+    assert len(rows) == rows["triplet_id"].n_unique() == outcome.counts["triplets"]
+
+
+def test_one_output_is_made_by_one_process_at_a_time(
+    video_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    lock = home() / "locks" / f"{content_hash(str(output))}.lock"
+    with held(lock), pytest.raises(UserError, match="another process is making"):
+        preprocess(settings(video_folder(1)), str(output))
 
 
 @pytest.mark.ray
