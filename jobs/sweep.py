@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
 
     try:
         if args.resume:
-            name = run.resume(args.resume, _typed(args, job, aliases))
+            name = run.resume(args.resume, _typed(args, argv, job, aliases))
         else:
             name = run.start(job)
     except NodeLost as error:
@@ -85,12 +85,16 @@ def _refuse_set_and_searched(argv: list[str], specs: Sequence[str]) -> None:
             raise UserError(f"--{key} is set and searched as well: give one of the two")
 
 
-def _typed(args: argparse.Namespace, job: SweepJobConfig, aliases: dict[str, str]) -> dict:
-    """Dotted settings that were given, by flag or otherwise."""
+def _typed(
+    args: argparse.Namespace, argv: list[str], job: SweepJobConfig, aliases: dict[str, str]
+) -> dict:
+    """Dotted settings that were given, by flag, by their own key or in a file."""
     given, default = flatten(to_dict(job)), flatten(to_dict(SweepJobConfig()))
     flags = {
         key for flag, key in aliases.items() if getattr(args, flag.replace("-", "_")) is not None
     }
+    # Typed is typed, though it be the default: the sweep may have begun with another value.
+    flags |= {word.removeprefix("--").partition("=")[0] for word in argv if word.startswith("--")}
     return {k: v for k, v in given.items() if v != default[k] or k in flags}
 
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from dynaflip.encoders.image import ImageEncoder
 
 DEFAULT_NAME = "dynaflip-encoder"
+# What MLflow answers where there is no such model, version or alias.
+_GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 LATEST = "latest"
 _ARTIFACT = "encoder"
 # What an environment needs to run a version; pinned to what trained it.
@@ -167,13 +169,21 @@ def set_alias(name: str, alias: str, version: int) -> None:
 
 
 def version_of_alias(name: str, alias: str) -> str | None:
-    """The version that an alias names, or None where nothing has it."""
+    """The version that an alias names, or None where nothing has it.
+
+    Raises:
+        UserError: the store does not answer; an alias may then be there all the same.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
         return str(tracking.client().get_model_version_by_alias(name, alias).version)
-    except MlflowException:
-        return None
+    except MlflowException as error:
+        if error.error_code in _GONE:
+            return None
+        raise UserError(
+            f"alias {alias} of {name}: cannot read it from {tracking.tracking_uri()}: {error}"
+        ) from None
 
 
 def version_tags(name: str, version: str) -> dict[str, str]:
@@ -249,8 +259,7 @@ def _store(asked: str) -> Any:
 def _missing(asked: str, name: str, error: Exception) -> UserError:
     from mlflow.exceptions import MlflowException
 
-    gone = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
-    if isinstance(error, MlflowException) and error.error_code in gone:
+    if isinstance(error, MlflowException) and error.error_code in _GONE:
         return UserError(f"encoder {asked} does not exist; registered: {describe_versions(name)}")
     return UserError(f"encoder {asked}: cannot read it from {tracking.tracking_uri()}: {error}")
 

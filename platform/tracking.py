@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import platform as host_platform
+import re
 import signal
 import socket
 import subprocess
@@ -111,9 +112,9 @@ class Run:
         from mlflow.entities import Param
 
         store = self.client()
-        store.log_text(self.run_id, to_yaml(config), "config.yaml")
+        store.log_text(self.run_id, masked(to_yaml(config)), "config.yaml")
         flat = flatten(to_dict(config))
-        params = [Param(key, str(value)[:_MAX_PARAM_CHARS]) for key, value in flat.items()]
+        params = [Param(key, masked(str(value))[:_MAX_PARAM_CHARS]) for key, value in flat.items()]
         for start in range(0, len(params), 100):
             store.log_batch(self.run_id, params=params[start : start + 100])
 
@@ -293,13 +294,18 @@ def ending(run: Run) -> Iterator[Run]:
             signal.signal(signal.SIGTERM, previous)
 
 
+def masked(text: str) -> str:
+    """A text without the passwords of its URLs (``scheme://user:password@host``)."""
+    return re.sub(r"(\w://[^\s:/@]*:)[^\s/@]+@", r"\1***@", text)
+
+
 def provenance() -> dict[str, str]:
     """Which code on which machine: git commit, host, CPUs, GPU, Python, command."""
     return {
         "git_commit": git_commit(),
         "hardware": hardware(),
         "python": host_platform.python_version(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:1000],
+        "command": masked(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))[:1000],
     }
 
 

@@ -77,6 +77,23 @@ def test_latest_moves_by_itself_and_candidate_on_request(registered: Path) -> No
     assert store.get_run(run.run_id).info.status == "RUNNING"
 
 
+def test_a_store_that_does_not_answer_is_not_an_alias_that_nobody_has(
+    registered: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    assert registry.version_of_alias(registry.DEFAULT_NAME, "champion") is None
+    assert registry.version_of_alias("no-such-model", "champion") is None
+
+    class Down:
+        def get_model_version_by_alias(self, name: str, alias: str) -> None:
+            raise MlflowException("connection refused")
+
+    monkeypatch.setattr(tracking, "client", Down)
+    with pytest.raises(UserError, match="cannot read it from"):
+        registry.version_of_alias(registry.DEFAULT_NAME, "champion")
+
+
 def test_a_version_is_served_by_mlflow_itself_without_pickle(registered: Path) -> None:
     import mlflow
 

@@ -102,6 +102,12 @@ def test_the_environment_overrides_the_store(
     assert tracking.client().tracking_uri == f"sqlite:///{home / 'mlflow' / 'mlflow.db'}"
 
 
+def test_passwords_of_urls_are_not_recorded() -> None:
+    typed = "sweep.py --storage postgresql://me:secret@host:5432/db --name n"
+    assert tracking.masked(typed) == typed.replace("secret", "***")
+    assert tracking.masked("s3://bucket/a@b http://host:80/x") == "s3://bucket/a@b http://host:80/x"
+
+
 def test_without_a_checkout_the_commit_is_the_environment_s_or_unknown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

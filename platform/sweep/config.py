@@ -102,6 +102,8 @@ class SweepConfig:
             raise ValueError(f"scheduler {self.scheduler} needs one objective, not two")
         if self.name is not None and not self.name.replace("-", "").replace("_", "").isalnum():
             raise ValueError(f"name must be of letters, digits, - and _, got {self.name!r}")
+        if self.name is not None and self.name.endswith("-confirm"):
+            raise ValueError("name must not end in -confirm: that is a sweep's second stage")
 
 
 @dataclass(frozen=True)

@@ -90,13 +90,17 @@ class Ledger:
     def left(self) -> int:
         """Trials that are not finished, those not begun among them."""
         done = [t for t in own_trials(self.study) if t.state in FINISHED]
-        return self.total - len(done)
+        # What was begun is ended, though fewer trials are wanted by now.
+        return max(self.total - len(done), len(self._orphans))
 
     def next(self) -> Assignment | None:
         """A trial that a killed session left running, or a new one; None when all are given."""
         orphan = bool(self._orphans)
         if orphan:
-            trial = optuna.Trial(self.study, self._orphans.pop(0)._trial_id)
+            frozen = self._orphans.pop(0)
+            # A session that was killed between asking and suggesting has left no values.
+            self.study.sampler = sampler(self.config, number_of(frozen, self.facts, self.stage))
+            trial = optuna.Trial(self.study, frozen._trial_id)
         else:
             begun = [t for t in own_trials(self.study) if t.state != TrialState.WAITING]
             if len(begun) >= self.total:
@@ -122,9 +126,10 @@ class Ledger:
             return True
         step = int(metrics["step"])
         trial.report(scores[0], step)
-        # The last score is the trial's own and not a rung; trial 0 is what all are held against.
-        at_rung = step < self.facts.total_steps and number > 0 and self.stage == "search"
-        if at_rung and trial.should_prune():
+        # The last score is the trial's own and not a rung. Trial 0 goes on whatever its rungs
+        # say, as all are held against it, but to be asked is what puts its scores on the rungs.
+        at_rung = step < self.facts.total_steps and self.stage == "search"
+        if at_rung and trial.should_prune() and number > 0:
             self._stopped.add(number)
             return False
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 import typing
@@ -56,7 +57,7 @@ class Dimension:
         """As it is typed."""
         if self.kind == "choice":
             return f"{self.key}=choice({','.join(_shown(c) for c in self.choices)})"
-        return f"{self.key}={self.kind}({self.low:g},{self.high:g})"
+        return f"{self.key}={self.kind}({_shown(self.low)},{_shown(self.high)})"
 
 
 def parse_space(specs: Sequence[str]) -> tuple[Dimension, ...]:
@@ -154,7 +155,7 @@ def _check(spec: str, values: dict[str, Any]) -> None:
 
 
 def _choice(spec: str, key: str, words: list[str]) -> Dimension:
-    choices = tuple(yaml.safe_load(word) for word in words)
+    choices = tuple(map(_value, words))
     if len(choices) < 2 or len(set(map(str, choices))) < len(choices):
         raise UserError(f"--search {spec}: give at least two different choices")
     return Dimension(key, "choice", choices=choices)
@@ -179,5 +180,17 @@ def _range(spec: str, key: str, kind: str, words: list[str], expected: Any) -> D
     return Dimension(key, kind, low, high)
 
 
+def _value(word: str) -> Any:
+    """A word's value as in a settings file; YAML 1.1 alone would read 1e-3 as text."""
+    try:
+        return json.loads(word)
+    except json.JSONDecodeError:
+        return yaml.safe_load(word)
+
+
 def _shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    """Text that reads back as this very value: a resumed study refuses another space."""
+    if isinstance(value, float):
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
+    return value if isinstance(value, str) else json.dumps(value)

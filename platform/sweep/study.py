@@ -12,14 +12,17 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from dynaflip.errors import UserError
+from dynaflip.platform.home import home
 from dynaflip.platform.locks import held
 from dynaflip.platform.sweep.config import SweepConfig
 from dynaflip.platform.sweep.folder import Facts, default_storage, sweeps
 from dynaflip.platform.sweep.space import Dimension
+from dynaflip.platform.tracking import masked
 
 SEARCH, CONFIRM = "search", "confirm"
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 _WARM = "warm_start"
+_HOME = "home"  # user attribute: whose study it is, in a database that many may share
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -53,10 +56,11 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
             return optuna.storages.RDBStorage(url, engine_kwargs=options)
     except ImportError as error:
         hint = "install the database's driver, for Postgres `pip install 'dynaflip[postgres]'`"
-        raise UserError(f"sweep.storage {url}: {hint} [{str(error).splitlines()[0]}]") from None
+        said = str(error).splitlines()[0]
+        raise UserError(f"sweep.storage {masked(url)}: {hint} [{said}]") from None
     except sqlalchemy.exc.SQLAlchemyError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"sweep.storage {url}: cannot be opened ({reason})") from None
+        reason = masked(str(error).splitlines()[0])
+        raise UserError(f"sweep.storage {masked(url)}: cannot be opened ({reason})") from None
 
 
 def storage_url(config: SweepConfig) -> str:
@@ -66,18 +70,33 @@ def storage_url(config: SweepConfig) -> str:
 
 def open_study(facts: Facts, stage: str, objectives: Sequence[str]) -> optuna.Study:
     """A stage's study, made if it is missing; every objective is an error to make small."""
-    return optuna.create_study(
+    study = optuna.create_study(
         storage=open_storage(facts.storage),
         study_name=study_name(facts.name, stage),
         directions=["minimize"] * len(objectives),
         load_if_exists=True,
     )
+    if _HOME not in study.user_attrs:
+        study.set_user_attr(_HOME, str(home()))
+    return study
 
 
 def new_study(facts: Facts, objectives: Sequence[str]) -> optuna.Study:
-    """The search's study, empty: what a start that was killed left under the name goes."""
-    if facts.name in optuna.get_all_study_names(open_storage(facts.storage)):
-        optuna.delete_study(study_name=facts.name, storage=open_storage(facts.storage))
+    """The search's study, empty: what a start that was killed left under the name goes.
+
+    Raises:
+        UserError: the database has a study of that name that another home made.
+    """
+    storage = open_storage(facts.storage)
+    left = {study_name(facts.name, stage) for stage in (SEARCH, CONFIRM)}
+    for name in sorted(left & set(optuna.get_all_study_names(storage))):
+        owner = optuna.load_study(study_name=name, storage=storage).user_attrs.get(_HOME)
+        if owner != str(home()) and facts.storage != default_storage():
+            raise UserError(
+                f"--name {facts.name}: the database holds a study {name} that was made from "
+                f"{owner or 'elsewhere'}; give another name"
+            )
+        optuna.delete_study(study_name=name, storage=storage)
     return open_study(facts, SEARCH, objectives)
 
 
@@ -156,6 +175,11 @@ def warm_trials(
                 f"sweep.warm_start {name}: its scores are not comparable, {key} differs "
                 f"({study.user_attrs.get(key)}, here {value})"
             )
+    if len(study.directions) != len(config.objectives):
+        raise UserError(
+            f"sweep.warm_start {name}: has {len(study.directions)} objectives, here are "
+            f"{len(config.objectives)}"
+        )
     if study.user_attrs.get("space") != [d.text() for d in space]:
         raise UserError(
             f"sweep.warm_start {name}: searches {' '.join(study.user_attrs.get('space', []))}"

@@ -28,6 +28,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from dynaflip.encoders.checkpoint import load_image_encoder
 from dynaflip.encoders.language import embed_captions
+from dynaflip.platform import tracking
 from dynaflip.platform.sweep.ledger import Assignment
 from dynaflip.platform.sweep.resources import Fit, placed
 from dynaflip.platform.sweep.score import METRIC, ProbeScore
@@ -82,7 +83,7 @@ class TrialTask:
             settings = with_values(self.work.config, assignment.values)
         except ValueError as error:
             return {"step": 0, "final": True, "failed": str(error)}
-        work = self._work_of(settings, folder)
+        work = self._work_of(settings, folder, assignment.run)
         assignment.run.log_settings(settings)
         try:
             checkpoint = ray_train.fit(work, assignment.run, folder, [_to_tune()])
@@ -108,7 +109,7 @@ class TrialTask:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return {"step": step, "final": True, **found}
 
-    def _work_of(self, settings: PretrainConfig, folder: Path) -> Work:
+    def _work_of(self, settings: PretrainConfig, folder: Path, run: tracking.Run) -> Work:
         text = self.work.text
         if settings.model.language != self.work.config.model.language:
             captions = self.work.index.captions
@@ -119,10 +120,17 @@ class TrialTask:
             config=placed(settings, self.fit),
             text=text,
             threads=self.fit.threads,
-            checkpoints=checkpoint_uri(settings, folder),
+            checkpoints=_checkpoints(settings, folder, run),
             score=self.score,
             score_steps=frozenset(self.score_steps),
         )
+
+
+def _checkpoints(settings: PretrainConfig, folder: Path, run: tracking.Run) -> str:
+    """Where a trial's checkpoints are; every sweep has a trial-000, so elsewhere its run counts."""
+    if settings.train.checkpoint_storage is None:
+        return checkpoint_uri(settings, folder)
+    return checkpoint_uri(settings, folder.with_name(f"{folder.name}-{run.run_id[:8]}"))
 
 
 def _to_tune() -> ray.train.UserCallback:

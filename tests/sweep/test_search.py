@@ -68,6 +68,18 @@ def test_failures_are_recorded_with_their_reason_and_end_nothing(home: Path) -> 
     assert "KILLED in MLflow" in found
 
 
+def test_a_database_that_is_shared_keeps_the_studies_of_others(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = f"sqlite:///{tmp_path / 'shared.db'}"
+    opened("mine", storage=storage)
+    monkeypatch.setenv("DYNAFLIP_HOME", str(tmp_path / "elsewhere"))
+    with pytest.raises(UserError, match=f"a study mine that was made from {home}"):
+        opened("mine", storage=storage)
+    monkeypatch.setenv("DYNAFLIP_HOME", str(home))
+    opened("mine", storage=storage)  # what a killed start of one's own left is no obstacle
+
+
 @pytest.mark.slow
 def test_a_pareto_front_and_another_sweeps_history(home: Path) -> None:
     both = ("perturbed", "unperturbed")

@@ -38,6 +38,21 @@ def test_a_space_is_read_as_it_is_typed() -> None:
     assert short_names(parse_space(["objective.flow=log(1,2)", "model.flow.layers=int(1,2)"]))
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "optimizer.lr=choice(1e-3,0.1234567)",
+        "optimizer.lr=log(1.2345678e-05,0.1)",
+        "data.shuffle_buffer_rows=int(2,1234567)",
+        "train.checkpoint_storage=choice(null,/mnt/other)",
+    ],
+)
+def test_a_space_reads_back_as_the_very_same_numbers(spec: str) -> None:
+    (dimension,) = parse_space([spec])
+    assert parse_space([dimension.text()]) == (dimension,)
+    assert not any(choice == "1e-3" for choice in dimension.choices)
+
+
 def test_values_come_from_the_range_and_fit_the_settings() -> None:
     space = parse_space(SPECS)
     study = optuna.create_study(sampler=sampler(SweepConfig(sampler="random"), 1))
