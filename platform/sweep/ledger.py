@@ -113,6 +113,7 @@ class Ledger:
         name = f"{'trial' if self.stage == 'search' else self.stage}-{number:03d}"
         trial.set_user_attr("name", name)
         trial.set_user_attr("session_began_s", time.time())
+        trial.set_user_attr("session_began_step", trial.user_attrs.get("step", 0))
         run = self._open_run(trial, name, values, orphan)
         return Assignment(self.stage, number, name, values, run)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -78,6 +79,14 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
+def fitted(lines: Sequence[str], columns: int, rows: int) -> list[str]:
+    """Lines cut to a terminal; of too many the head and the newest, which come last, stay."""
+    room = max(rows - 1, 4)  # the cursor's own row stays free
+    if len(lines) > room:
+        lines = [*lines[:2], f"… {len(lines) - room + 1} more", *lines[3 - room :]]
+    return [line if len(line) < columns else f"{line[: columns - 2]}…" for line in lines]
+
+
 @dataclass
 class LiveView:
     """On a terminal the table, drawn anew in its place; elsewhere a line a trial's change."""
@@ -99,11 +108,13 @@ class LiveView:
         """Draw now."""
         self._last_s = time.monotonic()
         if sys.stdout.isatty():
-            text = self.draw()
+            # What is wrapped or scrolled away cannot be drawn over.
+            size = shutil.get_terminal_size()
+            lines = fitted(self.draw().splitlines(), size.columns, size.lines)
             back = f"\x1b[{self._lines}F\x1b[J" if self._lines else ""
-            sys.stdout.write(back + text + "\n")
+            sys.stdout.write(back + "\n".join(lines) + "\n")
             sys.stdout.flush()
-            self._lines = text.count("\n") + 1
+            self._lines = len(lines)
             return
         for name, line in self.changes().items():
             if self._said.get(name) != line:
@@ -144,11 +155,12 @@ def _scores(trial: FrozenTrial, objectives: Sequence[str]) -> list[str]:
 
 def _eta(trial: FrozenTrial, facts: Facts) -> str:
     step = trial.user_attrs.get("step", 0)
-    if trial.state != TrialState.RUNNING or not step:
-        return ""
     # Since this session took it up; a trial that goes on began further along.
+    done = step - trial.user_attrs.get("session_began_step", 0)
+    if trial.state != TrialState.RUNNING or done <= 0:
+        return ""
     took_s = time.time() - trial.user_attrs.get("session_began_s", time.time())
-    return clock(took_s / step * max(0, facts.total_steps - step))
+    return clock(took_s / done * max(0, facts.total_steps - step))
 
 
 def _shown(value: object) -> str:

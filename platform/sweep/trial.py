@@ -82,18 +82,18 @@ class TrialTask:
         try:
             settings = with_values(self.work.config, assignment.values)
         except ValueError as error:
-            return {"step": 0, "final": True, "failed": str(error)}
+            return {"final": True, "failed": str(error)}
         work = self._work_of(settings, folder, assignment.run)
         assignment.run.log_settings(settings)
         try:
             checkpoint = ray_train.fit(work, assignment.run, folder, [_to_tune()])
         except (NonFiniteLoss, Collapsed) as error:
-            return {"step": 0, "final": True, "failed": f"diverged: {error}"}
+            return {"final": True, "failed": f"diverged: {error}"}
         except (TrainingFailedError, RayActorError) as error:
             lost = ray_train.find_error(error, _LOST)
             if lost is not None:
                 raise ProcessLost(_last_line(lost)) from error
-            return {"step": 0, "final": True, "failed": _reason(error)}
+            return {"final": True, "failed": _reason(error)}
         curves = assignment.run.curves()
         metrics = {name: points[-1][1] for name, points in curves.items()}
         recorded = dataclasses.replace(work, config=settings)

@@ -152,7 +152,7 @@ def run_stage(
         except Exception as error:  # would be raised again: recorded, and not tried again
             traceback.print_exc()
             said = f"{type(error).__name__}: {error}"
-            tune.report({"step": 0, "final": True, "failed": said})
+            tune.report({"final": True, "failed": said})
 
     tuner = tune.Tuner(
         tune.with_resources(run_one, {"CPU": DRIVER_CPUS}),
