@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from checkout import REPOSITORY
 from s3_server import BUCKET, Failures, failing_proxy, s3_server, upload
 from triplet_recordings import moving_square, textured, write_lerobot, write_video
 
@@ -133,6 +140,43 @@ def test_lasting_failures_are_the_clips_and_an_outage_is_the_jobs(
     proxy.rule = lambda path, number: "500"
     with pytest.raises(UserError, match="cannot be read"):
         open_sources(config)
+
+
+@pytest.mark.fuzz
+def test_a_flaky_bucket_costs_the_clips_that_it_keeps_back_and_no_other(
+    server: str, proxy: Failures, video_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = video_folder(4)
+    write_video(folder / "gone.mp4", moving_square(30, step_px=1.9))
+    with (folder / "captions.csv").open("a") as file:
+        file.write("\ngone.mp4,pull\n")
+    uri = upload(server, folder, "job")
+    job = str(REPOSITORY / "jobs" / "preprocess.py")
+    words = ["--depth", "plane", "--draws_per_clip", "1", "--max_rejected_share", "0.5"]
+
+    def manifest_of(source: str, name: str) -> dict[str, Any]:
+        out = tmp_path / name
+        done = subprocess.run(
+            [sys.executable, job, "--source", source, "--output", str(out), *words],
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        return json.loads((out / "manifest.json").read_text())
+
+    proxy.rule = lambda path, number: (
+        "500" if "gone" in path else {0: "500", 2: "cut"}.get(number % 5)
+    )
+    counts = manifest_of(uri, "flaky")["counts"]
+    assert (counts["read"], counts["kept"], counts["rejected"]) == (5, 4, 1)
+    (rejected,) = pq.read_table(tmp_path / "flaky" / "rejected.parquet").to_pylist()
+    assert (rejected["path"], rejected["stage"]) == ("gone.mp4", "network")
+    assert "gave up" in rejected["reason"]
+    proxy.rule = lambda path, number: None
+    whole = manifest_of(uri, "calm")["counts"]
+    assert (whole["read"], whole["kept"], whole["rejected"]) == (5, 5, 0)
+    assert whole["triplets"] > counts["triplets"]
 
 
 def test_an_empty_prefix_is_a_users_mistake(server: str, proxy: Failures) -> None:
