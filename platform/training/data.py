@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -246,14 +246,41 @@ def shuffled(rows: Iterable[T], buffer_rows: int, rng: np.random.Generator) -> I
         yield buffer[slot]
 
 
-def prefetched(items: Iterable[T], depth: int) -> Iterator[T]:
-    """Run an iterable in a thread, at most ``depth`` items ahead; its errors come through.
+class Prefetched(Iterator[T]):
+    """Runs an iterable in a thread, at most some items ahead; its errors come through.
 
-    The thread starts at once, not with the first item that is asked for.
+    The thread starts at once, not with the first item that is asked for, and ends, closing
+    what it reads, when this is closed or nobody holds it any more.
     """
-    ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=depth)
-    stopped = threading.Event()
 
+    def __init__(self, items: Iterable[T], depth: int) -> None:
+        """Begin to read ``items``, ``depth`` of them ahead."""
+        self._ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=depth)
+        self._stopped = threading.Event()
+        # The thread holds no reference to this, or nobody's letting go would be seen.
+        arguments = (iter(items), self._ready, self._stopped)
+        threading.Thread(target=_read_ahead, args=arguments, daemon=True, name="prefetch").start()
+
+    def __next__(self) -> T:
+        """The next item; raises what reading it raised."""
+        if self._stopped.is_set():
+            raise StopIteration
+        kind, value = self._ready.get()
+        if kind == "item":
+            return value  # type: ignore[no-any-return]
+        self._stopped.set()
+        raise StopIteration if kind == "end" else value
+
+    def close(self) -> None:
+        """Let the thread end; there are no more items."""
+        self._stopped.set()
+
+    __del__ = close
+
+
+def _read_ahead(
+    items: Iterator[Any], ready: queue.Queue[tuple[str, Any]], stopped: threading.Event
+) -> None:
     def put(kind: str, value: Any) -> bool:
         while not stopped.is_set():
             try:
@@ -263,41 +290,32 @@ def prefetched(items: Iterable[T], depth: int) -> Iterator[T]:
                 continue
         return False
 
-    def work() -> None:
-        try:
-            for item in items:
-                if not put("item", item):
-                    return
-            put("end", None)
-        except BaseException as error:  # handed on to the consumer, who raises it
-            put("error", error)
-
-    def items_there() -> Iterator[T]:
-        try:
-            while True:
-                kind, value = ready.get()
-                if kind == "end":
-                    return
-                if kind == "error":
-                    raise value
-                yield value
-        finally:
-            stopped.set()
-
-    threading.Thread(target=work, daemon=True, name="prefetch").start()
-    return items_there()
+    try:
+        for item in items:
+            if not put("item", item):
+                return
+        put("end", None)
+    except BaseException as error:  # handed on to the consumer, who raises it
+        put("error", error)
+    finally:  # what is left before its end lets go of what it holds now, not some day
+        if isinstance(items, Generator | Prefetched):
+            items.close()
 
 
 class EpochsAhead:
     """Begins to read an epoch's tables when the last of the one before is read.
 
     Ray Data takes seconds to start an epoch; the shuffle buffer has batches for longer.
+    Its barrier between ranks counts calls: a rank that begins an epoch while it still reads
+    another lets the others' reading fail, so one that is left early is ended first.
     """
 
     def __init__(self, tables: Callable[[], Iterator[pa.Table]]) -> None:
         """Take what starts to read the rows of an epoch in file order."""
         self._tables = tables
         self._begun: Iterator[pa.Table] | None = None
+        self._ended = threading.Event()  # what was begun last is read or left
+        self._ended.set()
         self._epochs = 0  # handed out
         self._lock = threading.Lock()  # an epoch is read in the thread that decodes it
 
@@ -315,7 +333,15 @@ class EpochsAhead:
                 self._begun = self._begin()
 
     def _begin(self) -> Iterator[pa.Table]:
-        return prefetched(self._tables(), depth=_TABLES_AHEAD)
+        before, self._ended = self._ended, threading.Event()
+        return Prefetched(self._after(before, self._ended), depth=_TABLES_AHEAD)
+
+    def _after(self, before: threading.Event, ended: threading.Event) -> Iterator[pa.Table]:
+        before.wait()
+        try:
+            yield from self._tables()
+        finally:
+            ended.set()
 
 
 def epoch_batches(
@@ -344,7 +370,7 @@ def epoch_batches(
     groups = _full_groups(shuffled(rows, config.shuffle_buffer_rows, rng), batch_size)
     rest = itertools.islice(groups, position.steps, None)
     batches = (_pinned(collate(group, position.epoch)) for group in rest)
-    return prefetched(batches, config.prefetch_batches)
+    return Prefetched(batches, config.prefetch_batches)
 
 
 def _pinned(batch: Batch) -> Batch:

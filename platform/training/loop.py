@@ -132,6 +132,8 @@ class Pretraining:
         if self.step == 0 and self._evaluates(0):
             self.context.report({"step": 0, **self.evaluate()})
         while self.step < self.length.total_steps:
+            if self._steps_left() == 0:  # stopped at the very end of an epoch
+                self.state.next_epoch()
             before = self.step
             for batch in self._agreed(self.meter.waiting(batches(self.state.position))):
                 self._train_on(batch)
@@ -175,24 +177,31 @@ class Pretraining:
         Ranks have equally many rows of a whole epoch; of the rest of one, or of rows that
         come by chance, they may not, and a rank alone would wait for the others for ever.
         """
-        part = self.state.position
-        if not part.is_whole() or self.length.weighted:
+        part, left = self.state.position, self._steps_left()
+        if left is None:
             while True:
                 batch = next(batches, None)
                 have = torch.tensor(float(batch is not None), device=self.context.device)
                 if float(global_sum(have)) < world_size() or batch is None:
                     return
                 yield batch
-        done = part.steps
-        left = self.length.train_triplets // self.context.world_size // self.batch_size
-        for batch in itertools.islice(batches, left - done):
+        had = 0
+        for batch in itertools.islice(batches, left):
             yield batch
-            done += 1
-        if done < left:
+            had += 1
+        if had < left:
             raise RuntimeError(
-                f"epoch {part.epoch} ended after {done} of {left} batches: "
+                f"epoch {part.epoch} ended {left - had} batches early: "
                 "the triplet folder changed under the run"
             )
+
+    def _steps_left(self) -> int | None:
+        """Of the epoch, for every rank; None where they are known at its end alone."""
+        part = self.state.position
+        if not part.is_whole() or self.length.weighted:
+            return None
+        rows = self.length.train_triplets // self.context.world_size
+        return rows // self.batch_size - part.steps
 
     def _train_on(self, batch: Batch) -> None:
         train = self.config.train

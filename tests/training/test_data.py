@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,11 +19,11 @@ from dynaflip.platform.training.config import DataConfig
 from dynaflip.platform.training.data import (
     EpochsAhead,
     Position,
+    Prefetched,
     Sampling,
     epoch_batches,
     gallery_batch,
     plain_tables,
-    prefetched,
     read_index,
     shuffled,
 )
@@ -196,7 +197,7 @@ def test_prefetching_hands_errors_on_and_stops_with_its_consumer() -> None:
         return itertools.chain([1, 2], (1 // 0 for _ in range(1)))
 
     with pytest.raises(ZeroDivisionError):
-        list(prefetched(failing(), 2))
+        list(Prefetched(failing(), 2))
     drawn: list[int] = []
 
     def endless():  # type: ignore[no-untyped-def]
@@ -204,7 +205,7 @@ def test_prefetching_hands_errors_on_and_stops_with_its_consumer() -> None:
             drawn.append(i)
             yield i
 
-    stream = prefetched(endless(), 2)
+    stream = Prefetched(endless(), 2)
     assert [next(stream) for _ in range(3)] == [0, 1, 2]
     stream.close()
     seen = len(drawn)
@@ -230,6 +231,26 @@ def test_the_next_epoch_is_begun_when_the_last_row_of_one_is_read() -> None:
     assert list(second) == [1, 2]
     assert list(third) == [0, 1, 2]
     assert len(begun) == 3
+
+
+def test_an_epoch_that_is_left_is_ended_before_the_next_is_begun() -> None:
+    events: list[str] = []
+
+    def tables() -> Iterator[int]:
+        number = sum(event == "begun" for event in events)
+        events.append("begun")
+        try:
+            for row in range(100):
+                time.sleep(0.01)  # a reader that would go on for a second
+                yield number * 100 + row
+        finally:
+            events.append("ended")
+
+    epochs = EpochsAhead(tables)
+    left = Prefetched(epochs.read(last=False), 2)  # as the thread that decodes does
+    del left  # nothing of it was asked for
+    assert list(itertools.islice(epochs.read(last=False), 3)) == [100, 101, 102]
+    assert events[:3] == ["begun", "ended", "begun"]
 
 
 def test_a_folder_that_holds_no_triplets_is_one_clear_line(tmp_path: Path) -> None:

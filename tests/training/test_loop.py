@@ -62,8 +62,10 @@ class Trial:
         self.reports: list[Metrics] = []
         self.said: list[str] = []
         self.examples: list[list[str]] = []
+        self.epochs: list[int] = []
 
     def batches(self, position: Position) -> Iterator[Batch]:
+        self.epochs.append(position.epoch)
         tables = plain_tables(str(self.folder), "train")(position.epoch)
         data, sampling = self.config.data, self.sampling
         size = rank_batch_size(self.config, 1)
@@ -117,6 +119,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_exactly(
     # First it says again what may have got lost: the reports up to the checkpoint's own.
     assert terms_of(rest.reports) == terms_of(whole.reports)[1:]
     assert rest.examples == whole.examples[kept[0] :]
+    assert rest.epochs == whole.epochs[kept[0] // 3 :], "a finished epoch is not begun again"
     for name, value in done.state.model.state_dict().items():
         assert torch.equal(value, resumed.state.model.state_dict()[name]), name
 
