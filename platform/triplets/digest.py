@@ -11,6 +11,9 @@ import pyarrow as pa
 
 from dynaflip.platform.triplets.schema import SCHEMA_VERSION
 
+# Beside this folder: the simulator's exact flow, and which recordings share a condition.
+_CODE_OUTSIDE = ("eval/exact_flow.py", "eval/simulator*.py", "eval/perturbations.py")
+
 
 def row_digests(table: pa.Table) -> list[str]:
     """A SHA-256 for every triplet, over every column."""
@@ -33,9 +36,11 @@ def digest_of(row_digests: Iterable[str]) -> str:
 
 
 def code_digest() -> str:
-    """Changes with the code of this folder, so that work of older code is not reused."""
+    """Changes with the code that makes triplets, so that work of older code is not reused."""
     digest = hashlib.sha256()
-    folder = Path(__file__).parent
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    here = Path(__file__).parent
+    package = here.parents[1]
+    outside = [path for pattern in _CODE_OUTSIDE for path in package.glob(pattern)]
+    for path in sorted([*here.rglob("*.py"), *outside]):
+        digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()

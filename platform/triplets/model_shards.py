@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from dynaflip.platform.triplets.clips import Clip, Source
+from dynaflip.platform.triplets.clips import Clip, Source, content_hash
 from dynaflip.platform.triplets.config import DEPTH_MODEL, PreprocessConfig
 from dynaflip.platform.triplets.shard import WorkFolder, process_shard
+from dynaflip.platform.triplets.sources.places import fingerprints, root_and_files
 from dynaflip.platform.triplets.stages.captioner import KIND, Captioner, check_captioner
 from dynaflip.platform.triplets.stages.depth_model import TransformersDepth, check_depth_model
 from dynaflip.platform.triplets.stages.learned_track import is_learned, load_tracker
@@ -33,6 +37,35 @@ def check_models(config: PreprocessConfig) -> None:
     for source in config.all_sources():
         if source.captioner:
             check_captioner(source.captioner)
+
+
+def digests_of_models(config: PreprocessConfig) -> dict[str, str]:
+    """What each model of the settings is, by its setting: other weights make other triplets.
+
+    A file or folder has a fingerprint of its content, a hub id the commit in the local cache,
+    a tracker's class its module's code.
+    """
+    depths = [depth.removeprefix(DEPTH_MODEL) for depth in config.depth_models()]
+    captioners = [source.captioner for source in config.all_sources() if source.captioner]
+    found = {name: _digest_of(name) for name in {*depths, *captioners}}
+    if is_learned(config.track.tracker):
+        kind, _, rest = config.track.tracker.partition(":")
+        if kind == "class":
+            module = inspect.getsourcefile(importlib.import_module(rest.rpartition(":")[0]))
+            rest = module or rest
+        found[config.track.tracker] = _digest_of(rest)
+    return dict(sorted(found.items()))
+
+
+def _digest_of(model: str) -> str:
+    if not os.path.exists(model):
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(model, "config.json")
+        return Path(cached).parent.name if isinstance(cached, str) else ""
+    root, names = root_and_files(model)
+    prints = fingerprints(root, names)
+    return content_hash(*(part for name in names for part in (name, prints[name].digest)))
 
 
 class ModelShards:

@@ -7,6 +7,7 @@ stopped goes on where it was; the folder takes its final name in one rename.
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import os
@@ -28,7 +29,12 @@ from dynaflip.platform.locks import held
 from dynaflip.platform.triplets.clips import Clip, Source, content_hash
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.digest import digest_of
-from dynaflip.platform.triplets.model_shards import ModelShards, check_models, uses_models
+from dynaflip.platform.triplets.model_shards import (
+    ModelShards,
+    check_models,
+    digests_of_models,
+    uses_models,
+)
 from dynaflip.platform.triplets.pictures import write_examples
 from dynaflip.platform.triplets.progress import Progress
 from dynaflip.platform.triplets.schema import REJECTED_SCHEMA, SCHEMA_VERSION
@@ -44,6 +50,7 @@ from dynaflip.platform.triplets.versions import (
 )
 
 _MAX_BLOCKS = 4096
+_KEY_LETTERS = 12  # of a work folder's name
 
 
 @dataclass(frozen=True)
@@ -93,11 +100,11 @@ def _preprocess(config: PreprocessConfig, folder: Path) -> Outcome:
         raise UserError(f"source.path: {config.source.path} holds no recording")
     check_models(config)
     settings = to_dict(config)
-    made_from = work_of(settings, clips)
+    made_from = work_of(settings, clips, digests_of_models(config))
     key = work_key(made_from)
     # Named by the folder it adopts shards from as well: another one would number them otherwise.
     adopted_from = content_hash(key, str(read_finished(folder).get("work_key", "")))
-    work = WorkFolder(folder.parent / f".{folder.name}.{adopted_from[:12]}")
+    work = WorkFolder(folder.parent / f".{folder.name}.{adopted_from[:_KEY_LETTERS]}")
     if read_finished(work.path).get("work_key") == key:
         _replace_folder(work.path, folder)  # an earlier run was killed just before this
     finished = read_finished(folder)
@@ -280,6 +287,9 @@ def _finish(
     _replace_folder(work.path, folder)
     # Only now: whoever is killed before finds the manifest, and has nothing to do again.
     shutil.rmtree(folder / work.attempts.name)
+    # Unfinished work for other settings, or for this folder as it was, has nowhere to go.
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.{'[0-9a-f]' * _KEY_LETTERS}"):
+        shutil.rmtree(left, ignore_errors=True)
     return Outcome(folder, counts, digest, version=version, changed=tuple(changed))
 
 

@@ -19,8 +19,8 @@ from dynaflip.platform.triplets.shard import WorkFolder
 _BESIDE = ("max_rejected_share", "example_pictures", "source.path", "source.weight")
 
 
-def work_of(settings: dict[str, Any], clips: list[Clip]) -> dict[str, Any]:
-    """What a triplet folder is made from: settings that matter, input and code."""
+def work_of(settings: dict[str, Any], clips: list[Clip], models: dict[str, str]) -> dict[str, Any]:
+    """What a triplet folder is made from: settings that matter, input, models and code."""
     own = dict(settings)
     own["sources"] = [
         {k: v for k, v in source.items() if f"source.{k}" not in _BESIDE}
@@ -28,7 +28,7 @@ def work_of(settings: dict[str, Any], clips: list[Clip]) -> dict[str, Any]:
     ]
     flat = {k: v for k, v in flatten(own).items() if k not in _BESIDE}
     inputs = hashlib.sha256("".join(clip.digest() for clip in clips).encode()).hexdigest()
-    return {"settings": flat, "input": inputs, "code": code_digest()}
+    return {"settings": flat, "input": inputs, "models": models, "code": code_digest()}
 
 
 def work_key(work: dict[str, Any]) -> str:
@@ -45,6 +45,12 @@ def changes(old: dict[str, Any] | None, new: dict[str, Any]) -> list[str]:
         f"{key}: {before.get(key, 'not there')} → {after.get(key, 'not there')}"
         for key in sorted({*before, *after})
         if before.get(key) != after.get(key)
+    ]
+    known = old.get("models", {})
+    lines += [
+        f"{name}: its weights or code"
+        for name, digest in new["models"].items()
+        if known.get(name, digest) != digest
     ]
     lines += ["input: other recordings or captions"] if old["input"] != new["input"] else []
     lines += ["code: preprocessing itself"] if old["code"] != new["code"] else []

@@ -20,6 +20,7 @@ from dynaflip.platform.triplets.config import (
     RegisterConfig,
     TrackConfig,
 )
+from dynaflip.platform.triplets.model_shards import digests_of_models
 from dynaflip.platform.triplets.stages.camera_motion import compensated, fit_camera
 from dynaflip.platform.triplets.stages.depth_align import align_depth
 from dynaflip.platform.triplets.stages.filters import check_flow, check_pictures, sharpness
@@ -205,6 +206,10 @@ def test_a_torchscript_tracker_takes_the_place_of_the_built_in_one(tmp_path: Pat
     assert np.isinf(misses[:, 0]).all()
     assert (misses[:, 1:] == 0).all()
     config = PreprocessConfig(track=TrackConfig(tracker=f"torchscript:{file}"))
+    before = digests_of_models(config)
+    torch.jit.script(ShiftTracker().train(False)).save(str(file))
+    assert list(before) == [config.track.tracker]
+    assert digests_of_models(config) != before, "other weights make other triplets"
     shot = Shot(moving_square(6, step_px=2.0), None, np.tile(INTRINSICS_PX, (6, 1)), None)
     flow = flow_of_window(shot, np.arange(6) / 30, grid_px(HEIGHT, WIDTH), config)
     x, y = flow.origin_px[..., 0], flow.origin_px[..., 1]

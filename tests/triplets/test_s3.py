@@ -171,7 +171,7 @@ def test_a_flaky_bucket_costs_the_clips_that_it_keeps_back_and_no_other(
     counts = manifest_of(uri, "flaky")["counts"]
     assert (counts["read"], counts["kept"], counts["rejected"]) == (5, 4, 1)
     (rejected,) = pq.read_table(tmp_path / "flaky" / "rejected.parquet").to_pylist()
-    assert (rejected["path"], rejected["stage"]) == ("gone.mp4", "network")
+    assert (rejected["path"], rejected["stage"]) == ("gone.mp4", "list")  # no fingerprint
     assert "gave up" in rejected["reason"]
     proxy.rule = lambda path, number: None
     whole = manifest_of(uri, "calm")["counts"]

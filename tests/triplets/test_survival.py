@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -76,19 +77,30 @@ def kill_one(job: subprocess.Popen[str], kind: str, rng: random.Random) -> bool:
     return True
 
 
+def began_a_clip(out: Path, started_s: float) -> bool:
+    """Whether a worker has taken up a clip since then."""
+    notes = out.parent.glob(f".{out.name}.*/attempts")
+    return any(path.stat().st_mtime > started_s for path in notes)
+
+
 def run_with_kills(
-    folder: Path, out: Path, home: Path, kinds: list[str], seed: int
+    folder: Path, out: Path, home: Path, kinds: list[str], seed: int, latest_s: float
 ) -> tuple[dict, list[str]]:
-    """Run the job until it is done; every kind is killed once, as long as there is work left."""
+    """Run the job until it is done; every kind is killed once, as long as there is work left.
+
+    The first kill of a job comes at most ``latest_s`` after its first clip was begun.
+    """
     rng = random.Random(seed)
     left, done = list(kinds), []
     home.mkdir(parents=True, exist_ok=True)
     for _ in range(len(kinds) + 8):
+        started_s = time.time()
         job = start(folder, out, home)
-        # Starting Ray takes seconds in which there is nothing to kill but the driver.
-        wake = time.monotonic() + rng.uniform(4, 8)
+        wake = math.inf
         while job.poll() is None:
             time.sleep(0.05)
+            if wake == math.inf and began_a_clip(out, started_s):
+                wake = time.monotonic() + rng.uniform(0, latest_s)
             if left and time.monotonic() >= wake and kill_one(job, left[0], rng):
                 done.append(left.pop(0))
                 wake = time.monotonic() + rng.uniform(0.3, 2.0)
@@ -138,10 +150,11 @@ def test_a_worker_the_driver_and_the_node_are_killed(tmp_path: Path, ray_cluster
     uninterrupted = preprocess(config, str(tmp_path / "a" / "whole"))
     whole = json.loads((uninterrupted.folder / "manifest.json").read_text())
     kinds = [WORKER, DRIVER, NODE]
-    found, killed = run_with_kills(folder, tmp_path / "b" / "out", tmp_path / "home2", kinds, 1)
-    print(killed)
+    found, killed = run_with_kills(
+        folder, tmp_path / "b" / "out", tmp_path / "home2", kinds, 1, 0.5
+    )
     check_whole(tmp_path / "b" / "out", found, whole)
-    assert killed
+    assert killed == kinds
 
 
 @pytest.mark.chaos
@@ -149,14 +162,14 @@ def test_a_worker_the_driver_and_the_node_are_killed(tmp_path: Path, ray_cluster
 @pytest.mark.timeout(3600)
 def test_twenty_kills_at_random_moments(tmp_path: Path) -> None:
     folder = videos(tmp_path / "videos", 240)
-    whole, _ = run_with_kills(folder, tmp_path / "a" / "whole", tmp_path / "home", [], 0)
+    whole, _ = run_with_kills(folder, tmp_path / "a" / "whole", tmp_path / "home", [], 0, 0)
     rng = random.Random(7)
     total = 0
     for turn in range(6):
         kinds = [WORKER, WORKER, DRIVER, NODE]
         rng.shuffle(kinds)
         out = tmp_path / f"turn{turn}" / "out"
-        found, killed = run_with_kills(folder, out, tmp_path / f"home{turn}", kinds, turn)
+        found, killed = run_with_kills(folder, out, tmp_path / f"home{turn}", kinds, turn, 4)
         check_whole(out, found, whole)
         total += len(killed)
     print(f"\n{total} kills")
@@ -180,5 +193,11 @@ def test_a_changed_setting_is_a_new_version_that_says_which(
     assert again.reused
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["sources"]["videos"]["weight"] == 3.0
+    unfinished = tmp_path / f".out.{'0' * 12}"  # of settings that were given up
+    unfinished.mkdir()
+    mine = tmp_path / ".out.notes"
+    mine.mkdir()
     other = run(jpeg_quality=80)
+    assert mine.exists()
+    assert not unfinished.exists()
     assert (other.version, other.changed) == (2, ("jpeg_quality: 92 → 80",))

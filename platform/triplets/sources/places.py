@@ -51,7 +51,11 @@ def root_and_files(text: str) -> tuple[Place, list[str]]:
 def _walk(root: Path) -> Iterator[str]:
     about = os.stat(root)
     seen = {(about.st_dev, about.st_ino)}
-    for folder, folders, files in os.walk(root, followlinks=True):
+
+    def fail(error: OSError) -> None:  # clips of a folder that cannot be read are not passed over
+        raise error
+
+    for folder, folders, files in os.walk(root, onerror=fail, followlinks=True):
         kept = []
         for name in sorted(folders):
             about = os.stat(os.path.join(folder, name))
