@@ -267,7 +267,7 @@ class Prefetched(Iterator[T]):
             raise StopIteration
         kind, value = self._ready.get()
         if kind == "item":
-            return value  # type: ignore[no-any-return]
+            return value
         self._stopped.set()
         raise StopIteration if kind == "end" else value
 
