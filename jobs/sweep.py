@@ -69,7 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = config_parser(__doc__ or "", SweepJobConfig)
     parser.add_argument("--search", nargs="+", action="extend", metavar="KEY=log(a,b)")
     for name, said in FLAGS.items():
-        parser.add_argument(f"--{name}", help=said)
+        spellings = dict.fromkeys((f"--{name}", f"--{name.replace('-', '_')}"))
+        parser.add_argument(*spellings, help=said)
     parser.add_argument("--resume", metavar="NAME", help="go on with a sweep that was stopped")
     parser.add_argument(
         "--dry-run", action="store_true", help="print space, resources and cost; train nothing"

@@ -45,7 +45,7 @@ def resolve_arms(config: RolloutConfig) -> list[Arm]:
         UserError: an encoder does not exist, two arms share a name, or an arm has several
             encoders and another number of policies.
     """
-    trained = [_encoder(uri) for uri in _split(config.encoder)]
+    trained = [encoder_at(uri) for uri in _split(config.encoder)]
     if not trained:
         raise UserError("encoder must not be empty")
     arms = [Arm(TRAINED, tuple(trained))]
@@ -56,7 +56,7 @@ def resolve_arms(config: RolloutConfig) -> list[Arm]:
         arms.append(Arm(baseline, tuple(made[:1] if alike else made)))
     for text in config.arms:
         name, _, uris = text.partition("=")
-        arms.append(Arm(name.strip(), tuple(_encoder(uri) for uri in _split(uris))))
+        arms.append(Arm(name.strip(), tuple(encoder_at(uri) for uri in _split(uris))))
     if config.check_harness:
         arms += [Arm(name, (Encoder(name, None, name),)) for name in (EXPERT, RANDOM_POLICY)]
     for arm in arms:
@@ -83,10 +83,15 @@ def info_of(encoder: Encoder) -> dict[str, Any]:
 
 def weights_digest(uri: str) -> str:
     """The digest of an encoder's weights and preprocessing, as in an evaluation's episodes."""
-    return _encoder(uri).digest
+    return encoder_at(uri).digest
 
 
-def _encoder(uri: str) -> Encoder:
+def encoder_at(uri: str) -> Encoder:
+    """An encoder of the registry or in a folder, with the digest of its weights.
+
+    Raises:
+        UserError: there is none, or it does not load.
+    """
     folder = registry.resolve(uri)
     return Encoder(uri, str(folder), _weights_digest(folder))
 

@@ -7,13 +7,53 @@ from dataclasses import dataclass, field
 
 from dynaflip.checks import at_least, one_of
 from dynaflip.platform.evaluation.config import ViewsConfig
+from dynaflip.platform.rollouts.config import RolloutConfig
 from dynaflip.platform.training.config import PretrainConfig
 
 SAMPLERS = ("tpe", "random")
 SCHEDULERS = ("none", "median", "asha")
 PROMOTIONS = ("auto", "always", "never")
-# What a trial is scored by: mean probe error, cm, of hand and object.
-PERTURBED, UNPERTURBED = "perturbed", "unperturbed"
+# What a trial is scored by, less is better: mean probe error of hand and object, with one
+# factor perturbed and with none; and how often a small policy fails with one factor perturbed.
+PERTURBED, UNPERTURBED, POLICY = "perturbed", "unperturbed", "policy"
+UNITS = {PERTURBED: "cm", UNPERTURBED: "cm", POLICY: "% failed"}
+
+
+@dataclass(frozen=True)
+class PolicyScoreConfig:
+    """The small policy of the objective `policy`: behaviour cloning on the frozen encoder."""
+
+    # Sets or names of tasks.
+    tasks: tuple[str, ...] = ("button-press-topdown-v3", "drawer-open-v3")
+    # Factors perturbed one at a time, dev values, and how strongly, 1…5.
+    factors: tuple[str, ...] = ("light_gain", "table_colour")
+    level: int = 1
+    # Episodes of a task under a factor: the same initial states for every trial.
+    episodes: int = 10
+    # Unperturbed demonstrations of a task.
+    demonstrations: int = 25
+    # Side of the pictures.
+    image_px: int = 112
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant."""
+        if not self.factors:
+            raise ValueError("factors: name at least one")
+        self.rollouts()
+
+    def rollouts(self) -> RolloutConfig:
+        """The same as settings of the policy evaluation."""
+        return RolloutConfig(
+            tasks=self.tasks,
+            factors=self.factors,
+            levels=(self.level,),
+            all_at_once=False,
+            seeds=1,
+            episodes=self.episodes,
+            demonstrations=self.demonstrations,
+            image_px=self.image_px,
+            split="dev",  # tuned against: the headline's split is never looked at here
+        )
 
 
 @dataclass(frozen=True)
@@ -37,6 +77,8 @@ class ScoreConfig:
             episodes_per_task=3, frames_per_episode=2, frames_per_factor=2
         )
     )
+    # Used where `policy` is an objective.
+    policy: PolicyScoreConfig = field(default_factory=PolicyScoreConfig)
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
@@ -66,7 +108,7 @@ class SweepConfig:
     scheduler: str = "none"
     # asha: of the trials that reach a rung 1/reduction go on; rungs at T/r², T/r of T steps.
     reduction: int = 3
-    # perturbed, or perturbed and unperturbed: the second makes it a search for the Pareto front.
+    # perturbed, and by choice a second one, unperturbed or policy: a search for the Pareto front.
     objectives: tuple[str, ...] = (PERTURBED,)
     # Optuna's database; none = SQLite in the home's sweeps folder.
     storage: str | None = None
@@ -93,9 +135,10 @@ class SweepConfig:
         one_of(self, SAMPLERS, "sampler")
         one_of(self, SCHEDULERS, "scheduler")
         one_of(self, PROMOTIONS, "promote")
-        if self.objectives not in ((PERTURBED,), (PERTURBED, UNPERTURBED)):
+        allowed = ((PERTURBED,), (PERTURBED, UNPERTURBED), (PERTURBED, POLICY))
+        if self.objectives not in allowed:
             raise ValueError(
-                f"objectives must be {PERTURBED}, or {PERTURBED} and {UNPERTURBED}, "
+                f"objectives must be {PERTURBED}, alone or with {UNPERTURBED} or {POLICY}, "
                 f"got {', '.join(self.objectives) or 'none'}"
             )
         if len(self.objectives) > 1 and self.scheduler != "none":

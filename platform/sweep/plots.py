@@ -10,6 +10,7 @@ from optuna.trial import TrialState
 
 from dynaflip.platform.sweep.stages import Sweep
 from dynaflip.platform.sweep.study import SEARCH
+from dynaflip.platform.sweep.table import titles
 
 _ENOUGH = 4  # finished trials below which an importance says nothing
 
@@ -47,7 +48,7 @@ def log_plots(sweep: Sweep) -> None:
 
     study = sweep.study(SEARCH)
     several = len(sweep.config.objectives) > 1
-    options: dict[str, Any] = {"target_name": f"{sweep.config.objectives[0]} cm"}
+    options: dict[str, Any] = {"target_name": titles(sweep.config.objectives)[0]}
     if several:
         options["target"] = lambda trial: trial.values[0]
     made = {
@@ -60,7 +61,7 @@ def log_plots(sweep: Sweep) -> None:
             study, evaluator=evaluator, **options
         )
     if several:
-        names = [f"{objective} cm" for objective in sweep.config.objectives]
+        names = titles(sweep.config.objectives)
         made["pareto_front"] = lambda: draw.plot_pareto_front(study, target_names=names)
     for name, plot in made.items():
         with warnings.catch_warnings():  # a setting that all trials share has no range to draw

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dynaflip.errors import UserError
 from dynaflip.platform import cluster, tracking
@@ -20,13 +20,17 @@ from dynaflip.platform.locks import held
 from dynaflip.platform.sweep import folder as folders
 from dynaflip.platform.sweep import frames as labelled
 from dynaflip.platform.sweep import study as studies
-from dynaflip.platform.sweep.config import SweepJobConfig, pretrain_part
+from dynaflip.platform.sweep.config import POLICY, SweepConfig, SweepJobConfig, pretrain_part
 from dynaflip.platform.sweep.folder import Facts
+from dynaflip.platform.sweep.policy_score import policy_score
 from dynaflip.platform.sweep.resources import Fit, fit_trials
 from dynaflip.platform.sweep.space import Dimension, papers_values, parse_space
 from dynaflip.platform.sweep.stages import Sweep, confirm, search
 from dynaflip.platform.sweep.study import SEARCH
 from dynaflip.platform.training.config import PretrainConfig
+
+if TYPE_CHECKING:
+    from dynaflip.eval.frames import LabelledFrames
 
 # Settings that may differ from session to session: they change no trial.
 FREE = ("trials", "concurrent", "promote", "confirm", "confirm_seeds", "max_failures")
@@ -48,6 +52,8 @@ def start(job: SweepJobConfig) -> str:
     with _held(name):
         fit = join_cluster(base, job.sweep.concurrent)
         work = _prepare(base, name)
+        if POLICY in job.sweep.objectives:
+            policy_score(job.sweep.score.policy)  # refuses and collects now, not after a trial
         frames = labelled.make_frames(job.sweep.score, str(base.triplets))
         print(
             f"score: probes on {len(frames)} frames, "
@@ -61,7 +67,7 @@ def start(job: SweepJobConfig) -> str:
             space,
             papers,
             data=(str(base.triplets), work.index.digest),
-            score_digest=labelled.digest_of(frames),
+            score_digest=_score_digest(job.sweep, frames),
             length=(work.length.total_steps, work.length.steps_per_epoch),
         )
         _go(sweep, work, fit)
@@ -81,7 +87,7 @@ def resume(name: str, typed: dict[str, Any]) -> str:
     """
     facts = folders.read_facts(name, "--resume")
     saved = load_config(SweepJobConfig, str(folders.folder_of(name) / folders.CONFIG), {})
-    job = _with_changes(name, saved, typed)
+    job = with_changes(name, saved, typed)
     base = pretrain_part(job)
     with _held(name):
         _resume(job, base, facts)
@@ -170,6 +176,13 @@ def open_sweep(
     return Sweep(config, base, space, facts, parent)
 
 
+def _score_digest(config: SweepConfig, frames: LabelledFrames) -> str:
+    """Scores of equal digests are comparable."""
+    digest = labelled.digest_of(frames)
+    by_policy = POLICY in config.objectives
+    return f"{digest}-{config_digest(config.score.policy)}" if by_policy else digest
+
+
 def _held(name: str) -> contextlib.AbstractContextManager[None]:
     lock = folders.folder_of(name) / folders.LOCK
     return held(lock, f"sweep {name} is running in another process")
@@ -200,7 +213,12 @@ def _prepare(base: PretrainConfig, name: str) -> Any:
     return prepare(base, folders.folder_of(name) / "trials")
 
 
-def _with_changes(name: str, saved: SweepJobConfig, typed: dict[str, Any]) -> SweepJobConfig:
+def with_changes(name: str, saved: SweepJobConfig, typed: dict[str, Any]) -> SweepJobConfig:
+    """A sweep's settings with those that may change from session to session.
+
+    Raises:
+        UserError: another setting differs from what the sweep began with.
+    """
     before = flatten(to_dict(saved))
     free = {f"sweep.{key}" for key in FREE}
     for key, value in typed.items():

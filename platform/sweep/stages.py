@@ -16,7 +16,7 @@ from dynaflip.platform import tracking
 from dynaflip.platform.sweep import folder as folders
 from dynaflip.platform.sweep import study as studies
 from dynaflip.platform.sweep import table
-from dynaflip.platform.sweep.config import SweepConfig
+from dynaflip.platform.sweep.config import POLICY, SweepConfig
 from dynaflip.platform.sweep.confirmation import Confirmed, confirmed_of
 from dynaflip.platform.sweep.folder import Facts
 from dynaflip.platform.sweep.ledger import Assignment, Ledger
@@ -127,13 +127,16 @@ def _values(sweep: Sweep, trial: FrozenTrial) -> dict[str, Any]:
 
 
 def _run(sweep: Sweep, stage: str, total: int, work: Any, fit: Fit) -> None:
+    from dynaflip.platform.sweep.policy_score import policy_score
     from dynaflip.platform.sweep.score import ProbeScore
     from dynaflip.platform.sweep.trial import TrialTask
 
     score = sweep.config.score
+    by_policy = POLICY in sweep.config.objectives
     task = TrialTask(
         work=work,
         score=ProbeScore(sweep.folder() / folders.FRAMES, score.folds, score.batch_size),
+        policy_score=policy_score(score.policy) if by_policy else None,
         score_steps=(
             studies.score_steps(sweep.config, sweep.facts.total_steps)
             if stage == SEARCH

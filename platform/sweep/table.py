@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from dynaflip.platform.sweep.config import UNITS
 from dynaflip.platform.sweep.folder import Facts
 from dynaflip.platform.sweep.score import METRIC
 from dynaflip.platform.sweep.space import Dimension, short_names
@@ -34,10 +35,10 @@ def trial_table(
     *,
     mark_best: bool = True,
 ) -> str:
-    """A line a trial: values, score in cm, epochs, state, ETA; the best may be marked."""
+    """A line a trial: values, scores, epochs, state, ETA; the best may be marked."""
     trials = own_trials(study)
     best = {t.number for t in study.best_trials} if mark_best else set()
-    head = ["", "trial", *short_names(space), *(f"{o} cm" for o in objectives)]
+    head = ["", "trial", *short_names(space), *titles(objectives)]
     rows = [[*head, "epochs", "state", "ETA"]]
     for trial in trials:
         values = [_shown(trial.params.get(d.key)) for d in space]
@@ -136,11 +137,21 @@ def state_lines(
             for title, d in zip(short_names(space), space, strict=True)
         )
         end = {
-            TrialState.COMPLETE: f"  {' / '.join(_scores(trial, objectives))} cm",
+            TrialState.COMPLETE: f"  {' / '.join(_with_units(trial, objectives))}",
             TrialState.FAIL: f"  {trial.user_attrs.get('reason', '')}",
         }.get(trial.state, "")
         lines[name] = f"{name}  {values}  {_STATES[trial.state]}{end}"
     return lines
+
+
+def titles(objectives: Sequence[str]) -> list[str]:
+    """Objectives with their units, for heads and axes."""
+    return [f"{objective} {UNITS[objective]}" for objective in objectives]
+
+
+def _with_units(trial: FrozenTrial, objectives: Sequence[str]) -> list[str]:
+    scores = zip(_scores(trial, objectives), objectives, strict=True)
+    return [f"{score} {UNITS[objective]}" for score, objective in scores]
 
 
 def _scores(trial: FrozenTrial, objectives: Sequence[str]) -> list[str]:

@@ -29,7 +29,9 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from dynaflip.encoders.checkpoint import load_image_encoder
 from dynaflip.encoders.language import embed_captions
 from dynaflip.platform import tracking
+from dynaflip.platform.sweep.config import PERTURBED, POLICY, UNPERTURBED
 from dynaflip.platform.sweep.ledger import Assignment
+from dynaflip.platform.sweep.policy_score import PolicyScore
 from dynaflip.platform.sweep.resources import Fit, placed
 from dynaflip.platform.sweep.score import METRIC, ProbeScore
 from dynaflip.platform.sweep.space import with_values
@@ -60,6 +62,7 @@ class TrialTask:
 
     work: Work  # of the settings that are not searched
     score: ProbeScore
+    policy_score: PolicyScore | None  # where it is an objective
     score_steps: tuple[int, ...]
     folder: Path  # of all trials
     fit: Fit
@@ -98,13 +101,20 @@ class TrialTask:
         metrics = {name: points[-1][1] for name, points in curves.items()}
         recorded = dataclasses.replace(work, config=settings)
         encoder = save_encoder(recorded, assignment.run, folder, checkpoint, metrics)
-        scores = {name: curves.get(name, [(0, 0.0)])[-1] for name in METRIC.values()}
+        scores = {
+            METRIC[name]: curves.get(METRIC[name], [(0, 0.0)])[-1]
+            for name in (PERTURBED, UNPERTURBED)
+        }
         if any(at != step for at, _ in scores.values()):
             # Killed between the last checkpoint and its report: score what was saved.
             found = self.score.errors(load_image_encoder(encoder)).metrics()
             assignment.run.log_metrics(found, step)
         else:
             found = {name: value for name, (_, value) in scores.items()}
+        if self.policy_score is not None:
+            failures = {METRIC[POLICY]: self.policy_score(encoder)}
+            assignment.run.log_metrics(failures, step)
+            found |= failures
         # The encoder is what is left of the trial.
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return {"step": step, "final": True, **found}

@@ -16,13 +16,15 @@ from recovery import WORKER, Process, kill, start, until
 from dynaflip.platform import registry
 from dynaflip.platform.sweep.agreement import disagreements
 from dynaflip.platform.sweep.show import look_up
-from dynaflip.platform.sweep.study import SEARCH, own_trials
+from dynaflip.platform.sweep.study import CONFIRM, SEARCH, own_trials
 
 pytestmark = pytest.mark.ray
 INTERVAL = 5  # steps between checkpoints
 
 
-def words_for(name: str, triplets: Path, folder: Path, *, trials: int, steps: int) -> list[str]:
+def words_for(
+    name: str, triplets: Path, folder: Path, *, trials: int, steps: int, confirm: int = 0
+) -> list[str]:
     settings = {
         "--config": REPOSITORY / "tests" / "tiny.yaml",
         "--triplets": triplets,
@@ -31,7 +33,7 @@ def words_for(name: str, triplets: Path, folder: Path, *, trials: int, steps: in
         "--train.checkpoint_every_steps": INTERVAL,
         "--name": name,
         "--trials": trials,
-        "--confirm": 0,
+        "--confirm": confirm,
     }
     words = [str(word) for pair in settings.items() for word in pair]
     return [*words, "--search", "objective.volume=log(0.1,10)", "objective.flow=uniform(0,2)"]
@@ -62,9 +64,9 @@ def run_with_kills(
     return process
 
 
-def steps_said(home: Path, name: str) -> int:
-    """Lines of progress of all trials."""
-    logs = (home / "sweeps" / name / "trials").glob("*/progress.log")
+def steps_said(home: Path, name: str, trial: str = "") -> int:
+    """Lines of progress of all trials whose names begin so."""
+    logs = (home / "sweeps" / name / "trials").glob(f"{trial}*/progress.log")
     return sum(len(log.read_text().splitlines()) for log in logs)
 
 
@@ -99,14 +101,29 @@ def process_reasons(trials: list) -> list[str]:
     return [t.user_attrs.get("reason", "") for t in trials]
 
 
-@pytest.mark.chaos
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(900)  # three starts of everything and three trainings
 def test_a_sweep_survives_the_death_of_worker_driver_and_node(
     home: Path, triplet_folder: Path, tmp_path: Path
 ) -> None:
-    words = words_for("killed", triplet_folder, tmp_path, trials=2, steps=80)
-    run_with_kills(home, words, "killed", ["worker", "driver", "node"], seed=0)
-    assert_recovered("killed", 2, kills=3)
+    words = words_for("killed", triplet_folder, tmp_path, trials=1, steps=30, confirm=1)
+    words += ["--sweep.confirm_seeds", "2"]
+    log = tmp_path / "sweep.log"
+    process = start(home, words, log)
+    for kind, trial in [("worker", "trial-"), ("driver", "trial-"), ("node", f"{CONFIRM}-")]:
+        seen = steps_said(home, "killed", trial)
+
+        def trains(trial: str = trial, seen: int = seen, process: Process = process) -> bool:
+            return steps_said(home, "killed", trial) > seen or process.popen.poll() is not None
+
+        until(trains, 240, f"a training of {trial}")
+        assert kill(process, kind), process.said()
+        if kind != "worker":
+            process = start(home, ["--resume", "killed"], log)
+    assert process.popen.wait(timeout=400) == 0, process.said()
+    assert_recovered("killed", 1, kills=3)
+    confirmed = own_trials(look_up("killed", "test").study(CONFIRM))
+    assert [t.state.name for t in confirmed] == ["COMPLETE"] * 2, process_reasons(confirmed)
+    assert {t.user_attrs["seed"] for t in confirmed} == {1, 2}
 
 
 @pytest.mark.chaos

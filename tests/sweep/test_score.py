@@ -153,3 +153,49 @@ def test_an_alias_moves_for_a_gap_beyond_the_noise_of_episodes_and_of_seeds() ->
 def test_the_spread_of_seeds_is_pooled_over_settings() -> None:
     confirmed = confirmed_of(confirming_study({0: [1.0, 3.0], 1: [10.0, 12.0]}), [0, 1])
     assert seed_noise_cm(confirmed) == (pytest.approx(np.sqrt(2)), 2)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_trial_by_policy_fails_as_often_as_in_the_evaluation(
+    home: Path, ray_cluster: None, tmp_path: Path
+) -> None:
+    from dynaflip.encoders.checkpoint import save_folder
+    from dynaflip.encoders.config import FlowConfig, ImageConfig, ModelConfig
+    from dynaflip.encoders.model import DynaFLIP
+    from dynaflip.platform.rollouts.arms import Arm, encoder_at
+    from dynaflip.platform.rollouts.cells import plan_cells
+    from dynaflip.platform.rollouts.run import Workers, run_cells
+    from dynaflip.platform.sweep.config import PolicyScoreConfig
+    from dynaflip.platform.sweep.policy_score import policy_score
+
+    flow = FlowConfig(width=16, layers=1, heads=2, channels=8, cnn_layers=2)
+    config = ModelConfig(ImageConfig(image_px=64), flow, embedding_dim=16, hidden_dim=16)
+    save_folder(tmp_path / "encoder", DynaFLIP(config).eval(), {"run_name": "untrained"})
+    score = policy_score(
+        PolicyScoreConfig(
+            tasks=("button-press-topdown-v3",), episodes=4, demonstrations=4, image_px=64
+        )
+    )
+    failed = score(tmp_path / "encoder")
+    arm = Arm("trained", (encoder_at(str(tmp_path / "encoder")),))
+    cells = plan_cells(score.config, [arm], score.demonstrations)
+    with Workers() as workers:
+        results = run_cells(cells, workers)
+    expected = [
+        np.mean(result.success_ever)
+        for cell, result in zip(cells, results, strict=True)
+        if cell.condition.factor != "none"
+    ]
+    assert len(expected) == 2
+    assert failed == pytest.approx(100 * (1 - np.mean(expected)))
+
+
+def test_the_policy_is_scored_on_dev_and_its_settings_are_checked() -> None:
+    from dynaflip.platform.sweep.config import PolicyScoreConfig
+
+    assert PolicyScoreConfig().rollouts().split == "dev"
+    with pytest.raises(ValueError, match="factors: there is no rain"):
+        PolicyScoreConfig(factors=("rain",))
+    with pytest.raises(ValueError, match="factors: name at least one"):
+        PolicyScoreConfig(factors=())

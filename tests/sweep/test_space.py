@@ -16,6 +16,7 @@ from dynaflip.errors import UserError
 from dynaflip.losses.config import ObjectiveConfig
 from dynaflip.platform.sweep.config import ScoreConfig, SweepConfig, SweepJobConfig, pretrain_part
 from dynaflip.platform.sweep.resources import DRIVER_CPUS, fit_trials, placed
+from dynaflip.platform.sweep.run import with_changes
 from dynaflip.platform.sweep.space import papers_values, parse_space, short_names, with_values
 from dynaflip.platform.sweep.study import sampler, score_steps
 from dynaflip.platform.training.config import PretrainConfig, TrainConfig
@@ -123,6 +124,34 @@ def test_a_mistake_is_exit_code_2_and_one_line(tmp_path: Path) -> None:
     assert "is set and searched as well" in done.stderr
 
 
+def test_a_changed_space_is_refused_on_resume_and_the_same_one_is_not() -> None:
+    saved = SweepJobConfig(sweep=SweepConfig(search=("objective.volume=log(0.1,10)",)))
+    for word in ("objective.volume=log(0.1,11)", "objective.flow=log(0.1,10)"):
+        with pytest.raises(UserError, match="the space is another one than it began with"):
+            with_changes("s", saved, {"sweep.search": (word,)})
+    with pytest.raises(UserError, match=r"it began with train\.steps None; leave it out"):
+        with_changes("s", saved, {"train.steps": 9})
+    same = {"sweep.search": ("objective.volume=log(0.10, 10)",), "sweep.trials": 30}
+    assert with_changes("s", saved, same).sweep.trials == 30
+
+
+@pytest.mark.slow
+def test_a_dry_run_says_space_resources_and_cost_and_leaves_nothing(
+    triplet_folder: Path, tmp_path: Path
+) -> None:
+    tiny = REPOSITORY / "tests" / "tiny.yaml"
+    words = ["--config", tiny, "--triplets", triplet_folder, "--train.steps", 40, "--trials", 7]
+    words += ["--confirm_seeds", 4, "--search", "objective.volume=log(0.1,10)"]
+    done = job("--dry-run", *map(str, words), home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "objective.volume log(0.1,10) 1" in " ".join(done.stdout.split())
+    assert "a trial takes 1 worker(s)" in done.stdout
+    assert "40 steps of" in done.stdout
+    assert "confirmation: 12 trainings" in done.stdout
+    assert not (tmp_path / "sweeps").exists()
+    assert not (tmp_path / "mlflow").exists()
+
+
 def job(*words: str, home: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(REPOSITORY / "jobs" / "sweep.py"), *words],
@@ -141,6 +170,7 @@ def job(*words: str, home: Path) -> subprocess.CompletedProcess[str]:
         ({"sampler": "grid"}, "sampler must be one of"),
         ({"trials": 0}, "trials must be at least 1"),
         ({"objectives": ("loss",)}, "objectives must be perturbed"),
+        ({"objectives": ("policy",)}, "alone or with unperturbed or policy"),
         ({"objectives": ("perturbed", "unperturbed"), "scheduler": "asha"}, "needs one objective"),
         ({"confirm_seeds": 1}, "confirm_seeds must be at least 2"),
         ({"name": "a/b"}, "name must be of letters"),
