@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynaflip.errors import UserError
@@ -154,7 +155,7 @@ def open_sweep(
         {"kind": "sweep", "sweep": name, "triplets": data[0], **digests},
     )
     parent.log_settings(job)
-    parent.log_dataset("triplets", data[1], data[0])
+    parent.log_dataset(Path(data[0]).name, data[1], data[0])
     facts = Facts(
         name=name,
         run_id=parent.run_id,

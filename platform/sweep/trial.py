@@ -88,6 +88,8 @@ class TrialTask:
             return {"final": True, "failed": str(error)}
         work = self._work_of(settings, folder, assignment.run)
         assignment.run.log_settings(settings)
+        index = work.index
+        assignment.run.log_dataset(Path(index.folder).name, index.digest, index.folder)
         try:
             checkpoint = ray_train.fit(work, assignment.run, folder, [_to_tune()])
         except (NonFiniteLoss, Collapsed) as error:

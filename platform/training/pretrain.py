@@ -65,6 +65,7 @@ def pretrain(config: PretrainConfig, *, alias: str | None = None) -> Outcome:
     _write_run_file(run_folder, {"run_id": run.run_id, "config": to_dict(config)})
     (run_folder / "config.yaml").write_text(to_yaml(config))
     run.log_settings(config)
+    run.log_dataset(Path(work.index.folder).name, work.index.digest, work.index.folder)
     return _train_and_register(work, run, run_folder, alias)
 
 

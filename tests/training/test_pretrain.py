@@ -66,6 +66,7 @@ def test_a_run_survives_its_worker_and_its_driver_and_is_logged_registered_and_l
     run = store.get_run(outcome.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.tags["data_digest"] == "synthetic"
+    assert run.inputs.dataset_inputs[0].dataset.digest == "synthetic"
     assert run.data.tags["flow_source"] == "lk"
     curves, points = curves_and_points(outcome.run_id)
     assert points["train/contrastive"] == list(range(1, steps + 1)), "each step once"
