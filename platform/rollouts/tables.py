@@ -23,6 +23,7 @@ HEADLINE_COLUMNS = (
     "trained - this, points",
     "verdict",
     "tasks resampled",
+    "at the last step, points",
 )
 
 
@@ -32,7 +33,7 @@ def headline_sections(
     """Each group of conditions: every arm's success and the reference's gain over it.
 
     Args:
-        ever: arm → success at any step, which gains and verdicts are about.
+        ever: arm → success at any step, which verdicts are about.
         last: arm → success at the last step.
         reference: the arm under test.
     """
@@ -45,14 +46,16 @@ def headline_sections(
         )
         fixed = compare_arms(ever, reference, conditions)
         sampled = compare_arms(ever, reference, conditions, resample_tasks=True)
+        held = compare_arms(last, reference, conditions)
         for arm, comparison in fixed.items():
             row = [arm, percent(comparison.rate)]
-            row.append(percent(success_rate(last[arm].of_conditions(conditions))))
+            row.append(percent(held[arm].rate))
             gain, wider = comparison.difference, sampled[arm].difference
-            if gain is None or wider is None:
-                row += ["-", "-", "-"]
+            at_last = held[arm].difference
+            if gain is None or wider is None or at_last is None:
+                row += ["-"] * 4
             else:
-                row += [points(gain), gain.verdict(), points(wider)]
+                row += [points(gain), gain.verdict(), points(wider), points(at_last)]
             section.rows.append(row)
         sections.append(section)
     return sections

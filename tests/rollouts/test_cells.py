@@ -25,7 +25,7 @@ ARMS = [
 
 def cells_of(config: RolloutConfig) -> list[Cell]:
     shown = {
-        task: DemonstrationSet(task, f"/{task}", f"digest-{task}") for task in TASK_SETS["r3m5"]
+        task: DemonstrationSet(task, f"/{task}", f"digest-{task}", 25) for task in TASK_SETS["r3m5"]
     }
     return plan_cells(config, ARMS, shown)
 

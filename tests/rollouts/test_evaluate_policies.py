@@ -77,11 +77,15 @@ def test_a_killed_evaluation_goes_on_to_the_table_of_an_uninterrupted_one_and_is
     assert any("one pretraining seed" in note for note in outcome.notes)
     assert any("held out of pretraining: reach-v3" in note for note in outcome.notes)
 
-    for path in sorted(cells.iterdir())[::3]:
+    policies = home / "evaluation" / "policies"
+    fitted = {path: path.read_bytes() for path in policies.iterdir()}
+    for path in [*sorted(cells.iterdir())[::3], *fitted]:
         path.unlink()
     again = evaluate_policies(tiny(encoder))
     assert again.episodes.equals(outcome.episodes)
     assert again.table == outcome.table
+    for path in policies.iterdir():
+        assert path.read_bytes() == fitted[path], "fitted to other weights by the same seed"
 
     run = tracking.client().get_run(outcome.run_id)
     assert run.info.status == "FINISHED"
@@ -146,6 +150,39 @@ def test_runs_are_compared_in_pairs_and_promotion_asks_for_test(
         promote(registry.DEFAULT_NAME, "99")
     with pytest.raises(UserError, match="no run nothing-like-it"):
         compare("nothing-like-it", on_dev.run_name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"head": "diffusion"},
+        {"multitask": True, "tasks": ("reach", "button-press-topdown")},
+        {"adaptation": "lora"},
+        {"adaptation": "full", "baselines": ("random",)},  # its random arm is from scratch
+    ],
+    ids=["diffusion", "multitask", "lora", "full"],
+)
+def test_other_policies_than_cloning_on_a_frozen_encoder_go_the_same_way(
+    module_home: Path, ray_cluster: None, change: dict
+) -> None:
+    from dynaflip.eval.policies.settings import DiffusionConfig, EndToEndConfig
+    from dynaflip.platform.rollouts.score import evaluate_policies
+
+    brief = {
+        "diffusion": DiffusionConfig(hidden_dim=16, blocks=1, steps=50),
+        "end_to_end": EndToEndConfig(steps=20, lora_rank=2),
+        "check_harness": False,
+        "seeds": 1,
+    }
+    config = tiny(encoder_folder(module_home / "encoder"), **brief, **change)
+    outcome = evaluate_policies(config)
+    episodes = len(config.tasks) * 2 * len(("trained", "other")) * config.episodes
+    assert len(outcome.episodes) == episodes
+    (held_out,) = [note for note in outcome.notes if "held out" in note]
+    assert "reach-v3" in held_out
+    again = evaluate_policies(config)
+    assert again.table == outcome.table
 
 
 def _registered(encoder: Path, run, folder: Path) -> int:

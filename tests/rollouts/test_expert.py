@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dynaflip.eval.perturbations import layout_seed
+from dynaflip.eval.policies.uniform import UniformPolicy
 from dynaflip.eval.rollout import EpisodeStart, roll_out
 from dynaflip.eval.simulator import Scene
 from dynaflip.eval.suites import TASK_SETS
@@ -20,6 +21,22 @@ def expert_success(task: str, horizon_steps: int) -> float:
     results = roll_out([scene], starts, None, horizon_steps=horizon_steps, steps_after_success=0)
     scene.close()
     return sum(result.success_ever for result in results) / EPISODES
+
+
+@pytest.mark.slow
+@pytest.mark.sim
+def test_random_actions_solve_next_to_nothing() -> None:
+    rates = {}
+    for task in ALL:
+        scene = Scene(task, height_px=32, width_px=32)
+        starts = [EpisodeStart(layout_seed("dev", index), {}) for index in range(10)]
+        policy = UniformPolicy(seed=0)
+        results = roll_out([scene], starts, policy, horizon_steps=150, steps_after_success=0)
+        scene.close()
+        rates[task] = sum(result.success_ever for result in results) / len(results)
+    print(f"\n{rates}")
+    assert sum(rates[task] for task in TASK_SETS["r3m5"]) / 5 <= 0.02
+    assert sum(rates.values()) / len(rates) <= 0.1, rates
 
 
 @pytest.mark.slow
