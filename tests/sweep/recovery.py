@@ -15,6 +15,8 @@ from checkout import REPOSITORY
 
 JOB = REPOSITORY / "jobs" / "sweep.py"
 WORKER = "ray::RayTrainWorker"
+# These look after a node for a minute after its end; they know nothing of trials.
+_LAST = ("ray::RuntimeEnvAgent", "ray::DashboardAgent")
 
 
 @dataclass
@@ -95,7 +97,7 @@ def kill(process: Process, kind: str) -> bool:
         return False
     if kind != "worker":
         process.popen.wait(timeout=120)
-        left = {p: command for p, command in before.items() if p != pid}
+        left = {p: c for p, c in before.items() if p != pid and not c.startswith(_LAST)}
         until(lambda: not any(map(_alive, left)), 90, f"the end of all of {left}")
     return True
 
