@@ -57,12 +57,12 @@ def descendants(pid: int) -> dict[int, str]:
     return {p: commands[p] for p in below if p in commands}
 
 
-def start(home: Path, words: Sequence[str], log: Path) -> Process:
-    """Run ``jobs/sweep.py``; its output goes into a file."""
+def start(home: Path, words: Sequence[str], log: Path, script: Path = JOB) -> Process:
+    """Run ``jobs/sweep.py``, or another script; its output goes into a file."""
     environment = {**os.environ, "DYNAFLIP_HOME": str(home), "PYTHONPATH": str(REPOSITORY)}
     with log.open("ab") as out:
         popen = subprocess.Popen(
-            [sys.executable, str(JOB), *words],
+            [sys.executable, str(script), *words],
             env=environment,
             stdout=out,
             stderr=subprocess.STDOUT,
@@ -81,12 +81,12 @@ def until(condition: Callable[[], object], timeout_s: float, what: str) -> objec
     raise TimeoutError(f"{what} did not happen within {timeout_s:.0f} s")
 
 
-def kill(process: Process, kind: str) -> bool:
-    """SIGKILL the driver, a training worker or the node; False where there is none to kill.
+def kill(process: Process, kind: str, worker: str = WORKER) -> bool:
+    """SIGKILL the driver, a worker or the node; False where there is none to kill.
 
     Returns when everything that cannot outlive it is gone.
     """
-    words = {"worker": WORKER, "node": "/raylet/raylet "}
+    words = {"worker": worker, "node": "/raylet/raylet "}
     before = process.descendants()
     pid = process.popen.pid if kind == "driver" else process.find(words[kind])
     if pid is None:

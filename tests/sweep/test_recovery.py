@@ -101,18 +101,42 @@ def process_reasons(trials: list) -> list[str]:
     return [t.user_attrs.get("reason", "") for t in trials]
 
 
-@pytest.mark.timeout(900)  # three starts of everything
-@pytest.mark.parametrize("last", [SEARCH, pytest.param(CONFIRM, marks=pytest.mark.chaos)])
+def test_computed_trials_survive_one_death_of_each_kind(home: Path, tmp_path: Path) -> None:
+    script, trial = Path(__file__).with_name("computed_sweep.py"), "ray::ImplicitFunc"
+    words, log = ["killed", "1"], tmp_path / "sweep.log"
+    process = start(home, words, log, script)
+    for kind in ("worker", "driver", "node"):
+        seen = steps_told(home, "killed")
+
+        def computes(process: Process = process, seen: int = seen) -> bool:
+            return steps_told(home, "killed") > seen or process.popen.poll() is not None
+
+        until(computes, 240, "a report")
+        assert kill(process, kind, trial), process.said()
+        if kind != "worker":
+            process = start(home, words, log, script)
+    assert process.popen.wait(timeout=240) == 0, process.said()
+    assert disagreements("killed") == []
+    found = own_trials(look_up("killed", "test").study(SEARCH))
+    assert [t.state.name for t in found] == ["COMPLETE"], process_reasons(found)
+
+
+def steps_told(home: Path, name: str) -> int:
+    """Reports of all trials that have reached Tune's files."""
+    files = (home / "sweeps" / name / "tune").glob("*/trial-*/result.json")
+    return sum(len(file.read_text().splitlines()) for file in files)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(3600)
 def test_a_sweep_survives_the_death_of_worker_driver_and_node(
-    home: Path, triplet_folder: Path, tmp_path: Path, last: str
+    home: Path, triplet_folder: Path, tmp_path: Path
 ) -> None:
-    confirm = int(last == CONFIRM)
-    words = words_for("killed", triplet_folder, tmp_path, trials=1, steps=40, confirm=confirm)
+    words = words_for("killed", triplet_folder, tmp_path, trials=1, steps=40, confirm=1)
     words += ["--confirm-seeds", "2"]
     log = tmp_path / "sweep.log"
     process = start(home, words, log)
-    of_node = f"{CONFIRM}-" if confirm else "trial-"
-    for kind, trial in [("worker", "trial-"), ("driver", "trial-"), ("node", of_node)]:
+    for kind, trial in [("worker", "trial-"), ("driver", "trial-"), ("node", f"{CONFIRM}-")]:
         seen = steps_said(home, "killed", trial)
 
         def trains(trial: str = trial, seen: int = seen, process: Process = process) -> bool:
@@ -124,10 +148,9 @@ def test_a_sweep_survives_the_death_of_worker_driver_and_node(
             process = start(home, ["--resume", "killed"], log)
     assert process.popen.wait(timeout=400) == 0, process.said()
     assert_recovered("killed", 1, kills=3)
-    if confirm:
-        confirmed = own_trials(look_up("killed", "test").study(CONFIRM))
-        assert [t.state.name for t in confirmed] == ["COMPLETE"] * 2, process_reasons(confirmed)
-        assert {t.user_attrs["seed"] for t in confirmed} == {1, 2}
+    confirmed = own_trials(look_up("killed", "test").study(CONFIRM))
+    assert [t.state.name for t in confirmed] == ["COMPLETE"] * 2, process_reasons(confirmed)
+    assert {t.user_attrs["seed"] for t in confirmed} == {1, 2}
 
 
 @pytest.mark.chaos
