@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import queue
-import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,10 +24,10 @@ import torch
 from dynaflip.errors import UserError
 from dynaflip.platform.training.collate import TENSOR_SHAPES, Batch, Collate, Row, id64
 from dynaflip.platform.training.config import DataConfig
+from dynaflip.platform.training.prefetch import Prefetched
 from dynaflip.platform.triplets.schema import read_manifest
 
 T = TypeVar("T")
-_TABLES_AHEAD = 2  # held of an epoch that is not trained on yet
 
 # What training reads; the tracks in pixels, more than half of a row, stay on disk.
 COLUMNS = [
@@ -244,104 +242,6 @@ def shuffled(rows: Iterable[T], buffer_rows: int, rng: np.random.Generator) -> I
         buffer[slot] = row
     for slot in rng.permutation(len(buffer)):
         yield buffer[slot]
-
-
-class Prefetched(Iterator[T]):
-    """Runs an iterable in a thread, at most some items ahead; its errors come through.
-
-    The thread starts at once, not with the first item that is asked for, and ends, closing
-    what it reads, when this is closed or nobody holds it any more.
-    """
-
-    def __init__(self, items: Iterable[T], depth: int) -> None:
-        """Begin to read ``items``, ``depth`` of them ahead."""
-        self._ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=depth)
-        self._stopped = threading.Event()
-        # The thread holds no reference to this, or nobody's letting go would be seen.
-        arguments = (iter(items), self._ready, self._stopped)
-        threading.Thread(target=_read_ahead, args=arguments, daemon=True, name="prefetch").start()
-
-    def __next__(self) -> T:
-        """The next item; raises what reading it raised."""
-        if self._stopped.is_set():
-            raise StopIteration
-        kind, value = self._ready.get()
-        if kind == "item":
-            return value
-        self._stopped.set()
-        raise StopIteration if kind == "end" else value
-
-    def close(self) -> None:
-        """Let the thread end; there are no more items."""
-        self._stopped.set()
-
-    __del__ = close
-
-
-def _read_ahead(
-    items: Iterator[Any], ready: queue.Queue[tuple[str, Any]], stopped: threading.Event
-) -> None:
-    def put(kind: str, value: Any) -> bool:
-        while not stopped.is_set():
-            try:
-                ready.put((kind, value), timeout=0.2)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    try:
-        for item in items:
-            if not put("item", item):
-                return
-        put("end", None)
-    except BaseException as error:  # handed on to the consumer, who raises it
-        put("error", error)
-    finally:  # what is left before its end lets go of what it holds now, not some day
-        if isinstance(items, Generator | Prefetched):
-            items.close()
-
-
-class EpochsAhead:
-    """Begins to read an epoch's tables when the last of the one before is read.
-
-    Ray Data takes seconds to start an epoch; the shuffle buffer has batches for longer.
-    Its barrier between ranks counts calls: a rank that begins an epoch while it still reads
-    another lets the others' reading fail, so one that is left early is ended first.
-    """
-
-    def __init__(self, tables: Callable[[], Iterator[pa.Table]]) -> None:
-        """Take what starts to read the rows of an epoch in file order."""
-        self._tables = tables
-        self._begun: Iterator[pa.Table] | None = None
-        self._ended = threading.Event()  # what was begun last is read or left
-        self._ended.set()
-        self._epochs = 0  # handed out
-        self._lock = threading.Lock()  # an epoch is read in the thread that decodes it
-
-    def read(self, *, last: bool) -> Iterator[pa.Table]:
-        """The tables of the next epoch; after the last one none is begun."""
-        with self._lock:
-            self._epochs += 1
-            current, self._begun = self._begun or self._begin(), None
-            return self._read(current, 0 if last else self._epochs)
-
-    def _read(self, tables: Iterator[pa.Table], epoch: int) -> Iterator[pa.Table]:
-        yield from tables
-        with self._lock:
-            if epoch == self._epochs:  # the next one has not been asked for yet
-                self._begun = self._begin()
-
-    def _begin(self) -> Iterator[pa.Table]:
-        before, self._ended = self._ended, threading.Event()
-        return Prefetched(self._after(before, self._ended), depth=_TABLES_AHEAD)
-
-    def _after(self, before: threading.Event, ended: threading.Event) -> Iterator[pa.Table]:
-        before.wait()
-        try:
-            yield from self._tables()
-        finally:
-            ended.set()
 
 
 def epoch_batches(

@@ -31,7 +31,6 @@ from dynaflip.platform.training.collate import Batch, Collate, TextTable
 from dynaflip.platform.training.config import PretrainConfig
 from dynaflip.platform.training.data import (
     COLUMNS,
-    EpochsAhead,
     Position,
     TripletIndex,
     epoch_batches,
@@ -41,6 +40,7 @@ from dynaflip.platform.training.data import (
 )
 from dynaflip.platform.training.diagnostics import Collapsed
 from dynaflip.platform.training.loop import Context, Metrics, Plan, Pretraining, rank_batch_size
+from dynaflip.platform.training.prefetch import EpochsAhead
 from dynaflip.platform.training.progress import follow, progress_line
 from dynaflip.platform.training.step import NonFiniteLoss
 

@@ -17,9 +17,7 @@ from dynaflip.platform.training.augment import colour_jitter
 from dynaflip.platform.training.collate import Batch, Collate, TextTable
 from dynaflip.platform.training.config import DataConfig
 from dynaflip.platform.training.data import (
-    EpochsAhead,
     Position,
-    Prefetched,
     Sampling,
     epoch_batches,
     gallery_batch,
@@ -27,6 +25,7 @@ from dynaflip.platform.training.data import (
     read_index,
     shuffled,
 )
+from dynaflip.platform.training.prefetch import EpochsAhead, Prefetched
 from dynaflip.platform.triplets.schema import SCHEMA_VERSION
 
 PX = 32
