@@ -61,7 +61,10 @@ def both(ours, truth):
     return ours, truth
 
 
-@pytest.mark.parametrize("moving_camera", [False, True], ids=["static", "moving"])
+@pytest.mark.parametrize(
+    "moving_camera",
+    [pytest.param(False, marks=pytest.mark.slow, id="static"), pytest.param(True, id="moving")],
+)
 def test_recovered_flow_against_truth(tmp_path: Path, moving_camera: bool) -> None:
     root = recorded(tmp_path, moving_camera)
     source = open_source(SourceConfig(path=str(root)))
