@@ -170,7 +170,8 @@ def test_a_trial_by_policy_fails_as_often_as_in_the_evaluation(
     from dynaflip.platform.sweep.policy_score import policy_score
 
     flow = FlowConfig(width=16, layers=1, heads=2, channels=8, cnn_layers=2)
-    config = ModelConfig(ImageConfig(image_px=64), flow, embedding_dim=16, hidden_dim=16)
+    image = ImageConfig(image_px=64)
+    config = ModelConfig(image=image, flow=flow, embedding_dim=16, hidden_dim=16)
     save_folder(tmp_path / "encoder", DynaFLIP(config).eval(), {"run_name": "untrained"})
     score = policy_score(
         PolicyScoreConfig(
