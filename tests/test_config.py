@@ -12,9 +12,15 @@ import pytest
 from checkout import REPOSITORY
 
 from dynaflip.errors import UserError
+from dynaflip.platform.ablation import AblationConfig
 from dynaflip.platform.cli import config_parser, parse_config
 from dynaflip.platform.config import config_digest, flatten, load_config, to_dict, to_yaml
+from dynaflip.platform.demonstrations.config import CollectConfig
 from dynaflip.platform.home import output_path
+from dynaflip.platform.rollouts.config import RolloutConfig
+from dynaflip.platform.sweep.config import SweepJobConfig
+from dynaflip.platform.training.config import PretrainConfig
+from dynaflip.platform.triplets.config import PreprocessConfig
 
 
 @dataclass(frozen=True)
@@ -143,3 +149,17 @@ def test_a_jobs_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     assert len(errors) == 1
     assert errors[0].startswith("error: ")
     assert "did you mean objective.volume?" in errors[0]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((REPOSITORY / "jobs" / "configs").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_every_config_that_is_offered_is_read(path: Path) -> None:
+    classes = {
+        "demo_collect": CollectConfig,
+        "demo_triplets": PreprocessConfig,
+        "demo_sweep": SweepJobConfig,
+        "ablate": AblationConfig,
+        "headline": RolloutConfig,
+    }
+    assert load_config(classes.get(path.stem, PretrainConfig), str(path), {})

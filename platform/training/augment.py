@@ -1,4 +1,4 @@
-"""Colour jitter of a whole batch as one affine map of RGB a picture.
+"""Colour jitter of a whole batch as one affine map of RGB a picture, and patches laid over it.
 
 Brightness, contrast, saturation and (in YIQ) hue are all affine in RGB, so their
 composition is one 3×3 matrix and one offset: a single matrix product a batch, where
@@ -7,6 +7,7 @@ jitter in HSV costs more than decoding. Shapes: B samples, P pictures a sample.
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -66,3 +67,52 @@ def draw_jitter(
     """
     centres = np.array([1.0, 1.0, 1.0, 0.0])[:, None]
     return centres + np.array(half_widths)[:, None] * rng.uniform(-1, 1, (4, pictures))
+
+
+def draw_patches(rng: np.random.Generator, picture: np.ndarray, most: int) -> np.ndarray:
+    """Lay ellipses and rectangles of random texture over a picture, some of them see-through.
+
+    Random erasing (Zhong et al. 2020, arXiv 1708.04896) with what stands in scenes: things
+    (opaque), shadows (dark and see-through) and other surfaces (large). What is under a patch
+    is told apart by the other pictures of its sample, so patches are drawn for each alone.
+
+    Args:
+        rng: the sample's own generator.
+        picture: (3, H, W) uint8; left as it is.
+        most: patches of a picture are 0 to ``most``, each number as likely.
+
+    Returns:
+        (3, H, W) uint8.
+    """
+    number = int(rng.integers(0, most + 1))
+    if number == 0:
+        return picture
+    height, width = picture.shape[1:]
+    result = picture.astype(np.float32)
+    for _ in range(number):
+        mask = np.zeros((height, width), np.float32)
+        centre = rng.uniform(0, width), rng.uniform(0, height)
+        # Uniform in the logarithm: many small things, few surfaces, up to the whole picture.
+        share = np.exp(rng.uniform(np.log(0.03), np.log(1.0), 2))
+        half = share * (width, height)
+        if rng.random() < 0.5:
+            box = (centre, (2 * half[0], 2 * half[1]), float(rng.uniform(0, 180)))
+            cv2.ellipse(mask, box, 1.0, -1)
+        else:
+            corners = cv2.boxPoints((centre, tuple(2 * half), float(rng.uniform(0, 180))))
+            cv2.fillPoly(mask, [np.rint(corners).astype(np.int32)], 1.0)
+        # What is large is see-through, so that something of the scene is left.
+        mask *= rng.uniform(0.3, 1 - 0.5 * share.min())
+        result += mask * (_texture(rng, height, width) - result)
+    return np.rint(result).clip(0, 255).astype(np.uint8)
+
+
+def _texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """(3, height, width) float32: a colour, with a field of others around it, coarse or fine."""
+    colour = rng.uniform(0, 255, 3)
+    spread = rng.choice([0.0, rng.uniform(0, 80)])
+    cells = int(np.exp(rng.uniform(np.log(2), np.log(40))))
+    field = colour + spread * rng.standard_normal((cells, cells, 3))
+    how = cv2.INTER_NEAREST if rng.random() < 0.3 else cv2.INTER_LINEAR
+    field = cv2.resize(field.clip(0, 255).astype(np.float32), (width, height), interpolation=how)
+    return field.transpose(2, 0, 1)

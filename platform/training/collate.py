@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import torch
 
-from dynaflip.platform.training.augment import colour_jitter, draw_jitter
+from dynaflip.platform.training.augment import colour_jitter, draw_jitter, draw_patches
 from dynaflip.platform.training.config import DataConfig
 from dynaflip.platform.triplets.schema import GRID, STEPS
 
@@ -104,6 +104,8 @@ class Collate:
         draws = len(_PICTURES) if self.config.jitter_per_picture else 1
         jitter = draw_jitter(rng, self._jitter_widths(), draws)
         jitter = np.broadcast_to(jitter, (4, len(_PICTURES)))
+        if self.augment and self.config.patches:
+            pictures = [draw_patches(rng, p, self.config.patches) for p in pictures]
         return np.stack(pictures), jitter, bool(later)
 
     def _crop_window(self, rng: np.random.Generator) -> tuple[float, float, float] | None:

@@ -26,6 +26,9 @@ class DataConfig:
     # Draw new jitter for each picture of a sample. Off: the pictures of one sample change
     # alike, so that their difference shows motion and not jitter.
     jitter_per_picture: bool = False
+    # Most patches of random texture that are laid over a picture, drawn for each picture of a
+    # sample alone (random erasing, with shadows and surfaces among them). 0 = none; ours.
+    patches: int = 0
     # Random crop: the smallest share of the picture's sides that is kept, the same window for
     # all pictures of a sample. 1 = no crop: the flow's grid covers the whole picture, so a crop
     # makes its prediction harder (the 3D flow stays that of the whole picture).
@@ -44,6 +47,7 @@ class DataConfig:
         at_least(self, 1, "shuffle_buffer_rows", "prefetch_batches")
         share(self, "jitter_brightness", "jitter_contrast", "jitter_saturation")
         within(self, 0, 0.5, "jitter_hue")  # turns
+        at_least(self, 0, "patches")
         within(self, 0, 1, "crop_min_share", ends="(]")
         for source, weight in self.source_weights.items():
             if not weight >= 0:

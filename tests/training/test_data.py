@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dynaflip.errors import UserError
-from dynaflip.platform.training.augment import colour_jitter
+from dynaflip.platform.training.augment import colour_jitter, draw_patches
 from dynaflip.platform.training.collate import Batch, Collate, TextTable
 from dynaflip.platform.training.config import DataConfig
 from dynaflip.platform.training.data import (
@@ -120,7 +120,6 @@ def test_the_far_frame_is_later_than_the_pair_and_flagged_where_there_is_none(
 
 def test_pictures_of_a_sample_share_their_jitter_unless_asked(triplet_folder: Path) -> None:
     def changes(per_picture: bool) -> torch.Tensor:
-        plain = DataConfig(batch_size=4, jitter_brightness=0, jitter_contrast=0)
         plain = DataConfig(
             batch_size=4,
             jitter_brightness=0.4,
@@ -157,6 +156,38 @@ def test_colour_jitter_of_nothing_changes_nothing_and_hue_keeps_brightness() -> 
     assert (before - after).abs().max() < 1.5
     grey = colour_jitter(images, one, one, zero, zero).float()
     assert (grey[:, :, 0] - grey[:, :, 2]).abs().max() <= 1
+
+
+def test_patches_differ_between_the_pictures_of_a_sample_and_come_again(
+    triplet_folder: Path,
+) -> None:
+    still = {f"jitter_{name}": 0 for name in ("brightness", "contrast", "saturation", "hue")}
+    config = DataConfig(batch_size=4, patches=3, **still)
+    rows = [r for t in plain_tables(str(triplet_folder), "train")(0) for r in _rows(t)][:4]
+    covered = collate_of(triplet_folder, config)(rows, 0)
+    bare = collate_of(triplet_folder, config, augment=False)(rows, 0)
+    changed = torch.stack(
+        [(covered[k] != bare[k]).any(1) for k in ("image_t", "image_next", "image_far")]
+    )
+    share = changed.float().mean((2, 3))  # (pictures, samples)
+    assert 0 < share.mean() < 0.6
+    assert (share == 0).any()  # from none to several
+    assert (share > 0.01).any()
+    assert not torch.equal(changed[0], changed[1])
+    assert equal(covered, collate_of(triplet_folder, config)(rows, 0))
+    assert not torch.equal(
+        covered["image_t"], collate_of(triplet_folder, config)(rows, 1)["image_t"]
+    )
+
+
+def test_a_patch_stays_in_the_picture_and_leaves_the_original_alone() -> None:
+    picture = np.full((3, 20, 30), 128, np.uint8)
+    seen = [draw_patches(np.random.default_rng(i), picture, 5) for i in range(50)]
+    assert (picture == 128).all()
+    assert {(p.shape, p.dtype) for p in seen} == {((3, 20, 30), np.dtype(np.uint8))}
+    changed = [float((p != 128).any(0).mean()) for p in seen]
+    assert min(changed) == 0
+    assert 0.2 < max(changed) <= 1
 
 
 def test_crop_keeps_one_window_for_a_sample(triplet_folder: Path) -> None:
