@@ -25,6 +25,10 @@ WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
 }
 
+# On a CPU a small batch's activations stay in the cache: 64 pictures at once took 1.4 times as
+# long a picture (EfficientNet-Lite0 at 112 px).
+FEATURE_BATCH = 16
+
 LOOK_AT_STEP = 40  # half a second: the hand has reached the object or is about to
 
 
@@ -79,8 +83,9 @@ class Worker:
         words = _words(specs[0])
         features, context, episode = [], [], []
         for number, part in enumerate(parts):
-            for start in range(0, len(part.images), 64):
-                features.append(features_of(encoder, part.images[start : start + 64]))
+            for start in range(0, len(part.images), FEATURE_BATCH):
+                pictures = part.images[start : start + FEATURE_BATCH]
+                features.append(features_of(encoder, pictures))
             if words is not None:
                 context.append(np.repeat(words[number : number + 1], len(part.images), 0))
             episode.append(part.episode + 10**6 * number)
