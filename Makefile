@@ -28,7 +28,7 @@ demo: $(STAMP)  ## from nothing to a registered encoder and its first score
 test: $(STAMP)  ## the whole test suite (about a quarter of an hour on 2 cores)
 	# Tiny tensors on threads of a busy machine wait for one another: one thread is faster.
 	# Two files at a time, each with a Ray cluster of its own: most of it waits for processes to start.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not chaos and not fuzz and not bench"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not chaos and not fuzz and not bench"
 
 chaos: $(STAMP)  ## kill drivers, workers and nodes, fill disks, damage checkpoints (slow)
 	$(BIN)/python -m pytest -m chaos

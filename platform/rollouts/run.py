@@ -56,6 +56,10 @@ def look(
     return {task: found[task] for task in tasks}
 
 
+# Workers that may be lost (killed, out of memory, their machine gone) before a run gives up.
+MOST_LOST = 5
+
+
 class Workers:
     """Actors, one a CPU, that ask for their next job when they are free.
 
@@ -88,23 +92,32 @@ class Workers:
         cpus = int(ray.cluster_resources().get("CPU", 0))
         if cpus < 1:
             raise UserError("evaluate: the Ray cluster has no CPU to run environments with")
-        actor: Any = ray.remote(num_cpus=1, runtime_env={"env_vars": WORKER_ENVIRONMENT})(Worker)
-        self._actors = [actor.remote() for _ in range(cpus)]
+        self._actors = [self._new() for _ in range(cpus)]
         return self._actors
+
+    def _new(self) -> Any:
+        import ray
+
+        actor: Any = ray.remote(num_cpus=1, runtime_env={"env_vars": WORKER_ENVIRONMENT})(Worker)
+        return actor.remote()
 
     def run(
         self, next_job: Callable[[int], Any], submit: Callable[[Any, Any], Any]
     ) -> Iterator[tuple[Any, Any]]:
-        """(job, answer) as they finish.
+        """(job, answer) as they finish. A lost worker is replaced and its job done again.
 
         Args:
             next_job: number of a free worker → its next job, or None.
             submit: (actor, job) → what Ray promises.
+
+        Raises:
+            UserError: a job says what its user must do, or too many workers are lost.
         """
         actors = self.start()
         import ray
 
         running: dict[Any, tuple[int, Any]] = {}
+        lost = 0
 
         def hand_out(worker: int) -> None:
             job = next_job(worker)
@@ -122,6 +135,19 @@ class Workers:
                 if isinstance(error.cause, UserError):
                     raise UserError(str(error.cause)) from None
                 raise
+            except ray.exceptions.RayActorError as error:
+                lost += 1
+                reason = str(error).splitlines()[0]
+                if lost > MOST_LOST:
+                    raise UserError(
+                        f"evaluate: {lost} workers were lost, the last one: {reason}; what is "
+                        f"finished is kept, so find out why and run the same again"
+                    ) from None
+                print(f"\na worker was lost ({reason}); another one does its job")
+                ray.kill(actors[worker])
+                actors[worker] = self._new()
+                running[submit(actors[worker], job)] = worker, job
+                continue
             yield job, answer
             hand_out(worker)
 
