@@ -2,12 +2,15 @@
 
     python jobs/evaluate.py --encoder models:/dynaflip-encoder@candidate
     python jobs/evaluate.py --encoder URI --suite metaworld --tasks r3m5 --seeds 3
+    python jobs/evaluate.py --encoder URI --suite imitation --episodes 5 --seeds 1
     python jobs/evaluate.py compare RUN_A RUN_B
 
 Alone: retrieval over held-out transitions, and linear probes from frozen features to
 positions, unperturbed and under the dev perturbations, beside the encoder's own
 initialisation. With --suite metaworld: policies on the frozen encoder and on its baselines,
-rolled out in the simulator (see `--suite metaworld --help`). `compare` pairs two such runs.
+rolled out in the simulator (see `--suite metaworld --help`). With --suite imitation: the same
+policies held against the expert in what it sees, without a rollout: minutes, for tuning on
+dev. `compare` pairs two runs of rollouts.
 The score goes to the terminal, to an HTML report and to MLflow.
 """
 
@@ -19,7 +22,7 @@ from dynaflip.platform.cli import config_parser, parse_config, run_job
 from dynaflip.platform.evaluation.config import EvaluationConfig
 from dynaflip.platform.rollouts.config import RolloutConfig
 
-SUITES = ("metaworld",)
+SUITES = ("metaworld", "imitation")
 
 
 def main(argv: list[str]) -> int:
@@ -33,8 +36,10 @@ def main(argv: list[str]) -> int:
             if not equals:
                 value, rest = (rest[0] if rest else ""), rest[1:]
             if value not in SUITES:
-                raise UserError(f"--suite: there is no {value or '(nothing)'}; known: metaworld")
-            return _policies([*argv[:index], *rest])
+                raise UserError(
+                    f"--suite: there is no {value or '(nothing)'}; known: " + ", ".join(SUITES)
+                )
+            return _policies([*argv[:index], *rest], value)
     return _score(argv)
 
 
@@ -66,7 +71,7 @@ def _score(argv: list[str]) -> int:
     return 0
 
 
-def _policies(argv: list[str]) -> int:
+def _policies(argv: list[str], suite: str) -> int:
     parser = config_parser(__doc__ or "", RolloutConfig)
     parser.add_argument(
         "--encoder", metavar="URI[,URI]", help="version or folder; pretraining seeds"
@@ -80,9 +85,10 @@ def _policies(argv: list[str]) -> int:
     flags = ("encoder", "baselines", "tasks", "seeds", "split")
     _, config = parse_config(parser, RolloutConfig, argv, {name: name for name in flags})
 
+    from dynaflip.platform.rollouts.imitation import evaluate_imitation
     from dynaflip.platform.rollouts.score import evaluate_policies
 
-    _show(evaluate_policies(config))
+    _show(evaluate_policies(config) if suite == "metaworld" else evaluate_imitation(config))
     return 0
 
 

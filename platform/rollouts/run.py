@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from dynaflip.errors import UserError
 from dynaflip.platform.cluster import start_ray
 from dynaflip.platform.rollouts import store
 from dynaflip.platform.rollouts.arms import Encoder
 from dynaflip.platform.rollouts.cells import Cell, PolicySpec
-from dynaflip.platform.rollouts.worker import WORKER_ENVIRONMENT, CellResult, Looked, Worker
+from dynaflip.platform.rollouts.worker import (
+    WORKER_ENVIRONMENT,
+    CellResult,
+    Imitated,
+    Looked,
+    Worker,
+)
 
 
 def run_cells(cells: list[Cell], workers: Workers) -> list[CellResult]:
@@ -28,7 +34,7 @@ def run_cells(cells: list[Cell], workers: Workers) -> list[CellResult]:
         f"{len(cells) - len(missing)} of them finished before"
     )
     if distinct:
-        _fit_missing(distinct, workers)
+        fit_missing(distinct, workers)
         _roll_out_missing(distinct, workers)
     results = []
     for cell in cells:
@@ -36,6 +42,31 @@ def run_cells(cells: list[Cell], workers: Workers) -> list[CellResult]:
         assert result is not None, f"cell {cell.digest()} has just been written"
         results.append(result)
     return results
+
+
+def imitate(cells: list[Cell], workers: Workers) -> dict[tuple[str, str], Imitated]:
+    """Agreement of all cells' policies with the expert: (task, digest of a policy) → it.
+
+    Their policies must be fitted. Those of one task and encoder are held against it together.
+    """
+    from tqdm import tqdm
+
+    jobs: dict[_Imitation, list[Cell]] = {}
+    for cell in cells:
+        jobs.setdefault(_Imitation(cell.task, cell.policy.encoder.digest), []).append(cell)
+    queues = _Queues(list(jobs))
+
+    def submit(actor: Any, job: _Imitation) -> Any:
+        specs = {cell.policy.digest(): cell.policy for cell in jobs[job]}
+        fitted = [digest for digest, spec in specs.items() if spec.encoder.folder is not None]
+        return actor.imitate.remote(jobs[job], {d: store.load_policy(d) for d in fitted})
+
+    found: dict[tuple[str, str], Imitated] = {}
+    with tqdm(total=len(jobs), desc="imitate", unit="encoder a task") as bar:
+        for (task, _), imitated in workers.run(queues.next, submit):
+            found |= {(task, digest): imitated for digest in imitated.agreement}
+            bar.update()
+    return found
 
 
 def look(
@@ -152,7 +183,7 @@ class Workers:
             hand_out(worker)
 
 
-def _fit_missing(cells: list[Cell], workers: Workers) -> None:
+def fit_missing(cells: list[Cell], workers: Workers) -> None:
     """Fit the policies of these cells, those of one encoder and task together."""
     from tqdm import tqdm
 
@@ -199,19 +230,29 @@ def _roll_out_missing(cells: list[Cell], workers: Workers) -> None:
             bar.update()
 
 
-class _Queues:
-    """Hands out cells so that a worker stays with a task, whose scenes it has loaded."""
+class _Imitation(NamedTuple):
+    """Policies on one encoder that are held against the expert in one task."""
 
-    def __init__(self, cells: list[Cell]) -> None:
-        self._left: dict[str, list[Cell]] = {}
-        for cell in reversed(cells):
-            self._left.setdefault(cell.task, []).append(cell)
+    task: str
+    encoder_digest: str
+
+
+_Job = TypeVar("_Job", Cell, _Imitation)
+
+
+class _Queues(Generic[_Job]):
+    """Hands out jobs so that a worker stays with a task, whose scenes it has loaded."""
+
+    def __init__(self, jobs: list[_Job]) -> None:
+        self._left: dict[str, list[_Job]] = {}
+        for job in reversed(jobs):
+            self._left.setdefault(job.task, []).append(job)
         self._task: dict[int, str] = {}
 
-    def next(self, worker: int) -> Cell | None:
+    def next(self, worker: int) -> _Job | None:
         task = self._task.get(worker, "")
         if not self._left.get(task):
-            left = {name: len(cells) for name, cells in self._left.items() if cells}
+            left = {name: len(jobs) for name, jobs in self._left.items() if jobs}
             if not left:
                 return None
             busy = list(self._task.values())

@@ -222,7 +222,7 @@ def _conclude(
     write_report(
         path,
         title=f"DynaFLIP: policies on {config.encoder}",
-        facts=_facts(config, arms, table),
+        facts=facts_of(config, arms, table),
         sections=sections,
         notes=notes,
         pictures=[(caption, data) for _, caption, data in pictures],
@@ -273,7 +273,8 @@ def _mark_encoders(config: RolloutConfig, arms: list[Arm], outcome: Outcome) -> 
                 store.set_model_version_tag(version.name, str(version.version), key, text)
 
 
-def _facts(config: RolloutConfig, arms: list[Arm], table: pl.DataFrame) -> dict[str, str]:
+def facts_of(config: RolloutConfig, arms: list[Arm], table: pl.DataFrame) -> dict[str, str]:
+    """What a report says of the settings, the code and the machine."""
     return {
         "arms": "; ".join(f"{a.name}: {', '.join(e.name for e in a.encoders)}" for a in arms),
         "tasks": ", ".join(table["task"].unique().sort()),
@@ -319,4 +320,11 @@ def _tasks_unseen(arm: Arm, config: RolloutConfig) -> list[str]:
     return [task for task in tasks_of(config.tasks, KNOWN_TASKS) if task not in seen]
 
 
-__all__ = ["IN_DISTRIBUTION", "Outcome", "evaluate_policies", "looks_at_test", "sections_of"]
+__all__ = [
+    "IN_DISTRIBUTION",
+    "Outcome",
+    "evaluate_policies",
+    "facts_of",
+    "looks_at_test",
+    "sections_of",
+]

@@ -44,6 +44,15 @@ class CellResult:
 
 
 @dataclass(frozen=True)
+class Imitated:
+    """Agreement of some policies with the expert, moment by moment."""
+
+    condition: Any  # (N,) names
+    episode: Any  # (N,) int, index of the episode's start
+    agreement: dict[str, Any]  # digest of a policy → (N,) in [0, 1]
+
+
+@dataclass(frozen=True)
 class Looked:
     """Pictures of a task with every encoder's saliency over them."""
 
@@ -63,6 +72,7 @@ class Worker:
         self._scenes: list[Any] = []
         self._scene_key: tuple[str, int] | None = None
         self._encoders: dict[str, Any] = {}
+        self._views: tuple[Any, Any] | None = None
 
     def fit(self, specs: list[PolicySpec]) -> dict[str, dict[str, Any]]:
         """Fit policies that share encoder and demonstrations: digest → state dict.
@@ -124,6 +134,32 @@ class Worker:
             _animation(pictures) if pictures else None,
         )
 
+    def imitate(self, cells: list[Cell], weights: dict[str, Any]) -> Imitated:
+        """Hold policies of one encoder and task against the expert, under all conditions.
+
+        Args:
+            cells: one a policy and condition; those of a policy differ in condition alone.
+            weights: digest of a policy → its fitted tensors (none for those without an encoder).
+        """
+        import numpy as np
+
+        from dynaflip.eval.imitation import agreement
+        from dynaflip.eval.rollout import Observation
+
+        views = self._expert_views(cells)
+        unit = views.actions[views.condition == views.condition[0]]  # each moment once
+        found = {}
+        for cell in {cell.policy.digest(): cell for cell in cells}.values():
+            digest = cell.policy.digest()
+            policy, actions = self._policy(cell, weights.get(digest)), []
+            for start in range(0, len(views.images), FEATURE_BATCH):
+                part = slice(start, start + FEATURE_BATCH)
+                seen = Observation(views.images[part], views.proprioception[part])
+                plan = views.actions[part, None] if policy is None else policy.act(seen)
+                actions.append(plan[:, 0])
+            found[digest] = agreement(np.concatenate(actions), views.actions, unit)
+        return Imitated(views.condition, views.episode, found)
+
     def look(
         self, task: str, image_px: int, layout_seeds: list[int], encoders: list[Encoder]
     ) -> Looked:
@@ -142,6 +178,18 @@ class Worker:
         images, robot, objects = (np.stack(column) for column in zip(*seen, strict=True))
         found = {e.digest: saliency(self._encoder(e), images) for e in encoders}
         return Looked(images, robot, objects, found)
+
+    def _expert_views(self, cells: list[Cell]) -> Any:
+        """Those of the cells' task and conditions; the last ones are kept."""
+        from dynaflip.eval.imitation import show_expert
+
+        starts = {cell.condition.name: cell.starts for cell in cells}
+        key = (cells[0].task, cells[0].image_px, cells[0].horizon_steps, tuple(starts.items()))
+        if self._views is None or self._views[0] != key:
+            scene = self._load_scenes(cells[0].task, cells[0].image_px, 1)[0]
+            views = show_expert(scene, starts, horizon_steps=cells[0].horizon_steps)
+            self._views = key, views
+        return self._views[1]
 
     def _scenes_for(self, cell: Cell) -> list[Any]:
         number = min(cell.environments, len(cell.starts))
