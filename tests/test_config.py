@@ -161,5 +161,6 @@ def test_every_config_that_is_offered_is_read(path: Path) -> None:
         "demo_sweep": SweepJobConfig,
         "ablate": AblationConfig,
         "headline": RolloutConfig,
+        "headline_collect": CollectConfig,
     }
     assert load_config(classes.get(path.stem, PretrainConfig), str(path), {})
