@@ -100,19 +100,3 @@ def test_the_environment_overrides_the_store(
     assert tracking.client().tracking_uri == uri
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert tracking.client().tracking_uri == f"sqlite:///{home / 'mlflow' / 'mlflow.db'}"
-
-
-def test_passwords_of_urls_are_not_recorded() -> None:
-    typed = "sweep.py --storage postgresql://me:secret@host:5432/db --name n"
-    assert tracking.masked(typed) == typed.replace("secret", "***")
-    assert tracking.masked("s3://bucket/a@b http://host:80/x") == "s3://bucket/a@b http://host:80/x"
-
-
-def test_without_a_checkout_the_commit_is_the_environment_s_or_unknown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    copy = tmp_path / "_ray_pkg_abc" / "platform" / "tracking.py"
-    monkeypatch.setattr(tracking, "__file__", str(copy))
-    assert tracking.git_commit() == "unknown (no git checkout, _ray_pkg_abc)"
-    monkeypatch.setenv("DYNAFLIP_GIT_COMMIT", "0" * 40)
-    assert tracking.git_commit() == "0" * 40

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynaflip.errors import UserError
-from dynaflip.platform import registry, tracking
+from dynaflip.platform import registry
 from dynaflip.platform.evaluation.config import EvaluationConfig
 from dynaflip.platform.evaluation.kept import SPLIT, Outcome, log_score, resolved, score_digest
 from dynaflip.platform.home import home, new_run_name
+from dynaflip.platform.provenance import git_commit
 from dynaflip.platform.training.config import PretrainConfig
 from dynaflip.platform.triplets.schema import read_manifest
 
@@ -275,7 +276,7 @@ def _facts(config: EvaluationConfig, info: dict[str, Any]) -> dict[str, str]:
         "steps": str(info.get("steps", "unknown")),
         "flow": ", ".join(info.get("flow_sources", [])) or "unknown",
         "git commit of the encoder": str(info.get("git_commit", "unknown")),
-        "git commit of this score": tracking.git_commit(),
+        "git commit of this score": git_commit(),
         "triplets": str(config.triplets),
         "data set": str(config.data),
         "perturbation": f"{SPLIT}, level {config.views.level}",

@@ -11,6 +11,7 @@ import polars as pl
 from dynaflip.errors import UserError
 from dynaflip.eval.success_statistics import Rate
 from dynaflip.platform import registry, tracking
+from dynaflip.platform.provenance import git_commit
 from dynaflip.platform.rollouts.arms import TRAINED, weights_digest
 from dynaflip.platform.rollouts.compare import (
     FinishedEvaluation,
@@ -120,7 +121,7 @@ def _evidence(
 def _crown(name: str, version: str, evidence: dict[str, object]) -> None:
     """Evidence first: a version that is champion has it."""
     evidence = {**evidence, "at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-    evidence["git_commit"] = tracking.git_commit()
+    evidence["git_commit"] = git_commit()
     store = tracking.client()
     store.set_model_version_tag(name, version, "champion_evidence", json.dumps(evidence))
     registry.set_alias(name, CHAMPION, int(version))

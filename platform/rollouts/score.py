@@ -18,6 +18,7 @@ from dynaflip.platform import tracking
 from dynaflip.platform.demonstrations.captions import KNOWN_TASKS
 from dynaflip.platform.evaluation.tables import Section, as_text
 from dynaflip.platform.home import home, new_run_name
+from dynaflip.platform.provenance import git_commit, hardware
 from dynaflip.platform.rollouts import tables
 from dynaflip.platform.rollouts.arms import TRAINED, Arm, info_of, resolve_arms
 from dynaflip.platform.rollouts.cells import Cell, plan_cells
@@ -283,8 +284,8 @@ def facts_of(config: RolloutConfig, arms: list[Arm], table: pl.DataFrame) -> dic
         "levels": ", ".join(map(str, config.levels)),
         "picture": f"{config.image_px} px, horizon {config.horizon_steps} steps of 1/80 s",
         "demonstrations": f"{config.demonstrations} a task, unperturbed",
-        "git commit": tracking.git_commit(),
-        "hardware": tracking.hardware(),
+        "git commit": git_commit(),
+        "hardware": hardware(),
     }
 
 

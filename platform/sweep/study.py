@@ -14,10 +14,10 @@ from optuna.trial import FrozenTrial, TrialState
 from dynaflip.errors import UserError
 from dynaflip.platform.home import home
 from dynaflip.platform.locks import held
+from dynaflip.platform.provenance import masked
 from dynaflip.platform.sweep.config import SweepConfig
 from dynaflip.platform.sweep.folder import Facts, default_storage, sweeps
 from dynaflip.platform.sweep.space import Dimension
-from dynaflip.platform.tracking import masked
 
 SEARCH, CONFIRM = "search", "confirm"
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)

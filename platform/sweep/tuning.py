@@ -143,19 +143,8 @@ def run_stage(
     def named(trial: Trial) -> str:
         return trial.config[_ASSIGNMENT].name
 
-    def run_one(config: dict[str, Any]) -> None:  # Tune wants a plain function
-        try:
-            trainable(config[_ASSIGNMENT])
-        except ProcessLost as error:
-            tune.report({"lost": str(error)})
-            raise
-        except Exception as error:  # would be raised again: recorded, and not tried again
-            traceback.print_exc()
-            said = f"{type(error).__name__}: {error}"
-            tune.report({"final": True, "failed": said})
-
     tuner = tune.Tuner(
-        tune.with_resources(run_one, {"CPU": DRIVER_CPUS}),
+        tune.with_resources(_recording(trainable), {"CPU": DRIVER_CPUS}),
         tune_config=tune.TuneConfig(
             search_alg=StudySearch(ledger),
             scheduler=StudyScheduler(ledger),
@@ -174,3 +163,23 @@ def run_stage(
         ),
     )
     tuner.fit()
+
+
+def _recording(trainable: Trainable) -> Callable[[dict[str, Any]], None]:
+    """A function for Tune that reports what a trial raises as its result.
+
+    A lost process is raised again, so that Tune tries the trial once more.
+    """
+
+    def run_one(config: dict[str, Any]) -> None:  # Tune wants a plain function
+        try:
+            trainable(config[_ASSIGNMENT])
+        except ProcessLost as error:
+            tune.report({"lost": str(error)})
+            raise
+        except Exception as error:  # would be raised again: recorded, and not tried again
+            traceback.print_exc()
+            said = f"{type(error).__name__}: {error}"
+            tune.report({"final": True, "failed": said})
+
+    return run_one

@@ -22,6 +22,7 @@ from dynaflip.platform.home import (
     output_path,
     runs,
 )
+from dynaflip.platform.provenance import git_commit
 from dynaflip.platform.training.config import PretrainConfig
 from dynaflip.platform.training.progress import heldout_summary
 
@@ -183,7 +184,7 @@ def _train_and_register(
             run,
             name=config.tracking.model_name,
             alias=alias,
-            tags={**_tags(work), "run_name": run.run_name, "git_commit": tracking.git_commit()},
+            tags={**_tags(work), "run_name": run.run_name, "git_commit": git_commit()},
         )
         run.set_tags({"registered_version": version})
         saved = json.loads((run_folder / RUN_FILE).read_text())
@@ -209,7 +210,7 @@ def save_encoder(
     model.load_state_dict(load_file(str(weights)))
     info = {
         "config": to_dict(work.config),
-        "git_commit": tracking.git_commit(),
+        "git_commit": git_commit(),
         "data_digest": work.index.digest,
         "sources": work.index.sources,
         "licences": work.index.licences,
