@@ -18,26 +18,27 @@ from dynaflip.eval.policies.settings import BehaviourCloningConfig
 
 
 class BehaviourCloning(nn.Module):
-    """(B, I) → one action a frame."""
+    """(B, I) → the next T actions; T = 1 is CortexBench's policy."""
 
     def __init__(self, input_dim: int, config: BehaviourCloningConfig) -> None:
         super().__init__()
         widths = [input_dim] + [config.hidden_dim] * config.layers
         self.norm = nn.BatchNorm1d(input_dim)
         self.hidden = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
-        self.out = nn.Linear(widths[-1], ACTION_DIM)
+        self.chunk = config.chunk
+        self.out = nn.Linear(widths[-1], config.chunk * ACTION_DIM)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(B, I) → (B, A), not bounded."""
+        """(B, I) → (B, T, A), not bounded."""
         x = self.norm(inputs)
         for layer in self.hidden:
             x = torch.relu(layer(x))
-        return self.out(x)
+        return self.out(x).unflatten(1, (self.chunk, ACTION_DIM))
 
     @torch.no_grad()
     def plan(self, inputs: Tensor) -> Tensor:
-        """(B, I) → (B, 1, A) in [-1, 1]."""
-        return self(inputs).clamp(-1, 1)[:, None]
+        """(B, I) → (B, T, A) in [-1, 1]."""
+        return self(inputs).clamp(-1, 1)
 
 
 def fit_behaviour_cloning(
@@ -52,7 +53,7 @@ def fit_behaviour_cloning(
     The learning rate falls as a cosine; equal arguments give equal weights on one thread.
     """
     inputs = torch.from_numpy(demonstrations.inputs(use_proprioception))
-    actions = torch.from_numpy(demonstrations.actions)
+    actions = torch.from_numpy(demonstrations.chunks(config.chunk))
     generator = seeded(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -103,7 +103,7 @@ def fit_diffusion(
 ) -> DiffusionPolicy:
     """Fit to demonstrations; the weights are averaged over the last steps (EMA 0.995)."""
     inputs = torch.from_numpy(demonstrations.inputs(use_proprioception))
-    chunks = _chunks(demonstrations, config.chunk)
+    chunks = torch.from_numpy(demonstrations.chunks(config.chunk))
     generator = seeded(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -130,20 +130,6 @@ def fit_diffusion(
         average.update_parameters(network)
     network.load_state_dict(average.module.state_dict())
     return network.eval()
-
-
-def _chunks(demonstrations: Demonstrations, length: int) -> Tensor:
-    """(N, T, A): each frame's next actions; past an episode's end its last one is repeated."""
-    actions, episode = demonstrations.actions, demonstrations.episode
-    number = len(actions)
-    last = torch.empty(number, dtype=torch.long)
-    end = number - 1
-    for row in range(number - 1, -1, -1):
-        if row + 1 < number and episode[row] != episode[row + 1]:
-            end = row
-        last[row] = end
-    wanted = torch.arange(number)[:, None] + torch.arange(length)
-    return torch.from_numpy(actions)[torch.minimum(wanted, last[:, None])]
 
 
 def _sinusoids(step: Tensor, width: int) -> Tensor:

@@ -22,7 +22,7 @@ def fit_end_to_end(
     encoder: Any,
     images: np.ndarray,
     proprioception: np.ndarray | None,
-    actions: np.ndarray,
+    chunks: np.ndarray,
     head_config: BehaviourCloningConfig,
     config: EndToEndConfig,
     *,
@@ -35,7 +35,7 @@ def fit_end_to_end(
         encoder: :class:`dynaflip.encoders.image.ImageEncoder`.
         images: (N, H, W, 3) uint8.
         proprioception: (N, 4) float32, or None where it is not given.
-        actions: (N, 4) float32.
+        chunks: (N, T, 4) float32, each frame's next actions, of the head's ``chunk``.
         head_config: the head's width and depth.
         config: of the training.
         mode: ``lora`` or ``full``, of :func:`dynaflip.encoders.finetune.prepare`.
@@ -63,7 +63,7 @@ def fit_end_to_end(
     for _ in range(config.steps):
         rows = torch.randint(len(images), (config.batch_size,), generator=generator).numpy()
         inputs = _inputs(encoder, images, proprioception, rows)
-        loss = nn.functional.mse_loss(head(inputs), torch.from_numpy(actions[rows]))
+        loss = nn.functional.mse_loss(head(inputs), torch.from_numpy(chunks[rows]))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

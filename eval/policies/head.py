@@ -42,11 +42,32 @@ class Demonstrations:
     episode: np.ndarray  # (N,) int
     context: np.ndarray | None = None  # (N, C) float32: the task in words, of several tasks
 
+    def chunks(self, length: int) -> np.ndarray:
+        """Each frame's next actions, (N, T, A) float32, as :func:`chunks_of`."""
+        return chunks_of(self.actions, self.episode, length)
+
     def inputs(self, use_proprioception: bool) -> np.ndarray:
         """(N, I) float32."""
         return join(
             self.features, self.proprioception if use_proprioception else None, self.context
         )
+
+
+def chunks_of(actions: np.ndarray, episode: np.ndarray, length: int) -> np.ndarray:
+    """Each frame's next ``length`` actions; past an episode's end its last one is repeated.
+
+    Args:
+        actions: (N, A), frames in the order of their episodes.
+        episode: (N,) int, equal for the frames of an episode.
+        length: T.
+
+    Returns:
+        (N, T, A), the frame's own action first.
+    """
+    number = len(actions)
+    ends = np.append(np.flatnonzero(np.diff(episode)), number - 1)  # last frame of each episode
+    last = ends[np.searchsorted(ends, np.arange(number))]
+    return actions[np.minimum(np.arange(number)[:, None] + np.arange(length), last[:, None])]
 
 
 def join(

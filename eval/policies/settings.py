@@ -11,6 +11,9 @@ from dynaflip.checks import above, at_least
 class BehaviourCloningConfig:
     """Behaviour cloning: see :mod:`dynaflip.eval.policies.behaviour_cloning`."""
 
+    # Actions foreseen together, and all done before looking again (CortexBench: 1). Each is 1/80
+    # of a second; robots look 10 to 30 times a second.
+    chunk: int = 1
     hidden_dim: int = 256
     layers: int = 3
     steps: int = 1500
@@ -19,7 +22,7 @@ class BehaviourCloningConfig:
     weight_decay: float = 1.0e-4
 
     def __post_init__(self) -> None:
-        _check(self, "hidden_dim", "layers", "steps", "batch_size")
+        _check(self, "chunk", "hidden_dim", "layers", "steps", "batch_size")
 
 
 @dataclass(frozen=True)

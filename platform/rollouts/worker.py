@@ -248,14 +248,16 @@ def _fit_end_to_end(spec: PolicySpec, frames: Any) -> dict[str, Any]:
     """Tensors of head and encoder, trained together."""
     from dynaflip.encoders.checkpoint import load_image_encoder
     from dynaflip.eval.policies.end_to_end import fit_end_to_end
+    from dynaflip.eval.policies.head import chunks_of
 
     assert spec.encoder.folder is not None
+    settings = BehaviourCloningConfig(**spec.head_settings)
     encoder, head = fit_end_to_end(
         load_image_encoder(spec.encoder.folder),  # of its own: it is changed in place
         frames.images,
         frames.proprioception if spec.use_proprioception else None,
-        frames.actions,
-        BehaviourCloningConfig(**spec.head_settings),
+        chunks_of(frames.actions, frames.episode, settings.chunk),
+        settings,
         EndToEndConfig(**spec.end_to_end),
         mode=spec.adaptation,
         seed=spec.seed,

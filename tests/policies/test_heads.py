@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -37,6 +39,23 @@ def test_behaviour_cloning_learns_the_demonstrated_actions_and_repeats_itself() 
     assert torch.equal(again.plan(inputs), fitted.plan(inputs))
     other = fit_behaviour_cloning(shown, QUICK, use_proprioception=True, seed=1)
     assert not torch.equal(other.plan(inputs), fitted.plan(inputs))
+
+
+def test_behaviour_cloning_foresees_the_actions_that_follow() -> None:
+    time = np.tile(np.linspace(0, 1, 40, dtype=np.float32), 10)[:, None]
+    shown = Demonstrations(
+        features=np.concatenate([time, 1 - time], 1),
+        proprioception=np.zeros((400, 4), np.float32),
+        actions=np.repeat(np.sin(6 * time), 4, 1),
+        episode=np.arange(400) // 40,
+    )
+    config = replace(QUICK, chunk=5, steps=600)
+    fitted = fit_behaviour_cloning(shown, config, use_proprioception=False, seed=0)
+    plan = fitted.plan(torch.from_numpy(shown.inputs(False)[:30])).numpy()
+    assert plan.shape == (30, 5, 4)
+    wanted = np.stack([shown.actions[i : i + 5] for i in range(30)])
+    held = np.abs(wanted[:, :1] - wanted).mean()  # what repeating the first action would miss
+    assert np.abs(plan - wanted).mean() < 0.5 * held
 
 
 def test_proprioception_counts_only_where_it_is_given() -> None:
@@ -83,8 +102,6 @@ def _sample(policy: DiffusionPolicy, inputs: torch.Tensor, seed: int) -> torch.T
 
 
 def test_chunks_do_not_run_over_the_end_of_an_episode() -> None:
-    from dynaflip.eval.policies.diffusion import _chunks
-
     actions = np.arange(6, dtype=np.float32)[:, None].repeat(4, 1)
     shown = Demonstrations(
         np.zeros((6, 2), np.float32),
@@ -92,7 +109,8 @@ def test_chunks_do_not_run_over_the_end_of_an_episode() -> None:
         actions,
         np.array([0] * 3 + [1] * 3),
     )
-    assert _chunks(shown, 3)[:, :, 0].tolist() == [
+    assert shown.chunks(1)[:, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert shown.chunks(3)[:, :, 0].tolist() == [
         [0, 1, 2], [1, 2, 2], [2, 2, 2], [3, 4, 5], [4, 5, 5], [5, 5, 5],
     ]  # fmt: skip
 
@@ -184,7 +202,7 @@ def test_an_encoder_learns_with_its_policy_and_is_an_ordinary_one_afterwards(mod
         encoder,
         images,
         None,
-        actions,
+        actions[:, None],
         BehaviourCloningConfig(hidden_dim=32, layers=1, lr=1e-2),
         EndToEndConfig(steps=40, batch_size=32),
         mode=mode,
