@@ -19,6 +19,10 @@ from dynaflip.encoders.image import ImageEncoder, build_image_encoder
 from dynaflip.encoders.language import language_dim
 
 
+# Pictures of an example: the transition's two, and a later one of the clip.
+FRAMES = ("t", "next", "far")
+
+
 def _mlp(dim_in: int, hidden: int, dim_out: int) -> nn.Sequential:
     """Normalise, one hidden layer. LayerNorm first: backbones differ in scale by decades."""
     return nn.Sequential(
@@ -51,6 +55,9 @@ class DynaFLIP(nn.Module):
         """
         super().__init__()
         self.config = config
+        # Frames that gradients may reach; the others' embeddings are there to be looked at, and
+        # cost a forward pass alone. For whoever knows the objective to narrow.
+        self.learnt_frames: tuple[str, ...] = FRAMES
         self.text_dim = text_dim if text_dim is not None else language_dim(config.language)
         self.image = image if image is not None else build_image_encoder(config.image)
         dim, hidden = self.image.dim, config.hidden_dim
@@ -82,11 +89,18 @@ class DynaFLIP(nn.Module):
 
     def embed_frames(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """d_t, d_next, d_far (B, D) of the three pictures of a batch, as of :meth:`forward`."""
+        found = self._embed(batch, self.learnt_frames)
+        with torch.no_grad():
+            found |= self._embed(batch, tuple(n for n in FRAMES if n not in self.learnt_frames))
+        return found["t"], found["next"], found["far"]
+
+    def _embed(self, batch: Mapping[str, Tensor], names: tuple[str, ...]) -> dict[str, Tensor]:
+        if not names:
+            return {}
         # One call: a backbone is most efficient on many pictures.
-        images = torch.cat([batch["image_t"], batch["image_next"], batch["image_far"]])
+        images = torch.cat([batch[f"image_{name}"] for name in names])
         embeddings, _ = self.image.features(self.image.preprocess(images))
-        d_t, d_next, d_far = embeddings.chunk(3)
-        return d_t, d_next, d_far
+        return dict(zip(names, embeddings.chunk(len(names)), strict=True))
 
     def heads(
         self, d_t: Tensor, d_next: Tensor, d_far: Tensor, batch: Mapping[str, Tensor]

@@ -124,6 +124,16 @@ class ObjectiveConfig:
                     '`queue_size` and `anchors` are of "simplex"'
                 )
 
+    def frames(self) -> tuple[str, ...]:
+        """Of t, next and far the frames whose embedding a term of some weight reads."""
+        aligned = "image" in self.modalities and (self.contrastive > 0 or self.direct > 0)
+        found = ["t"]
+        if aligned or self.temporal > 0:
+            found.append("next")
+        if self.temporal > 0:
+            found.append("far")
+        return tuple(found)
+
     def anchored(self) -> tuple[str, ...]:
         """The anchored modalities."""
         return self.anchors or self.modalities

@@ -61,7 +61,12 @@ def forward(
             with contextlib.nullcontext() if last else _without_sync(model):
                 again = run(part)
                 rows = slice(starts[number], starts[number] + micro_batch_size)
-                wanted = [name for name, leaf in leaves.items() if leaf.grad is not None]
+                # What is embedded to be looked at alone leads nowhere (DynaFLIP.learnt_frames).
+                wanted = [
+                    name
+                    for name, leaf in leaves.items()
+                    if leaf.grad is not None and again[name].requires_grad
+                ]
                 torch.autograd.backward(
                     [again[name] for name in wanted],
                     [_rows(leaves[name].grad, rows) for name in wanted],

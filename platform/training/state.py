@@ -32,6 +32,7 @@ class TrainingState:
         self.config = config
         seed_step(config.train.seed, 0, 0)  # the same weights on every rank
         self.model = DynaFLIP(config.model).to(device).train()
+        self.model.learnt_frames = config.objective.frames()
         self.average: AveragedModel | None = None
         if config.train.ema_decay:
             averaging = get_ema_multi_avg_fn(config.train.ema_decay)

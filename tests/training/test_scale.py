@@ -14,8 +14,10 @@ from torch import Tensor
 
 from dynaflip.encoders.config import FlowConfig, ImageConfig, ModelConfig
 from dynaflip.encoders.image import build_image_encoder
+from dynaflip.encoders.model import FRAMES
 from dynaflip.losses.config import ObjectiveConfig
 from dynaflip.losses.objective import Objective
+from dynaflip.platform.training.arms import apply_arm
 from dynaflip.platform.training.config import (
     DataConfig,
     OptimizerConfig,
@@ -223,3 +225,33 @@ def test_the_rest_of_an_epoch_is_what_was_not_seen(triplet_folder: Path) -> None
     seen = np.sort(np.array(ids[::3], np.int64))
     rest = [row["example"] for row in everything(rows, Position(0, 0, seen))]
     assert sorted([*rest, *seen.tolist()]) == sorted(ids)
+
+
+@pytest.mark.parametrize("arm", ["full", "no_temporal", "flow_prediction_only"])
+def test_frames_that_no_term_reads_get_no_gradient_and_change_none(arm: str) -> None:
+    config = apply_arm(PretrainConfig(), arm).objective
+    assert config.frames() == {
+        "full": ("t", "next", "far"),
+        "no_temporal": ("t", "next"),
+        "flow_prediction_only": ("t",),
+    }[arm]
+    gradients = []
+    for frames, parts in ((FRAMES, None), (config.frames(), None), (config.frames(), 3)):
+        model = tiny_model()
+        model.learnt_frames = frames
+        outputs, backward = forward(model, batch(), parts)
+        if parts is None:
+            assert outputs["d_far"].requires_grad == ("far" in frames)
+        backward(Objective(config)(outputs, batch())["loss"])
+        gradients.append([p.grad for p in model.parameters()])
+    for narrow in gradients[1:]:
+        for expected, found in zip(gradients[0], narrow, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_run_learns_from_the_frames_that_its_objective_reads() -> None:
+    config = dataclasses.replace(
+        apply_arm(PretrainConfig(), "language_image_only"),
+        model=ModelConfig(image=ImageConfig(image_px=32)),
+    )
+    assert TrainingState(config, "cpu", 10).model.learnt_frames == ("t", "next")
