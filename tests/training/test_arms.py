@@ -6,9 +6,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from checkout import REPOSITORY
 
 from dynaflip.errors import UserError
+from dynaflip.losses.energy import energy
 from dynaflip.platform.config import config_digest, flatten, to_dict
 from dynaflip.platform.training.arms import ARMS, PAPER_SUCCESS_PERCENT, apply_arm
 from dynaflip.platform.training.config import PretrainConfig
@@ -20,7 +22,25 @@ def test_an_arm_changes_its_own_settings_alone(arm: str) -> None:
         flatten(to_dict(c)) for c in (PretrainConfig(), apply_arm(PretrainConfig(), arm))
     )
     changed = {key: value for key, value in after.items() if value != before[key]}
-    assert changed == ARMS[arm]
+    # A segment in the triangle's place pulls the image as strongly as before.
+    volume = {"objective.volume": pytest.approx(1 / 6**0.5)}
+    pair = len(ARMS[arm].get("objective.modalities", ())) == 2
+    assert changed == ARMS[arm] | (volume if pair else {})
+
+
+def test_a_segment_pulls_the_image_as_the_triangle_does() -> None:
+    """At orthogonal embeddings, where a run begins, towards language and by the volume alone."""
+    pulls = []
+    for arm in ("full", "no_flow"):
+        objective = apply_arm(PretrainConfig(), arm).objective
+        image, language, flow = torch.eye(3, dtype=torch.float64)
+        image.requires_grad_()
+        points = {"image": image, "language": language, "flow": flow}
+        kept = {name: points[name][None] for name in objective.modalities}
+        (gradient,) = torch.autograd.grad(energy(kept, objective.volume, 0.0).sum(), image)
+        pulls.append(float(gradient @ language))
+    assert pulls[0] < 0
+    assert pulls[1] == pytest.approx(pulls[0])
 
 
 def test_arms_are_distinct_and_hold_the_paper_s_whole_table() -> None:
