@@ -18,7 +18,6 @@ from dynaflip.encoders.flow import FlowEncoder
 from dynaflip.encoders.image import ImageEncoder, build_image_encoder
 from dynaflip.encoders.language import language_dim
 
-
 # Pictures of an example: the transition's two, and a later one of the clip.
 FRAMES = ("t", "next", "far")
 

@@ -59,7 +59,7 @@ def fit_behaviour_cloning(
         torch.manual_seed(seed)
         network = BehaviourCloning(inputs.shape[1], config)
     optimizer = torch.optim.AdamW(
-        network.parameters(), lr=config.lr, weight_decay=config.weight_decay
+        network.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
     network.train()

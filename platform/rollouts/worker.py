@@ -15,6 +15,7 @@ from dynaflip.eval.policies.settings import (
 )
 from dynaflip.platform.rollouts.arms import EXPERT, RANDOM_POLICY, Encoder
 from dynaflip.platform.rollouts.cells import Cell, PolicySpec
+from dynaflip.platform.rollouts.demonstrations import DemonstrationSet
 
 # One thread a worker: as many workers as CPUs run side by side. Software rendering (LP_)
 # would start a thread a core in each.
@@ -28,6 +29,8 @@ WORKER_ENVIRONMENT = {
 # On a CPU a small batch's activations stay in the cache: 64 pictures at once took 1.4 times as
 # long a picture (EfficientNet-Lite0 at 112 px).
 FEATURE_BATCH = 16
+
+KEPT_DEMONSTRATIONS = 5  # tasks whose decoded frames a worker keeps
 
 LOOK_AT_STEP = 40  # half a second: the hand has reached the object or is about to
 
@@ -73,6 +76,7 @@ class Worker:
         self._scene_key: tuple[str, int] | None = None
         self._encoders: dict[str, Any] = {}
         self._views: tuple[Any, Any] | None = None
+        self._frames: dict[str, Any] = {}
 
     def fit(self, specs: list[PolicySpec]) -> dict[str, dict[str, Any]]:
         """Fit policies that share encoder and demonstrations: digest → state dict.
@@ -83,10 +87,9 @@ class Worker:
 
         from dynaflip.eval.policies.encoder_policy import check_encoder, features_of
         from dynaflip.eval.policies.head import Demonstrations
-        from dynaflip.platform.rollouts.demonstrations import read_demonstrations
 
         encoder = self._encoder(specs[0].encoder)
-        parts = [read_demonstrations(d) for d in specs[0].demonstrations]
+        parts = [self._frames_of(d) for d in specs[0].demonstrations]
         check_encoder(encoder, parts[0].images[:4])
         if specs[0].adaptation != "frozen":
             return {spec.digest(): _fit_end_to_end(spec, parts[0]) for spec in specs}
@@ -205,6 +208,16 @@ class Worker:
         while len(self._scenes) < number:
             self._scenes.append(Scene(task, height_px=px, width_px=px))
         return self._scenes
+
+    def _frames_of(self, demonstrations: DemonstrationSet) -> Any:
+        """Decoded once for the encoders that follow; 25 episodes at 112 px are 80 MB."""
+        from dynaflip.platform.rollouts.demonstrations import read_demonstrations
+
+        if demonstrations.digest not in self._frames:
+            if len(self._frames) >= KEPT_DEMONSTRATIONS:
+                self._frames.pop(next(iter(self._frames)))
+            self._frames[demonstrations.digest] = read_demonstrations(demonstrations)
+        return self._frames[demonstrations.digest]
 
     def _encoder(self, encoder: Encoder) -> Any:
         from dynaflip.encoders.checkpoint import load_image_encoder
