@@ -160,6 +160,7 @@ def test_every_config_that_is_offered_is_read(path: Path) -> None:
         "demo_triplets": PreprocessConfig,
         "demo_sweep": SweepJobConfig,
         "ablate": AblationConfig,
+        "finetune": RolloutConfig,
         "headline": RolloutConfig,
         "headline_collect": CollectConfig,
     }
