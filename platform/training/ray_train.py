@@ -98,6 +98,9 @@ def fit(
     # Typed for Ray's older callbacks, which the Train of today refuses.
     listeners: list[Any] = [Reporter(run, run_folder / PROGRESS, work.length.total_steps)]
     listeners += callbacks
+    # Read when a process starts, so the worker cannot set it for itself. (Typed as above.)
+    variables = {"GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", _KEEP_MEMORY)}
+    memory: dict[str, Any] = {"worker_runtime_env": {"env_vars": variables}}
     trainer = ray.train.torch.TorchTrainer(
         _train_on_worker,
         train_loop_config={"work": work},
@@ -112,10 +115,7 @@ def fit(
             storage_path=str(run_folder.parent),
             failure_config=FailureConfig(max_failures=work.config.train.max_failures),
             callbacks=listeners,
-            # Read when a process starts, so the worker cannot set it for itself.
-            worker_runtime_env={
-                "env_vars": {"GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", _KEEP_MEMORY)}
-            },
+            **memory,
         ),
     )
     _fit_in_thread(trainer, run_folder / PROGRESS)
