@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -52,12 +51,6 @@ _FINAL = (NonFiniteLoss, Collapsed, UserError)
 # Where Ray's errors keep the one that they are about.
 _WRAPPED = ("controller_failure", "health_check_failure", "_base_exc", "cause")
 _READ_ROWS = 256  # rows handed to the consumer at a time
-# glibc gives the memory of large tensors back to the kernel after each step and takes it again,
-# page by page, in the next. Kept, and in large pages, it makes a step on a CPU a seventh faster.
-_KEEP_MEMORY = (
-    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:"
-    "glibc.malloc.trim_threshold=8589934592:glibc.malloc.top_pad=268435456"
-)
 
 
 @dataclass(frozen=True)
@@ -98,9 +91,6 @@ def fit(
     # Typed for Ray's older callbacks, which the Train of today refuses.
     listeners: list[Any] = [Reporter(run, run_folder / PROGRESS, work.length.total_steps)]
     listeners += callbacks
-    # Read when a process starts, so the worker cannot set it for itself. (Typed as above.)
-    variables = {"GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", _KEEP_MEMORY)}
-    memory: dict[str, Any] = {"worker_runtime_env": {"env_vars": variables}}
     trainer = ray.train.torch.TorchTrainer(
         _train_on_worker,
         train_loop_config={"work": work},
@@ -115,7 +105,6 @@ def fit(
             storage_path=str(run_folder.parent),
             failure_config=FailureConfig(max_failures=work.config.train.max_failures),
             callbacks=listeners,
-            **memory,
         ),
     )
     _fit_in_thread(trainer, run_folder / PROGRESS)
