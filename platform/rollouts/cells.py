@@ -19,7 +19,7 @@ from dynaflip.platform.rollouts.config import RolloutConfig
 from dynaflip.platform.rollouts.demonstrations import DemonstrationSet
 
 # Raised when the same recipe gives other results than before.
-ROLLOUT_VERSION = 1
+ROLLOUT_VERSION = 2
 
 
 @dataclass(frozen=True)
