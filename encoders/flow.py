@@ -23,6 +23,9 @@ class FlowEncoder(nn.Module):
         self.grid_cnn = _grid_cnn(config)
         self.condition_norm = nn.LayerNorm(condition_dim)
         self.condition = nn.Linear(condition_dim, config.width)
+        if not config.condition:  # never read: DDP would wait for gradients
+            self.condition_norm.requires_grad_(False)
+            self.condition.requires_grad_(False)
         self.temporal_cls = nn.Parameter(torch.randn(config.width) * 0.02)
         self.positions = nn.Parameter(torch.randn(config.steps + 2, config.width) * 0.02)
         layer = nn.TransformerEncoderLayer(

@@ -100,6 +100,23 @@ class ImageEncoder(nn.Module):
         for block in self.backbone.blocks():
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
+    def freeze_unread(self) -> None:
+        """Freeze weights that no embedding depends on, such as a mask token or an unused pooler.
+
+        They get no gradient, and DDP would wait for it.
+        """
+        px, training = self.preprocessing["image_px"], self.training
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        if not trained:
+            return
+        blank = torch.zeros(1, 3, px, px, device=trained[0].device)
+        with torch.enable_grad():
+            embedding, _ = self.eval().features(blank)
+            found = torch.autograd.grad(embedding.sum(), trained, allow_unused=True)
+        self.train(training)
+        for parameter, gradient in zip(trained, found, strict=True):
+            parameter.requires_grad_(gradient is not None)
+
     def _checked(self, images: Any) -> Tensor:
         images = pictures.channels_first(images)
         pictures.check_range(images)

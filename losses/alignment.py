@@ -26,7 +26,7 @@ class Examples:
 
     points: Points  # modality to (N, D) unit vectors
     group: Tensor  # (N,) int caption group, so that paraphrases of a caption are equal
-    example: Tensor  # (N,) int id: equal where the same example is in the batch twice
+    example: Tensor  # (N,) int id: equal where the same triplet is in the batch twice
 
     def gathered(self) -> Examples:
         """The examples of all processes, in rank order."""

@@ -57,7 +57,7 @@ class Objective(nn.Module):
         Args:
             outputs: of ``DynaFLIP.forward``: z_image, z_language, z_flow (B, E) of unit norm,
                 d_t, d_next, d_far (B, D), flow_prediction (B, K, G, G, 3) in median depths.
-            batch: group (B,), example (B,), clip (B,), far_valid (B,) bool, flow_displacement_m
+            batch: group (B,), triplet (B,), clip (B,), far_valid (B,) bool, flow_displacement_m
                 (B, K, G, G, 3), flow_visible (B, K, G, G) bool, median_depth_m (B,).
 
         Returns:
@@ -80,7 +80,7 @@ class Objective(nn.Module):
         """The unweighted terms, () with gradient, and the other entries of :meth:`forward`."""
         config = self.config
         points = {name: outputs[f"z_{name}"] for name in config.modalities}
-        local = Examples(points, batch["group"], batch["example"])
+        local = Examples(points, batch["group"], batch["triplet"])
         everyone = local.gathered()
         past = None if self.queue is None else self.queue.examples()
         temperature = self.temperature()

@@ -32,6 +32,9 @@ _ENVIRONMENT = {
 }
 
 
+_CGROUP = Path("/sys/fs/cgroup")
+
+
 def prepare_environment() -> None:
     """Set what Ray reads at import; harmless to call again."""
     for name, value in _ENVIRONMENT.items():
@@ -100,11 +103,23 @@ def _free_port() -> int:
 
 
 def available_cpus() -> int:
-    """CPUs this process may use (containers and affinity masks counted in)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPUs this process may use: those of its affinity mask, and its container's quota of them."""
+    seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = _cgroup("cpu.max").partition(" ")
+    return min(seen, max(1, int(quota) // int(period))) if quota.isdigit() else seen
+
+
+def _cgroup(name: str) -> str:
+    """A limit of this container (control groups, version 2); empty where there is none."""
+    try:
+        return (_CGROUP / name).read_text().strip()
+    except OSError:
+        return ""
 
 
 def _object_store_bytes() -> int:
     """A tenth of the memory, at most 1 GB: triplets stream, they are not kept."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _cgroup("memory.max")
+    total = min(total, int(limit)) if limit.isdigit() else total
     return max(80_000_000, min(total // 10, 1_000_000_000))

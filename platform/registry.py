@@ -45,6 +45,8 @@ def register(
 ) -> int:
     """Log an encoder's folder to a run and register it as the next version.
 
+    A run that was killed after it had registered one keeps that version.
+
     Args:
         folder: of :func:`dynaflip.encoders.checkpoint.save_folder`.
         run: the open MLflow run that made it.
@@ -64,19 +66,22 @@ def register(
 
     picture = TensorSpec(np.dtype("uint8"), (-1, -1, -1, 3))
     vector = TensorSpec(np.dtype("float32"), (-1, -1))
-    with _quiet(), mlflow.start_run(run_id=run.run_id, log_system_metrics=False):
-        logged = mlflow.pyfunc.log_model(
-            name=_ARTIFACT,
-            python_model=str(Path(__file__).with_name("pyfunc_encoder.py")),
-            artifacts={_ARTIFACT: str(folder)},
-            code_paths=_code_paths(),
-            signature=ModelSignature(Schema([picture]), Schema([vector])),
-            pip_requirements=_pinned(),
-            registered_model_name=name,
-        )
-    version = int(logged.registered_model_version)
-    # start_run's end marks the run FINISHED, but it is the caller who ends it.
-    store.update_run(run.run_id, status="RUNNING")
+    known = store.search_model_versions(f"run_id='{run.run_id}'")
+    version = max((int(v.version) for v in known if v.name == name), default=0)
+    if not version:
+        with _quiet(), mlflow.start_run(run_id=run.run_id, log_system_metrics=False):
+            logged = mlflow.pyfunc.log_model(
+                name=_ARTIFACT,
+                python_model=str(Path(__file__).with_name("pyfunc_encoder.py")),
+                artifacts={_ARTIFACT: str(folder)},
+                code_paths=_code_paths(),
+                signature=ModelSignature(Schema([picture]), Schema([vector])),
+                pip_requirements=_pinned(),
+                registered_model_name=name,
+            )
+        version = int(logged.registered_model_version)
+        # start_run's end marks the run FINISHED, but it is the caller who ends it.
+        store.update_run(run.run_id, status="RUNNING")
     for key, value in (tags or {}).items():
         store.set_model_version_tag(name, str(version), key, str(value))
     if alias:

@@ -32,14 +32,17 @@ class Storage(Protocol):
     def publish(self, staged: Path, name: str) -> None:
         """Keep a staged folder under a name, in the place of one that is there already."""
 
-    def fetch(self, name: str) -> Path:
-        """A local folder with the files; a copy where the storage is not local."""
+    def fetched(self, name: str) -> contextlib.AbstractContextManager[Path]:
+        """A local folder with the files, for a block: elsewhere than on a disk it is a copy."""
 
     def read(self, name: str, file: str) -> bytes:
         """One file of a folder."""
 
     def remove(self, name: str) -> None:
         """Delete a folder."""
+
+    def remove_unfinished(self) -> None:
+        """Delete what writers left that were killed; only where nobody writes now."""
 
 
 def open_storage(uri: str, marker: str) -> Storage:
@@ -95,9 +98,10 @@ class LocalStorage:
             else:
                 os.replace(staged, place)
 
-    def fetch(self, name: str) -> Path:
+    @contextlib.contextmanager
+    def fetched(self, name: str) -> Iterator[Path]:
         """The folder itself."""
-        return self.root / name
+        yield self.root / name
 
     def read(self, name: str, file: str) -> bytes:
         """One file of a folder."""
@@ -110,6 +114,11 @@ class LocalStorage:
             (self.root / name / self.marker).unlink(missing_ok=True)
             shutil.rmtree(self.root / name)
 
+    def remove_unfinished(self) -> None:
+        """Delete staged folders."""
+        for staged in self.root.glob(f"{_STAGING}*"):
+            shutil.rmtree(staged, ignore_errors=True)
+
 
 class S3Storage:
     """Folders of an S3 bucket below a prefix."""
@@ -121,7 +130,6 @@ class S3Storage:
         self.uri, self.bucket, self.marker = uri.rstrip("/"), bucket, marker
         self.prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
         self._client: Any = None
-        self._copies: list[tempfile.TemporaryDirectory[str]] = []
 
     def names(self) -> list[str]:
         """Complete folders, sorted by name."""
@@ -144,17 +152,15 @@ class S3Storage:
                 client.upload_file(str(path), self.bucket, self._key(name, path.name))
             shutil.rmtree(staged)
 
-    def fetch(self, name: str) -> Path:
-        """A copy in a temporary folder, which goes with this object."""
-        copy = tempfile.TemporaryDirectory(prefix="dynaflip-")
-        self._copies.append(copy)
-        folder = Path(copy.name)
-        with _told(f"read {self.uri}/{name}"):
-            for key in self._keys(self._key(name, "")):
-                self._connected().download_file(
-                    self.bucket, key, str(folder / key.rsplit("/", 1)[-1])
-                )
-        return folder
+    @contextlib.contextmanager
+    def fetched(self, name: str) -> Iterator[Path]:
+        """A copy in a temporary folder, deleted after the block."""
+        with tempfile.TemporaryDirectory(prefix="dynaflip-") as copy:
+            with _told(f"read {self.uri}/{name}"):
+                for key in self._keys(self._key(name, "")):
+                    place = Path(copy) / key.rsplit("/", 1)[-1]
+                    self._connected().download_file(self.bucket, key, str(place))
+            yield Path(copy)
 
     def read(self, name: str, file: str) -> bytes:
         """One file of a folder."""
@@ -168,6 +174,12 @@ class S3Storage:
             keys = self._keys(self._key(name, ""))
             for key in sorted(keys, key=lambda key: not key.endswith("/" + self.marker)):
                 self._connected().delete_object(Bucket=self.bucket, Key=key)
+
+    def remove_unfinished(self) -> None:
+        """Delete uploads that were cut short: files without the marker beside them."""
+        files = [key.removeprefix(self.prefix).split("/") for key in self._keys(self.prefix)]
+        for name in {file[0] for file in files if len(file) == 2} - {*self.names()}:
+            self.remove(name)
 
     def _key(self, name: str, file: str) -> str:
         return f"{self.prefix}{name}/{file}"

@@ -216,6 +216,8 @@ def reopen_run(run_id: str) -> Run:
             f"MLFLOW_TRACKING_URI another one than when the run was started?"
         ) from None
     store.update_run(run_id, status="RUNNING")
+    if "error" in run.data.tags:
+        store.delete_tag(run_id, "error")  # of the session that failed
     reopened = Run(run_id, run.info.run_name, tracking_uri())
     reopened.set_tags(_process_tags())
     return reopened

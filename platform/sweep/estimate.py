@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 import time
+from pathlib import Path
 
 from dynaflip.platform.home import default_triplets, input_path
-from dynaflip.platform.sweep import folder as folders
 from dynaflip.platform.sweep import study as studies
 from dynaflip.platform.sweep.config import SweepJobConfig, pretrain_part
 from dynaflip.platform.sweep.resources import Fit
@@ -44,8 +45,9 @@ def _range(dimension: Dimension) -> str:
 def _cost(job: SweepJobConfig, base: PretrainConfig, fit: Fit) -> list[str]:
     from dynaflip.platform.training.pretrain import prepare
 
-    work = prepare(base, folders.folder_of("dry-run"))
-    step_s = time_step(base, work, fit.threads)
+    with tempfile.TemporaryDirectory() as nowhere:
+        work = prepare(base, Path(nowhere))
+        step_s = time_step(base, work, fit.threads)
     steps, sweep = work.length.total_steps, job.sweep
     trial_s = START_S + steps * step_s
     scorings = len(studies.score_steps(sweep, steps))

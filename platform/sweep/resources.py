@@ -34,11 +34,22 @@ class Fit:
         )
 
 
-def fit_trials(config: PretrainConfig, concurrent: int, resources: dict[str, float]) -> Fit:
+def fit_trials(
+    config: PretrainConfig,
+    concurrent: int,
+    resources: dict[str, float],
+    node_cpus: float = math.inf,
+) -> Fit:
     """Share a cluster out among ``concurrent`` trials.
 
     A worker computes on a core, so that there are at most as many workers as CPUs; their
     reservations leave one whole CPU to Ray Data, which reads for all trials.
+
+    Args:
+        config: of a trial.
+        concurrent: trials at once.
+        resources: of the whole cluster.
+        node_cpus: of its smallest machine; a worker computes on one.
 
     Raises:
         UserError: fewer fit; the message says how many.
@@ -67,7 +78,8 @@ def fit_trials(config: PretrainConfig, concurrent: int, resources: dict[str, flo
         )
     share = (cpus - 1 - concurrent * DRIVER_CPUS) / (concurrent * train.num_workers)
     per_worker = wanted or min(1.0, math.floor(100 * share) / 100)
-    threads = train.threads or max(1, int(cpus) // (concurrent * train.num_workers))
+    share_of_cores = int(min(cpus // (concurrent * train.num_workers), node_cpus))
+    threads = train.threads or max(1, share_of_cores)
     return Fit(per_worker, gpu_share, train.num_workers, threads, most, cpus)
 
 

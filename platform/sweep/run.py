@@ -118,7 +118,9 @@ def join_cluster(base: Any, concurrent: int) -> Fit:
     cluster.start_ray(dashboard=True)
     import ray
 
-    return fit_trials(base, concurrent, ray.cluster_resources())
+    cpus = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    smallest = min((count for count in cpus if count), default=1.0)
+    return fit_trials(base, concurrent, ray.cluster_resources(), smallest)
 
 
 def open_sweep(

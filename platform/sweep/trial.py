@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +90,7 @@ class TrialTask:
         index = work.index
         assignment.run.log_dataset(Path(index.folder).name, index.digest, index.folder)
         try:
-            checkpoint = ray_train.fit(work, assignment.run, folder, [_to_tune()])
+            ray_train.fit(work, assignment.run, folder, [_to_tune()])
         except (NonFiniteLoss, Collapsed) as error:
             return {"final": True, "failed": f"diverged: {error}"}
         except (TrainingFailedError, RayActorError) as error:
@@ -102,7 +101,7 @@ class TrialTask:
         curves = assignment.run.curves()
         metrics = {name: points[-1][1] for name, points in curves.items()}
         recorded = dataclasses.replace(work, config=settings)
-        encoder = save_encoder(recorded, assignment.run, folder, checkpoint, metrics)
+        encoder = save_encoder(recorded, assignment.run, folder, metrics)
         scores = {
             METRIC[name]: curves.get(METRIC[name], [(0, 0.0)])[-1]
             for name in (PERTURBED, UNPERTURBED)
@@ -118,7 +117,7 @@ class TrialTask:
             assignment.run.log_metrics(failures, step)
             found |= failures
         # The encoder is what is left of the trial.
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        ray_train.checkpoints_of(work).remove_all()
         return {"step": step, "final": True, **found}
 
     def _work_of(self, settings: PretrainConfig, folder: Path, run: tracking.Run) -> Work:
@@ -131,7 +130,6 @@ class TrialTask:
             self.work,
             config=placed(settings, self.fit),
             text=text,
-            threads=self.fit.threads,
             checkpoints=_checkpoints(settings, folder, run),
             score=self.score,
             score_steps=frozenset(self.score_steps),

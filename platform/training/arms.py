@@ -29,8 +29,11 @@ ARMS: dict[str, dict[str, Any]] = {
     "no_temporal": {"objective.temporal": 0.0},
     # Image and language alone are aligned, and no flow is predicted either.
     "no_flow": {"objective.modalities": ["image", "language"], "objective.flow": 0.0},
-    # Image and flow alone are aligned.
-    "no_language": {"objective.modalities": ["image", "flow"]},
+    # Image and flow alone are aligned, and captions do not say who is a negative of whom.
+    "no_language": {
+        "objective.modalities": ["image", "flow"],
+        "objective.mask_same_caption": [],
+    },
     # InfoNCE of language with image and of language with flow, instead of triangles.
     "pairwise": {"objective.alignment": "pairwise"},
     # Neither the alignment nor the temporal term has a denominator.
@@ -68,11 +71,12 @@ def apply_arm(config: PretrainConfig, arm: str) -> PretrainConfig:
     language stay at opposite poles and their loss at chance: LOG.md, 2026-11-25.)
 
     Raises:
-        UserError: there is no such arm, or its settings contradict the configuration's.
+        UserError: there is no such arm, it changes nothing, or its settings contradict the
+            configuration's.
     """
     if arm not in ARMS:
         raise UserError(f"--arm {arm}: there is no such arm; known: {', '.join(ARMS)}")
-    settings = dict(ARMS[arm])
+    settings, given = dict(ARMS[arm]), config
     if len(settings.get("objective.modalities", ())) == 2 < len(config.objective.modalities):
         settings["objective.volume"] = config.objective.volume / math.sqrt(6)
     for key, value in settings.items():
@@ -83,4 +87,6 @@ def apply_arm(config: PretrainConfig, arm: str) -> PretrainConfig:
         except ValueError as error:
             raise UserError(f"--arm {arm}: {section}.{error}") from None
         config = dataclasses.replace(config, **{section: part})
+    if settings and config == given:
+        raise UserError(f"--arm {arm}: the settings have it already: there is nothing to leave out")
     return config

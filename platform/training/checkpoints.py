@@ -7,11 +7,12 @@ damaged is passed over with a warning, and the one before it is used.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -71,8 +72,8 @@ class Checkpoints:
     def newest(self, say: Callable[[str], None]) -> str | None:
         """Name of the newest whole checkpoint; damaged ones are named to ``say``."""
         for name in reversed(self.storage.names()):
-            folder = self.storage.fetch(name)
-            problem = damage(folder)
+            with self.storage.fetched(name) as folder:
+                problem = damage(folder)
             if problem is None:
                 return name
             say(
@@ -81,9 +82,27 @@ class Checkpoints:
             )
         return None
 
-    def fetch(self, name: str) -> Path:
-        """A local folder with a checkpoint's files."""
-        return self.storage.fetch(name)
+    def fetched(self, name: str) -> contextlib.AbstractContextManager[Path]:
+        """A local folder with a checkpoint's files, for a block."""
+        return self.storage.fetched(name)
+
+    @contextlib.contextmanager
+    def last(self) -> Iterator[Path]:
+        """The newest whole checkpoint's files, for a block.
+
+        Raises:
+            UserError: there is none.
+        """
+        name = self.newest(print)
+        if name is None:
+            raise UserError(f"checkpoints: {self.uri} holds none that is whole")
+        with self.fetched(name) as folder:
+            yield folder
+
+    def remove_all(self) -> None:
+        """Delete every checkpoint of a run that is finished."""
+        for name in self.storage.names():
+            self.storage.remove(name)
 
     def _write(self, step: int, write: Callable[[Path], None]) -> None:
         staged = None
@@ -136,8 +155,11 @@ class Checkpoints:
         if not self.best_metric:
             return None
         if name not in self._values:
-            state = json.loads(self.storage.read(name, STATE))
-            self._values[name] = state["metrics"].get(self.best_metric)
+            try:
+                state = json.loads(self.storage.read(name, STATE))
+                self._values[name] = state["metrics"].get(self.best_metric)
+            except (UserError, ValueError, KeyError):
+                self._values[name] = None  # damaged: it is not the best
         return self._values[name]
 
 

@@ -36,6 +36,7 @@ _IDENTITIES = {
     "clip": "clip_id",
     "recording": "recording_id",
     "source": "source",
+    "triplet": "triplet_id",
 }
 
 
@@ -63,7 +64,8 @@ class Collate:
             image_t, image_next, image_far (B, 3, H, W) uint8; text_features (B, D_text);
             flow_origin_m (B, G, G, 3), flow_displacement_m (B, K, G, G, 3) in camera frame
             t; flow_visible (B, K, G, G) bool; median_depth_m (B,); group, task, clip,
-            recording, source, example (B,) int64; far_valid (B,) bool; triplet_id, a list of
+            recording, source, triplet, example (B,) int64 (a triplet that is drawn several times
+            in an epoch is several examples); far_valid (B,) bool; triplet_id, a list of
             B strings.
         """
         samples = [self._sample(row, epoch) for row in rows]

@@ -8,6 +8,10 @@ from dynaflip.checks import above, at_least, one_of, share, within
 from dynaflip.encoders.config import ModelConfig
 from dynaflip.losses.config import ObjectiveConfig
 
+# Raised when the same settings and triplets come to give other weights: encoders of before are
+# then not taken for those of now.
+PRETRAIN_VERSION = 2
+
 
 @dataclass(frozen=True)
 class DataConfig:

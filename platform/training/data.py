@@ -124,9 +124,10 @@ def read_tables(folder: str, split: str) -> Iterator[pa.Table]:
 
 
 def rows_of(table: pa.Table) -> Iterator[Row]:
-    """Split a table into rows: JPEG bytes, plain values, numpy views of the tensors.
+    """Split a table into rows: JPEG bytes, plain values, numpy copies of the tensors.
 
-    Beside the columns a row has ``example``, the triplet's id as a number.
+    Copies, or a row in the shuffle buffer would keep its whole table in memory. Beside the
+    columns a row has ``example``, the triplet's id as a number.
     """
     columns: dict[str, Any] = {}
     for name in COLUMNS:
@@ -141,7 +142,8 @@ def rows_of(table: pa.Table) -> Iterator[Row]:
             columns[name] = column.to_pylist()
     columns["example"] = [id64(name) for name in columns["triplet_id"]]
     for index in range(table.num_rows):
-        yield {name: values[index] for name, values in columns.items()}
+        row = {name: values[index] for name, values in columns.items()}
+        yield row | {name: row[name].copy() for name in TENSOR_SHAPES}
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def diagnose(model: DynaFLIP, objective: Objective, batch: Mapping[str, Tensor])
     with torch.no_grad():
         outputs = model.heads(*frames, batch)
         points = {name: outputs[f"z_{name}"] for name in objective.config.modalities}
-        everyone = Examples(points, batch["group"], batch["example"]).gathered()
+        everyone = Examples(points, batch["group"], batch["triplet"]).gathered()
     metrics |= embedding_metrics(everyone)
     model.train(trained)
     objective.train(counted)

@@ -278,12 +278,14 @@ class Pretraining:
             return []
         chosen: list[str | None] = [None]
         if self.context.rank == 0:
+            self.context.checkpoints.storage.remove_unfinished()
             chosen = [self.context.checkpoints.newest(self.context.say)]
         if world_size() > 1:  # all ranks take the same one
             torch.distributed.broadcast_object_list(chosen)
         if chosen[0] is None:
             return []
-        return self.state.restore(self.context.checkpoints.fetch(chosen[0]))
+        with self.context.checkpoints.fetched(chosen[0]) as folder:
+            return self.state.restore(folder)
 
 
 def to_device(batch: Batch, device: str) -> Batch:

@@ -7,6 +7,7 @@ The same step, loop, data order and checkpoints as under Ray Train; the curves g
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -17,7 +18,8 @@ import torch.distributed as dist
 
 from dynaflip.encoders.checkpoint import save_folder
 from dynaflip.encoders.language import embed_captions
-from dynaflip.platform.config import to_dict
+from dynaflip.errors import UserError
+from dynaflip.platform.config import flatten, to_dict
 from dynaflip.platform.training.checkpoints import Checkpoints
 from dynaflip.platform.training.collate import Batch, Collate, TextTable
 from dynaflip.platform.training.config import PretrainConfig
@@ -39,6 +41,7 @@ from dynaflip.platform.training.loop import (
 from dynaflip.platform.training.progress import progress_line
 
 METRICS = "metrics.jsonl"
+RUN = "run.json"  # settings and the triplets' digest
 
 
 def pretrain_plain(
@@ -54,6 +57,9 @@ def pretrain_plain(
 
     Returns:
         The finished pretraining; rank 0 has written ``output/encoder``.
+
+    Raises:
+        UserError: the folder holds a run with other settings or triplets.
     """
     assert config.triplets is not None, "give a triplet folder"
     rank, workers = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -83,8 +89,11 @@ def pretrain_plain(
             say(progress_line(metrics, length.total_steps))
 
     output.mkdir(parents=True, exist_ok=True)
+    if rank == 0:
+        _check_same_run(output, config, index.digest)
     with _process_group(rank, workers) as device:
-        storage = config.train.checkpoint_storage or str(output / "checkpoints")
+        elsewhere = config.train.checkpoint_storage
+        storage = f"{elsewhere.rstrip('/')}/{output.name}" if elsewhere else output / "checkpoints"
         best = config.train.best_metric
         context = Context(
             rank=rank,
@@ -92,7 +101,9 @@ def pretrain_plain(
             device=device,
             report=report,
             say=say if rank == 0 else lambda line: None,
-            checkpoints=Checkpoints(storage, keep=config.train.keep_checkpoints, best_metric=best),
+            checkpoints=Checkpoints(
+                str(storage), keep=config.train.keep_checkpoints, best_metric=best
+            ),
         )
         gallery = None
         if rank == 0 and config.train.eval_every_steps:
@@ -109,6 +120,24 @@ def pretrain_plain(
             }
             save_folder(output / "encoder", pretraining.state.kept(), info)
     return pretraining
+
+
+def _check_same_run(output: Path, config: PretrainConfig, data_digest: str) -> None:
+    """Write down what is trained, or hold it against what the folder was begun with."""
+    train = dataclasses.replace(config.train, threads=None)
+    settings = flatten(to_dict(dataclasses.replace(config, triplets=None, train=train)))
+    mine = json.loads(json.dumps({**settings, "data_digest": data_digest}))
+    file = output / RUN
+    if not file.exists():
+        file.write_text(json.dumps(mine, indent=1))
+        return
+    before = json.loads(file.read_text())
+    other = [name for name in {**before, **mine} if before.get(name) != mine.get(name)]
+    if other:
+        raise UserError(
+            f"{output} holds a run with other {', '.join(other)}; go on with its settings, or "
+            "give another folder"
+        )
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ A run's folder, ``<home>/runs/NAME``, holds ``run.json`` (its MLflow run and set
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from dataclasses import dataclass
@@ -22,9 +23,11 @@ from dynaflip.platform.home import (
     output_path,
     runs,
 )
+from dynaflip.platform.locks import held
 from dynaflip.platform.provenance import git_commit
-from dynaflip.platform.training.config import PretrainConfig
+from dynaflip.platform.training.config import PRETRAIN_VERSION, PretrainConfig
 from dynaflip.platform.training.progress import heldout_summary
+from dynaflip.platform.triplets.clips import content_hash
 
 RUN_FILE = "run.json"
 
@@ -61,13 +64,13 @@ def pretrain(config: PretrainConfig, *, alias: str | None = None) -> Outcome:
     config = dataclasses.replace(config, triplets=folder)
     run_folder = runs() / new_run_name("pretrain")
     work = prepare(config, run_folder)
-    run_folder.mkdir(parents=True, exist_ok=True)
-    run = tracking.open_run(config.tracking.experiment, run_folder.name, _tags(work))
-    _write_run_file(run_folder, {"run_id": run.run_id, "config": to_dict(config)})
-    (run_folder / "config.yaml").write_text(to_yaml(config))
-    run.log_settings(config)
-    run.log_dataset(Path(work.index.folder).name, work.index.digest, work.index.folder)
-    return _train_and_register(work, run, run_folder, alias)
+    with _alone(run_folder):
+        run = tracking.open_run(config.tracking.experiment, run_folder.name, _tags(work))
+        _write_run_file(run_folder, {"run_id": run.run_id, "config": to_dict(config)})
+        (run_folder / "config.yaml").write_text(to_yaml(config))
+        run.log_settings(config)
+        run.log_dataset(Path(work.index.folder).name, work.index.digest, work.index.folder)
+        return _train_and_register(work, run, run_folder, alias)
 
 
 def find_finished(config: PretrainConfig) -> str | None:
@@ -92,18 +95,30 @@ def resume(run_name: str, *, alias: str | None = None) -> Outcome:
     The settings, the order of the data and the MLflow run are those it began with.
 
     Raises:
-        UserError: there is no such run, it is finished, or its triplets have changed.
+        UserError: there is no such run, it is finished or running, or its triplets have changed.
     """
     registry.check_alias(alias)
     run_folder = runs() / run_name
-    try:
-        saved = json.loads((run_folder / RUN_FILE).read_text())
-    except FileNotFoundError:
+    if not (run_folder / RUN_FILE).is_file():
         known = sorted((p.parent.name for p in runs().glob(f"*/{RUN_FILE}")), reverse=True)
         raise UserError(
             f"--resume {run_name}: there is no such run in {runs()}; "
             f"newest: {', '.join(known[:3]) or 'none'}"
-        ) from None
+        )
+    with _alone(run_folder):
+        return _resume(run_folder, alias)
+
+
+def _alone(run_folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Nobody else writes this run's checkpoints, curves and registered version meanwhile."""
+    return held(
+        run_folder / "running.lock", f"--resume {run_folder.name}: the run is running already"
+    )
+
+
+def _resume(run_folder: Path, alias: str | None) -> Outcome:
+    run_name = run_folder.name
+    saved = json.loads((run_folder / RUN_FILE).read_text())
     if "version" in saved:
         raise UserError(
             f"--resume {run_name}: the run is finished; it is version {saved['version']} of "
@@ -152,16 +167,15 @@ def prepare(config: PretrainConfig, run_folder: Path) -> Any:
 
     # Refuse before a run is opened.
     ray_train.scaling_of(config, ray_train.ray.cluster_resources())
-    threads = ray_train.threads_of(config)
     print(
         f"triplets {config.triplets}: {index.counts['train']} for training, "
         f"{index.counts['heldout']} held out; {length.total_steps} steps "
         f"({length.total_steps / length.steps_per_epoch:.1f} epochs), {config.train.num_workers} "
-        f"worker(s) x {threads} threads"
+        "worker(s)" + (f" x {config.train.threads} threads" if config.train.threads else "")
     )
     if "simulator" in index.flow_sources:
         print("note: flow comes from the simulator's exact state: an upper bound, not a result")
-    work = ray_train.Work(config, index, text, length, threads, checkpoint_uri(config, run_folder))
+    work = ray_train.Work(config, index, text, length, checkpoint_uri(config, run_folder))
     ray_train.checkpoints_of(work).storage.names()  # refused now or never
     return work
 
@@ -174,11 +188,11 @@ def _train_and_register(
     config: PretrainConfig = work.config
     print(f"run {run_folder.name} (MLflow run {run.run_id})")
     with tracking.ending(run):
-        checkpoint = ray_train.fit(work, run, run_folder)
+        ray_train.fit(work, run, run_folder)
         curves = run.curves()
         last = {name: points[-1][1] for name, points in curves.items()}
         pictures.log_pictures(run, curves, work.index.folder)
-        encoder_folder = save_encoder(work, run, run_folder, checkpoint, last)
+        encoder_folder = save_encoder(work, run, run_folder, last)
         version = registry.register(
             encoder_folder,
             run,
@@ -195,19 +209,23 @@ def _train_and_register(
     return Outcome(run_folder.name, run.run_id, model_name, version, encoder_folder, last)
 
 
-def save_encoder(
-    work: Any, run: tracking.Run, run_folder: Path, checkpoint: Path, metrics: dict[str, float]
-) -> Path:
-    """Write the last checkpoint's model as an encoder folder."""
+def save_encoder(work: Any, run: tracking.Run, run_folder: Path, metrics: dict[str, float]) -> Path:
+    """Write the last checkpoint's model as an encoder folder.
+
+    Raises:
+        UserError: no checkpoint is whole.
+    """
     from safetensors.torch import load_file
 
     from dynaflip.encoders.checkpoint import save_folder
     from dynaflip.encoders.model import DynaFLIP
+    from dynaflip.platform.training.ray_train import checkpoints_of
 
     model = DynaFLIP(work.config.model)
-    average = checkpoint / "average.safetensors"
-    weights = average if average.exists() else checkpoint / "model.safetensors"
-    model.load_state_dict(load_file(str(weights)))
+    with checkpoints_of(work).last() as checkpoint:
+        average = checkpoint / "average.safetensors"
+        weights = average if average.exists() else checkpoint / "model.safetensors"
+        model.load_state_dict(load_file(str(weights)))
     info = {
         "config": to_dict(work.config),
         "git_commit": git_commit(),
@@ -227,7 +245,8 @@ def save_encoder(
 
 def settings_digest(config: PretrainConfig) -> str:
     """Digest of everything but where the triplets lie: what they are has its own digest."""
-    return config_digest(dataclasses.replace(config, triplets=None))
+    settings = config_digest(dataclasses.replace(config, triplets=None))
+    return content_hash(settings, str(PRETRAIN_VERSION))[:16]
 
 
 def _tags(work: Any) -> dict[str, Any]:

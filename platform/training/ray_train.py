@@ -61,7 +61,6 @@ class Work:
     index: TripletIndex
     text: TextTable
     length: Plan
-    threads: int
     checkpoints: str  # path or S3 URI
     # A sweep scores the model on the way: at which steps, and by what (called on rank 0).
     score_steps: frozenset[int] = frozenset()
@@ -70,8 +69,8 @@ class Work:
 
 def fit(
     work: Work, run: Run, run_folder: Path, callbacks: Sequence[ray.train.UserCallback] = ()
-) -> Path:
-    """Train on the cluster; returns a local folder of the last checkpoint.
+) -> None:
+    """Train on the cluster to the last checkpoint, which :func:`checkpoints_of` finds.
 
     A run folder that holds checkpoints is gone on with from the newest.
 
@@ -108,11 +107,6 @@ def fit(
         ),
     )
     _fit_in_thread(trainer, run_folder / PROGRESS)
-    checkpoints = checkpoints_of(work)
-    newest = checkpoints.newest(print)
-    if newest is None:
-        raise UserError(f"checkpoints: {work.checkpoints} holds none that is whole")
-    return checkpoints.fetch(newest)
 
 
 def checkpoints_of(work: Work) -> Checkpoints:
@@ -184,14 +178,11 @@ def scaling_of(config: PretrainConfig, resources: dict[str, float]) -> ScalingCo
     return ScalingConfig(
         num_workers=workers,
         use_gpu=use_gpu,
+        # On CPUs a worker takes its whole machine; GPUs are best near each other.
+        placement_strategy="PACK" if use_gpu else "SPREAD",
         resources_per_worker={"CPU": per_worker}
         | ({"GPU": train.gpus_per_worker} if use_gpu else {}),
     )
-
-
-def threads_of(config: PretrainConfig) -> int:
-    """Torch threads of a worker: its share of this machine's CPUs."""
-    return config.train.threads or max(1, available_cpus() // config.train.num_workers)
 
 
 def find_final(error: BaseException | None) -> Exception | None:
@@ -228,7 +219,9 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
     work: Work = settings["work"]
     config = work.config
     place = ray.train.get_context()
-    torch.set_num_threads(work.threads)
+    # Its share of the machine that it is on, which need not be the driver's.
+    share = max(1, available_cpus() // place.get_local_world_size())
+    torch.set_num_threads(config.train.threads or share)
     rank, workers = place.get_world_rank(), place.get_world_size()
     collate = _collate(work, augment=True)
     sampling = sampling_of(config.data, work.index, config.train.seed)

@@ -32,6 +32,7 @@ class TrainingState:
         self.config = config
         seed_step(config.train.seed, 0, 0)  # the same weights on every rank
         self.model = DynaFLIP(config.model).to(device).train()
+        self.model.image.freeze_unread()
         self.model.learnt_frames = config.objective.frames()
         self.average: AveragedModel | None = None
         if config.train.ema_decay:

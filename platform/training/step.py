@@ -29,7 +29,7 @@ def train_step(
     """One optimizer step; returns the objective's terms and ``gradient_norm``, () each.
 
     Raises:
-        NonFiniteLoss: the loss of this batch is not finite; weights are untouched.
+        NonFiniteLoss: the loss of this batch or its gradient is not finite; weights are untouched.
     """
     optimizer.zero_grad(set_to_none=True)
     outputs, backward = forward(model, batch, micro_batch_size, autocast)
@@ -40,6 +40,8 @@ def train_step(
     backward(terms["loss"])
     limit = clip_norm if clip_norm > 0 else float("inf")
     norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
+    if not torch.isfinite(norm):
+        raise NonFiniteLoss("gradient_norm not finite")
     optimizer.step()
     schedule.step()
     return {name: term.detach() for name, term in terms.items()} | {"gradient_norm": norm}

@@ -20,12 +20,17 @@ Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
 
+# Rejections that may pass, and not for what is in the clip: the store did not answer, or memory,
+# disk or the machine itself gave out. The next run tries these clips again.
+PASSING_STAGES = frozenset({"network", "machine"})
+
+
 class ClipError(Exception):
     """A clip that cannot become triplets: a row of ``rejected.parquet``, not a failed job."""
 
     def __init__(self, stage: str, reason: str) -> None:
         super().__init__(stage, reason)
-        self.stage = stage  # list | network | decode | caption | sample | depth | …
+        self.stage = stage  # list | network | machine | decode | caption | sample | depth | …
         self.reason = reason
 
 

@@ -43,6 +43,7 @@ from dynaflip.platform.triplets.sources.formats import Mix, open_sources
 from dynaflip.platform.triplets.versions import (
     adopt_shards,
     changes,
+    may_have_passed,
     read_finished,
     work_key,
     work_of,
@@ -92,8 +93,8 @@ def preprocess(config: PreprocessConfig, output: str) -> Outcome:
 
 
 def _preprocess(config: PreprocessConfig, folder: Path) -> Outcome:
-    if not folder.exists() and _beside(folder, "old").exists():
-        os.replace(_beside(folder, "old"), folder)  # killed while it was being replaced
+    if not folder.exists() and _replaced(folder).exists():
+        os.replace(_replaced(folder), folder)  # killed while it was being replaced
     source = open_sources(config)
     clips = source.list_clips()
     if not clips:
@@ -108,8 +109,11 @@ def _preprocess(config: PreprocessConfig, folder: Path) -> Outcome:
     if read_finished(work.path).get("work_key") == key:
         _replace_folder(work.path, folder)  # an earlier run was killed just before this
     finished = read_finished(folder)
-    if finished.get("work_key") == key:
+    again = may_have_passed(folder) if finished.get("work_key") == key else 0
+    if finished.get("work_key") == key and not again:
         return _reuse(folder, finished, source, settings)
+    if again:
+        print(f"{again} clips were rejected for what may have passed: they are tried again")
     for part in (work.triplets, work.done, work.attempts):
         part.mkdir(parents=True, exist_ok=True)
     shards = adopt_shards(folder, made_from, clips, work)
@@ -268,7 +272,8 @@ def _finish(
         return Outcome(place, counts, digest, failure=failure)
     write_examples(work.path, config.example_pictures)
     before = read_finished(folder)
-    version = int(before.get("version", 0)) + 1
+    same = (before.get("digest"), before.get("work_key")) == (digest, about["work_key"])
+    version = int(before.get("version", 0)) + (0 if same else 1)
     changed = changes(before.get("made_from"), about["made_from"])
     sources = {
         name: {**known, **counts["sources"].get(name, {})}
@@ -298,7 +303,11 @@ def _set_aside(folder: Path, work: WorkFolder) -> Path:
 
     Shards with a rejected clip are made again, because what was wrong may be mended by then.
     """
-    place = folder if not (folder / "manifest.json").exists() else _beside(folder, "failed")
+    place = (
+        folder
+        if not (folder / "manifest.json").exists()
+        else folder.with_name(f"{folder.name}.failed")
+    )
     place.mkdir(parents=True, exist_ok=True)
     os.replace(work.path / "rejected.parquet", place / "rejected.parquet")
     for done in list(work.done.glob("part-*.json")):
@@ -315,7 +324,7 @@ def _set_aside(folder: Path, work: WorkFolder) -> Path:
 
 def _replace_folder(new: Path, folder: Path) -> None:
     """Put a folder into another's place; a reader sees the old one or the new one."""
-    old = _beside(folder, "old")
+    old = _replaced(folder)
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         os.replace(folder, old)
@@ -323,8 +332,9 @@ def _replace_folder(new: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _beside(folder: Path, suffix: str) -> Path:
-    return folder.with_name(f"{folder.name}.{suffix}")
+def _replaced(folder: Path) -> Path:
+    """Where a folder lies while another takes its place: a name that nobody gives a copy."""
+    return folder.with_name(f".{folder.name}.replaced")
 
 
 def _counts(summaries: list[dict[str, Any]]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dynaflip.platform.triplets.clips import PASSING_STAGES
 from dynaflip.platform.triplets.pipeline import Outcome
 
 _MAX_REASONS = 8
@@ -40,6 +41,10 @@ def summary_lines(outcome: Outcome, seconds: float) -> list[str]:
             f"{name:<22}{n['triplets']:>8}{n['kept']:>8} of {n['clips']}"
             for name, n in counts["sources"].items()
         ]
+    if passing := sum(
+        number for reason, number in reasons if reason.split(":")[0] in PASSING_STAGES
+    ):
+        lines.append(f"{passing} rejections may pass (network, machine): run again to retry them")
     if not outcome.failure:
         lines.append(f"digest {outcome.digest[:16]}")
         if outcome.changed:

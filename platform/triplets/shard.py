@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import json
 import os
@@ -31,6 +32,7 @@ _STARTED = "started"
 _FAULT = "Fatal Python error"  # what faulthandler writes
 _MAX_FAULTS = 2
 _MAX_STARTS = 8
+_GAVE_OUT = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO)
 
 
 @dataclass(frozen=True)
@@ -123,10 +125,18 @@ def _summary(
         at = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(at.filename).name}:{at.lineno}"
         reason = f"{type(error).__name__} at {place}: {error}".splitlines()[0]
-        summary |= {"stage": "unexpected", "reason": _printable(reason)}
+        stage = "machine" if _gave_out(error) else "unexpected"
+        summary |= {"stage": stage, "reason": _printable(reason)}
         table = None
     summary["left_out"] = dict(left_out)
     return summary, table
+
+
+def _gave_out(error: Exception) -> bool:
+    """Whether memory, disk or file handles ran out."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+        return True
+    return isinstance(error, OSError) and error.errno in _GAVE_OUT
 
 
 @contextmanager
@@ -142,8 +152,11 @@ def _counted(attempts: Path, clip: Clip) -> Iterator[ClipError | None]:
     known = note.read_text(errors="replace") if note.exists() else ""
     starts, faults = known.count(_STARTED), known.count(_FAULT)
     if faults >= _MAX_FAULTS or starts >= _MAX_STARTS:
-        died = f"{faults} times of a fault in native code" if faults else f"{starts} times"
-        yield ClipError("crash", f"the worker process died on this clip {died}")
+        if faults >= _MAX_FAULTS:
+            stage, died = "crash", f"{faults} times of a fault in native code"
+        else:
+            stage, died = "machine", f"{starts} times, killed from outside"
+        yield ClipError(stage, f"the worker process died on this clip {died}")
         return
     traced = faulthandler.is_enabled()
     with note.open("a") as file:

@@ -10,8 +10,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from dynaflip.platform.config import flatten
-from dynaflip.platform.triplets.clips import Clip, content_hash
+from dynaflip.platform.triplets.clips import PASSING_STAGES, Clip, content_hash
 from dynaflip.platform.triplets.digest import code_digest
 from dynaflip.platform.triplets.shard import WorkFolder
 
@@ -63,7 +65,8 @@ def adopt_shards(
     """Take over from a finished folder the shards that would be made again just the same.
 
     Those are the shards whose clips are all still there as they were, if settings and code are
-    the folder's own. So a recording that was added costs its own time alone.
+    the folder's own, and none was rejected for what may have passed. So a recording that was
+    added costs its own time alone.
 
     Returns:
         The clips of each shard that the work folder now holds, by its number.
@@ -75,8 +78,10 @@ def adopt_shards(
     wanted = Counter(clip.digest() for clip in clips)  # a file may be listed twice
     adopted: dict[int, list[Clip]] = {}
     for done in sorted((folder / work.done.name).glob("part-*.json")):
-        digests = [summary["clip_digest"] for summary in json.loads(done.read_text())]
-        if not Counter(digests) <= wanted:
+        summaries = json.loads(done.read_text())
+        digests = [summary["clip_digest"] for summary in summaries]
+        may_pass = any(summary["stage"] in PASSING_STAGES for summary in summaries)
+        if may_pass or not Counter(digests) <= wanted:
             continue
         wanted -= Counter(digests)
         for file in (folder / work.triplets.name).glob(f"{done.stem}-*.parquet"):
@@ -84,6 +89,12 @@ def adopt_shards(
         _link(done, work.done / done.name)  # last: it says that the others are there
         adopted[int(done.stem.removeprefix("part-"))] = [by_digest[d] for d in digests]
     return adopted
+
+
+def may_have_passed(folder: Path) -> int:
+    """How many clips of a finished folder were rejected for what may have passed since."""
+    stages = pq.read_table(folder / "rejected.parquet", columns=["stage"])["stage"].to_pylist()
+    return sum(stage in PASSING_STAGES for stage in stages)
 
 
 def _link(file: Path, to: Path) -> None:

@@ -64,7 +64,7 @@ def batch_of(size: int, px: int, device: str) -> dict[str, Tensor]:
         "flow_visible": torch.rand(flow, device=device) < 0.8,
         "median_depth_m": 1 + torch.rand(size, device=device),
         "far_valid": torch.ones(size, dtype=torch.bool, device=device),
-        **dict.fromkeys(("group", "clip", "example"), ids),
+        **dict.fromkeys(("group", "clip", "triplet"), ids),
     }
 
 

@@ -41,7 +41,7 @@ def batch_of(size_px: int = 32, seed: int = 0) -> dict[str, Tensor]:
         "flow_visible": torch.rand(NUM, STEPS, GRID, GRID, generator=g) < 0.7,
         "median_depth_m": 0.5 + torch.rand(NUM, generator=g),
         "group": torch.arange(NUM),
-        "example": torch.arange(NUM),
+        "triplet": torch.arange(NUM),
         "clip": torch.arange(NUM),
         "far_valid": torch.ones(NUM, dtype=torch.bool),
     }

@@ -83,6 +83,23 @@ def test_vision_model_by_folder(kind: str, dim: int, image_px: int, tmp_path: Pa
         torch.testing.assert_close(encoder(images)[:, -16:], tokens.mean(1))
 
 
+@pytest.mark.parametrize("kind", ["dinov2", "dinov2_with_registers", "vit", "clip", "siglip"])
+def test_every_weight_left_to_train_gets_a_gradient(kind: str, tmp_path: Path) -> None:
+    folder = vision_folder(kind, tmp_path / kind)
+    config = ImageConfig(name=str(folder), image_px=56)
+    encoder = build_image_encoder(config).train()
+    before = {name for name, p in encoder.named_parameters() if p.requires_grad}
+    encoder.freeze_unread()
+    assert encoder.training
+    encoder(torch.rand(2, 40, 40, 3)).sum().backward()
+    after = {name for name, p in encoder.named_parameters() if p.requires_grad}
+    assert after == {name for name, p in encoder.named_parameters() if p.grad is not None}
+    unread = {"dinov2": "mask_token", "clip": "post_layernorm"}
+    if kind in unread:
+        assert any(unread[kind] in name for name in before - after)
+    assert any("layer.2" in name or "layers.2" in name for name in after)
+
+
 def test_frame_embedding_of_dinov2_is_cls_and_mean_patch(tmp_path: Path) -> None:
     from transformers import AutoModel
 

@@ -195,7 +195,7 @@ def test_objective_is_the_weighted_sum_of_its_named_terms() -> None:
     batch = {
         "group": torch.tensor([0, 0, 1, 1, 2, 3]),
         "clip": torch.tensor([0, 1, 2, 3, 4, 4]),
-        "example": torch.arange(NUM),
+        "triplet": torch.arange(NUM),
         "far_valid": torch.ones(NUM, dtype=torch.bool),
         "flow_displacement_m": torch.randn(*shape, 3, generator=generator).double(),
         "flow_visible": torch.ones(shape, dtype=torch.bool),
@@ -264,7 +264,7 @@ def batch_of(num: int = NUM) -> dict[str, Tensor]:
     return {
         "group": torch.arange(num),
         "clip": torch.arange(num),
-        "example": torch.arange(num),
+        "triplet": torch.arange(num),
         "far_valid": torch.ones(num, dtype=torch.bool),
         "flow_displacement_m": torch.randn(*shape, 3, generator=generator).double(),
         "flow_visible": torch.ones(shape, dtype=torch.bool),

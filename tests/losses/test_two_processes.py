@@ -51,7 +51,7 @@ def example() -> tuple[Towers, Tensor, dict[str, Tensor]]:
         # Unevenly spread over the processes: groups, clips, valid frames, visible points.
         "group": torch.tensor([0, 1, 0, 2, 1, 0, 3, 0]),
         "clip": torch.tensor([0, 1, 2, 3, 4, 2, 6, 2]),
-        "example": torch.tensor([0, 1, 2, 3, 4, 5, 6, 3]),  # one is there twice, on both processes
+        "triplet": torch.tensor([0, 1, 2, 3, 4, 5, 6, 3]),  # one is there twice, on both processes
         "far_valid": torch.tensor([True, False, False, True, True, True, True, True]),
         "flow_displacement_m": torch.randn(*shape, 3).double(),
         "flow_visible": torch.rand(shape) < torch.linspace(0.1, 0.9, NUM).view(-1, 1, 1, 1),

@@ -28,6 +28,13 @@ def test_an_arm_changes_its_own_settings_alone(arm: str) -> None:
     assert changed == ARMS[arm] | (volume if pair else {})
 
 
+def test_an_arm_that_leaves_nothing_out_is_refused() -> None:
+    without = apply_arm(PretrainConfig(), "no_temporal")
+    with pytest.raises(UserError, match="no_temporal: the settings have it already"):
+        apply_arm(without, "no_temporal")
+    assert apply_arm(without, "full") == without
+
+
 def test_a_segment_pulls_the_image_as_the_triangle_does() -> None:
     """At orthogonal embeddings, where a run begins, towards language and by the volume alone."""
     pulls = []

@@ -50,6 +50,20 @@ def test_the_newest_stay_and_the_best(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step-00000020", "step-00000060"]
 
 
+@pytest.mark.parametrize("how", ["cut", "missing"])
+def test_an_older_one_that_is_damaged_ends_no_run(tmp_path: Path, how: str) -> None:
+    checkpoints = Checkpoints(str(tmp_path), keep=1, best_metric=CURVE)
+    saved(checkpoints, {10: 0.9, 20: 0.1})
+    assert names(tmp_path) == ["step-00000010", "step-00000020"]
+    state = tmp_path / "step-00000010" / "state.json"
+    state.write_text(state.read_text()[:9]) if how == "cut" else state.unlink()
+    (tmp_path / ".partial-dead").mkdir()  # of a writer that was killed
+    after = Checkpoints(str(tmp_path), keep=1, best_metric=CURVE)
+    after.storage.remove_unfinished()
+    saved(after, {30: 0.2})
+    assert names(tmp_path) == ["step-00000030"]
+
+
 @pytest.mark.parametrize("how", ["cut", "flipped", "missing", "no digests", "bad digests"])
 def test_a_damaged_one_is_passed_over_with_a_warning(tmp_path: Path, how: str) -> None:
     checkpoints = Checkpoints(str(tmp_path), keep=3)
@@ -204,7 +218,9 @@ def test_an_object_store_keeps_the_same_promises(s3_settings: pytest.MonkeyPatch
     checkpoints = Checkpoints("s3://bucket/a/run", keep=2, best_metric=CURVE)
     saved(checkpoints, {10: 0.9, 20: 0.1, 30: 0.2, 40: 0.3})
     assert checkpoints.storage.names() == ["step-00000010", "step-00000030", "step-00000040"]
-    assert damage(checkpoints.fetch("step-00000040")) is None
+    with checkpoints.fetched("step-00000040") as folder:
+        assert damage(folder) is None
+    assert not folder.exists(), "copies are not left behind"
     key = "a/run/step-00000040/model.safetensors"
     client.put_object(Bucket="bucket", Key=key, Body=b"damaged")
     said: list[str] = []
@@ -212,5 +228,11 @@ def test_an_object_store_keeps_the_same_promises(s3_settings: pytest.MonkeyPatch
     assert "step-00000040 is damaged" in said[0]
     # An upload that was cut short has no marker, so it is not there.
     client.delete_object(Bucket="bucket", Key="a/run/step-00000030/digests.json")
-    assert Checkpoints("s3://bucket/a/run").storage.names() == ["step-00000010", "step-00000040"]
+    again = Checkpoints("s3://bucket/a/run")
+    assert again.storage.names() == ["step-00000010", "step-00000040"]
+    again.storage.remove_unfinished()
+    left = client.list_objects_v2(Bucket="bucket", Prefix="a/run/")["Contents"]
+    assert {key["Key"].split("/")[2] for key in left} == {"step-00000010", "step-00000040"}
+    again.remove_all()
+    assert again.storage.names() == []
     server.stop()

@@ -104,3 +104,27 @@ def test_two_processes_in_parts_have_one_process_s_curve_and_it_can_go_on_alone(
     assert len(later["had"]) == 16
     assert not set(later["had"].tolist()) & set(had.tolist()), "no sample twice in the epoch"
     assert (rest.state.position.epoch, rest.state.position.steps) == (0, 2)
+
+
+@pytest.mark.parametrize("backbone", ["efficientnet-lite0", "dinov2"])
+def test_weights_that_nothing_reads_hold_no_process_up(
+    triplet_folder: Path, tmp_path: Path, backbone: str
+) -> None:
+    """The headline's flow encoder reads no frame, and DINOv2 has a mask token of its own."""
+    config = config_of(triplet_folder, steps=3)
+    model = dataclasses.replace(
+        config.model, flow=dataclasses.replace(config.model.flow, condition=False)
+    )
+    if backbone == "dinov2":
+        from transformers import Dinov2Config, Dinov2Model
+
+        tiny = Dinov2Config(
+            hidden_size=16, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=28
+        )
+        Dinov2Model(tiny).save_pretrained(tmp_path / "dinov2")
+        image = ImageConfig(name=str(tmp_path / "dinov2"), image_px=28)
+        model = dataclasses.replace(model, image=image)
+    spawn(dataclasses.replace(config, model=model), tmp_path / "run", 2)
+    one, two = (torch.load(tmp_path / "run" / f"{r}.pt", weights_only=True) for r in (0, 1))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert [r["step"] for r in reports(tmp_path / "run")] == [1, 2, 3]

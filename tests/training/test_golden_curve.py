@@ -74,7 +74,7 @@ def batch_of(rng: np.random.Generator) -> dict[str, Tensor]:
         "median_depth_m": 1 + torch.from_numpy(rng.random(BATCH)),
         "group": torch.from_numpy(rng.integers(0, 4, BATCH)),
         "clip": torch.from_numpy(rng.integers(0, 5, BATCH)),
-        "example": torch.arange(BATCH),
+        "triplet": torch.arange(BATCH),
         "far_valid": torch.from_numpy(rng.random(BATCH) < 0.8),
     }
 

@@ -29,7 +29,12 @@ from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
 from dynaflip.platform.triplets.digest import digest_of, row_digests
 from dynaflip.platform.triplets.pictures import draw_tracks, read_examples
 from dynaflip.platform.triplets.pipeline import preprocess
-from dynaflip.platform.triplets.schema import SCHEMA_VERSION, TRIPLET_SCHEMA, read_manifest
+from dynaflip.platform.triplets.schema import (
+    REJECTED_SCHEMA,
+    SCHEMA_VERSION,
+    TRIPLET_SCHEMA,
+    read_manifest,
+)
 from dynaflip.platform.triplets.sources.formats import open_source
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -354,6 +359,33 @@ def test_crashes_of_a_worker_cost_one_clip(
     summaries = process_shard(0, clips, source, settings(folder), work)
     assert summaries[0]["stage"] == "crash"
     assert summaries[1]["rows"]
+
+
+@pytest.mark.ray
+def test_what_the_machine_did_to_a_clip_is_tried_again(
+    video_folder: Callable[..., Path], tmp_path: Path, ray_cluster: None
+) -> None:
+    folder, out = video_folder(3), tmp_path / "out"
+    whole = preprocess(settings(folder), str(tmp_path / "whole"))
+    config = settings(folder, clips_per_shard=1)
+    first = preprocess(config, str(out))
+    assert first.digest == whole.digest
+    # As a run leaves it whose worker somebody kept killing on one clip.
+    done = min((out / "done").glob("*.json"))
+    (summary,) = json.loads(done.read_text())
+    reason = {"stage": "machine", "reason": "the worker process died on this clip 8 times"}
+    done.write_text(json.dumps([{**summary, **reason, "rows": []}]))
+    for file in (out / "triplets").glob(f"{done.stem}-*.parquet"):
+        file.unlink()
+    row = {name: {**summary, **reason}[name] for name in REJECTED_SCHEMA.names}
+    pq.write_table(pa.Table.from_pylist([row], schema=REJECTED_SCHEMA), out / "rejected.parquet")
+    others = {p: p.stat().st_mtime_ns for p in (out / "triplets").iterdir()}
+    again = preprocess(config, str(out))
+    assert not again.reused
+    assert again.digest == whole.digest
+    assert (again.counts["kept"], again.counts["rejected"]) == (3, 0)
+    assert all(path.stat().st_mtime_ns == at for path, at in others.items())  # adopted
+    assert preprocess(config, str(out)).reused
 
 
 def test_outputs_that_hold_something_else_are_left_alone(
