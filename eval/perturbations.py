@@ -6,7 +6,8 @@ angle). What separates the splits:
 
 - magnitudes: pretraining draws u from [0, 0.3]; level l of 1…5 starts at
   c = 0.40 + 0.12 (l − 1), and dev draws [c, c + 0.05], test [c + 0.06, c + 0.11]:
-  as hard as each other, and never the same value;
+  never the same value, and test half a level further out, so that encoders are compared
+  within a split and no split with the other;
 - textures, layout seeds and seeds of distractors: each belongs to one split.
 
 Pretraining draws :data:`SEEN_KINDS` only. Floor, object colour and distractors are

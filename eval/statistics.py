@@ -4,7 +4,9 @@ Frames of one episode resemble each other, so episodes are resampled, not frames
 The percentile bootstrap is too narrow when clusters are few; the quantiles are
 therefore widened as in Hesterberg (2015), "What teachers should know about the
 bootstrap", section 3.6 ("expanded percentile"), which reduces to Student's
-interval for a mean. All draws are seeded: equal input gives equal intervals.
+interval for a mean. No quantile reaches beyond what was seen, which with fewer than six
+clusters covers too little: there it is Student's interval of the ratio of sums itself.
+All draws are seeded: equal input gives equal intervals.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from scipy import stats
 
 RESAMPLES = 2000
 LEVEL = 0.95
+_FEWEST_TO_RESAMPLE = 6
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,11 @@ def cluster_mean(
     estimate = float(values.mean())
     if number < 2:
         return Interval(estimate, float("nan"), float("nan"), number)
+    if number < _FEWEST_TO_RESAMPLE:
+        residuals = sums - estimate * counts
+        error = np.sqrt(number / (number - 1) * (residuals**2).sum()) / counts.sum()
+        half = float(stats.t.ppf((1 + level) / 2, number - 1) * error)
+        return Interval(estimate, estimate - half, estimate + half, number)
     drawn = np.random.default_rng(seed).integers(0, number, size=(resamples, number))
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     tail = _expanded_tail(number, level)

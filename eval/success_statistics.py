@@ -4,10 +4,12 @@ The unit of chance is twofold: which pretraining seed an encoder was trained wit
 which initial states its policy met. Both are resampled (hierarchical bootstrap, Davison and
 Hinkley 1997, section 3.8; Agarwal et al. 2021, arXiv 2108.13264, for why single best runs
 mislead); tasks and perturbations are fixed unless asked. Of n units n − 1 are drawn (Rao and
-Wu 1988), which makes the bootstrap's variance of a mean unbiased: with three seeds drawing
-three would understate their part by a third. The interval is the bootstrap's standard error
-times Student's quantile: percentiles of three seeds cannot reach beyond the three. Its degrees
-of freedom are Satterthwaite's (1946), so few seeds widen it as far as they matter.
+Wu 1988), which makes the bootstrap's variance of a mean unbiased at one level: with three seeds
+drawing three would understate their part by a third. What seeds and states do together is counted
+with both, so that intervals are too wide where seeds agree, and never too narrow. The interval is
+the bootstrap's standard error times Student's quantile: percentiles of three seeds cannot reach
+beyond the three. Its degrees of freedom are Satterthwaite's (1946), so few seeds widen it as far
+as they matter.
 
 Legend of shapes: S seeds, T tasks, C conditions, E episodes (initial states), R resamples.
 """
@@ -135,6 +137,8 @@ def _degrees_of_freedom(by_state: np.ndarray, resample_tasks: bool) -> float:
         within = by_state.mean(axis=0).var(axis=1, ddof=1).sum() / (tasks**2 * episodes)
         parts.append((within, tasks * (episodes - 1)))
     total = sum(variance for variance, _ in parts)
+    if total == 0:  # the means of seeds and of states are alike, and the values are not
+        return min(freedom for _, freedom in parts)
     return total**2 / sum(variance**2 / freedom for variance, freedom in parts)
 
 

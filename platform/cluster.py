@@ -10,6 +10,8 @@ import json
 import logging
 import os
 import socket
+import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -58,16 +60,15 @@ def start_ray(num_cpus: int | None = None, *, dashboard: bool = False) -> None:
     if ray.is_initialized():
         return
     environment = {"DYNAFLIP_HOME": str(home())}
-    if in_submitted_job():
-        # Its workers get the working directory on PYTHONPATH from Ray, and Ray refuses a
-        # variable that the submission's own runtime environment names already.
-        submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
-        named = submitted.get("runtime_env", {}).get("env_vars", {})
-        environment = {key: value for key, value in environment.items() if key not in named}
-    else:
+    # Workers of a submitted job get the working directory on PYTHONPATH from Ray.
+    if not in_submitted_job():
         root = str(Path(__file__).resolve().parents[1])
         others = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != root]
         environment["PYTHONPATH"] = os.pathsep.join([root, *others])
+    # Ray refuses a variable that a submission's own runtime environment names already.
+    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    named = submitted.get("runtime_env", {}).get("env_vars", {})
+    environment = {key: value for key, value in environment.items() if key not in named}
     address = os.environ.get("RAY_ADDRESS")
     joined = bool(address) and address != "local"
     options: dict[str, Any] = {} if joined else {"num_cpus": num_cpus or available_cpus()}
@@ -94,6 +95,41 @@ def start_ray(num_cpus: int | None = None, *, dashboard: bool = False) -> None:
         ) from None
     finally:
         os.environ.pop("RAY_GCS_SERVER_PORT", None)  # of this cluster alone
+
+
+def wait_for(bundles: list[dict[str, float]], seconds: float) -> None:
+    """Ask the cluster's autoscaler for machines, and wait until they are up or the time is over.
+
+    Ray counts what is up: a group of machines that waits at zero would never be asked for.
+
+    Args:
+        bundles: resources that must each fit on one machine.
+        seconds: to wait at most; 0 asks for nothing.
+    """
+    if seconds <= 0:
+        return
+    import ray
+    from ray.autoscaler.sdk import request_resources
+
+    wanted: Counter[str] = Counter()
+    for bundle in bundles:
+        wanted.update(bundle)
+
+    def missing() -> list[str]:
+        up = ray.cluster_resources()
+        return [f"{up.get(k, 0):g} of {v:g} {k}s" for k, v in wanted.items() if up.get(k, 0) < v]
+
+    request_resources(bundles=bundles)
+    try:
+        until, said = time.monotonic() + seconds, ""
+        while (short := missing()) and time.monotonic() < until:
+            if (line := f"waiting for machines: {', '.join(short)}") != said:
+                print(line, flush=True)
+                said = line
+            time.sleep(1.0)
+    finally:
+        # The request would outlive the job and keep machines; from now on its workers do.
+        request_resources(bundles=[])
 
 
 def _free_port() -> int:

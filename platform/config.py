@@ -84,8 +84,8 @@ def to_yaml(config: Any) -> str:
 
 
 def config_digest(config: Any) -> str:
-    """A short digest that is equal for equal settings."""
-    text = json.dumps(to_dict(config), sort_keys=True)
+    """A short digest that is equal for equal settings, given as such or by :func:`to_dict`."""
+    text = json.dumps(config if isinstance(config, dict) else to_dict(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

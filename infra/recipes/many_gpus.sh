@@ -5,5 +5,5 @@ set -eu
 ray job submit --no-wait --working-dir . -- python jobs/pretrain.py --triplets "$1" \
     --model.image.name facebook/dinov2-base --model.image.image_px 224 \
     --data.batch_size 32 --train.num_workers 64 --train.min_workers 8 --train.max_failures 100 \
-    --train.precision bfloat16 --train.device gpu --train.epochs 10 \
+    --train.precision bfloat16 --train.device gpu --train.epochs 10 --train.wait_s 1800 \
     --train.checkpoint_every_steps 200 --train.checkpoint_storage s3://checkpoints/dynaflip

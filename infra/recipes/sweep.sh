@@ -4,5 +4,6 @@
 set -eu
 ray job submit --no-wait --working-dir . -- python jobs/sweep.py --triplets "$1" --storage "$2" \
     --trials 64 --concurrent 8 --scheduler asha --train.device gpu --train.precision bfloat16 \
+    --train.wait_s 1800 \
     --search "objective.volume=log(0.1,10)" "objective.cosine=log(0.1,10)" \
     "objective.contrastive=uniform(0.2,2)"

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dynaflip.encoders.checkpoint import CONFIG
+from dynaflip.eval.paired_views import RENDER_VERSION
 from dynaflip.platform import registry, tracking
 from dynaflip.platform.config import config_digest
 from dynaflip.platform.evaluation.config import EvaluationConfig
@@ -75,9 +77,18 @@ def resolved(config: EvaluationConfig) -> EvaluationConfig:
 
 
 def score_digest(config: EvaluationConfig, folder: Path, manifest: dict[str, Any]) -> str:
-    """Equal for equal weights, triplets and settings, whatever they are called."""
-    what = dataclasses.replace(config, encoder="weights", triplets=manifest["digest"])
+    """Equal for equal weights, recordings, triplets and settings, whatever they are called."""
+    assert config.data is not None, "resolved by the caller"
+    about = Path(config.data) / "meta" / "dynaflip.json"  # how the recordings were made
+    what = dataclasses.replace(
+        config,
+        encoder="weights",
+        data=about.read_text() if about.is_file() else config.data,
+        triplets=manifest["digest"],
+    )
+    preprocessing = json.loads((folder / CONFIG).read_text())["preprocessing"]
     digest = hashlib.sha256(config_digest(what).encode())
+    digest.update(json.dumps([preprocessing, RENDER_VERSION], sort_keys=True).encode())
     for path in sorted(folder.glob("*.safetensors")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

@@ -81,6 +81,24 @@ def info_of(encoder: Encoder) -> dict[str, Any]:
     return json.loads((Path(encoder.folder) / "config.json").read_text())["info"]
 
 
+def of_one_pretraining(arms: list[Arm]) -> list[str]:
+    """A note, where some arm's policies all learn from one pretrained encoder; else nothing.
+
+    An initialisation is no draw of a pretraining, however many policies learn from it.
+    """
+    names = [
+        arm.name
+        for arm in arms
+        if len(arm.encoders) == 1 and info_of(arm.encoders[0]).get("run_name")
+    ]
+    if not names:
+        return []
+    return [
+        f"note: one pretraining seed of {', '.join(names)}, so its intervals and verdicts leave "
+        "out how much another pretraining would differ"
+    ]
+
+
 def weights_digest(uri: str) -> str:
     """The digest of an encoder's weights and preprocessing, as in an evaluation's episodes."""
     return encoder_at(uri).digest

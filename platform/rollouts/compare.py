@@ -15,7 +15,7 @@ from dynaflip.platform import tracking
 from dynaflip.platform.evaluation.tables import Section, as_text
 from dynaflip.platform.rollouts.arms import TRAINED
 from dynaflip.platform.rollouts.results import Successes, groups, successes
-from dynaflip.platform.rollouts.score import EPISODES_FILE, KIND
+from dynaflip.platform.rollouts.score import EPISODES_FILE, KIND, VERSION_TAG
 from dynaflip.platform.rollouts.tables import GIVEN, percent, points
 
 # Settings that must be alike for episodes to be pairs.
@@ -35,6 +35,7 @@ class FinishedEvaluation:
     settings: dict[str, Any]
     episodes: pl.DataFrame
     test_look: str  # which look at test it was; empty on dev
+    rollout_version: str  # of the code's recipe for episodes
 
 
 def read_evaluation(run: str) -> FinishedEvaluation:
@@ -61,11 +62,18 @@ def read_evaluation(run: str) -> FinishedEvaluation:
         yaml.safe_load(settings),
         pl.read_parquet(io.BytesIO(episodes)),
         entity.data.tags.get("test_look", ""),
+        entity.data.tags.get(VERSION_TAG, "1"),  # runs of before the tag
     )
 
 
 def check_same_protocol(first: FinishedEvaluation, second: FinishedEvaluation) -> None:
     """Refuse to pair episodes of different protocols."""
+    if first.rollout_version != second.rollout_version:
+        raise UserError(
+            f"compare: {first.run_name} and {second.run_name} are of different versions of the "
+            f"rollouts ({first.rollout_version} and {second.rollout_version}); evaluate the "
+            "older one anew"
+        )
     for key in _PROTOCOL:
         if first.settings.get(key) != second.settings.get(key):
             raise UserError(

@@ -21,7 +21,13 @@ from dynaflip.platform.evaluation.report import write_report
 from dynaflip.platform.evaluation.tables import Section, as_text
 from dynaflip.platform.home import home, new_run_name
 from dynaflip.platform.rollouts import tables
-from dynaflip.platform.rollouts.arms import TRAINED, Arm, info_of, resolve_arms
+from dynaflip.platform.rollouts.arms import (
+    TRAINED,
+    Arm,
+    info_of,
+    of_one_pretraining,
+    resolve_arms,
+)
 from dynaflip.platform.rollouts.cells import Cell, plan_cells
 from dynaflip.platform.rollouts.config import RolloutConfig
 from dynaflip.platform.rollouts.demonstrations import collect_demonstrations
@@ -143,16 +149,17 @@ def _conclude(
     config: RolloutConfig, arms: list[Arm], table: pl.DataFrame, run: tracking.Run
 ) -> Outcome:
     sections, metrics = _sections(config, arms, table)
+    notes = [*NOTES, *of_one_pretraining(arms)]
     path = home() / "reports" / f"{run.run_name}.html"
     write_report(
         path,
         title=f"DynaFLIP: agreement with the expert on {config.encoder}",
         facts=facts_of(config, arms, table),
         sections=sections,
-        notes=NOTES,
+        notes=notes,
         pictures=[],
     )
-    outcome = Outcome(as_text(sections), NOTES, metrics, table, run.run_name, run.run_id, path)
+    outcome = Outcome(as_text(sections), notes, metrics, table, run.run_name, run.run_id, path)
     run.log_settings(config)
     run.log_metrics(metrics, step=0)
     run.log_text(outcome.table, "table.txt")

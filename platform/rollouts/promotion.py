@@ -26,6 +26,8 @@ from dynaflip.platform.rollouts.tables import GIVEN
 CHAMPION = "champion"
 BASELINE = "initialization"  # a first champion is measured against it
 MARGIN = 0.05  # in distribution the lower bound may be this far below zero
+# Of one policy nothing says how much another of the same weights would differ.
+MIN_POLICIES = 2
 RUN_TAG = "policies_test_run_id"  # written by the evaluation on the version it scored
 
 
@@ -96,6 +98,12 @@ def _evaluation(name: str, version: str) -> FinishedEvaluation:
         raise UserError(
             f"--version {version}: {found.run_name} has evaluated other weights than those of "
             f"{name} version {version}; evaluate models:/{name}/{version} on test"
+        )
+    if len(policies) < MIN_POLICIES:
+        raise UserError(
+            f"--version {version}: {found.run_name} has {len(policies)} policy of its weights, "
+            f"so policies' own spread is unknown; evaluate models:/{name}/{version} alone on "
+            "test with --seeds 3"
         )
     return replace(found, episodes=found.episodes.filter(pl.col("seed").is_in(policies.implode())))
 

@@ -20,8 +20,14 @@ from dynaflip.platform.evaluation.tables import Section, as_text
 from dynaflip.platform.home import home, new_run_name
 from dynaflip.platform.provenance import git_commit, hardware
 from dynaflip.platform.rollouts import tables
-from dynaflip.platform.rollouts.arms import TRAINED, Arm, info_of, resolve_arms
-from dynaflip.platform.rollouts.cells import Cell, plan_cells
+from dynaflip.platform.rollouts.arms import (
+    TRAINED,
+    Arm,
+    info_of,
+    of_one_pretraining,
+    resolve_arms,
+)
+from dynaflip.platform.rollouts.cells import ROLLOUT_VERSION, Cell, plan_cells
 from dynaflip.platform.rollouts.config import RolloutConfig
 from dynaflip.platform.rollouts.demonstrations import collect_demonstrations
 from dynaflip.platform.rollouts.results import (
@@ -39,6 +45,7 @@ from dynaflip.platform.rollouts.worker import Looked
 EPISODES_FILE = "episodes.parquet"
 KIND = "policies"  # of the MLflow run
 CELLS_TAG = "cells_digest"
+VERSION_TAG = "rollout_version"
 LOOKS = 3  # pictures a task whose saliency is shown
 
 
@@ -102,6 +109,7 @@ def _open_run(
         "encoder_digest": ",".join(encoder.digest for encoder in arms[0].encoders),
         "perturbation_split": config.split,
         CELLS_TAG: cells_digest,
+        VERSION_TAG: ROLLOUT_VERSION,
     }
     look = looks_at_test(cells_digest) if config.split == "test" else 0
     if look:
@@ -290,7 +298,6 @@ def facts_of(config: RolloutConfig, arms: list[Arm], table: pl.DataFrame) -> dic
 
 
 def _notes(config: RolloutConfig, arms: list[Arm], unseen_tasks: list[str], look: int) -> list[str]:
-    number = len(arms[0].encoders)
     notes = [
         "Intervals are 95 %, by hierarchical bootstrap over policies (each with its pretraining "
         "seed) and initial states, tasks fixed; the last column resamples tasks too. Every "
@@ -298,11 +305,7 @@ def _notes(config: RolloutConfig, arms: list[Arm], unseen_tasks: list[str], look
         "Out of distribution is the mean over single factors. An episode ends "
         f"{config.steps_after_success} steps after it is first solved.",
     ]
-    if number == 1:
-        notes.append(
-            "note: one pretraining seed, so the intervals leave out how much another pretraining "
-            "would differ"
-        )
+    notes += of_one_pretraining(arms)
     if unseen_tasks:
         notes.append(f"tasks held out of pretraining: {', '.join(unseen_tasks)}")
     if look:

@@ -109,6 +109,9 @@ class TrainConfig:
     cpus_per_worker: float | None = None
     # GPUs of a worker, where it has one: below 1 several workers or trials share a GPU.
     gpus_per_worker: float = 1.0
+    # Seconds to wait for machines that the cluster's autoscaler starts; they are asked for. 0: what
+    # is up must do.
+    wait_s: float = 0.0
     # Torch threads of a worker; none = its share of the machine's CPUs.
     threads: int | None = None
     # float32 | bfloat16 (autocast; the energy stays float32).
@@ -173,6 +176,7 @@ class TrainConfig:
         share(self, "collapse_spread")
         at_least(self, 0, "diagnostics_every_steps", "seed", "eval_every_steps", "max_failures")
         at_least(self, 2, "gallery_size")
+        at_least(self, 0, "wait_s")
 
 
 @dataclass(frozen=True)

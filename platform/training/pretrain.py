@@ -165,6 +165,7 @@ def prepare(config: PretrainConfig, run_folder: Path) -> Any:
     cluster.start_ray()
     from dynaflip.platform.training import ray_train
 
+    cluster.wait_for(ray_train.bundles_of(config), config.train.wait_s)
     # Refuse before a run is opened.
     ray_train.scaling_of(config, ray_train.ray.cluster_resources())
     print(
@@ -244,9 +245,10 @@ def save_encoder(work: Any, run: tracking.Run, run_folder: Path, metrics: dict[s
 
 
 def settings_digest(config: PretrainConfig) -> str:
-    """Digest of everything but where the triplets lie: what they are has its own digest."""
-    settings = config_digest(dataclasses.replace(config, triplets=None))
-    return content_hash(settings, str(PRETRAIN_VERSION))[:16]
+    """Digest of what decides the weights: not where the triplets lie, which have their own."""
+    settings = to_dict(dataclasses.replace(config, triplets=None))
+    del settings["train"]["wait_s"]
+    return content_hash(config_digest(settings), str(PRETRAIN_VERSION))[:16]
 
 
 def _tags(work: Any) -> dict[str, Any]:

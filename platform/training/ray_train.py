@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -87,6 +88,7 @@ def fit(
     """
     scaling = scaling_of(work.config, ray.cluster_resources())
     _calm_ray_data()
+    checkpoints_of(work)  # makes the folder, which the workers look for
     # Typed for Ray's older callbacks, which the Train of today refuses.
     listeners: list[Any] = [Reporter(run, run_folder / PROGRESS, work.length.total_steps)]
     listeners += callbacks
@@ -185,6 +187,15 @@ def scaling_of(config: PretrainConfig, resources: dict[str, float]) -> ScalingCo
     )
 
 
+def bundles_of(config: PretrainConfig) -> list[dict[str, float]]:
+    """What a run on a whole cluster takes, for an autoscaler: a worker each, and Ray Data's CPU."""
+    train = config.train
+    worker = {"CPU": train.cpus_per_worker or 1.0}
+    if train.device == "gpu":
+        worker["GPU"] = train.gpus_per_worker
+    return [worker] * (train.min_workers or train.num_workers) + [{"CPU": 1.0}]
+
+
 def find_final(error: BaseException | None) -> Exception | None:
     """The error that would come again, inside whatever Ray wrapped around it, or None."""
     found = find_error(error, _FINAL)
@@ -217,6 +228,7 @@ def find_error(
 def _train_on_worker(settings: dict[str, Any]) -> None:
     """What each Ray Train worker runs."""
     work: Work = settings["work"]
+    check_shared(work.checkpoints)
     config = work.config
     place = ray.train.get_context()
     # Its share of the machine that it is on, which need not be the driver's.
@@ -263,6 +275,19 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
     )
     sources = tuple(work.index.sources)
     Pretraining(config, context, work.length, gallery, sources).run(batches)
+
+
+def check_shared(uri: str) -> None:
+    """Refuse to write checkpoints where the driver, which made the folder, cannot see them.
+
+    Raises:
+        UserError: this machine does not have the folder.
+    """
+    if "://" not in uri and not Path(uri).is_dir():
+        raise UserError(
+            f"checkpoints: {uri} is not there on {socket.gethostname()}; let all machines share "
+            "DYNAFLIP_HOME, or give train.checkpoint_storage s3://bucket/prefix"
+        )
 
 
 def _collate(work: Work, *, augment: bool) -> Collate:

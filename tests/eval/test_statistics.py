@@ -47,6 +47,18 @@ def test_coverage_with_ten_clusters_of_correlated_values() -> None:
     assert 0.91 <= covered / trials <= 0.985
 
 
+@pytest.mark.parametrize("number", [2, 3, 5])
+def test_coverage_with_few_clusters(number: int) -> None:
+    """The percentile bootstrap's would be 50, 77 and 93 %."""
+    rng = np.random.default_rng(number)
+    trials, covered = 1000, 0
+    for _ in range(trials):
+        values = np.repeat(rng.normal(size=number), 4)
+        interval = cluster_mean(values, np.repeat(np.arange(number), 4))
+        covered += interval.low <= 0.0 <= interval.high
+    assert 0.93 <= covered / trials <= 0.97
+
+
 def test_paired_difference_cancels_what_is_common() -> None:
     rng = np.random.default_rng(3)
     hardness = rng.normal(scale=100.0, size=40)

@@ -85,3 +85,9 @@ def test_equal_input_gives_equal_intervals_and_bad_input_a_reason() -> None:
         success_rate(values)
     with pytest.raises(ValueError, match="pairs must match"):
         paired_success(np.zeros((1, 2, 1, 3)), np.zeros((1, 2, 1, 4)))
+
+
+def test_draws_that_cancel_in_every_mean_have_an_interval_all_the_same() -> None:
+    rate = success_rate(np.array([[0.0, 1.0], [1.0, 0.0]])[:, None, None, :])
+    assert rate.value == 0.5
+    assert 0 <= rate.low < 0.5 < rate.high <= 1

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import polars as pl
 import pytest
 from checkout import REPOSITORY
 from rollout_pieces import encoder_folder, tiny
@@ -105,7 +106,13 @@ def test_runs_are_compared_in_pairs_and_promotion_asks_for_test(
     from dynaflip.platform import registry, tracking
     from dynaflip.platform.rollouts.compare import compare
     from dynaflip.platform.rollouts.promotion import RUN_TAG, promote
-    from dynaflip.platform.rollouts.score import CELLS_TAG, evaluate_policies, looks_at_test
+    from dynaflip.platform.rollouts.score import (
+        CELLS_TAG,
+        EPISODES_FILE,
+        KIND,
+        evaluate_policies,
+        looks_at_test,
+    )
 
     encoder = encoder_folder(module_home / "encoder")
     run = tracking.open_run("dynaflip-pretrain", "maker", {"kind": "pretrain"})
@@ -148,6 +155,20 @@ def test_runs_are_compared_in_pairs_and_promotion_asks_for_test(
         promote(registry.DEFAULT_NAME, borrowed)
     with pytest.raises(UserError, match="does not exist"):
         promote(registry.DEFAULT_NAME, "99")
+    # Evidence of one policy, as of a version that was one of several pretraining seeds.
+    alone = tracking.open_run("dynaflip-evaluate", "one-policy", {"kind": KIND})
+    alone.log_text(
+        str(tracking.read_artifact(on_test.run_id, "config.yaml"), "utf-8"), "config.yaml"
+    )
+    on_test.episodes.filter(pl.col("seed") == 0).write_parquet(module_home / EPISODES_FILE)
+    alone.log_file(module_home / EPISODES_FILE)
+    alone.end("FINISHED")
+    tracking.client().delete_registered_model_alias(registry.DEFAULT_NAME, "champion")
+    tracking.client().set_model_version_tag(
+        registry.DEFAULT_NAME, str(registered), RUN_TAG, alone.run_id
+    )
+    with pytest.raises(UserError, match="one-policy has 1 policy of its weights"):
+        promote(registry.DEFAULT_NAME, str(registered))
     with pytest.raises(UserError, match="no run nothing-like-it"):
         compare("nothing-like-it", on_dev.run_name)
 
