@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
         "--num-cpus", type=int, metavar="N", help="CPUs to record with (default: all)"
     )
     args, config = parse_config(parser, CollectConfig, argv, {})
-    output = home.output_path(args.output, home.default_data(), setting="--output")
+    output = home.output_folder(args.output, home.default_data(), setting="--output")
 
     from dynaflip.platform.demonstrations.collect import collect
 

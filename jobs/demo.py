@@ -6,13 +6,12 @@ done already is reused by the jobs themselves.
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from dynaflip.platform.cli import run_job
+from dynaflip.platform.cli import job_parser, run_job
 from dynaflip.platform.home import home
 
 JOBS = Path(__file__).resolve().parent
@@ -37,7 +36,7 @@ _JUST_MADE_S = 30
 
 def main(argv: list[str]) -> int:
     """Run the stages in turn; the first that fails ends the demo with its exit code."""
-    argparse.ArgumentParser(description=__doc__).parse_args(argv)
+    job_parser(__doc__ or "").parse_args(argv)
     seconds: dict[str, float] = {}
     installed = Path(sys.prefix) / ".installed"
     if installed.is_file() and time.time() - installed.stat().st_mtime < _JUST_MADE_S:

@@ -11,7 +11,6 @@ folder holds, writes data_card.html into it and logs it as a data set.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -19,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dynaflip.platform import home
-from dynaflip.platform.cli import config_parser, parse_config, run_job
+from dynaflip.platform.cli import config_parser, job_parser, parse_config, run_job
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
 
 
@@ -36,7 +35,7 @@ def main(argv: list[str]) -> int:
     )
     args, config = parse_config(parser, PreprocessConfig, argv, {"source": "source.path"})
     config = _with_absolute_paths(config)
-    output = home.output_path(args.output, home.default_triplets(), setting="--output")
+    output = home.output_folder(args.output, home.default_triplets(), setting="--output")
 
     from dynaflip.platform.triplets.pipeline import preprocess
     from dynaflip.platform.triplets.report import summary_lines
@@ -90,9 +89,7 @@ def _absolute(name: str) -> str:
 
 def inspect(argv: list[str]) -> int:
     """Print what a triplet folder holds, write its data card and log it to MLflow."""
-    parser = argparse.ArgumentParser(
-        prog="preprocess.py inspect", description=inspect.__doc__, allow_abbrev=False
-    )
+    parser = job_parser(inspect.__doc__ or "", prog="preprocess.py inspect")
     parser.add_argument("folder", nargs="?", help=f"default {home.default_triplets()}")
     parser.add_argument("--examples", type=int, default=12, help="triplets shown in the card")
     args = parser.parse_args(argv)

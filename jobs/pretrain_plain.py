@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dynaflip.errors import UserError
 from dynaflip.platform.cli import config_parser, parse_config, run_job
-from dynaflip.platform.home import default_triplets, input_path
+from dynaflip.platform.home import default_triplets, input_path, output_folder
 from dynaflip.platform.training.arms import ARMS, apply_arm
 from dynaflip.platform.training.config import PretrainConfig
 
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
     from dynaflip.platform.training.plain import pretrain_plain
     from dynaflip.platform.training.step import NonFiniteLoss
 
-    output = Path(args.output).absolute()
+    output = Path(output_folder(args.output, Path(), setting="--output"))
     try:
         pretrain_plain(config, output)
     except (NonFiniteLoss, Collapsed) as error:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dynaflip.errors import UserError
-from dynaflip.platform.cli import config_parser, parse_config, run_job
+from dynaflip.platform.cli import config_parser, job_parser, parse_config, run_job
 from dynaflip.platform.config import flatten, to_dict
 from dynaflip.platform.sweep.config import SweepJobConfig
 
@@ -100,7 +100,7 @@ def _typed(
 
 
 def _look(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = job_parser(__doc__ or "")
     parser.add_argument("what", choices=("show", "check"))
     parser.add_argument("name")
     words: Any = parser.parse_args(argv)

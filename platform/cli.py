@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 import os
 import sys
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from dynaflip.errors import UserError
@@ -26,9 +28,10 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
-def job_parser(description: str) -> argparse.ArgumentParser:
+def job_parser(description: str, prog: str | None = None) -> argparse.ArgumentParser:
     """A parser of a job that has flags and no settings."""
     return _Parser(
+        prog=prog,
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -42,10 +45,12 @@ def config_parser(description: str, cls: type) -> argparse.ArgumentParser:
     :func:`parse_config`.
     """
     lines = [f"  --{key:<34} {_shown(default)}" for key, default in _defaults(cls)]
+    places = ", ".join(_places(cls))
     return _Parser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="settings and their defaults (dotted keys of the YAML file):\n" + "\n".join(lines),
+        epilog=f"settings and their defaults (dotted keys of the YAML file; what each means is "
+        f"written beside it in {places}):\n" + "\n".join(lines),
         allow_abbrev=False,
     )
 
@@ -137,5 +142,19 @@ def _defaults(cls: Any, prefix: str = "") -> list[tuple[str, Any]]:
     return found
 
 
+def _places(cls: Any) -> list[str]:
+    """The files that hold a settings class and its sections, below the checkout."""
+    types = typing.get_type_hints(cls)
+    classes = [cls, *(types[field.name] for field in dataclasses.fields(cls))]
+    root = Path(__file__).parents[1]
+    files = [Path(inspect.getfile(c)) for c in classes if dataclasses.is_dataclass(c)]
+    return list(dict.fromkeys(str(file.relative_to(root)) for file in files))
+
+
 def _shown(value: Any) -> str:
+    """A default as it can be typed."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_shown, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
     return "none" if value is None else str(value)

@@ -34,6 +34,7 @@ _ENVIRONMENT = {
 }
 
 
+_CONNECT_S = 5.0
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -71,6 +72,8 @@ def start_ray(num_cpus: int | None = None, *, dashboard: bool = False) -> None:
     environment = {key: value for key, value in environment.items() if key not in named}
     address = os.environ.get("RAY_ADDRESS")
     joined = bool(address) and address != "local"
+    if joined:
+        _check_address(str(address))
     options: dict[str, Any] = {} if joined else {"num_cpus": num_cpus or available_cpus()}
     if dashboard and not joined:
         # The State API finds its cluster by this; unset, it may ask another of this machine.
@@ -89,12 +92,32 @@ def start_ray(num_cpus: int | None = None, *, dashboard: bool = False) -> None:
             **options,
         )
     except ConnectionError:
-        raise UserError(
-            f"RAY_ADDRESS={address}: no Ray cluster answers there; start one with "
-            f"`ray start --head`, or unset RAY_ADDRESS to run on this machine"
-        ) from None
+        raise UserError(_nobody(str(address))) from None
     finally:
         os.environ.pop("RAY_GCS_SERVER_PORT", None)  # of this cluster alone
+
+
+def _check_address(address: str) -> None:
+    """Refuse what no job can join, before Ray waits for it."""
+    if address.startswith(("http://", "https://")):
+        raise UserError(
+            f"RAY_ADDRESS={address} is where `ray job submit` hands jobs in; to run this on that "
+            "cluster give HEAD:6379 (or ray://HEAD:10001), or unset it to run on this machine"
+        )
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():  # "auto" finds its own
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+    except OSError as error:
+        raise UserError(_nobody(address, f" ({error.strerror or error})")) from None
+
+
+def _nobody(address: str, why: str = "") -> str:
+    return (
+        f"RAY_ADDRESS={address}: no Ray cluster answers there{why}; start one with "
+        f"`ray start --head`, or unset RAY_ADDRESS to run on this machine"
+    )
 
 
 def wait_for(bundles: list[dict[str, float]], seconds: float) -> None:

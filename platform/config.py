@@ -89,9 +89,25 @@ def config_digest(config: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+class _GivenTwice(yaml.constructor.ConstructorError):
+    """A key that a section has twice: the last one would win unseen."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe subset, without keys that are given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise _GivenTwice(None, None, f"gives {key.value} twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = yaml.load(Path(path).read_text(), Loader=_Loader)
     except FileNotFoundError:
         raise UserError(f"--config: there is no file {path}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -99,7 +115,8 @@ def _read_yaml(path: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         where = f", line {line + 1}" if line is not None else ""
-        raise UserError(f"--config: {path}{where} is not valid YAML") from None
+        twice = getattr(error, "problem", "") if isinstance(error, _GivenTwice) else ""
+        raise UserError(f"--config: {path}{where} {twice or 'is not valid YAML'}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -118,6 +135,8 @@ def _refuse_unknown(cls: Any, values: dict[str, Any], prefix: str, where: str) -
                 raise UserError(f"{where}: {prefix}{key} is a section; give `key: value` below it")
             _refuse_unknown(types[key], value, f"{prefix}{key}.", where)
         for inner in typing.get_args(types[key]):  # a list of sections
+            if dataclasses.is_dataclass(inner) and not isinstance(value, list):
+                raise UserError(f"{where}: {prefix}{key} is a list of sections")
             if dataclasses.is_dataclass(inner) and isinstance(value, list):
                 for number, item in enumerate(value):
                     if not isinstance(item, dict):

@@ -89,6 +89,17 @@ def output_path(path: str | None, default: Path, *, setting: str) -> str:
     return str(given.absolute())
 
 
+def output_folder(path: str | None, default: Path, *, setting: str) -> str:
+    """:func:`output_path` of what can be written to a local folder alone.
+
+    Raises:
+        UserError: also for a URI.
+    """
+    if path is not None and is_uri(path):
+        raise UserError(f"{setting}: {path}: this is written to a local folder")
+    return output_path(path, default, setting=setting)
+
+
 def input_path(path: str | None, default: Path) -> str:
     """Resolve where to read from, relative to where the path was typed."""
     if path is None:

@@ -15,9 +15,13 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
+from dynaflip.errors import UserError
 from dynaflip.platform.config import flatten, to_dict, to_yaml
 from dynaflip.platform.home import mlflow_folder
 from dynaflip.platform.provenance import masked, provenance
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _URI = "MLFLOW_TRACKING_URI"
+_CONNECT_S = 5.0
 _MAX_BATCH = 1000  # metrics in one log_batch; the server refuses more
 _MAX_PARAM_CHARS = 6000
 # The tag by which MLflow shows runs below others.
@@ -66,12 +71,40 @@ def client(uri: str | None = None) -> MlflowClient:
 
     chosen = os.environ.get(_URI)
     uri = uri or tracking_uri()
+    _check_answers(uri)
     if mlflow.get_tracking_uri() != uri:
         mlflow.set_tracking_uri(uri)
         # It also sets the variable, which would then read as the user's own choice.
         if chosen is None:
             os.environ.pop(_URI, None)
-    return mlflow.MlflowClient(tracking_uri=uri)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return mlflow.MlflowClient(tracking_uri=uri)
+    except MlflowException:
+        raise UserError(
+            f"{_URI}={masked(uri)}: MLflow knows no such store; give http(s)://HOST, "
+            "sqlite:///FILE or postgresql://…"
+        ) from None
+
+
+@lru_cache
+def _check_answers(uri: str) -> None:
+    """Refuse a server that nobody answers at, before MLflow tries for minutes."""
+    place = urlsplit(uri)
+    if place.scheme not in ("http", "https") or not place.hostname:
+        return
+    if place.scheme in getproxies() and not proxy_bypass(place.hostname):
+        return  # the proxy answers for it
+    port = place.port or (443 if place.scheme == "https" else 80)
+    try:
+        socket.create_connection((place.hostname, port), timeout=_CONNECT_S).close()
+    except OSError as error:
+        why = error.strerror or error
+        raise UserError(
+            f"{_URI}={masked(uri)}: no server answers there ({why}); start it, or unset the "
+            "variable to keep runs in DYNAFLIP_HOME"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -204,8 +237,6 @@ def reopen_run(run_id: str) -> Run:
         UserError: this store has no such run.
     """
     from mlflow.exceptions import MlflowException
-
-    from dynaflip.errors import UserError
 
     store = client()
     try:

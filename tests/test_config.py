@@ -99,6 +99,7 @@ def test_a_wrong_setting_is_named(overrides: dict[str, str], said: str) -> None:
         ("part: 3\n", "part is a section"),
         ("- a\n", "must hold `key: value` lines"),
         ("a: [1\n", "line 2 is not valid YAML"),
+        ("part:\n  weight: 1\n  weight: 2\n", "line 3 gives weight twice"),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path: Path, text: str, said: str) -> None:
@@ -114,6 +115,13 @@ def test_a_flag_twice_and_a_flag_without_value_are_refused() -> None:
     for words, said in [(["--steps", "1", "--steps=2"], "twice"), (["--steps"], "needs a value")]:
         with pytest.raises(UserError, match=said):
             parse_config(config_parser("", Whole), Whole, words, {})
+
+
+def test_defaults_are_shown_as_they_can_be_typed() -> None:
+    shown = config_parser("", PreprocessConfig).format_help()
+    assert "--align_depth                        true" in shown
+    assert "--source.cameras                     []" in shown
+    assert "platform/triplets/config.py" in shown
 
 
 def test_a_negative_number_is_a_value_and_not_a_flag() -> None:

@@ -19,6 +19,21 @@ def status(run: tracking.Run) -> str:
     return tracking.client().get_run(run.run_id).info.status
 
 
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("http://127.0.0.1:9", "no server answers there .*start it, or unset"),
+        ("foo://user:secret@bar", r"foo://user:\*+@bar: MLflow knows no such store"),
+    ],
+)
+def test_a_store_that_is_not_there_is_one_line_at_once(
+    home: Path, monkeypatch: pytest.MonkeyPatch, uri: str, said: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(UserError, match=said):
+        tracking.client()
+
+
 def test_a_run_lies_in_the_home_and_keeps_curves_settings_and_provenance(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

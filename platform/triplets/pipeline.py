@@ -206,8 +206,6 @@ def _shard_task(
 
 
 def _check_output(output: str) -> Path:
-    if "://" in output:
-        raise UserError(f"--output: {output}: triplets are written to a local folder")
     folder = Path(output)
     if folder.is_file():
         raise UserError(f"--output: {folder} is a file")

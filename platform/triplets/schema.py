@@ -119,9 +119,13 @@ def read_manifest(folder: str) -> dict[str, Any]:
     """
     path = Path(folder) / "manifest.json"
     if not path.is_file():
+        if "://" in folder:
+            raise UserError(f"triplets: {folder}: triplets are read from a local folder")
+        there = Path(folder).is_dir()
+        hint = f"--source {folder} --output NEW_FOLDER" if there else f"--output {folder}"
         raise UserError(
-            f"triplets: {folder} is not a triplet folder (no manifest.json); "
-            f"make one with jobs/preprocess.py --output {folder}"
+            f"triplets: {folder} is not a triplet folder (no manifest.json); make one with "
+            f"jobs/preprocess.py {hint}"
         )
     try:
         manifest = json.loads(path.read_text())

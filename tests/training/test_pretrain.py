@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from checkout import REPOSITORY
 from killed_workers import Killer, curves_and_points
 
 import dynaflip
@@ -119,6 +123,59 @@ def test_a_cluster_that_is_too_small_is_one_clear_line(ray_cluster: None) -> Non
         scaling_of(config(), {"CPU": 1.0})
     with pytest.raises(UserError, match=r"needs 1\.0 CPU a worker"):
         scaling_of(config(num_workers=4, cpus_per_worker=1.0), two)
+
+
+def test_machines_are_waited_for_as_long_as_is_said(
+    ray_cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dynaflip.platform import cluster
+    from dynaflip.platform.training.ray_train import bundles_of, check_shared
+
+    config = PretrainConfig(train=TrainConfig(num_workers=64, min_workers=8, device="gpu"))
+    bundles = bundles_of(config)
+    assert bundles == [{"CPU": 1.0, "GPU": 1.0}] * 8 + [{"CPU": 1.0}]
+    cluster.wait_for(bundles, 0.0)
+    assert capsys.readouterr().out == ""
+    cluster.wait_for(bundles, 0.1)  # nobody starts any here
+    assert "waiting for machines: " in (said := capsys.readouterr().out)
+    assert "0 of 8 GPUs" in said
+    with pytest.raises(UserError, match=r"/nowhere is not there on .*share DYNAFLIP_HOME"):
+        check_shared("/nowhere")
+    check_shared("s3://bucket/prefix")
+
+
+def test_checkpoints_in_a_bucket_end_in_an_encoder(triplet_folder: Path, tmp_path: Path) -> None:
+    moto = pytest.importorskip("moto.server", reason="an S3 server: pip install moto[server]")
+    import boto3
+
+    server = moto.ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    aws = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    store = boto3.Session("key", "secret", region_name="us-east-1").client(
+        "s3", endpoint_url=aws["AWS_ENDPOINT_URL"]
+    )
+    store.create_bucket(Bucket="checkpoints")
+    words = ["--config", "tests/tiny.yaml", "--triplets", str(triplet_folder), "--train.steps", "2"]
+    words += ["--train.checkpoint_storage", "s3://checkpoints/lab", "--train.eval_every_steps", "0"]
+    done = subprocess.run(
+        [sys.executable, "jobs/pretrain.py", *words],
+        cwd=REPOSITORY,
+        env={**os.environ, **aws, "DYNAFLIP_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    keys = [item["Key"] for item in store.list_objects_v2(Bucket="checkpoints")["Contents"]]
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert f"lab/{folder.name}/step-00000002/digests.json" in keys
+    assert dynaflip.load_encoder(str(folder / "encoder")).info["steps"] == 2
+    server.stop()
 
 
 def test_the_demo_s_settings_are_known_and_commented() -> None:
