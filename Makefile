@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export MUJOCO_GL ?= egl
 export PYOPENGL_PLATFORM ?= egl
 
-.PHONY: help demo test chaos fuzz slow bench check ui lock format clean
+.PHONY: help env demo test chaos fuzz slow bench check ui lock format clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,6 +21,8 @@ $(STAMP): pyproject.toml requirements.lock
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@echo $$(( $$(date +%s) - $$(cat .venv-began) )) > $@ && rm .venv-began
+
+env: $(STAMP)  ## the environment in .venv alone
 
 demo: $(STAMP)  ## from nothing to a registered encoder and its first score
 	$(BIN)/python jobs/demo.py

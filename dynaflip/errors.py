@@ -8,3 +8,7 @@ class UserError(ValueError):
 
     Jobs print it as ``error: …`` and leave with exit code 2, without a traceback.
     """
+
+
+class StoreError(UserError):
+    """A disk, a bucket or a server refuses or does not answer; no setting is wrong."""

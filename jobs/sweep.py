@@ -51,14 +51,14 @@ def main(argv: list[str]) -> int:
 
         print(dry_run(job))
         return 0
-    from dynaflip.platform.sweep.ledger import NodeLost
+    from dynaflip.platform.sweep.ledger import Interrupted
 
     try:
         if args.resume:
             name = run.resume(args.resume, _typed(args, argv, job, aliases))
         else:
             name = run.start(job)
-    except NodeLost as error:
+    except Interrupted as error:
         print(f"stopped: {error}", file=sys.stderr)
         return 1
     print(f"look again: python jobs/sweep.py show {name}")

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from dynaflip.errors import UserError
+from dynaflip.errors import StoreError, UserError
 
 _STAGING = ".partial-"
 
@@ -209,7 +209,7 @@ def _told(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot {what}: {error.strerror or error}") from None
+        raise StoreError(f"cannot {what}: {error.strerror or error}") from None
     except (Boto3Error, BotoCoreError, ClientError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"cannot {what}: {reason}") from None
+        raise StoreError(f"cannot {what}: {reason}") from None

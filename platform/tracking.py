@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from dynaflip.errors import UserError
+from dynaflip.errors import StoreError, UserError
 from dynaflip.platform.config import flatten, to_dict, to_yaml
 from dynaflip.platform.home import mlflow_folder
 from dynaflip.platform.provenance import masked, provenance
@@ -88,6 +88,13 @@ def client(uri: str | None = None) -> MlflowClient:
         ) from None
 
 
+def store_error() -> type[Exception]:
+    """What a store raises that refuses, or does not answer any more."""
+    from mlflow.exceptions import MlflowException
+
+    return MlflowException
+
+
 @lru_cache
 def _check_answers(uri: str) -> None:
     """Refuse a server that nobody answers at, before MLflow tries for minutes."""
@@ -101,7 +108,7 @@ def _check_answers(uri: str) -> None:
         socket.create_connection((place.hostname, port), timeout=_CONNECT_S).close()
     except OSError as error:
         why = error.strerror or error
-        raise UserError(
+        raise StoreError(
             f"{_URI}={masked(uri)}: no server answers there ({why}); start it, or unset the "
             "variable to keep runs in DYNAFLIP_HOME"
         ) from None

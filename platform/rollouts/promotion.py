@@ -86,8 +86,8 @@ def _evaluation(name: str, version: str) -> FinishedEvaluation:
     if RUN_TAG not in tags:
         raise UserError(
             f"--version {version}: {name} version {version} has not been evaluated on test; run "
-            f"python jobs/evaluate.py --suite metaworld --split test --encoder "
-            f"models:/{name}/{version}"
+            f"python jobs/evaluate.py --suite metaworld --config jobs/configs/headline.yaml "
+            f"--encoder models:/{name}/{version}"
         )
     found = read_evaluation(tags[RUN_TAG])
     # The run may be of several pretraining seeds: these weights count, and no others.
@@ -103,7 +103,7 @@ def _evaluation(name: str, version: str) -> FinishedEvaluation:
         raise UserError(
             f"--version {version}: {found.run_name} has {len(policies)} policy of its weights, "
             f"so policies' own spread is unknown; evaluate models:/{name}/{version} alone on "
-            "test with --seeds 3"
+            "test, with --seeds 3"
         )
     return replace(found, episodes=found.episodes.filter(pl.col("seed").is_in(policies.implode())))
 

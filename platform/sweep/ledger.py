@@ -38,8 +38,8 @@ STATUS = {
 }
 
 
-class NodeLost(RuntimeError):
-    """The Ray node died under the sweep, which ends, and can be gone on with."""
+class Interrupted(RuntimeError):
+    """The node died, or a disk, bucket or server is away: the sweep ends, to be gone on with."""
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,13 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from dynaflip.platform.sweep.ledger import Assignment, Ledger, NodeLost
+from dynaflip.platform.sweep.ledger import Assignment, Interrupted, Ledger
 from dynaflip.platform.sweep.resources import DRIVER_CPUS
 
 Trainable = Callable[[Assignment], None]
 _ASSIGNMENT = "assignment"
+_OUTAGE = "outage"
+_OUTAGE_S = 600.0  # the driver ends the session long before
 _NODE_CHECK_S = 3.0
 _ENVIRONMENT = {
     # Ctrl-C ends a sweep like any other job; Tune would go on until its trials are saved.
@@ -37,6 +39,10 @@ _ENVIRONMENT = {
 
 class ProcessLost(RuntimeError):
     """A process of a trial died, by no fault of its settings: it is started again."""
+
+
+class Outage(RuntimeError):
+    """A disk, bucket or server that every trial needs is away: no trial is to blame."""
 
 
 class StudySearch(Searcher):
@@ -87,10 +93,22 @@ class Watch(tune.Callback):
     def __init__(self, ledger: Ledger, tick: Callable[[], None]) -> None:
         self.ledger, self.tick = ledger, tick
         self._checked_s = time.monotonic()
+        self._outage = ""
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **info: Any
+    ) -> None:
+        """Hear of an outage, on which every trial would fail in turn."""
+        self._outage = self._outage or result.get(_OUTAGE, "")
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Every turn of Tune's loop."""
         self.tick()
+        if self._outage:
+            raise Interrupted(
+                f"{self._outage}; when that is mended go on: python jobs/sweep.py --resume "
+                f"{self.ledger.facts.name}"
+            )
         self._check_node()
 
     def _check_node(self) -> None:
@@ -101,7 +119,7 @@ class Watch(tune.Callback):
         here = ray.get_runtime_context().get_node_id()
         if not any(node["NodeID"] == here and node["Alive"] for node in ray.nodes()):
             name = self.ledger.facts.name
-            raise NodeLost(f"the Ray node died; go on: python jobs/sweep.py --resume {name}")
+            raise Interrupted(f"the Ray node died; go on: python jobs/sweep.py --resume {name}")
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
@@ -168,7 +186,8 @@ def run_stage(
 def _recording(trainable: Trainable) -> Callable[[dict[str, Any]], None]:
     """A function for Tune that reports what a trial raises as its result.
 
-    A lost process is raised again, so that Tune tries the trial once more.
+    A lost process is raised again, so that Tune tries the trial once more; an outage ends the
+    sweep with its trial still running in the study, so that ``--resume`` takes it up.
     """
 
     def run_one(config: dict[str, Any]) -> None:  # Tune wants a plain function
@@ -177,6 +196,9 @@ def _recording(trainable: Trainable) -> Callable[[dict[str, Any]], None]:
         except ProcessLost as error:
             tune.report({"lost": str(error)})
             raise
+        except Outage as error:
+            tune.report({_OUTAGE: str(error)})
+            time.sleep(_OUTAGE_S)
         except Exception as error:  # would be raised again: recorded, and not tried again
             traceback.print_exc()
             said = f"{type(error).__name__}: {error}"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from dynaflip.errors import UserError
+from dynaflip.errors import StoreError, UserError
 from dynaflip.platform.storage import open_storage
 
 MARKER = "digests.json"
@@ -113,7 +113,7 @@ class Checkpoints:
                 _seal(staged)
             except (OSError, SafetensorError) as error:
                 reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-                raise UserError(f"cannot write a checkpoint below {self.uri}: {reason}") from None
+                raise StoreError(f"cannot write a checkpoint below {self.uri}: {reason}") from None
             self.storage.publish(staged, _name(step))
             self._prune()
         except UserError as error:
@@ -133,13 +133,13 @@ class Checkpoints:
         if self._failure is not None:
             raise self._failure
 
-    def _explained(self) -> UserError:
+    def _explained(self) -> StoreError:
         try:
             kept = self.storage.names()
         except UserError:
             kept = []
         last = f"the last good one is {kept[-1]}" if kept else "there is none yet"
-        return UserError(f"checkpoints: {self._refusals[-1]}; {last}; then go on with --resume")
+        return StoreError(f"checkpoints: {self._refusals[-1]}; {last}; then go on with --resume")
 
     def _prune(self) -> None:
         names = self.storage.names()

@@ -68,7 +68,7 @@ class OptimizerConfig:
     lr: float = 1e-4
     # Factor on the rate of the image backbone: below 1 it keeps more of its initialisation.
     backbone_lr_scale: float = 1.0
-    # Decoupled weight decay (the paper's); norms, biases and learned tokens are left out.
+    # Decoupled weight decay (the paper's); norms, biases and single learned tokens are left out.
     weight_decay: float = 1e-2
     # AdamW's averaging of gradients and of their squares.
     beta1: float = 0.9

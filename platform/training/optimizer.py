@@ -17,7 +17,8 @@ def build_optimizer(
     """AdamW in four groups: backbone or heads, with or without weight decay.
 
     Norms, biases, learned tokens and a learned temperature (anything below two dimensions,
-    and tokens by their leading dimensions of 1) are not decayed.
+    and tokens by their leading dimensions of 1) are not decayed; the flow encoder's embeddings
+    of position are.
     """
     backbone = {id(parameter) for parameter in model.image.parameters()}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}

@@ -24,7 +24,7 @@ from ray.data.expressions import col
 from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
 
 from dynaflip.encoders.model import DynaFLIP
-from dynaflip.errors import UserError
+from dynaflip.errors import StoreError, UserError
 from dynaflip.platform.cluster import available_cpus
 from dynaflip.platform.tracking import Run
 from dynaflip.platform.training.checkpoints import Checkpoints
@@ -48,7 +48,7 @@ from dynaflip.platform.training.step import NonFiniteLoss
 PROGRESS = "progress.log"
 _NOTES = "notes"  # lines for the user that travel with a report
 # What would be so again: the run ends instead of a worker's being started once more.
-_FINAL = (NonFiniteLoss, Collapsed, UserError)
+_FINAL = (NonFiniteLoss, Collapsed, StoreError, UserError)
 # Where Ray's errors keep the one that they are about.
 _WRAPPED = ("controller_failure", "health_check_failure", "_base_exc", "cause")
 _READ_ROWS = 256  # rows handed to the consumer at a time

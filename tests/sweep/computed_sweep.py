@@ -9,7 +9,7 @@ from sweep_pieces import STEPS, bowl, opened, report, send_by_value
 
 from dynaflip.platform.cluster import start_ray
 from dynaflip.platform.sweep import folder as folders
-from dynaflip.platform.sweep.ledger import Assignment, NodeLost
+from dynaflip.platform.sweep.ledger import Assignment, Interrupted
 from dynaflip.platform.sweep.show import look_up
 from dynaflip.platform.sweep.stages import run_with
 from dynaflip.platform.sweep.study import SEARCH
@@ -34,5 +34,5 @@ def main(name: str, trials: int) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1], int(sys.argv[2]))
-    except NodeLost as error:
+    except Interrupted as error:
         sys.exit(f"stopped: {error}")

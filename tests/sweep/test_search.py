@@ -15,10 +15,11 @@ from sweep_pieces import STEPS, bowl, computed, opened, report, send_by_value
 from dynaflip.errors import UserError
 from dynaflip.platform.sweep.agreement import disagreements
 from dynaflip.platform.sweep.children import children
-from dynaflip.platform.sweep.ledger import Assignment
-from dynaflip.platform.sweep.show import show
+from dynaflip.platform.sweep.ledger import Assignment, Interrupted
+from dynaflip.platform.sweep.show import look_up, show
 from dynaflip.platform.sweep.stages import run_with
 from dynaflip.platform.sweep.study import SEARCH, own_trials
+from dynaflip.platform.sweep.tuning import Outage
 
 pytestmark = pytest.mark.ray
 
@@ -66,6 +67,27 @@ def test_failures_are_recorded_with_their_reason_and_end_nothing(home: Path) -> 
     runs[0].run.end("KILLED")
     (found,) = disagreements("failing")
     assert "KILLED in MLflow" in found
+
+
+def test_an_outage_ends_the_sweep_and_fails_no_trial(home: Path) -> None:
+    mended = home / "mended"
+    mended_path = str(mended)
+
+    def trial(assignment: Assignment) -> None:
+        if assignment.number == 1 and not Path(mended_path).exists():
+            raise Outage("cannot write s3://bucket/run: disk quota exceeded")
+        computed(assignment)
+
+    sweep = opened("outage", trials=3)
+    with pytest.raises(Interrupted, match=r"quota exceeded; when that is mended go on: .*outage"):
+        run_with(sweep, SEARCH, 3, trial)
+    states = [t.state.name for t in own_trials(sweep.study(SEARCH))]
+    assert states == ["COMPLETE", "RUNNING"]
+    mended.touch()
+    run_with(look_up("outage", "test"), SEARCH, 3, trial)
+    states = [t.state.name for t in own_trials(sweep.study(SEARCH))]
+    assert states == ["COMPLETE"] * 3
+    assert disagreements("outage") == []
 
 
 def test_a_database_that_is_shared_keeps_the_studies_of_others(
