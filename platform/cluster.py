@@ -108,7 +108,7 @@ def _check_address(address: str) -> None:
     if not port.isdigit():  # "auto" finds its own
         return
     try:
-        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
     except OSError as error:
         raise UserError(_nobody(address, f" ({error.strerror or error})")) from None
 
