@@ -93,7 +93,10 @@ def adopt_shards(
 
 def may_have_passed(folder: Path) -> int:
     """How many clips of a finished folder were rejected for what may have passed since."""
-    stages = pq.read_table(folder / "rejected.parquet", columns=["stage"])["stage"].to_pylist()
+    file = folder / "rejected.parquet"
+    if not file.is_file():
+        return 0
+    stages = pq.read_table(file, columns=["stage"])["stage"].to_pylist()
     return sum(stage in PASSING_STAGES for stage in stages)
 
 
