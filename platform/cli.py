@@ -145,7 +145,7 @@ def _defaults(cls: Any, prefix: str = "") -> list[tuple[str, Any]]:
 def _places(cls: Any) -> list[str]:
     """The files that hold a settings class and its sections, below the checkout."""
     types = typing.get_type_hints(cls)
-    classes = [cls, *(types[field.name] for field in dataclasses.fields(cls))]
+    classes: list[Any] = [cls, *(types[field.name] for field in dataclasses.fields(cls))]
     root = Path(__file__).parents[1]
     files = [Path(inspect.getfile(c)) for c in classes if dataclasses.is_dataclass(c)]
     return list(dict.fromkeys(str(file.relative_to(root)) for file in files))
