@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import inspect
 import os
 import sys
 import typing
@@ -145,10 +144,11 @@ def _defaults(cls: Any, prefix: str = "") -> list[tuple[str, Any]]:
 def _places(cls: Any) -> list[str]:
     """The files that hold a settings class and its sections, below the checkout."""
     types = typing.get_type_hints(cls)
-    classes: list[Any] = [cls, *(types[field.name] for field in dataclasses.fields(cls))]
-    root = Path(__file__).parents[1]
-    files = [Path(inspect.getfile(c)) for c in classes if dataclasses.is_dataclass(c)]
-    return list(dict.fromkeys(str(file.relative_to(root)) for file in files))
+    classes = [cls, *(types[field.name] for field in dataclasses.fields(cls))]
+    modules = {c.__module__ for c in classes if dataclasses.is_dataclass(c)}
+    root = Path(__file__).resolve().parents[1]
+    files = [Path(str(sys.modules[name].__file__)).resolve() for name in modules]
+    return sorted(str(file.relative_to(root)) for file in files)
 
 
 def _shown(value: Any) -> str:
