@@ -78,7 +78,7 @@ def test_an_outage_ends_the_sweep_and_fails_no_trial(home: Path) -> None:
             raise Outage("cannot write s3://bucket/run: disk quota exceeded")
         computed(assignment)
 
-    sweep = opened("outage", trials=3)
+    sweep = opened("outage", trials=3, concurrent=1)
     with pytest.raises(Interrupted, match=r"quota exceeded; when that is mended go on: .*outage"):
         run_with(sweep, SEARCH, 3, trial)
     states = [t.state.name for t in own_trials(sweep.study(SEARCH))]
