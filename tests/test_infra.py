@@ -26,7 +26,8 @@ RECIPES = sorted((INFRA / "recipes").glob("*.sh"))
 
 def jobs_of(script: Path) -> list[list[str]]:
     """The words of each `python jobs/…` in a shell script, its input by the name ARGUMENT."""
-    commands = script.read_text().replace("\\\n", " ").splitlines()
+    text = re.sub(r"--train\.wait_s \d+", "--train.wait_s 0", script.read_text())  # nobody comes
+    commands = text.replace("\\\n", " ").splitlines()
     found = [c.split("python ", 1)[1] for c in commands if "python jobs/" in c and c[0] != "#"]
     return [shlex.split(re.sub(r'"\$\d"|(?<=--triplets )triplets', "ARGUMENT", c)) for c in found]
 
@@ -56,7 +57,11 @@ def test_every_service_of_the_compose_file_is_made_of_something_and_waits_for_wh
             assert (INFRA / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
         assert set(service.get("depends_on", ())) <= set(services), name
         for volume in service.get("volumes", ()):
-            assert volume.split(":")[0] in content["volumes"], name
+            place = volume.split(":")[0]
+            there = (
+                (INFRA / place).is_dir() if place.startswith(".") else place in content["volumes"]
+            )
+            assert there, name
         for port in service.get("ports", ()):
             assert port.startswith("127.0.0.1:"), f"{name} is open to others"
 

@@ -33,6 +33,9 @@ def registered(home: Path, tmp_path: Path) -> Path:
     with tracking.ending(run):
         tags = {"data_digest": "abc"}
         assert registry.register(folder, run, alias="candidate", tags=tags) == 1
+        assert registry.register(folder, run) == 1, "a run that was killed then keeps its version"
+    run = tracking.open_run("test", "second")
+    with tracking.ending(run):
         assert registry.register(folder, run) == 2
     return folder
 

@@ -89,7 +89,9 @@ def of_one_pretraining(arms: list[Arm]) -> list[str]:
     names = [
         arm.name
         for arm in arms
-        if len(arm.encoders) == 1 and info_of(arm.encoders[0]).get("run_name")
+        if len(arm.encoders) == 1
+        and arm.encoders[0].folder is not None
+        and "baseline" not in info_of(arm.encoders[0])
     ]
     if not names:
         return []
