@@ -135,10 +135,9 @@ def _refuse_unknown(cls: Any, values: dict[str, Any], prefix: str, where: str) -
                 raise UserError(f"{where}: {prefix}{key} is a section; give `key: value` below it")
             _refuse_unknown(types[key], value, f"{prefix}{key}.", where)
         for inner in typing.get_args(types[key]):  # a list of sections
-            if dataclasses.is_dataclass(inner) and not isinstance(value, list):
-                raise UserError(f"{where}: {prefix}{key} is a list of sections")
-            if dataclasses.is_dataclass(inner) and isinstance(value, list):
-                for number, item in enumerate(value):
+            if dataclasses.is_dataclass(inner):
+                items = value if isinstance(value, list) else [None]
+                for number, item in enumerate(items):
                     if not isinstance(item, dict):
                         raise UserError(f"{where}: {prefix}{key} is a list of sections")
                     _refuse_unknown(inner, item, f"{prefix}{key}.{number}.", where)

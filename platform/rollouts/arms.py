@@ -81,7 +81,7 @@ def info_of(encoder: Encoder) -> dict[str, Any]:
     return json.loads((Path(encoder.folder) / "config.json").read_text())["info"]
 
 
-def of_one_pretraining(arms: list[Arm]) -> list[str]:
+def single_seed_notes(arms: list[Arm]) -> list[str]:
     """A note, where some arm's policies all learn from one pretrained encoder; else nothing.
 
     An initialisation is no draw of a pretraining, however many policies learn from it.

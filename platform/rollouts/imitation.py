@@ -25,8 +25,8 @@ from dynaflip.platform.rollouts.arms import (
     TRAINED,
     Arm,
     info_of,
-    of_one_pretraining,
     resolve_arms,
+    single_seed_notes,
 )
 from dynaflip.platform.rollouts.cells import Cell, plan_cells
 from dynaflip.platform.rollouts.config import RolloutConfig
@@ -149,7 +149,7 @@ def _conclude(
     config: RolloutConfig, arms: list[Arm], table: pl.DataFrame, run: tracking.Run
 ) -> Outcome:
     sections, metrics = _sections(config, arms, table)
-    notes = [*NOTES, *of_one_pretraining(arms)]
+    notes = [*NOTES, *single_seed_notes(arms)]
     path = home() / "reports" / f"{run.run_name}.html"
     write_report(
         path,

@@ -24,8 +24,8 @@ from dynaflip.platform.rollouts.arms import (
     TRAINED,
     Arm,
     info_of,
-    of_one_pretraining,
     resolve_arms,
+    single_seed_notes,
 )
 from dynaflip.platform.rollouts.cells import ROLLOUT_VERSION, Cell, plan_cells
 from dynaflip.platform.rollouts.config import RolloutConfig
@@ -305,7 +305,7 @@ def _notes(config: RolloutConfig, arms: list[Arm], unseen_tasks: list[str], look
         "Out of distribution is the mean over single factors. An episode ends "
         f"{config.steps_after_success} steps after it is first solved.",
     ]
-    notes += of_one_pretraining(arms)
+    notes += single_seed_notes(arms)
     if unseen_tasks:
         notes.append(f"tasks held out of pretraining: {', '.join(unseen_tasks)}")
     if look:

@@ -120,7 +120,7 @@ def join_cluster(base: Any, concurrent: int) -> Fit:
 
     from dynaflip.platform.training import ray_train
 
-    cluster.wait_for(ray_train.bundles_of(base) * concurrent, base.train.wait_s)
+    cluster.wait_for(ray_train.bundles_of(base, concurrent), base.train.wait_s)
     cpus = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
     smallest = min((count for count in cpus if count), default=1.0)
     return fit_trials(base, concurrent, ray.cluster_resources(), smallest)

@@ -27,7 +27,6 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from dynaflip.encoders.checkpoint import load_image_encoder
 from dynaflip.encoders.language import embed_captions
-from dynaflip.errors import StoreError
 from dynaflip.platform import tracking
 from dynaflip.platform.sweep.config import PERTURBED, POLICY, UNPERTURBED
 from dynaflip.platform.sweep.ledger import Assignment
@@ -35,7 +34,7 @@ from dynaflip.platform.sweep.policy_score import PolicyScore
 from dynaflip.platform.sweep.resources import Fit, placed
 from dynaflip.platform.sweep.score import METRIC, ProbeScore
 from dynaflip.platform.sweep.space import with_values
-from dynaflip.platform.sweep.tuning import Outage, ProcessLost
+from dynaflip.platform.sweep.tuning import ProcessLost
 from dynaflip.platform.training import ray_train
 from dynaflip.platform.training.collate import TextTable
 from dynaflip.platform.training.config import PretrainConfig
@@ -87,19 +86,17 @@ class TrialTask:
         except ValueError as error:
             return {"final": True, "failed": str(error)}
         work = self._work_of(settings, folder, assignment.run)
+        assignment.run.log_settings(settings)
         index = work.index
+        assignment.run.log_dataset(Path(index.folder).name, index.digest, index.folder)
         try:
-            assignment.run.log_settings(settings)
-            assignment.run.log_dataset(Path(index.folder).name, index.digest, index.folder)
             ray_train.fit(work, assignment.run, folder, [_to_tune()])
         except (NonFiniteLoss, Collapsed) as error:
             return {"final": True, "failed": f"diverged: {error}"}
-        except (StoreError, tracking.store_error()) as error:
-            raise Outage(_last_line(error)) from error
         except (TrainingFailedError, RayActorError) as error:
             away = ray_train.find_error(error, (tracking.store_error(),))
             if away is not None:
-                raise Outage(f"MLflow: {_last_line(away)}") from error
+                raise away from error
             lost = ray_train.find_error(error, _LOST)
             if lost is not None:
                 raise ProcessLost(_last_line(lost)) from error

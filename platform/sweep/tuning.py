@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from dynaflip.errors import StoreError
+from dynaflip.platform import tracking
 from dynaflip.platform.sweep.ledger import Assignment, Interrupted, Ledger
 from dynaflip.platform.sweep.resources import DRIVER_CPUS
 
@@ -39,10 +42,6 @@ _ENVIRONMENT = {
 
 class ProcessLost(RuntimeError):
     """A process of a trial died, by no fault of its settings: it is started again."""
-
-
-class Outage(RuntimeError):
-    """A disk, bucket or server that every trial needs is away: no trial is to blame."""
 
 
 class StudySearch(Searcher):
@@ -196,12 +195,21 @@ def _recording(trainable: Trainable) -> Callable[[dict[str, Any]], None]:
         except ProcessLost as error:
             tune.report({"lost": str(error)})
             raise
-        except Outage as error:
-            tune.report({_OUTAGE: str(error)})
-            time.sleep(_OUTAGE_S)
         except Exception as error:  # would be raised again: recorded, and not tried again
+            if _is_outage(error):  # whatever the trial was at
+                tune.report({_OUTAGE: str(error).partition("\n")[0] or type(error).__name__})
+                time.sleep(_OUTAGE_S)
+                return
             traceback.print_exc()
             said = f"{type(error).__name__}: {error}"
             tune.report({"final": True, "failed": said})
 
     return run_one
+
+
+def _is_outage(error: Exception) -> bool:
+    """Whether a disk, bucket or server is away that every trial needs: none is to blame."""
+    if isinstance(error, StoreError):
+        return True
+    # To import MLflow takes seconds, and what nobody has imported has raised nothing.
+    return "mlflow.exceptions" in sys.modules and isinstance(error, tracking.store_error())

@@ -144,7 +144,15 @@ class Checkpoints:
     def _prune(self) -> None:
         names = self.storage.names()
         kept = set(names[-self.keep :])
-        valued = [(value, name) for name in names if (value := self._value(name)) is not None]
+        valued = []
+        for name in names:
+            try:
+                value = self._value(name)
+            except StoreError:  # the store may answer the next time: nothing is deleted on its word
+                kept.add(name)
+                continue
+            if value is not None:
+                valued.append((value, name))
         if valued:
             kept.add(max(valued)[1])
         for name in names:
@@ -155,10 +163,10 @@ class Checkpoints:
         if not self.best_metric:
             return None
         if name not in self._values:
+            text = self.storage.read(name, STATE)
             try:
-                state = json.loads(self.storage.read(name, STATE))
-                self._values[name] = state["metrics"].get(self.best_metric)
-            except (UserError, ValueError, KeyError):
+                self._values[name] = json.loads(text)["metrics"].get(self.best_metric)
+            except (ValueError, KeyError):
                 self._values[name] = None  # damaged: it is not the best
         return self._values[name]
 

@@ -126,10 +126,12 @@ def _check_same_run(output: Path, config: PretrainConfig, data_digest: str) -> N
     """Write down what is trained, or hold it against what the folder was begun with."""
     train = dataclasses.replace(config.train, threads=None)
     settings = flatten(to_dict(dataclasses.replace(config, triplets=None, train=train)))
-    mine = json.loads(json.dumps({**settings, "data_digest": data_digest}))
+    mine = {**settings, "data_digest": data_digest}
     file = output / RUN
     if not file.exists():
-        file.write_text(json.dumps(mine, indent=1))
+        fresh = file.with_suffix(".tmp")
+        fresh.write_text(json.dumps(mine, indent=1))
+        fresh.replace(file)
         return
     before = json.loads(file.read_text())
     other = [name for name in {**before, **mine} if before.get(name) != mine.get(name)]

@@ -187,13 +187,13 @@ def scaling_of(config: PretrainConfig, resources: dict[str, float]) -> ScalingCo
     )
 
 
-def bundles_of(config: PretrainConfig) -> list[dict[str, float]]:
-    """What a run on a whole cluster takes, for an autoscaler: a worker each, and Ray Data's CPU."""
+def bundles_of(config: PretrainConfig, runs: int = 1) -> list[dict[str, float]]:
+    """What runs at once take, for an autoscaler: a bundle a worker, and one CPU for Ray Data."""
     train = config.train
     worker = {"CPU": train.cpus_per_worker or 1.0}
     if train.device == "gpu":
         worker["GPU"] = train.gpus_per_worker
-    return [worker] * (train.min_workers or train.num_workers) + [{"CPU": 1.0}]
+    return [worker] * (train.min_workers or train.num_workers) * runs + [{"CPU": 1.0}]
 
 
 def find_final(error: BaseException | None) -> Exception | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -174,3 +175,12 @@ def test_bad_folders_give_one_clear_line(model: DynaFLIP, tmp_path: Path) -> Non
     (folder / "config.json").write_text(json.dumps({**described, "format_version": 99}))
     with pytest.raises(UserError, match="format 99"):
         load_model(folder)
+
+
+def test_a_flow_encoder_without_condition_leaves_no_weight_without_gradient() -> None:
+    """DDP waits for the gradient of every weight that is to be trained."""
+    flow = dataclasses.replace(SMALL.flow, condition=False)
+    model = DynaFLIP(dataclasses.replace(SMALL, flow=flow)).train()
+    outputs = model(batch_of())
+    sum(value.sum() for value in outputs.values()).backward()
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []

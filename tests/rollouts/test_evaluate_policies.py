@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import polars as pl
 import pytest
@@ -15,6 +16,9 @@ from checkout import REPOSITORY
 from rollout_pieces import encoder_folder, tiny
 
 from dynaflip.errors import UserError
+
+if TYPE_CHECKING:
+    from dynaflip.platform.rollouts.score import Outcome
 
 pytestmark = [pytest.mark.ray, pytest.mark.sim]
 
@@ -100,19 +104,27 @@ def test_a_killed_evaluation_goes_on_to_the_table_of_an_uninterrupted_one_and_is
     assert "http" not in page
 
 
+def _with_one_policy(outcome: Outcome, folder: Path) -> str:
+    """Id of a run with an evaluation's first policy alone: a version that was one of several."""
+    from dynaflip.platform import tracking
+    from dynaflip.platform.rollouts.score import EPISODES_FILE, KIND
+
+    run = tracking.open_run("dynaflip-evaluate", "one-policy", {"kind": KIND})
+    settings = tracking.read_artifact(outcome.run_id, "config.yaml")
+    run.log_text(str(settings, "utf-8"), "config.yaml")
+    outcome.episodes.filter(pl.col("seed") == 0).write_parquet(folder / EPISODES_FILE)
+    run.log_file(folder / EPISODES_FILE)
+    run.end("FINISHED")
+    return run.run_id
+
+
 def test_runs_are_compared_in_pairs_and_promotion_asks_for_test(
     module_home: Path, ray_cluster: None
 ) -> None:
     from dynaflip.platform import registry, tracking
     from dynaflip.platform.rollouts.compare import compare
     from dynaflip.platform.rollouts.promotion import RUN_TAG, promote
-    from dynaflip.platform.rollouts.score import (
-        CELLS_TAG,
-        EPISODES_FILE,
-        KIND,
-        evaluate_policies,
-        looks_at_test,
-    )
+    from dynaflip.platform.rollouts.score import CELLS_TAG, evaluate_policies, looks_at_test
 
     encoder = encoder_folder(module_home / "encoder")
     run = tracking.open_run("dynaflip-pretrain", "maker", {"kind": "pretrain"})
@@ -155,18 +167,9 @@ def test_runs_are_compared_in_pairs_and_promotion_asks_for_test(
         promote(registry.DEFAULT_NAME, borrowed)
     with pytest.raises(UserError, match="does not exist"):
         promote(registry.DEFAULT_NAME, "99")
-    # Evidence of one policy, as of a version that was one of several pretraining seeds.
-    alone = tracking.open_run("dynaflip-evaluate", "one-policy", {"kind": KIND})
-    alone.log_text(
-        str(tracking.read_artifact(on_test.run_id, "config.yaml"), "utf-8"), "config.yaml"
-    )
-    on_test.episodes.filter(pl.col("seed") == 0).write_parquet(module_home / EPISODES_FILE)
-    alone.log_file(module_home / EPISODES_FILE)
-    alone.end("FINISHED")
+    alone = _with_one_policy(on_test, module_home)
     tracking.client().delete_registered_model_alias(registry.DEFAULT_NAME, "champion")
-    tracking.client().set_model_version_tag(
-        registry.DEFAULT_NAME, str(registered), RUN_TAG, alone.run_id
-    )
+    tracking.client().set_model_version_tag(registry.DEFAULT_NAME, str(registered), RUN_TAG, alone)
     with pytest.raises(UserError, match="one-policy has 1 policy of its weights"):
         promote(registry.DEFAULT_NAME, str(registered))
     with pytest.raises(UserError, match="no run nothing-like-it"):

@@ -12,14 +12,13 @@ import pytest
 from recovery import descendants
 from sweep_pieces import STEPS, bowl, computed, opened, report, send_by_value
 
-from dynaflip.errors import UserError
+from dynaflip.errors import StoreError, UserError
 from dynaflip.platform.sweep.agreement import disagreements
 from dynaflip.platform.sweep.children import children
 from dynaflip.platform.sweep.ledger import Assignment, Interrupted
 from dynaflip.platform.sweep.show import look_up, show
 from dynaflip.platform.sweep.stages import run_with
 from dynaflip.platform.sweep.study import SEARCH, own_trials
-from dynaflip.platform.sweep.tuning import Outage
 
 pytestmark = pytest.mark.ray
 
@@ -75,7 +74,7 @@ def test_an_outage_ends_the_sweep_and_fails_no_trial(home: Path) -> None:
 
     def trial(assignment: Assignment) -> None:
         if assignment.number == 1 and not Path(mended_path).exists():
-            raise Outage("cannot write s3://bucket/run: disk quota exceeded")
+            raise StoreError("cannot write s3://bucket/run: disk quota exceeded")
         computed(assignment)
 
     sweep = opened("outage", trials=3, concurrent=1)

@@ -61,7 +61,9 @@ def test_an_older_one_that_is_damaged_ends_no_run(tmp_path: Path, how: str) -> N
     after = Checkpoints(str(tmp_path), keep=1, best_metric=CURVE)
     after.storage.remove_unfinished()
     saved(after, {30: 0.2})
-    assert names(tmp_path) == ["step-00000030"]
+    # What cannot be read may be the store's fault, and stays.
+    unreadable = ["step-00000010"] if how == "missing" else []
+    assert names(tmp_path) == [*unreadable, "step-00000030"]
 
 
 @pytest.mark.parametrize("how", ["cut", "flipped", "missing", "no digests", "bad digests"])

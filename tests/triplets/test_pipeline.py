@@ -17,7 +17,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from triplet_recordings import moving_square, write_lerobot, write_video
+from triplet_recordings import moving_square, settings, write_lerobot, write_video
 
 from dynaflip.errors import UserError
 from dynaflip.eval.perturbations import sample
@@ -30,7 +30,6 @@ from dynaflip.platform.triplets.digest import digest_of, row_digests
 from dynaflip.platform.triplets.pictures import draw_tracks, read_examples
 from dynaflip.platform.triplets.pipeline import preprocess
 from dynaflip.platform.triplets.schema import (
-    REJECTED_SCHEMA,
     SCHEMA_VERSION,
     TRIPLET_SCHEMA,
     read_manifest,
@@ -38,12 +37,6 @@ from dynaflip.platform.triplets.schema import (
 from dynaflip.platform.triplets.sources.formats import open_source
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-def settings(folder: Path, **values) -> PreprocessConfig:
-    return PreprocessConfig(
-        source=SourceConfig(path=str(folder)), **{"depth": "plane", "draws_per_clip": 1, **values}
-    )
 
 
 def add_bad_clips(folder: Path) -> dict[str, str]:
@@ -95,113 +88,6 @@ def test_good_clips_become_triplets_and_bad_ones_are_counted(
     assert set(rows["depth_scale"]) == {"relative"}
     assert (tmp_path / "out" / "pictures" / "examples.png").stat().st_size > 10_000
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "videos"]  # nothing is left over
-
-
-@pytest.mark.ray
-def test_two_runs_agree_and_a_third_is_not_needed(
-    video_folder: Callable[..., Path], tmp_path: Path, ray_cluster: None
-) -> None:
-    folder = video_folder(3)
-    first = preprocess(settings(folder), str(tmp_path / "a"))
-    second = preprocess(settings(folder, clips_per_shard=1), str(tmp_path / "b"))
-    assert first.digest == second.digest
-    again = preprocess(settings(folder), str(tmp_path / "a"))
-    assert again.reused
-    assert again.digest == first.digest
-    other = preprocess(settings(folder, seed=1), str(tmp_path / "a"))
-    assert not other.reused
-    assert other.digest != first.digest
-
-
-@pytest.mark.ray
-def test_a_stopped_job_goes_on_where_it_was(
-    video_folder: Callable[..., Path], tmp_path: Path, ray_cluster: None, monkeypatch
-) -> None:
-    from dynaflip.platform.triplets import pipeline
-
-    folder = video_folder(4)
-    whole = preprocess(settings(folder), str(tmp_path / "whole"))
-    run = pipeline._run
-    asked: list[int] = []
-
-    def stop_after_two(shards, config, work, source):
-        asked.append(len(shards))
-        for n, summary in enumerate(run(dict(list(shards.items())[:2]), config, work, source)):
-            yield summary
-            if n == 1:
-                raise KeyboardInterrupt
-
-    monkeypatch.setattr(pipeline, "_run", stop_after_two)
-    with pytest.raises(KeyboardInterrupt):
-        preprocess(settings(folder), str(tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(
-        pipeline, "_run", lambda *a: (asked.append(len(a[0])), (yield from run(*a)))[1]
-    )
-    outcome = preprocess(settings(folder), str(tmp_path / "out"))
-    assert asked == [4, 2]
-    assert outcome.digest == whole.digest
-
-
-@pytest.mark.ray
-def test_a_clip_that_is_added_costs_its_own_time_alone(
-    video_folder: Callable[..., Path], tmp_path: Path, ray_cluster: None, monkeypatch
-) -> None:
-    from dynaflip.platform.triplets import pipeline
-
-    folder = video_folder(4)
-    preprocess(settings(folder), str(tmp_path / "out"))
-    write_video(folder / "added.mp4", moving_square(step_px=1.5))
-    (folder / "clip0.mp4").unlink()
-    lines = (folder / "captions.csv").read_text().splitlines()
-    kept = [line for line in lines if not line.startswith("clip0")]
-    (folder / "captions.csv").write_text("\n".join([*kept, "added.mp4,push again"]))
-    run, asked = pipeline._run, []
-    monkeypatch.setattr(
-        pipeline, "_run", lambda *a: (asked.extend(a[0].values()), (yield from run(*a)))[1]
-    )
-    outcome = preprocess(settings(folder), str(tmp_path / "out"))
-    assert [[clip.path for clip in shard] for shard in asked] == [["added.mp4"]]
-    assert (outcome.version, outcome.counts["read"]) == (2, 4)
-    assert outcome.changed == ("input: other recordings or captions",)
-    assert preprocess(settings(folder), str(tmp_path / "anew")).digest == outcome.digest
-    rows = pl.read_parquet(tmp_path / "out" / "triplets" / "*.parquet")
-    assert len(rows) == outcome.counts["triplets"]
-
-
-@pytest.mark.ray
-def test_a_stopped_job_loses_no_clip_to_one_that_finished_meanwhile(
-    video_folder: Callable[..., Path], tmp_path: Path, ray_cluster: None, monkeypatch
-) -> None:
-    from dynaflip.platform.triplets import pipeline
-
-    folder = video_folder(6)
-    captions = (folder / "captions.csv").read_text()
-    run = pipeline._run
-
-    def stop_after_three(shards, config, work, source):
-        for n, summary in enumerate(run(dict(list(shards.items())[:3]), config, work, source)):
-            yield summary
-            if n == 2:
-                raise KeyboardInterrupt
-
-    monkeypatch.setattr(pipeline, "_run", stop_after_three)
-    with pytest.raises(KeyboardInterrupt):
-        preprocess(settings(folder), str(tmp_path / "out"))
-    monkeypatch.setattr(pipeline, "_run", run)
-    few = [line for line in captions.splitlines() if not line.startswith(("clip1", "clip4"))]
-    (folder / "captions.csv").write_text("\n".join(few))
-    for name in ("clip1.mp4", "clip4.mp4"):
-        (folder / name).rename(tmp_path / name)
-    assert preprocess(settings(folder), str(tmp_path / "out")).counts["read"] == 4
-    for name in ("clip1.mp4", "clip4.mp4"):
-        (tmp_path / name).rename(folder / name)
-    (folder / "captions.csv").write_text(captions)
-    outcome = preprocess(settings(folder), str(tmp_path / "out"))
-    assert outcome.digest == preprocess(settings(folder), str(tmp_path / "anew")).digest
-    rows = pl.read_parquet(tmp_path / "out" / "triplets" / "*.parquet")
-    assert rows["clip_id"].n_unique() == 6
-    assert len(rows) == rows["triplet_id"].n_unique() == outcome.counts["triplets"]
 
 
 def test_one_output_is_made_by_one_process_at_a_time(
@@ -359,33 +245,6 @@ def test_crashes_of_a_worker_cost_one_clip(
     summaries = process_shard(0, clips, source, settings(folder), work)
     assert summaries[0]["stage"] == "crash"
     assert summaries[1]["rows"]
-
-
-@pytest.mark.ray
-def test_what_the_machine_did_to_a_clip_is_tried_again(
-    video_folder: Callable[..., Path], tmp_path: Path, ray_cluster: None
-) -> None:
-    folder, out = video_folder(3), tmp_path / "out"
-    whole = preprocess(settings(folder), str(tmp_path / "whole"))
-    config = settings(folder, clips_per_shard=1)
-    first = preprocess(config, str(out))
-    assert first.digest == whole.digest
-    # As a run leaves it whose worker somebody kept killing on one clip.
-    done = min((out / "done").glob("*.json"))
-    (summary,) = json.loads(done.read_text())
-    reason = {"stage": "machine", "reason": "the worker process died on this clip 8 times"}
-    done.write_text(json.dumps([{**summary, **reason, "rows": []}]))
-    for file in (out / "triplets").glob(f"{done.stem}-*.parquet"):
-        file.unlink()
-    row = {name: {**summary, **reason}[name] for name in REJECTED_SCHEMA.names}
-    pq.write_table(pa.Table.from_pylist([row], schema=REJECTED_SCHEMA), out / "rejected.parquet")
-    others = {p: p.stat().st_mtime_ns for p in (out / "triplets").iterdir()}
-    again = preprocess(config, str(out))
-    assert not again.reused
-    assert again.digest == whole.digest
-    assert (again.counts["kept"], again.counts["rejected"]) == (3, 0)
-    assert all(path.stat().st_mtime_ns == at for path, at in others.items())  # adopted
-    assert preprocess(config, str(out)).reused
 
 
 def test_outputs_that_hold_something_else_are_left_alone(

@@ -11,6 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
+
+
+def settings(folder: Path, **values) -> PreprocessConfig:
+    """Quick ones for a folder of videos without depth."""
+    return PreprocessConfig(
+        source=SourceConfig(path=str(folder)), **{"depth": "plane", "draws_per_clip": 1, **values}
+    )
+
 
 def textured(height: int, width: int, seed: int = 0) -> np.ndarray:
     """(H, W, 3) uint8 that a tracker can hold on to."""
