@@ -33,6 +33,8 @@ FORMAT_VERSION = 1
 CONFIG, ENCODER, TOWERS = "config.json", "encoder.safetensors", "towers.safetensors"
 CARD = "README.md"
 IMAGE_PREFIX = "image."
+# What the configuration holds beside the format's version.
+_DESCRIBED = ("model", "text_dim", "preprocessing", "image_architecture", "info")
 
 
 def save_folder(folder: str | Path, model: DynaFLIP, info: Mapping[str, Any]) -> Path:
@@ -141,6 +143,8 @@ def _read_config(folder: str | Path) -> dict[str, Any]:
             f"{path}: encoder format {version}; this code reads {FORMAT_VERSION}, "
             "use the release that wrote it"
         )
+    if missing := [name for name in _DESCRIBED if name not in described]:
+        raise UserError(f"{path}: {', '.join(missing)} missing; the file is incomplete")
     return described
 
 

@@ -7,6 +7,7 @@ inside. Resizing is not: runtimes resize in ways of their own.
 
 from __future__ import annotations
 
+import copy
 import json
 from importlib.util import find_spec
 from pathlib import Path
@@ -89,14 +90,26 @@ def save_transformers(encoder: ImageEncoder, folder: str | Path) -> Path:
     pre = encoder.preprocessing
     network.save_pretrained(folder)
     size = {"height": pre["image_px"], "width": pre["image_px"]}
-    settings = {"size": size, "image_mean": list(pre["mean"]), "image_std": list(pre["std"])}
+    # Everything that `ImageEncoder.preprocess` does, whatever the backbone's own processor does.
+    settings = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": size,
+        "resample": 2,  # bilinear
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(pre["mean"]),
+        "image_std": list(pre["std"]),
+    }
     (Path(folder) / "preprocessor_config.json").write_text(json.dumps(settings, indent=1))
     return Path(folder)
 
 
 def _prepared(encoder: ImageEncoder) -> tuple[Exportable, Tensor]:
-    """The module in evaluation mode on the CPU, and two example pictures."""
+    """A copy of the module in evaluation mode on the CPU, and two example pictures."""
     px = encoder.preprocessing["image_px"]
+    encoder = copy.deepcopy(encoder)  # the caller's may be in training, on a GPU, in half precision
     # Ordinary memory order: exporters do not all know channels_last.
     plain = Exportable(encoder).eval().float().cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return plain, torch.rand(2, 3, px, px, generator=torch.Generator().manual_seed(0))

@@ -84,6 +84,7 @@ class LanguageEncoder(nn.Module):
             padding=True,
             truncation=True,
             max_length=self.max_tokens,
+            return_attention_mask=True,
             return_tensors="pt",
         ).to(device)
         mask = tokens["attention_mask"]
@@ -106,13 +107,19 @@ def build_language_encoder(config: LanguageConfig) -> LanguageEncoder:
     Raises:
         UserError: the model cannot be reached, or is no text model.
     """
-    from transformers import AutoModel, AutoTokenizer, T5EncoderModel
+    from transformers import (
+        AutoModel,
+        AutoTokenizer,
+        MT5EncoderModel,
+        T5EncoderModel,
+        UMT5EncoderModel,
+    )
 
+    encoders = {"t5": T5EncoderModel, "mt5": MT5EncoderModel, "umt5": UMT5EncoderModel}
     name = _folder_or_id(config)
     settings = pretrained.load_config(name)
     kind = settings.model_type
-    auto_class = T5EncoderModel if kind == "t5" else AutoModel
-    network = pretrained.load_model(auto_class, name, settings)
+    network = pretrained.load_model(encoders.get(kind, AutoModel), name, settings)
     network = getattr(network, "text_model", network)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)

@@ -70,10 +70,14 @@ def load_vision_model(
     Raises:
         UserError: it cannot be reached or does not take pictures.
     """
+    import torch
     from transformers import AutoModel
 
     config = load_config(name)
-    network = load_model(AutoModel, name, config) if weights else AutoModel.from_config(config)
+    if weights:
+        network = load_model(AutoModel, name, config)
+    else:
+        network = AutoModel.from_config(config, dtype=torch.float32)
     network = getattr(network, "vision_model", network)
     if "pixel_values" not in inspect.signature(network.forward).parameters:
         raise UserError(f"model {name!r}: {config.model_type} takes no pictures")

@@ -80,7 +80,7 @@ def _simplex_rows(
     matched = energy(local.points, *weights)
     rows: dict[str, Tensor] = {}
     for anchor in config.anchored():
-        masked = anchor in config.mask_same_caption
+        masked = config.masks(anchor)
         left_out = _left_out(local, everyone, masked)
         if "others" in config.negatives:
             shuffled = [energy_matrix(anchor, local.points, everyone.points, *weights)]

@@ -67,7 +67,8 @@ class ObjectiveConfig:
     shuffles: int = 16
     # Anchors in whose matrix an entry between equal caption groups is left out. With language
     # anchored, (L_i, I_j, F_j) of equal groups is a true triple. With image or flow anchored,
-    # (L_j, I_i, F_j) pairs a motion with another motion of that caption: a true negative.
+    # (L_j, I_i, F_j) pairs a motion with another motion of that caption: a true negative. Of two
+    # modalities with language both anchors ask for the same pairs: one of them masks both.
     mask_same_caption: tuple[str, ...] = ("language",)
     # Frames of other clips that a pair (t1, t2) is held against in the temporal term (R3M: 3).
     temporal_negatives: int = 3
@@ -133,6 +134,11 @@ class ObjectiveConfig:
         if self.temporal > 0:
             found.append("far")
         return tuple(found)
+
+    def masks(self, anchor: str) -> bool:
+        """Whether entries between equal caption groups are left out of an anchor's matrix."""
+        alike = self.modalities if len(self.modalities) == 2 else (anchor,)
+        return bool(set(alike) & set(self.mask_same_caption))
 
     def anchored(self) -> tuple[str, ...]:
         """The anchored modalities."""

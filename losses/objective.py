@@ -54,6 +54,8 @@ class Objective(nn.Module):
     ) -> dict[str, Tensor]:
         """``loss`` () with gradient; every other entry a () number of the whole batch without.
 
+        ``loss`` is this process's share; their mean over processes is ``total``.
+
         Args:
             outputs: of ``DynaFLIP.forward``: z_image, z_language, z_flow (B, E) of unit norm,
                 d_t, d_next, d_far (B, D), flow_prediction (B, K, G, G, 3) in median depths.
@@ -61,7 +63,7 @@ class Objective(nn.Module):
                 (B, K, G, G, 3), flow_visible (B, K, G, G) bool, median_depth_m (B,).
 
         Returns:
-            ``loss``; the unweighted terms ``contrastive``, ``temporal``, ``flow``, ``direct``;
+            ``loss``, ``total``; the unweighted ``contrastive``, ``temporal``, ``flow``, ``direct``;
             ``contrastive_<negatives>`` for each set of negatives; ``volume`` and ``cosine``,
             the energy's two parts over matched examples; ``area_matched``, ``area_shuffled``,
             the volume over matched ones and over mixtures of different examples;
@@ -70,6 +72,7 @@ class Objective(nn.Module):
         terms, measures = self.terms(outputs, batch)
         # A term of weight 0 stays in the sum: DDP wants a gradient for every parameter.
         loss = torch.stack([getattr(self.config, name) * terms[name] for name in WEIGHTED]).sum()
+        measures["total"] = loss
         for name in set(MODALITIES) - set(self.config.modalities):
             loss = loss + 0.0 * outputs[f"z_{name}"].sum()
         return {"loss": loss, **_over_processes({**terms, **measures})}

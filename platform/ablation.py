@@ -93,8 +93,10 @@ def ablate(config: AblationConfig, score: Score | None = None) -> Ablated:
         score: ranks the arms; by default policies in the simulator.
 
     Raises:
-        UserError: no triplets, or an evaluation that cannot run.
+        UserError: no triplets, an arm that the settings leave no sense, or an evaluation that
+            cannot run.
     """
+    _check_arms(config)
     encoders = {arm: pretrained(config, arm) for arm in config.chosen()}
     ranking = (score or by_policies)(config, encoders)
     ranks = {arm: _effective_ranks(uris) for arm, uris in encoders.items()}
@@ -102,6 +104,17 @@ def ablate(config: AblationConfig, score: Score | None = None) -> Ablated:
     metrics = metrics_of(ranking)
     run_name, run_id = _log(config, encoders, table, metrics)
     return Ablated(table, metrics, run_name, run_id)
+
+
+def _check_arms(config: AblationConfig) -> None:
+    """Refuse, before hours of training, arms that cannot be or that are one another's copies."""
+    found: list[tuple[PretrainConfig, str]] = []
+    for arm in config.chosen():
+        settings = apply_arm(config.pretrain, arm)
+        twin = next((name for other, name in found if other == settings), None)
+        if twin is not None:
+            raise UserError(f"arms: {twin} and {arm} are the same under these settings; leave one")
+        found.append((settings, arm))
 
 
 def pretrained(config: AblationConfig, arm: str) -> list[str]:

@@ -22,8 +22,9 @@ def write_triplets(
     per_clip: int = 4,
     px: int = 32,
     sources: tuple[str, ...] = ("synthetic",),
+    shards: int = 3,
 ) -> Path:
-    """Write ``clips`` clips of ``per_clip`` transitions in three shards; a quarter is held out.
+    """Write ``clips`` clips of ``per_clip`` transitions in shards; a quarter is held out.
 
     Clips come from the sources in turn, four at a time.
 
@@ -36,8 +37,8 @@ def write_triplets(
         for row in _clip(rng, i, per_clip, px)
     ]
     (folder / "triplets").mkdir(parents=True)
-    for shard in range(3):
-        table = _table(rows[shard * len(rows) // 3 : (shard + 1) * len(rows) // 3])
+    for shard in range(shards):
+        table = _table(rows[shard * len(rows) // shards : (shard + 1) * len(rows) // shards])
         pq.write_table(table, folder / "triplets" / f"part-{shard:05d}.parquet")
     manifest = {"schema_version": SCHEMA_VERSION, "digest": "synthetic", "counts": {}}
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -87,6 +88,7 @@ def _clip(rng: np.random.Generator, number: int, per_clip: int, px: int) -> list
                 "tracks_px": np.zeros((STEPS, GRID, GRID, 2), np.float32),
                 "median_depth_m": 1.0,
                 "focal_px": float(px),
+                "focal_kind": "recorded",
                 "flow_source": "lk",
                 "depth_kind": "recorded",
                 "depth_scale": "metric",

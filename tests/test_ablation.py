@@ -52,6 +52,22 @@ def test_the_job_s_settings_are_known_and_cover_every_arm() -> None:
             load_config(AblationConfig, str(path), {key: value})
 
 
+def test_an_arm_that_cannot_be_is_refused_before_any_training(tmp_path: Path) -> None:
+    def refused(key: str, value: str) -> str:
+        nowhere = {"pretrain.triplets": str(tmp_path / "nowhere"), key: value}
+        with pytest.raises(UserError) as error:
+            ablate(load_config(AblationConfig, None, nowhere))
+        return str(error.value)
+
+    assert "no_temporal" in refused("pretrain.objective.temporal", "0")
+    assert "no_flow_prediction" in refused("pretrain.objective.flow", "0")
+    only = AblationConfig(arms=("no_flow", "language_image_only"))
+    settings = dataclasses.replace(only.pretrain.objective, temporal=0.0)
+    settings = dataclasses.replace(only.pretrain, objective=settings, triplets="nowhere")
+    with pytest.raises(UserError, match="no_flow and language_image_only are the same"):
+        ablate(dataclasses.replace(only, pretrain=settings))
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 def test_what_is_made_is_reused_and_logged(

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import torch
 
+from dynaflip.encoders.pictures import to_square
 from dynaflip.platform.training.augment import colour_jitter, draw_jitter, draw_patches
 from dynaflip.platform.training.config import DataConfig
 from dynaflip.platform.triplets.schema import GRID, STEPS
@@ -145,11 +146,8 @@ def decode_picture(
         rows = slice(int(top * height), max(int((top + side) * height), int(top * height) + 1))
         cols = slice(int(left * width), max(int((left + side) * width), int(left * width) + 1))
         picture = picture[rows, cols]
-    if picture.shape[:2] != (side_px, side_px):
-        shrinks = picture.shape[0] * picture.shape[1] > side_px**2
-        how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        picture = cv2.resize(picture, (side_px, side_px), interpolation=how)
-    return np.ascontiguousarray(picture[:, :, ::-1].transpose(2, 0, 1))
+    planes = torch.from_numpy(np.ascontiguousarray(picture[:, :, ::-1].transpose(2, 0, 1)))
+    return to_square(planes[None], side_px)[0].numpy()
 
 
 def id64(text: str) -> int:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dynaflip.checks import above, at_least, one_of, share, within
-from dynaflip.encoders.config import ModelConfig
+from dynaflip.encoders.config import FlowConfig, ModelConfig
 from dynaflip.losses.config import ObjectiveConfig
 
 # Raised when the same settings and triplets come to give other weights: encoders of before are
 # then not taken for those of now.
-PRETRAIN_VERSION = 2
+PRETRAIN_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,8 @@ class TrainConfig:
     checkpoint_storage: str | None = None
     # Newest checkpoints that are kept.
     keep_checkpoints: int = 2
-    # The checkpoint with the highest value of this curve is kept too; empty = none.
+    # The checkpoint with the highest value of this curve is kept too, and one is written at every
+    # retrieval; empty = none. The encoder that is registered is the last one's all the same.
     best_metric: str = "heldout/retrieval/all/top1"
     # How often a crashed worker is started again from the last checkpoint.
     max_failures: int = 1
@@ -211,7 +212,13 @@ class PretrainConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
-        """Refuse settings that contradict each other."""
+        """Refuse settings that contradict each other, or what triplets are."""
+        flow, stored = self.model.flow, FlowConfig()
+        if (flow.steps, flow.grid) != (stored.steps, stored.grid):
+            raise ValueError(
+                f"model.flow.steps, model.flow.grid: triplets have {stored.steps} steps of a grid "
+                f"of {stored.grid} points a side, not {flow.steps} and {flow.grid}"
+            )
         parts = self.train.micro_batch_size is not None or self.train.min_workers is not None
         if parts and self.model.image.train_batchnorm:
             raise ValueError(

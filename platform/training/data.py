@@ -1,7 +1,7 @@
 """From triplet rows to batches, with and without Ray.
 
-A *row* is one triplet, pictures still encoded. Rows stream in file order, pass a
-seeded shuffle buffer, and are decoded batch by batch in a thread ahead of the step.
+A *row* is one triplet, pictures still encoded. Shards stream in a fixed mixed order, their rows
+pass a seeded shuffle buffer, and are decoded batch by batch in a thread ahead of the step.
 Every random number is a function of (seed, epoch, rank, triplet id): the order and
 the augmentation of a run can be taken up again at any step.
 """
@@ -68,10 +68,26 @@ class TripletIndex:
     depth_kinds: list[str]
     heldout: pa.Table  # triplet_id, clip_id, recording_id of split heldout
 
+    def provenance(self) -> dict[str, Any]:
+        """What an encoder says of the triplets that it was made from."""
+        return {
+            "data_digest": self.digest,
+            "sources": self.sources,
+            "licences": self.licences,
+            "caption_groups": self.caption_groups,
+            "flow_sources": self.flow_sources,
+            "depth_kinds": self.depth_kinds,
+        }
+
 
 def shard_paths(folder: str) -> list[str]:
-    """The Parquet shards of a triplet folder, in the one order that all readers use."""
-    return sorted(str(path) for path in (Path(folder) / "triplets").glob("*.parquet"))
+    """The Parquet shards of a triplet folder, in the one order that all readers use.
+
+    By a hash of their names: shards are numbered source by source, and in that order a shuffle
+    buffer that is smaller than a source would give batches of one source alone.
+    """
+    paths = (Path(folder) / "triplets").glob("*.parquet")
+    return [str(path) for path in sorted(paths, key=lambda path: _hashed(path.name))]
 
 
 def read_index(folder: str) -> TripletIndex:
@@ -114,7 +130,7 @@ def _weights_of(manifest: dict[str, Any], sources: dict[str, int]) -> dict[str, 
 
 
 def read_tables(folder: str, split: str) -> Iterator[pa.Table]:
-    """Stream one split's rows in file order with plain pyarrow (no Ray)."""
+    """Stream one split's rows, shard by shard, with plain pyarrow (no Ray)."""
     dataset = pads.dataset(shard_paths(folder))
     batches = dataset.to_batches(
         columns=COLUMNS, filter=pc.field("split") == split, batch_size=256, batch_readahead=2
@@ -196,7 +212,9 @@ class Sampling:
         if self.is_plain():
             return [row["example"]]
         rate = self.rates.get(row["source"], 0.0)
-        times = int(rate + np.random.default_rng([self.seed, epoch, id64(name)]).random())
+        # The last number parts this draw from the one that `Collate` augments the row with.
+        draw = np.random.default_rng([self.seed, epoch, id64(name), 1]).random()
+        times = int(rate + draw)
         return [id64(f"{name}#{copy}" if copy else name) for copy in range(times)]
 
 
@@ -259,7 +277,7 @@ def epoch_batches(
     """The full batches of a part of an epoch in seeded order; what is left over is dropped.
 
     Args:
-        tables: this rank's rows in file order.
+        tables: this rank's rows, in the order of :func:`shard_paths`.
         collate: makes a batch of rows.
         config: shuffle buffer and prefetch.
         sampling: which rows come how often.

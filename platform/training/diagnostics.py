@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dynaflip.encoders.model import DynaFLIP
 from dynaflip.eval.retrieval import effective_rank, spread, top1
 from dynaflip.losses.alignment import Examples
-from dynaflip.losses.gather import global_sum
+from dynaflip.losses.gather import global_sum, world_size
 from dynaflip.losses.objective import WEIGHTED, Objective
 from dynaflip.losses.simplex import full_precision
 
@@ -65,8 +65,9 @@ def gradient_norms(
     metrics = {}
     for name in WEIGHTED:
         weight = getattr(objective.config, name)
+        # A term is this process's share times their number: DDP, which averages, is not here.
         gradients = torch.autograd.grad(
-            weight * terms[name], leaves, retain_graph=True, allow_unused=True
+            weight * terms[name] / world_size(), leaves, retain_graph=True, allow_unused=True
         )
         squares = [g.square().sum() for g in gradients if g is not None]
         total = torch.stack(squares).sum() if squares else torch.zeros((), device=leaves[0].device)

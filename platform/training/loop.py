@@ -114,6 +114,7 @@ class Pretraining:
             config.train.collapse_spread, config.train.collapse_checks, config.train.collapse_action
         )
         self._reports: list[Metrics] = list(self._replayed)
+        self._rates: Metrics = {}
 
     def run(self, batches: Callable[[Position], Iterator[Batch]]) -> None:
         """Train to the last step; the last checkpoint is then written.
@@ -210,6 +211,7 @@ class Pretraining:
         parts = train.micro_batch_size
         if parts is None and self.batch_size > self.config.data.batch_size:
             parts = self.config.data.batch_size  # memory is for that many
+        self._rates = self.state.learning_rates()  # those that the step takes
         try:
             terms = train_step(
                 *self.parallel,
@@ -237,8 +239,10 @@ class Pretraining:
         return self.state.step
 
     def _saves(self) -> bool:
-        last = self.step == self.length.total_steps
-        return last or self.step % self.config.train.checkpoint_every_steps == 0
+        last, train = self.step == self.length.total_steps, self.config.train
+        # A checkpoint is the best by what was measured at its own step.
+        valued = bool(train.best_metric) and self._evaluates(self.step)
+        return last or valued or self.step % train.checkpoint_every_steps == 0
 
     def _evaluates(self, step: int) -> bool:
         every = self.config.train.eval_every_steps
@@ -252,7 +256,7 @@ class Pretraining:
         metrics = {
             "step": self.step,
             "train/epoch": self.step / self.length.steps_per_epoch,
-            "train/lr": float(self.state.schedule.get_last_lr()[-1]),
+            **self._rates,
             **self.meter.flush(),
         }
         if self._diagnoses():

@@ -23,7 +23,7 @@ class Meter:
     """Collects between two reports."""
 
     def __init__(self, samples_per_step: int, sources: tuple[str, ...] = ()) -> None:
-        """``sources`` are counted where there is more than one."""
+        """``sources`` are counted, in this process's batches, where there is more than one."""
         self.samples_per_step = samples_per_step
         self.sources = {name: id64(name) for name in sources} if len(sources) > 1 else {}
         self._start_s = time.perf_counter()

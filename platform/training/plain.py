@@ -20,6 +20,7 @@ from dynaflip.encoders.checkpoint import save_folder
 from dynaflip.encoders.language import embed_captions
 from dynaflip.errors import UserError
 from dynaflip.platform.config import flatten, to_dict
+from dynaflip.platform.provenance import git_commit
 from dynaflip.platform.training.checkpoints import Checkpoints
 from dynaflip.platform.training.collate import Batch, Collate, TextTable
 from dynaflip.platform.training.config import PretrainConfig
@@ -82,16 +83,20 @@ def pretrain_plain(
             batch_size=size, rank=rank,
         )  # fmt: skip
 
-    def report(metrics: Metrics) -> None:
-        if rank == 0:
-            with (output / METRICS).open("a") as file:
-                file.write(json.dumps(metrics) + "\n")
-            say(progress_line(metrics, length.total_steps))
-
     output.mkdir(parents=True, exist_ok=True)
     if rank == 0:
         _check_same_run(output, config, index.digest)
-    with _process_group(rank, workers) as device:
+    last: Metrics = {"step": _last_step(output / METRICS)}
+
+    def report(metrics: Metrics) -> None:
+        # A run that goes on reports again what came after its checkpoint; the file has it.
+        if rank == 0 and metrics["step"] > last["step"]:
+            with (output / METRICS).open("a") as file:
+                file.write(json.dumps(metrics) + "\n")
+            say(progress_line(metrics, length.total_steps))
+            last.update(metrics)
+
+    with _process_group(rank, workers, config.train.device) as device:
         elsewhere = config.train.checkpoint_storage
         storage = f"{elsewhere.rstrip('/')}/{output.name}" if elsewhere else output / "checkpoints"
         best = config.train.best_metric
@@ -113,10 +118,10 @@ def pretrain_plain(
         if rank == 0:
             info = {
                 "config": to_dict(config),
-                "data_digest": index.digest,
-                "sources": index.sources,
-                "licences": index.licences,
+                "git_commit": git_commit(),
+                **index.provenance(),
                 "steps": length.total_steps,
+                "metrics": {name: value for name, value in last.items() if name != "step"},
             }
             save_folder(output / "encoder", pretraining.state.kept(), info)
     return pretraining
@@ -142,11 +147,25 @@ def _check_same_run(output: Path, config: PretrainConfig, data_digest: str) -> N
         )
 
 
+def _last_step(curves: Path) -> float:
+    """The last step that a file of curves has; -1 where there is none."""
+    if not curves.exists():
+        return -1
+    steps = [json.loads(line)["step"] for line in curves.read_text().splitlines()]
+    return max(steps, default=-1)
+
+
 @contextlib.contextmanager
-def _process_group(rank: int, workers: int) -> Iterator[str]:
-    """Join the other processes that torchrun started; the device to train on."""
+def _process_group(rank: int, workers: int, wanted: str) -> Iterator[str]:
+    """Join the other processes that torchrun started; the device to train on.
+
+    Raises:
+        UserError: a GPU is wanted and there is none.
+    """
     device = "cpu"
-    if torch.cuda.is_available():
+    if wanted == "gpu" and not torch.cuda.is_available():
+        raise UserError("train.device gpu: this machine has none; use train.device cpu or auto")
+    if wanted != "cpu" and torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         device = "cuda"
     if workers == 1:

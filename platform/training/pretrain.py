@@ -230,12 +230,7 @@ def save_encoder(work: Any, run: tracking.Run, run_folder: Path, metrics: dict[s
     info = {
         "config": to_dict(work.config),
         "git_commit": git_commit(),
-        "data_digest": work.index.digest,
-        "sources": work.index.sources,
-        "licences": work.index.licences,
-        "caption_groups": work.index.caption_groups,
-        "flow_sources": work.index.flow_sources,
-        "depth_kinds": work.index.depth_kinds,
+        **work.index.provenance(),
         "run_name": run.run_name,
         "mlflow_run_id": run.run_id,
         "steps": work.length.total_steps,

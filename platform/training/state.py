@@ -79,6 +79,13 @@ class TrainingState:
         if self.average is not None:
             self.average.update_parameters(self.model)
 
+    def learning_rates(self) -> Metrics:
+        """Rates of the step to come: of the heads, and of the backbone where it is trained."""
+        rates = {"train/lr": float(self.optimizer.param_groups[0]["lr"])}  # heads come first
+        if any(parameter.requires_grad for parameter in self.model.image.parameters()):
+            rates["train/lr_backbone"] = float(self.optimizer.param_groups[-1]["lr"])
+        return rates
+
     def next_epoch(self) -> None:
         """Begin the next pass over the data."""
         self.position = Position(self.position.epoch + 1)

@@ -44,4 +44,5 @@ def train_step(
         raise NonFiniteLoss("gradient_norm not finite")
     optimizer.step()
     schedule.step()
+    terms["loss"] = terms.pop("total")  # of the whole batch, where `loss` is this process's share
     return {name: term.detach() for name, term in terms.items()} | {"gradient_norm": norm}

@@ -172,6 +172,11 @@ def test_bad_folders_give_one_clear_line(model: DynaFLIP, tmp_path: Path) -> Non
     with pytest.raises(UserError, match="incomplete"):
         load_image_encoder(folder)
     described = json.loads((folder / "config.json").read_text())
+    for name in ("model", "preprocessing", "image_architecture", "info"):
+        rest = {key: value for key, value in described.items() if key != name}
+        (folder / "config.json").write_text(json.dumps(rest))
+        with pytest.raises(UserError, match=f"config.json: {name} missing"):
+            load_image_encoder(folder)
     (folder / "config.json").write_text(json.dumps({**described, "format_version": 99}))
     with pytest.raises(UserError, match="format 99"):
         load_model(folder)

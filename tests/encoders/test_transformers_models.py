@@ -164,6 +164,12 @@ def text_folder(kind: str, folder: Path) -> Path:
             pad_token_id=0, eos_token_id=1,
         )  # fmt: skip
         network = hf.T5Model(t5)
+    elif kind in ("mt5", "umt5"):
+        sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+        config_of, model_of = {
+            "mt5": (hf.MT5Config, hf.MT5EncoderModel), "umt5": (hf.UMT5Config, hf.UMT5EncoderModel)
+        }[kind]  # fmt: skip
+        network = model_of(config_of(vocab_size=size, pad_token_id=0, eos_token_id=1, **sizes))
     elif kind == "clip":
         sizes = {**SIZES, "intermediate_size": 32}
         text = {**sizes, "vocab_size": size, "pad_token_id": 0, "eos_token_id": 1}
@@ -178,7 +184,7 @@ def text_folder(kind: str, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", ["t5", "clip", "clip_text", "bert"])
+@pytest.mark.parametrize("kind", ["t5", "mt5", "umt5", "clip", "clip_text", "bert"])
 def test_language_model_by_folder(kind: str, tmp_path: Path) -> None:
     config = LanguageConfig(name=str(text_folder(kind, tmp_path / kind)))
     encoder = build_language_encoder(config)
@@ -191,6 +197,26 @@ def test_language_model_by_folder(kind: str, tmp_path: Path) -> None:
     torch.testing.assert_close(features[:1], encoder(CAPTIONS[:1]), atol=1e-5, rtol=1e-4)
     assert torch.equal(features[0], features[2])
     assert not torch.allclose(features[0], features[1])
+
+
+def test_a_tokenizer_that_names_no_mask_is_asked_for_one(tmp_path: Path) -> None:
+    folder = text_folder("bert", tmp_path)
+    whole = build_language_encoder(LanguageConfig(name=str(folder)))(CAPTIONS)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["model_input_names"] = ["input_ids"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    torch.testing.assert_close(
+        build_language_encoder(LanguageConfig(name=str(folder)))(CAPTIONS), whole
+    )
+
+
+def test_random_weights_are_float32_whatever_the_folder_holds(tmp_path: Path) -> None:
+    folder = vision_folder("vit", tmp_path)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "dtype": "float16"}))
+    config = ImageConfig(name=str(folder), pretrained=False, image_px=28)
+    encoder = build_image_encoder(config)
+    assert {p.dtype for p in encoder.parameters()} == {torch.float32}
 
 
 def test_eos_pooling_takes_the_end_token(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from dynaflip.encoders.finetune import fold, prepare
 from dynaflip.encoders.image import ImageEncoder, build_image_encoder
 from dynaflip.encoders.model import DynaFLIP
 from dynaflip.errors import UserError
+from tests.encoders.test_transformers_models import vision_folder
 
 PX = 32
 LITE = ImageConfig(image_px=PX)
@@ -158,6 +159,35 @@ def test_the_folder_has_a_card_with_data_metrics_and_licence(tmp_path: Path) -> 
     for part in ("efficientnet-lite0", "abc", "sim: 10", "MIT", "0.25", "load_encoder", f"{PX} px"):
         assert part in card, part
     assert load_image_encoder(folder).info == info
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_exporting_leaves_the_encoder_as_it_was(kind: str, tmp_path: Path) -> None:
+    encoder = encoder_of(kind, tmp_path).half().train()
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    export_program(encoder)
+    assert encoder.training
+    for name, value in encoder.state_dict().items():
+        assert value.dtype == before[name].dtype
+        assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "siglip", "clip", "vit"])
+def test_plain_transformers_makes_the_pixels_that_the_encoder_sees(
+    kind: str, tmp_path: Path
+) -> None:
+    from transformers import AutoImageProcessor
+
+    folder = vision_folder(kind, tmp_path / "from")
+    encoder = build_image_encoder(ImageConfig(name=str(folder), image_px=56))
+    processor = AutoImageProcessor.from_pretrained(save_transformers(encoder, tmp_path / "plain"))
+    images = np.random.default_rng(0).integers(0, 256, (2, 90, 120, 3), dtype=np.uint8)
+    pixels = processor(list(images), return_tensors="pt")["pixel_values"]
+    own = encoder.preprocess(images)
+    assert pixels.shape == own.shape
+    # Theirs rounds to whole levels after resizing.
+    level = 1 / 255 / min(encoder.preprocessing["std"])
+    torch.testing.assert_close(pixels, own, rtol=0, atol=1.5 * level)
 
 
 def test_a_transformers_backbone_s_weights_load_in_plain_transformers(tmp_path: Path) -> None:

@@ -92,6 +92,21 @@ def test_same_caption_is_no_negative_for_language_alone() -> None:
     assert alignment_loss(every, z, same)["loss"].item() == pytest.approx(0.0)
 
 
+@pytest.mark.parametrize("anchors", [(), ("image",), ("language",)])
+def test_of_image_and_language_equal_captions_are_no_negatives_from_either_side(
+    anchors: tuple[str, ...],
+) -> None:
+    """A solved batch of two captions, each with a paraphrase: nothing is left to push apart."""
+    config = ObjectiveConfig(modalities=("image", "language"), anchors=anchors)
+    group = torch.tensor([0, 0, 1, 1])
+    caption = torch.tensor([[1.0, 0.1, 0], [1.0, -0.1, 0], [0, 0.1, 1.0], [0, -0.1, 1.0]])
+    z = F.normalize(caption.double(), dim=1).requires_grad_()
+    examples = Examples({"image": z, "language": z}, group, torch.arange(4))
+    loss = loss_of_examples(config, examples, examples)["loss"]
+    assert loss.item() == pytest.approx(0.0, abs=1e-6)
+    assert torch.autograd.grad(loss, z)[0].abs().max() < 1e-4
+
+
 def test_shuffled_negatives_come_from_three_examples_and_other_captions() -> None:
     config = ObjectiveConfig(negatives=("shuffled",), shuffles=2, temperature=0.5)
     z, group = triples(), torch.arange(NUM)

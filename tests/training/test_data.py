@@ -8,13 +8,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
+from dynaflip.encoders.pictures import channels_first, to_pixels
 from dynaflip.errors import UserError
 from dynaflip.platform.training.augment import colour_jitter, draw_patches
-from dynaflip.platform.training.collate import Batch, Collate, TextTable
+from dynaflip.platform.training.collate import Batch, Collate, TextTable, decode_picture, id64
 from dynaflip.platform.training.config import DataConfig
 from dynaflip.platform.training.data import (
     Position,
@@ -23,10 +25,12 @@ from dynaflip.platform.training.data import (
     gallery_batch,
     plain_tables,
     read_index,
+    shard_paths,
     shuffled,
 )
 from dynaflip.platform.training.prefetch import EpochsAhead, Prefetched
 from dynaflip.platform.triplets.schema import SCHEMA_VERSION
+from tests.synthetic_triplets import write_triplets
 
 PX = 32
 EVERY_ROW_ONCE = Sampling({}, seed=0)
@@ -95,6 +99,43 @@ def test_skipping_batches_is_the_rest_of_the_epoch(triplet_folder: Path, buffer_
     rest = epoch_of(triplet_folder, skip=3, shuffle_buffer_rows=buffer_rows)
     assert len(rest) == len(whole) - 3
     assert all(equal(a, b) for a, b in zip(whole[3:], rest, strict=True))
+
+
+def test_sources_are_mixed_where_the_buffer_is_smaller_than_a_source(tmp_path: Path) -> None:
+    """Shards are numbered source by source; read in that order, batches would be of one alone."""
+    folder = write_triplets(tmp_path / "triplets", clips=64, shards=32)
+    paths = shard_paths(str(folder))
+    assert len(paths) == 32
+    assert shard_paths(str(folder)) == paths
+    names = [Path(path).name for path in paths]
+    assert names != sorted(names)
+    numbers = [int(name[5:10]) for name in names]
+    first, second = np.array(numbers[:16]) < 16, np.array(numbers[16:]) < 16
+    assert 4 <= first.sum() <= 12
+    assert 4 <= second.sum() <= 12
+
+
+def test_training_sees_pictures_as_the_encoder_does_at_use() -> None:
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (23, 31, 3), dtype=np.uint8)
+    picture = cv2.resize(small, (160, 120), interpolation=cv2.INTER_CUBIC)
+    done, jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 95])
+    assert done
+    stored = cv2.imdecode(jpeg, cv2.IMREAD_COLOR)[:, :, ::-1].copy()
+    for side_px in (64, 112, 200):
+        trained = decode_picture(jpeg.tobytes(), side_px)
+        used = to_pixels(channels_first(stored[None]), side_px, (0, 0, 0), (1, 1, 1))[0]
+        apart = np.abs(trained / 255.0 - used.numpy()).max()
+        assert apart < 1.5 / 255, f"{side_px} px: up to {255 * apart:.1f} of 255 levels"
+
+
+def test_how_often_a_row_comes_says_nothing_of_how_it_is_augmented() -> None:
+    sampling = Sampling({"rare": 0.3}, seed=0)
+    rows = [{"triplet_id": f"{i}", "source": "rare", "example": id64(f"{i}")} for i in range(4000)]
+    kept = list(sampling(rows, Position()))
+    assert 1000 < len(kept) < 1400
+    first = [np.random.default_rng([0, 0, row["example"]]).random() for row in kept]
+    assert 0.45 < np.mean(first) < 0.55, "the first number that `Collate` draws is any number"
 
 
 def test_ranks_share_the_rows(triplet_folder: Path) -> None:

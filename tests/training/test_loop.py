@@ -257,6 +257,8 @@ def test_the_rate_rises_and_falls_on_a_cosine() -> None:
         ("objective.temperature", "-1", "objective.temperature"),
         ("data.jitter_hue", "2", "data.jitter_hue"),
         ("tracking.model_name", "a@b", "tracking.model_name must not contain"),
+        ("model.flow.steps", "5", "triplets have 7 steps of a grid of 20 points a side, not 5"),
+        ("model.flow.grid", "10", "not 7 and 10"),
     ],
 )
 def test_a_wrong_setting_is_one_clear_line(key: str, value: str, message: str) -> None:
