@@ -93,6 +93,13 @@ def start_ray(num_cpus: int | None = None, *, dashboard: bool = False) -> None:
         )
     except ConnectionError:
         raise UserError(_nobody(str(address))) from None
+    except Exception as error:
+        if "timed out during startup" not in str(error):  # Ray has no class of its own for it
+            raise
+        raise UserError(
+            "Ray did not start on this machine within the 30 s that it gives itself: other work "
+            "fills the processors; run this again when there is less of it"
+        ) from error
     finally:
         os.environ.pop("RAY_GCS_SERVER_PORT", None)  # of this cluster alone
 
