@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from dynaflip.errors import StoreError, UserError
 
 _STAGING = ".partial-"
+_REPLACED = ".replaced-"
 
 
 class Storage(Protocol):
@@ -89,14 +90,12 @@ class LocalStorage:
                 path.chmod(0o644)
                 with path.open("rb+") as file:
                     os.fsync(file.fileno())
-            place = self.root / name
+            place, aside = self.root / name, self.root / f"{_REPLACED}{name}"
             if place.exists():
-                aside = Path(tempfile.mkdtemp(prefix=_STAGING, dir=self.root))
-                os.replace(place, aside / name)
-                os.replace(staged, place)
-                shutil.rmtree(aside)
-            else:
-                os.replace(staged, place)
+                shutil.rmtree(aside, ignore_errors=True)
+                os.replace(place, aside)
+            os.replace(staged, place)
+            shutil.rmtree(aside, ignore_errors=True)
 
     @contextlib.contextmanager
     def fetched(self, name: str) -> Iterator[Path]:
@@ -115,7 +114,13 @@ class LocalStorage:
             shutil.rmtree(self.root / name)
 
     def remove_unfinished(self) -> None:
-        """Delete staged folders."""
+        """Delete staged folders, and put back those whose successor never came."""
+        for aside in self.root.glob(f"{_REPLACED}*"):
+            place = self.root / aside.name.removeprefix(_REPLACED)
+            if place.exists():
+                shutil.rmtree(aside, ignore_errors=True)
+            else:
+                os.replace(aside, place)
         for staged in self.root.glob(f"{_STAGING}*"):
             shutil.rmtree(staged, ignore_errors=True)
 

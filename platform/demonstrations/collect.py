@@ -19,11 +19,15 @@ from dynaflip.errors import UserError
 from dynaflip.platform.config import flatten, to_dict
 from dynaflip.platform.demonstrations.config import CollectConfig
 from dynaflip.platform.demonstrations.plan import EpisodePlan, plan_episodes
+from dynaflip.platform.home import home
+from dynaflip.platform.locks import held
+from dynaflip.platform.triplets.clips import content_hash
 
 # Raised when the same settings give other episodes than before.
 RECIPE_VERSION = 1
 FPS = 80  # Meta-World's control rate
 _SETTINGS = "meta/dynaflip.json"
+_WHOLE = "dataset"  # in the staging folder: the episodes put together
 
 # One thread a worker: as many workers as CPUs run side by side. Software rendering
 # (LP_) would start a thread a core in each.
@@ -52,10 +56,18 @@ def collect(config: CollectConfig, output: str, *, num_cpus: int | None = None) 
     """Collect the data set of these settings, or what is missing of it.
 
     Raises:
-        UserError: ``output`` is something else, or was collected with other settings.
+        UserError: ``output`` is something else, another process is making it, or it was collected,
+            wholly or in part, with other settings.
     """
+    # Where a link leads: the link itself cannot be replaced by a folder.
+    target = Path(os.path.realpath(output))
+    lock = home() / "locks" / f"{content_hash(str(target))}.lock"
+    with held(lock, f"--output: another process is making {target}"):
+        return _collect(config, target, num_cpus)
+
+
+def _collect(config: CollectConfig, target: Path, num_cpus: int | None) -> Collected:
     start = time.monotonic()
-    target = Path(output)
     recipe = {"recipe_version": RECIPE_VERSION, "settings": to_dict(config)}
     if _is_done(target, recipe):
         return _summary(target, start, recorded_now=0)
@@ -67,7 +79,7 @@ def collect(config: CollectConfig, output: str, *, num_cpus: int | None = None) 
 
     from dynaflip.platform.demonstrations.lerobot_dataset import assemble
 
-    whole = staging / "dataset"
+    whole = staging / _WHOLE
     shutil.rmtree(whole, ignore_errors=True)
     assemble(whole, [folder / _name(plan.index) for plan in plans], fps=FPS)
     (whole / _SETTINGS).write_text(json.dumps(recipe, indent=2))
@@ -105,15 +117,28 @@ def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
 
 
 def _open_staging(staging: Path, recipe: dict[str, Any]) -> Path:
-    """The folder of finished episodes; those of other settings are deleted."""
+    """The folder of finished episodes.
+
+    Raises:
+        UserError: it holds some of other settings, or something else.
+    """
     settings = staging / "settings.json"
     folder = staging / "episodes"
     try:
-        same = json.loads(settings.read_text()) == recipe
+        found = json.loads(settings.read_text())
     except (OSError, json.JSONDecodeError):
-        same = False
-    if not same:
-        shutil.rmtree(staging, ignore_errors=True)
+        found = {}
+    others = {path.name for path in staging.glob("*")} - {settings.name, folder.name, _WHOLE}
+    if others:
+        raise UserError(
+            f"output: {staging} is there already and was not written by jobs/collect.py "
+            f"({min(others)}); choose another --output"
+        )
+    if found != recipe and any(path.suffix != ".tmp" for path in folder.glob("*")):
+        raise UserError(
+            f"output: {staging} holds episodes of an unfinished collection with other settings "
+            f"({_difference(found, recipe)}); choose another --output, or delete it first"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         settings.write_text(json.dumps(recipe))

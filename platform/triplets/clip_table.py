@@ -159,6 +159,7 @@ class _Material:
             raise ClipError(
                 "depth", "no depth recorded: choose depth=plane or depth=model:FOLDER-OR-HUB-ID"
             )
+        _check_covers(depth, self.picture_px)
         self._check_depth(depth, indices)
         self._depth = depth
         self._depth_place = {index: n for n, index in enumerate(indices)}
@@ -196,6 +197,7 @@ class _Material:
             measured = self.recording.read_depth_m(window[:1])
             aligned = None
             if measured is not None:
+                _check_covers(measured, self.picture_px)
                 aligned = align_depth(depth, _resize_depth(measured, size)[0])
             if aligned is not None:
                 return aligned, "aligned"
@@ -237,7 +239,7 @@ def _row(
     height, width = frames.shape[1:3]
     cameras = material.cameras(window, width, height)
     depth_m, depth_scale = material.depth_m(window, frames)
-    shot = Shot(frames, depth_m, cameras.intrinsics_px, cameras.poses)
+    shot = Shot(frames, depth_m, cameras.intrinsics_px, cameras.poses, depth_scale)
     shot, camera = compensated(shot, config)
     origin_px = place_grid(shot, config)
     if config.flow_source == "simulator":
@@ -275,6 +277,7 @@ def _row(
         **_flow_columns(flow, scale),
         "median_depth_m": median_m,
         "focal_px": float(cameras.intrinsics_px[0, 0] * scale[0]),
+        "focal_kind": "assumed" if cameras.assumed else "recorded",
         "flow_source": flow_source(config),
         "depth_kind": {"auto": "recorded"}.get(config.depth, config.depth),
         "depth_scale": depth_scale,
@@ -328,6 +331,19 @@ def _resize(picture: Frames, size_px: tuple[int, int]) -> Frames:
     if (picture.shape[1], picture.shape[0]) == size_px:
         return picture
     return np.asarray(cv2.resize(picture, size_px, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _check_covers(depth: Floats, picture_px: tuple[int, int]) -> None:
+    """Depth of another shape is of another view, and would be stretched over the picture."""
+    (width, height), (across, down) = picture_px, (depth.shape[2], depth.shape[1])
+    # Either size was rounded to pixels, perhaps to even ones.
+    rounding = sum(1 / side for side in (width, height, across, down))
+    if abs(np.log(width * down / (height * across))) > rounding:
+        raise ClipError(
+            "depth",
+            f"depth of {across} x {down} pixels has another shape than the picture "
+            f"({width} x {height}), so it is not of the same view",
+        )
 
 
 def _resize_depth(depth: Floats, size_px: tuple[int, int]) -> Floats:

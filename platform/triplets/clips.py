@@ -58,6 +58,7 @@ class Clip:
     problem: tuple[str, str] | None = None  # (stage, reason) found while listing
     depth: str = ""  # its source's own settings, where it has any: see SourceConfig
     flow_window_s: float = 0.0
+    captioner_prompt: str = ""  # what the captioner of its `caption_kind` is asked
 
     def to_json(self) -> str:
         """All of it as text; equal for equal clips."""
@@ -84,7 +85,7 @@ class Cameras:
         intrinsics_px: (N, 4) fx, fy, cx, cy of the recorded picture; pixel centres at +0.5.
         picture_px: (width, height) that the intrinsics belong to.
         poses: (N, 4, 4) camera to world in metres, OpenCV axes, or None: assumed still.
-        assumed: True where the focal length is a guess.
+        assumed: True where the focal length is a guess; triplets say so in ``focal_kind``.
     """
 
     intrinsics_px: Doubles
@@ -133,7 +134,8 @@ class Source(Protocol):
 
 def content_hash(*parts: str) -> str:
     """A 128-bit id of what the parts say."""
-    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:32]
+    # Names on disk need not be UTF-8: what is not is part of the id as well.
+    return hashlib.sha256("\x1f".join(parts).encode(errors="surrogatepass")).hexdigest()[:32]
 
 
 def normalise_caption(caption: str) -> str:

@@ -81,7 +81,7 @@ class TrackConfig:
     lk_levels: int = 3
     # A point is lost where going one frame forward and back misses it by more.
     max_backward_error_px: float = 1.0
-    # Shortest time between tracked frames: faster video is thinned to it (0: every frame).
+    # Shortest mean time between tracked frames: faster video is thinned to it (0: every frame).
     # At 80 fps 0.024 s costs half of every frame, and drifts less.
     min_frame_gap_s: float = 0.024
 
@@ -120,8 +120,8 @@ class LiftConfig:
 class CameraConfig:
     """Whose motion is taken out of the flow."""
 
-    # auto: the recorded pose, else a fit, else (without depth) none. recorded, fitted and
-    # none: only that; a clip that has no recorded pose is then rejected.
+    # auto: the recorded pose (where depth is in metres, as it is), else a fit, else (without
+    # depth) none. recorded, fitted and none: only that; a clip without it is then rejected.
     motion: str = "auto"
     # reject: a window whose camera cannot be fitted is left out. uncompensated: it is kept
     # as if the camera stood still, and says so.

@@ -35,8 +35,11 @@ _PLAIN = [
     "depth_scale",
     "camera_motion",
     "camera_inlier_share",
+    "focal_kind",
     "grid",
 ]
+# What older folders do not say.
+_ADDED = {"focal_kind": "unknown"}
 # Bins of a point's motion to the end of the window, as a share of the median depth.
 MOTION_BINS = np.concatenate([[0, 1e-6], np.geomspace(0.002, 1.0, 19)])
 _MOST_CAPTIONS = 10
@@ -70,7 +73,7 @@ class Inspection:
 
     def ways(self) -> pl.DataFrame:
         """How flow, depth and camera motion came about."""
-        names = ["flow_source", "depth_kind", "depth_scale", "camera_motion", "grid"]
+        names = ["flow_source", "depth_kind", "depth_scale", "camera_motion", "focal_kind", "grid"]
         return self.rows.group_by(names).agg(pl.len().alias("triplets")).sort(names)
 
     def reasons(self) -> pl.DataFrame:
@@ -122,10 +125,14 @@ def inspect_folder(folder: str) -> Inspection:
     """
     manifest = read_manifest(folder)
     root = Path(folder)
-    rows = pl.read_parquet(root / "triplets" / "*.parquet", columns=_PLAIN)
-    rejected = pl.read_parquet(root / "rejected.parquet")
+    files = sorted((root / "triplets").glob("*.parquet"))
+    lacking = set(_ADDED) - set(pq.read_schema(files[0]).names)
+    # A path may hold brackets, which polars would read as a pattern.
+    rows = pl.read_parquet(files, columns=[n for n in _PLAIN if n not in lacking], glob=False)
+    rows = rows.with_columns(pl.lit(_ADDED[name]).alias(name) for name in sorted(lacking))
+    rejected = pl.read_parquet(root / "rejected.parquet", glob=False)
     motion = np.zeros(len(MOTION_BINS), dtype=np.int64)
-    for path in sorted((root / "triplets").glob("*.parquet")):
+    for path in files:
         motion += _motion(path)
     return Inspection(root, manifest, rows, rejected, motion)
 

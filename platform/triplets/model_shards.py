@@ -80,9 +80,8 @@ class ModelShards:
         if is_learned(config.track.tracker):
             load_tracker(config.track.tracker)
         self.captioners = {
-            KIND + one.captioner: Captioner(one.captioner, one.captioner_prompt)
-            for one in config.all_sources()
-            if one.captioner
+            KIND + name: Captioner(name)
+            for name in sorted({one.captioner for one in config.all_sources()} - {""})
         }
 
     def __call__(self, row: dict[str, Any]) -> list[dict[str, str]]:

@@ -52,6 +52,7 @@ from dynaflip.platform.triplets.versions import (
 
 _MAX_BLOCKS = 4096
 _KEY_LETTERS = 12  # of a work folder's name
+_LEAST_SHARDS = 16  # of a set that has as many clips
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,11 @@ def _preprocess(config: PreprocessConfig, folder: Path) -> Outcome:
     settings = to_dict(config)
     made_from = work_of(settings, clips, digests_of_models(config))
     key = work_key(made_from)
-    # Named by the folder it adopts shards from as well: another one would number them otherwise.
-    adopted_from = content_hash(key, str(read_finished(folder).get("work_key", "")))
+    # Named by what the shards' numbers depend on as well: their size, and the folder that some
+    # are adopted from.
+    adopted_from = content_hash(
+        key, str(read_finished(folder).get("work_key", "")), str(config.clips_per_shard)
+    )
     work = WorkFolder(folder.parent / f".{folder.name}.{adopted_from[:_KEY_LETTERS]}")
     if read_finished(work.path).get("work_key") == key:
         _replace_folder(work.path, folder)  # an earlier run was killed just before this
@@ -143,7 +147,7 @@ def _new_shards(
         else:
             left.append(clip)
     # Small sets in small shards, so that every CPU has work.
-    size = max(1, min(most, len(left) // 16))
+    size = max(1, min(most, len(left) // _LEAST_SHARDS))
     first = max(adopted, default=-1) + 1
     return {first + n: left[i : i + size] for n, i in enumerate(range(0, len(left), size))}
 
@@ -206,10 +210,13 @@ def _shard_task(
 
 
 def _check_output(output: str) -> Path:
-    folder = Path(output)
+    # Where a link leads: the link itself must not be replaced by a folder.
+    folder = Path(os.path.realpath(output))
     if folder.is_file():
         raise UserError(f"--output: {folder} is a file")
-    if folder.is_dir() and not (folder / "manifest.json").is_file():
+    # Other programs have a manifest.json, too.
+    ours = {"work_key", "digest"} <= read_finished(folder).keys()
+    if folder.is_dir() and not ours:
         others = [p.name for p in folder.iterdir() if p.name != "rejected.parquet"]
         if others:
             raise UserError(
@@ -321,7 +328,8 @@ def _set_aside(folder: Path, work: WorkFolder) -> Path:
 
 
 def _replace_folder(new: Path, folder: Path) -> None:
-    """Put a folder into another's place; a reader sees the old one or the new one."""
+    """Put a folder into another's place; a reader sees the old one, for a moment none, or the new
+    one, and never a mixture."""
     old = _replaced(folder)
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -368,6 +376,7 @@ def _counts(summaries: list[dict[str, Any]]) -> dict[str, Any]:
         "reasons": dict(reasons.most_common()),
         "windows_left_out": dict(left_out.most_common()),
         "tasks": len({task for s in kept for task in s["tasks"]}),
+        "assumed_focal": sum(s["assumed_focal"] for s in kept),
         "visible_share": sum(s["visible"] for s in kept) / max(1, triplets),
         "moving_share": sum(s["moving"] for s in kept) / max(1, triplets),
     }

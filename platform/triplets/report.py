@@ -36,6 +36,11 @@ def summary_lines(outcome: Outcome, seconds: float) -> list[str]:
         f"points visible to the end {counts['visible_share']:.0%}, moving "
         f"{counts['moving_share']:.1%}; {counts['tasks']} tasks"
     )
+    if assumed := counts["assumed_focal"]:
+        lines.append(
+            f"{assumed} triplets of cameras whose focal length nobody recorded: it is taken for "
+            f"the longer side of the picture (53°)"
+        )
     if len(counts["sources"]) > 1:
         lines += [
             f"{name:<22}{n['triplets']:>8}{n['kept']:>8} of {n['clips']}"

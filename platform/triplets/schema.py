@@ -76,6 +76,9 @@ TRIPLET_SCHEMA = pa.schema(
         ),
         pa.field("median_depth_m", pa.float32(), nullable=False),  # of frame t
         pa.field("focal_px", pa.float32(), nullable=False),  # of the stored picture
+        # recorded | assumed (the longer side, 53°): metres across the picture are then a guess,
+        # whatever `depth_scale` says. Folders made before November 2026 lack this column.
+        pa.field("focal_kind", pa.string(), nullable=False),
         # How the flow came about; never silently.
         pa.field("flow_source", pa.string(), nullable=False),  # lk+aligned | … | simulator
         pa.field("depth_kind", pa.string(), nullable=False),  # recorded | model:NAME | plane

@@ -103,6 +103,7 @@ def _summary(
     summary |= {"clip_digest": clip.digest()}  # before its caption is made
     summary |= {"source": clip.source, "path": _printable(clip.path), "stage": "", "reason": ""}
     summary |= {"split": "", "tasks": [], "rows": [], "visible": 0.0, "moving": 0.0}
+    summary |= {"assumed_focal": 0}
     left_out: Counter[str] = Counter()
     table = None
     try:
@@ -117,6 +118,7 @@ def _summary(
         summary["tasks"] = sorted(set(table["task"].to_pylist()))
         summary["visible"] = sum(table["visible_share"].to_pylist())
         summary["moving"] = sum(table["moving_share"].to_pylist())
+        summary["assumed_focal"] = table["focal_kind"].to_pylist().count("assumed")
     except ClipError as error:
         summary |= {"stage": error.stage, "reason": _printable(error.reason)}
     except Exception as error:

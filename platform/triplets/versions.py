@@ -17,18 +17,14 @@ from dynaflip.platform.triplets.clips import PASSING_STAGES, Clip, content_hash
 from dynaflip.platform.triplets.digest import code_digest
 from dynaflip.platform.triplets.shard import WorkFolder
 
-# Settings that do not change any triplet.
-_BESIDE = ("max_rejected_share", "example_pictures", "source.path", "source.weight")
+# Settings that do not change any triplet; and those of sources, of which each clip holds what
+# matters to it, so that a source that is added costs its own clips alone.
+_BESIDE = ("max_rejected_share", "example_pictures", "clips_per_shard", "source", "sources")
 
 
 def work_of(settings: dict[str, Any], clips: list[Clip], models: dict[str, str]) -> dict[str, Any]:
     """What a triplet folder is made from: settings that matter, input, models and code."""
-    own = dict(settings)
-    own["sources"] = [
-        {k: v for k, v in source.items() if f"source.{k}" not in _BESIDE}
-        for source in settings["sources"]
-    ]
-    flat = {k: v for k, v in flatten(own).items() if k not in _BESIDE}
+    flat = flatten({k: v for k, v in settings.items() if k not in _BESIDE})
     inputs = hashlib.sha256("".join(clip.digest() for clip in clips).encode()).hexdigest()
     return {"settings": flat, "input": inputs, "models": models, "code": code_digest()}
 
@@ -54,7 +50,8 @@ def changes(old: dict[str, Any] | None, new: dict[str, Any]) -> list[str]:
         for name, digest in new["models"].items()
         if known.get(name, digest) != digest
     ]
-    lines += ["input: other recordings or captions"] if old["input"] != new["input"] else []
+    if old["input"] != new["input"]:
+        lines.append("input: other recordings or captions, or other settings of a source")
     lines += ["code: preprocessing itself"] if old["code"] != new["code"] else []
     return lines
 
@@ -72,7 +69,10 @@ def adopt_shards(
         The clips of each shard that the work folder now holds, by its number.
     """
     before = read_finished(folder).get("made_from", {})
-    if {**before, "input": ""} != {**made_from, "input": ""}:
+    if any(before.get(name) != made_from[name] for name in ("settings", "code")):
+        return {}
+    # A model that was not there before made none of the shards: clips name theirs.
+    if any(before["models"].get(n, digest) != digest for n, digest in made_from["models"].items()):
         return {}
     by_digest = {clip.digest(): clip for clip in clips}
     wanted = Counter(clip.digest() for clip in clips)  # a file may be listed twice

@@ -58,7 +58,10 @@ def upload(url: str, folder: Path, prefix: str) -> str:
 
 
 class Failures:
-    """What the proxy does to a request: ``None`` passes it on, ``500`` refuses, ``cut`` breaks."""
+    """What the proxy does to a request: ``None`` passes it on, a status refuses, ``cut`` breaks.
+
+    ``expired`` refuses as S3 does where the credentials are out of date.
+    """
 
     def __init__(self) -> None:
         self.rule: Callable[[str, int], str | None] = lambda path, number: None
@@ -81,10 +84,12 @@ def failing_proxy(url: str) -> Iterator[tuple[str, Failures]]:
         def _forward(self) -> None:
             failures.requests.append((self.path, self.headers.get("Range", "")))
             verdict = failures.rule(self.path, len(failures.requests))
-            if verdict == "500":
-                self.send_response(500)
-                self.send_header("Content-Length", "0")
+            if verdict is not None and verdict != "cut":
+                self.send_response(400 if verdict == "expired" else int(verdict))
+                told = b"<Error><Code>ExpiredToken</Code></Error>" if verdict == "expired" else b""
+                self.send_header("Content-Length", str(len(told)))
                 self.end_headers()
+                self.wfile.write(b"" if self.command == "HEAD" else told)
                 return
             connection = http.client.HTTPConnection(target)
             # The signature covers the host, which is the proxy's; the server does not check it.

@@ -9,11 +9,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from triplet_recordings import moving_square, write_video
 
 from dynaflip.errors import UserError
 from dynaflip.platform.home import captions_folder
+from dynaflip.platform.triplets import model_shards
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
 from dynaflip.platform.triplets.pipeline import preprocess
+from dynaflip.platform.triplets.sources.formats import open_sources
 from dynaflip.platform.triplets.stages.captioner import Captioner, check_captioner
 
 WORDS = ["push", "open", "lift", "the", "red", "blue", "box", "lid", "left", "right"]
@@ -109,12 +112,39 @@ def test_a_captioner_says_the_same_of_the_same_picture(
     torch.manual_seed(0)
     name = str(kind(tmp_path / "captioner"))
     check_captioner(name)
-    model = Captioner(name, "lift the box")
+    model = Captioner(name)
     picture = np.random.default_rng(0).integers(0, 255, (40, 120, 3), dtype=np.uint8)
-    said = model.describe(picture)
-    assert said == model.describe(picture)
+    said = model.describe(picture, "lift the box")
+    assert said == model.describe(picture, "lift the box")
     assert said
     assert set(said.split()) <= {*WORDS, "<unk>"}, "neither the question nor special tokens"
+
+
+def test_each_source_asks_its_own_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, name in enumerate("ab"):
+        write_video(tmp_path / name / "x.mp4", moving_square(12, step_px=1 + number))
+    sources = tuple(
+        SourceConfig(path=str(tmp_path / name), captioner="same/model", captioner_prompt=name)
+        for name in ("a", "b")
+    )
+    config = PreprocessConfig(sources=sources)
+    mix = open_sources(config)
+
+    class Echo(Captioner):
+        def __init__(self, name: str) -> None:
+            self.name, self.digest = name, str(tmp_path)
+
+        def describe(self, picture: np.ndarray, prompt: str) -> str:
+            return f"asked {prompt}"
+
+    monkeypatch.setattr(model_shards, "Captioner", Echo)
+    shards = model_shards.ModelShards(config, str(tmp_path), mix)
+    assert len(shards.captioners) == 1, "a model is loaded once"
+    said = [
+        shards.captioners[clip.caption_kind].captioned(clip, mix.open(clip)).captions
+        for clip in mix.list_clips()
+    ]
+    assert said == [("asked a",), ("asked b",)]
 
 
 @pytest.mark.ray

@@ -134,6 +134,35 @@ def test_what_is_known_of_a_camera_is_said() -> None:
     assert compensated(known, PreprocessConfig(camera=CameraConfig(motion="none")))[0].poses is None
 
 
+def test_a_recorded_pose_is_taken_where_depth_is_in_metres() -> None:
+    """Metres of a camera beside depth of another scale would move a wall that rests."""
+    poses = np.tile(np.eye(4), (6, 1, 1))
+    poses[:, 0, 3] = 0.02 * np.arange(6)
+    config = PreprocessConfig()
+    recorded = CameraConfig(motion="recorded")
+    for scale in ("metric", "aligned"):
+        shot, camera = compensated(replace(wall(), poses=poses, depth_scale=scale), config)
+        assert camera.kind == "pose"
+        assert shot.poses is poses
+    flat = replace(wall(), poses=poses, depth_m=None, depth_scale="relative")
+    shot, camera = compensated(flat, config)
+    assert (shot.poses, camera.kind) == (None, "none")
+    with pytest.raises(WindowRefused, match="the recorded pose is in metres"):
+        compensated(flat, replace(config, camera=recorded))
+    # A model's depth, half as large as the truth: so is the motion that is fitted with it.
+    small = replace(wall(), poses=poses, depth_scale="relative")
+    small = replace(small, depth_m=small.depth_m / 2)
+    shot, camera = compensated(small, config)
+    assert camera.kind == "fit"
+    assert shot.poses is not None
+    np.testing.assert_allclose(shot.poses[:, 0, 3], 0.01 * np.arange(6), atol=0.0015)
+    flow = flow_of_window(shot, np.arange(6) / 30, grid_px(HEIGHT, WIDTH), config)
+    rests = flow.visible[-1] & (flow.origin_m[..., 2] > 0.9)
+    assert np.median(np.linalg.norm(flow.displacement_m[-1], axis=-1)[rests]) < 0.002
+    exact = replace(config, flow_source="simulator")
+    assert compensated(flat, exact)[1].kind == "pose"
+
+
 def test_cuts_and_blur_are_refused_and_motion_is_not() -> None:
     config = FilterConfig()
     frames = moving_square(12, step_px=4.0)

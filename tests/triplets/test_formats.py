@@ -196,7 +196,8 @@ def test_captions_in_every_kind_of_table(tmp_path: Path, ending: str) -> None:
 
 def test_videos_without_captions_can_take_them_from_their_names(tmp_path: Path) -> None:
     write_video(tmp_path / "pour_coffee" / "take_1.mp4", moving_square(30))
-    _, clips = listed(tmp_path, caption_template="somebody does: {folder}")
+    source = SourceConfig(path=str(tmp_path), caption_template="somebody does: {folder}")
+    clips = open_sources(PreprocessConfig(source=source)).list_clips()
     assert clips[0].captions == ("somebody does: pour coffee",)
     assert clips[0].caption_kind == "template"
     with pytest.raises(ValueError, match="caption_template"):
@@ -233,6 +234,8 @@ def test_something_somethings_layout(tmp_path: Path) -> None:
         (),
     ]
     assert clips[0].task == clips[1].task == "pushing something to the right"
+    # One kind of action, but not one meaning: each is the other's true negative.
+    assert [c.caption_group for c in clips[:2]] == [c.captions[0] for c in clips[:2]]
     assert clips[2].problem[0] == "caption"
     row = rows_of(tmp_path, clips[0])[0]
     assert row["embodiment"] == "human"

@@ -8,12 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from synthetic_triplets import write_triplets
 
 from dynaflip.jobs.preprocess import main
+from dynaflip.platform.training.data import read_index
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
 from dynaflip.platform.triplets.inspection import inspect_folder
 from dynaflip.platform.triplets.pipeline import preprocess
+from dynaflip.platform.triplets.schema import REJECTED_SCHEMA
 
 
 @pytest.mark.ray
@@ -33,6 +38,8 @@ def test_a_folder_is_counted_and_its_card_stands_alone(
     assert f"clips read 5, kept {outcome.counts['kept']}, rejected 1" in printed
     found = inspect_folder(str(tmp_path / "out"))
     assert found.counts()["triplets"].sum() == outcome.counts["triplets"]
+    assert found.ways()["focal_kind"].to_list() == ["assumed"]
+    assert outcome.counts["assumed_focal"] == outcome.counts["triplets"]
     assert found.ways()["grid"].to_list() == ["motion"]
     assert found.reasons()["clips"].sum() == 1
     trusted = (found.rows["visible_share"] * 400).round().sum()
@@ -50,6 +57,20 @@ def test_a_folder_is_counted_and_its_card_stands_alone(
     (logged,) = run.inputs.dataset_inputs
     assert logged.dataset.digest == outcome.digest[:32]
     assert "data_card.html" in [item.path for item in store.list_artifacts(run.info.run_id)]
+
+
+def test_brackets_in_a_path_and_an_older_folder_are_read(tmp_path: Path) -> None:
+    folder = write_triplets(tmp_path / "set [1]")
+    rejected = pa.Table.from_pylist([], schema=REJECTED_SCHEMA)
+    pq.write_table(rejected, folder / "rejected.parquet")
+    found = inspect_folder(str(folder))
+    assert found.ways()["focal_kind"].to_list() == ["recorded"]
+    for path in (folder / "triplets").iterdir():
+        pq.write_table(pq.read_table(path).drop_columns(["focal_kind"]), path)
+    older = inspect_folder(str(folder))
+    assert older.ways()["focal_kind"].to_list() == ["unknown"]
+    assert older.rows.drop("focal_kind").equals(found.rows.drop("focal_kind"))
+    assert len(read_index(str(folder)).captions) > 0  # as training reads it
 
 
 def test_captions_that_differ_in_case_alone_are_duplicates(tmp_path: Path) -> None:

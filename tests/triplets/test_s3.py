@@ -142,6 +142,63 @@ def test_lasting_failures_are_the_clips_and_an_outage_is_the_jobs(
         open_sources(config)
 
 
+@pytest.mark.parametrize("verdict", ["403", "401", "expired"])
+def test_credentials_that_ran_out_are_no_fault_of_the_clips(
+    server: str, proxy: Failures, tmp_path: Path, verdict: str
+) -> None:
+    write_video(tmp_path / "v" / "a.mp4", moving_square(10))
+    np.save(tmp_path / "v" / "a.npy", np.ones((10, 120, 160), np.float32))
+    (tmp_path / "v" / "captions.csv").write_text("file,caption,depth\na.mp4,push,a.npy\n")
+    videos = SourceConfig(path=upload(server, tmp_path / "v", f"expired{verdict}"))
+    root = write_lerobot(tmp_path / "set", [{"top": moving_square(20)}], ["push"])
+    robot = SourceConfig(path=upload(server, root, f"robot{verdict}"))
+    mix = open_sources(PreprocessConfig(sources=(videos, robot)))
+    video, episode = map(mix.open, mix.list_clips())
+    assert len(video.times_s()) == 10
+    assert len(episode.times_s()) == 20
+    proxy.rule = lambda path, number: verdict
+    for read in (lambda: video.read_frames([0], 96), lambda: video.read_depth_m([0])):
+        with pytest.raises(ClipError) as caught:
+            read()
+        assert caught.value.stage == "network"
+    with pytest.raises(ClipError) as caught:
+        episode.cameras([0])  # by pyarrow, whose failures are plain OSErrors
+    assert caught.value.stage == "network"
+
+
+def test_a_missing_table_of_an_episode_does_not_pass(
+    server: str, proxy: Failures, tmp_path: Path
+) -> None:
+    root = write_lerobot(tmp_path / "set", [{"top": moving_square(20)}], ["push"])
+    (root / "data/chunk-000/file-000.parquet").unlink()
+    mix = open_sources(PreprocessConfig(source=SourceConfig(path=upload(server, root, "lost"))))
+    with pytest.raises(ClipError) as caught:
+        mix.open(mix.list_clips()[0]).cameras([0])
+    assert caught.value.stage == "decode"
+
+
+def test_a_failure_while_another_is_explained_is_the_networks(
+    server: str, proxy: Failures, tmp_path: Path
+) -> None:
+    """A damaged video is looked at once more, to say what is wrong with it."""
+    (tmp_path / "v").mkdir()
+    (tmp_path / "v" / "a.mp4").write_bytes(b"noise" * 100)
+    (tmp_path / "v" / "captions.csv").write_text("file,caption\na.mp4,push\n")
+    source = SourceConfig(path=upload(server, tmp_path / "v", "noise"))
+    mix = open_sources(PreprocessConfig(source=source))
+    recording = mix.open(mix.list_clips()[0])
+    with pytest.raises(ClipError) as caught:
+        recording.times_s()
+    assert caught.value.stage == "decode"
+    begun = len(proxy.requests)
+    proxy.rule = lambda path, number: (
+        "403" if number > begun + 1 and not proxy.requests[-1][1] else None
+    )
+    with pytest.raises(ClipError) as caught:
+        recording.times_s()
+    assert caught.value.stage == "network"
+
+
 @pytest.mark.fuzz
 def test_a_flaky_bucket_costs_the_clips_that_it_keeps_back_and_no_other(
     server: str, proxy: Failures, video_folder: Callable[..., Path], tmp_path: Path

@@ -19,11 +19,16 @@ pytestmark = pytest.mark.ray
 
 
 def test_two_runs_agree_and_a_third_is_not_needed(
-    video_folder: Callable[..., Path], tmp_path: Path, ray_cluster: None
+    video_folder: Callable[..., Path], tmp_path: Path, ray_cluster: None, monkeypatch
 ) -> None:
+    from dynaflip.platform.triplets import pipeline
+
+    monkeypatch.setattr(pipeline, "_LEAST_SHARDS", 1)
     folder = video_folder(3)
     first = preprocess(settings(folder), str(tmp_path / "a"))
     second = preprocess(settings(folder, clips_per_shard=1), str(tmp_path / "b"))
+    shards = [len(list((one.folder / "done").iterdir())) for one in (first, second)]
+    assert shards == [1, 3]
     assert first.digest == second.digest
     again = preprocess(settings(folder), str(tmp_path / "a"))
     assert again.reused
@@ -81,7 +86,9 @@ def test_a_clip_that_is_added_costs_its_own_time_alone(
     outcome = preprocess(settings(folder), str(tmp_path / "out"))
     assert [[clip.path for clip in shard] for shard in asked] == [["added.mp4"]]
     assert (outcome.version, outcome.counts["read"]) == (2, 4)
-    assert outcome.changed == ("input: other recordings or captions",)
+    assert outcome.changed == (
+        "input: other recordings or captions, or other settings of a source",
+    )
     assert preprocess(settings(folder), str(tmp_path / "anew")).digest == outcome.digest
     rows = pl.read_parquet(tmp_path / "out" / "triplets" / "*.parquet")
     assert len(rows) == outcome.counts["triplets"]

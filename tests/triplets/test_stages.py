@@ -13,7 +13,7 @@ from dynaflip.platform.triplets.config import (
     PreprocessConfig,
     TrackConfig,
 )
-from dynaflip.platform.triplets.stages import lift, pieces
+from dynaflip.platform.triplets.stages import lift, pieces, still
 from dynaflip.platform.triplets.stages.flow import flow_of_window
 from dynaflip.platform.triplets.stages.sample import draw_r3m, sample_transitions
 from dynaflip.platform.triplets.stages.shot import Shot
@@ -64,6 +64,21 @@ def test_sampling_depends_on_content_and_seed_alone() -> None:
 def test_a_clip_without_a_long_enough_transition_is_refused() -> None:
     with pytest.raises(ClipError, match="no transition"):
         sample_transitions(np.arange(8) / 240, "clip", **SAMPLE)
+
+
+def test_a_rate_that_the_window_is_too_short_for_is_said() -> None:
+    with pytest.raises(ClipError, match=r"0\.5 s holds fewer than three frames.*flow_window_s"):
+        sample_transitions(np.arange(30) / 3, "clip", **SAMPLE)
+    assert sample_transitions(np.arange(30) / 3, "clip", **{**SAMPLE, "flow_window_s": 0.7})
+
+
+def test_a_lattice_of_many_points_is_compared_in_parts() -> None:
+    """OpenCV's remap takes no more than 32,766 rows."""
+    frame = textured(120, 160, 3)
+    points = np.random.default_rng(0).uniform(0, 120, (40_000, 2)).astype(np.float32)
+    found = still._patches(frame, points, 1)
+    assert found.shape == (40_000, 9, 3)
+    np.testing.assert_array_equal(found[-5:], still._patches(frame, points[-5:], 1))
 
 
 def test_the_grid_lies_at_cell_centres() -> None:

@@ -91,6 +91,75 @@ def test_a_piece_of_a_file_is_read_by_its_times(tmp_path: Path) -> None:
     np.testing.assert_allclose(levels(frames), [20, 27, 34], atol=0.5)
 
 
+def encoded(path: Path, codec: str, frames: np.ndarray, **options: str) -> Path:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=30)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        stream.options = {"g": "12", **options}
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("a.mpg", "mpeg1video", {"bf": "2"}),
+        ("a.mpg", "mpeg2video", {"bf": "2"}),
+        ("a.ts", "mpeg2video", {"bf": "2"}),
+        ("a.avi", "libx264", {"bf": "3"}),
+        ("a.avi", "mpeg4", {}),
+    ],
+)
+def test_every_frame_is_found_where_seeking_does_not_work(
+    tmp_path: Path, name: str, codec: str, options: dict[str, str]
+) -> None:
+    path = encoded(tmp_path / name, codec, numbered(50), **options)
+    timeline = video.read_timeline(path)
+    assert len(timeline.pts) == 50
+    with av.open(str(path)) as container:
+        whole = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    for index in range(50):
+        shown = video.read_frames(path, timeline, [index], 96)[0]
+        assert np.abs(shown.astype(int) - whole[index]).mean() < 0.5, index
+    piece = video.read_timeline(path, 20 / 30, 35 / 30, from_beginning=True)
+    shown = video.read_frames(path, piece, [0, len(piece.pts) - 1], 96)
+    np.testing.assert_allclose(levels(shown), [20, 34], atol=1.5)
+
+
+def test_times_from_the_beginning_forget_where_a_files_own_time_starts(tmp_path: Path) -> None:
+    path = tmp_path / "late.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.height, stream.width, stream.pix_fmt = 96, 128, "yuv420p"
+        for number, frame in enumerate(numbered(55)):
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            picture.pts = 150 + number
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    for timeline in (
+        video.read_timeline(path, 20 / 30, 35 / 30, from_beginning=True),
+        video.read_timeline(path, 170 / 30, 185 / 30),
+    ):
+        shown = video.read_frames(path, timeline, [0, 14], 96)
+        np.testing.assert_allclose(levels(shown), [20, 34], atol=0.5)
+
+
+def test_frames_that_an_edit_list_hides_are_not_missed(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "edited.mp4", numbered(58), options={"bf": "0"})
+    data = bytearray(path.read_bytes())
+    at = data.index(b"elst") + 12  # after version, flags and count: the duration shown
+    shown = int.from_bytes(data[at : at + 4], "big") * 40 // 58
+    data[at : at + 4] = shown.to_bytes(4, "big")
+    path.write_bytes(data)
+    timeline = video.read_timeline(path)
+    assert len(timeline.pts) == 40
+    np.testing.assert_allclose(
+        levels(video.read_frames(path, timeline, [0, 39], 96)), [0, 39], atol=0.5
+    )
+
+
 def damaged(path: Path, kind: str) -> Path:
     if kind == "zero bytes":
         path.write_bytes(b"")

@@ -33,6 +33,7 @@ class CaptionRow:
     file: str  # relative to the source's root
     caption: str = ""
     task: str = ""
+    group: str = ""  # equal = same meaning, where that is not what the task says; no column
     recording: str = ""
     camera: str = ""
     licence: str = ""
@@ -43,7 +44,10 @@ class CaptionRow:
     problem: str = ""  # why this row cannot be used
 
 
-_TEXTS = tuple(f.name for f in fields(CaptionRow) if f.type == "str" and f.name != "problem")
+_NO_COLUMNS = ("group", "problem")
+_TEXTS = tuple(f.name for f in fields(CaptionRow) if f.type == "str" and f.name not in _NO_COLUMNS)
+# Names on disk need not be UTF-8; what triplets say must be.
+_WORDS = tuple(name for name in _TEXTS if name not in ("file", "depth"))
 _TIMES = ("start_s", "end_s")
 
 
@@ -62,7 +66,7 @@ def read_captions(path: Place) -> list[CaptionRow]:
             lines = _read_csv(path)
     except (OSError, pa.ArrowException, csv.Error) as error:
         raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
-    names = {str(name) for line in lines for name in line}
+    names = {str(name) for line in lines for name in line if name is not None}
     if lines and not {"file", "caption"} <= names:
         raise UserError(
             f"{path}: needs the columns file and caption, has {', '.join(sorted(names)) or 'none'}"
@@ -77,10 +81,19 @@ def _rows(lines: list[dict[str, Any]], path: Place) -> Iterator[CaptionRow]:
             if any(texts.values()):
                 raise UserError(f"{path}: row {number} names no file")
             continue
-        texts["file"] = PurePosixPath(texts["file"]).as_posix()
+        for name in ("file", "depth"):
+            texts[name] = PurePosixPath(texts[name]).as_posix() if texts[name] else ""
         problem = ""
-        if not _is_utf8(texts["caption"]):
-            problem = f"row {number} of {path.name}: the caption is not UTF-8"
+        for name in _WORDS:
+            if not _is_utf8(texts[name]):
+                texts[name] = texts[name].encode(errors="backslashreplace").decode()
+                problem = f"row {number} of {path.name}: the {name} is not UTF-8"
+        # What csv.DictReader finds beyond the header's columns.
+        if any(cell.strip() for cell in line.get(None, ())):  # type: ignore[call-overload]
+            problem = (
+                f"row {number} of {path.name}: has more cells than the first row; put a caption "
+                f"that holds a comma into quotes"
+            )
         times: dict[str, float | None] = {}
         for name in _TIMES:
             try:
@@ -106,7 +119,8 @@ def _read_csv(path: Place) -> list[dict[str, Any]]:
 
 def _read_jsonl(path: Place) -> list[dict[str, Any]]:
     out = []
-    for number, line in enumerate(_decoded(path).splitlines(), start=1):
+    # Not splitlines: a string of JSON may hold U+2028 and U+0085 as they are.
+    for number, line in enumerate(_decoded(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -9,7 +9,6 @@ picture a frame of the video.
 from __future__ import annotations
 
 from collections import defaultdict
-from pathlib import PurePosixPath
 
 from dynaflip.errors import UserError
 from dynaflip.platform.triplets.clips import (
@@ -91,8 +90,9 @@ class FolderSource:
         rows: dict[str, list[CaptionRow]] = defaultdict(list)
         for row in self.read_rows(names):
             rows[row.file].append(row)
-        depths = {row.depth for several in rows.values() for row in several} & set(names)
-        prints = fingerprints(self.root, [*videos, *sorted(depths)])
+        # Not of `names` alone: a hidden folder's depth is read, and that beside a single file.
+        depths = {row.depth for name in videos for row in rows.get(name, []) if row.depth}
+        prints = fingerprints(self.root, [*videos, *sorted(filter(is_within, depths))])
         recordings = _recording_ids(videos, rows, prints)
         clips = [
             self._clip(name, piece, prints, recordings[name])
@@ -105,7 +105,18 @@ class FolderSource:
                 f"{self.root}: none of the {len(strays)} files that the captions name is there, "
                 f"such as {strays[0].path}"
             )
-        return clips + strays
+        return self._chosen(clips + strays)
+
+    def _chosen(self, clips: list[Clip]) -> list[Clip]:
+        """The clips of the cameras that the settings name."""
+        has = {clip.camera for clip in clips}
+        for name in self.config.cameras:
+            if name not in has:
+                raise UserError(
+                    f"source.cameras: {self.root} has no camera {name}; it has "
+                    f"{', '.join(sorted(has))}"
+                )
+        return [c for c in clips if not self.config.cameras or c.camera in self.config.cameras]
 
     def _strays(self, rows: dict[str, list[CaptionRow]], videos: set[str]) -> list[CaptionRow]:
         """The rows, one a file, of files that are not there."""
@@ -139,10 +150,8 @@ class FolderSource:
     ) -> Clip:
         first = rows[0]
         captions = tuple(row.caption for row in rows if row.caption and not row.problem)
-        kind = "source"
-        if not captions and not first.problem and self.config.caption_template:
-            captions, kind = (self._templated(name),), "template"
-        group = first.task or (normalise_caption(captions[0]) if captions else "")
+        said = normalise_caption(captions[0]) if captions else ""
+        footage = prints[name].digest or name  # what cannot be read has no content
         content = prints[name].digest
         problem = ("caption", f"no caption in {self.config.captions or 'the captions file'}")
         if first.depth:
@@ -153,27 +162,21 @@ class FolderSource:
             problem = ("list", next(row.problem for row in rows if row.problem))
         if prints[name].problem:
             problem, captions = ("list", f"cannot be read: {prints[name].problem}"), ()
-        span = () if first.start_s is None and first.end_s is None else (_span(first),)
+        span = () if not first.start_s and first.end_s is None else (_span(first),)
         return self._described(
             CaptionRow(**{**vars(first), "file": name}),
-            content_hash("clip", recording, first.camera or "main", content, *span),
+            # Whatever captions say of it, the same footage is the same clip.
+            content_hash("clip", footage, *span),
             recording,
             captions=captions,
-            caption_kind=kind,
-            caption_group=group,
-            task=group,
+            caption_group=first.group or first.task or said,
+            task=first.task or first.group or said,
             start_s=first.start_s or 0.0,
             end_s=first.end_s,
             content=content,
             extra=first.depth,
             problem=None if captions else problem,
         )
-
-    def _templated(self, name: str) -> str:
-        path = PurePosixPath(name)
-        words = {"name": path.stem, "folder": path.parent.name or self.name, "source": self.name}
-        plain = {key: " ".join(w.replace("_", " ").split()) for key, w in words.items()}
-        return self.config.caption_template.format(**plain)
 
     def open(self, clip: Clip) -> FolderRecording:
         """Get ready to read a video of this folder."""
@@ -194,7 +197,10 @@ class FolderRecording:
     def timeline(self) -> video.Timeline:
         """Times of the frames, read once."""
         if self._timeline is None:
-            self._timeline = video.read_timeline(self.path, self.clip.start_s, self.clip.end_s)
+            # A caption's times count from the video's beginning, wherever its own time starts.
+            self._timeline = video.read_timeline(
+                self.path, self.clip.start_s, self.clip.end_s, from_beginning=True
+            )
         return self._timeline
 
     def times_s(self) -> Doubles:
@@ -241,14 +247,21 @@ def _pieces(rows: list[CaptionRow]) -> list[list[CaptionRow]]:
 def _recording_ids(
     videos: list[str], rows: dict[str, list[CaptionRow]], prints: dict[str, Print]
 ) -> dict[str, str]:
-    """Id of a recording by video: cameras that are named as one recording share it."""
-    groups: dict[str, list[str]] = defaultdict(list)
+    """Id of a recording by video: cameras that are named as one recording share it.
+
+    So does a copy of one of them that nobody names: it must not cross the splits.
+    """
+    # What cannot be read has no content: its name must do.
+    footage = {name: prints[name].digest or name for name in videos}
+    named: dict[str, str] = {}
     for name in videos:
-        recording = next((row.recording for row in rows.get(name, [])), "")
-        groups[recording or f"file {name}"].append(name)
+        recording = next((row.recording for row in rows.get(name, []) if row.recording), "")
+        if recording:
+            named.setdefault(footage[name], f"recording {recording}")
+    groups: dict[str, set[str]] = defaultdict(set)
+    for one in footage.values():
+        groups[named.get(one, one)].add(one)
     return {
-        # What cannot be read has no content: its name must do.
-        name: content_hash("recording", *sorted(prints[n].digest or n for n in members))
-        for members in groups.values()
-        for name in members
+        name: content_hash("recording", *sorted(groups[named.get(one, one)]))
+        for name, one in footage.items()
     }

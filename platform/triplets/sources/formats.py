@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import PurePosixPath
 from typing import Any
 
 from dynaflip.errors import UserError
-from dynaflip.platform.triplets.clips import Clip, Recording, Source
+from dynaflip.platform.triplets.clips import Clip, Recording, Source, normalise_caption
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
 from dynaflip.platform.triplets.sources.ego4d import Ego4DSource
 from dynaflip.platform.triplets.sources.folder import FolderSource
@@ -40,6 +41,11 @@ def open_source(config: SourceConfig) -> Source:
         raise UserError(f"source.path: {place} cannot be read ({error})") from None
     for kind in FORMATS:
         if kind.detect(root, names):
+            if config.captions and kind is not FolderSource:
+                raise UserError(
+                    f"source.captions: {place} is read as {kind.format}, which brings its own "
+                    f"captions; leave the setting out"
+                )
             return kind(config)
     raise UserError(
         f"source.path: no video found in {place} (looked for LeRobot's meta/info.json, "
@@ -97,12 +103,27 @@ def open_sources(config: PreprocessConfig) -> Mix:
 def _with_settings(clip: Clip, config: SourceConfig) -> Clip:
     """A clip with what its source is to be treated by.
 
-    One whose only problem is that nobody said what happens in it waits for the captioner.
+    One whose only problem is that nobody said what happens in it takes the template's caption,
+    or waits for the captioner.
     """
     clip = replace(clip, depth=config.depth, flow_window_s=config.flow_window_s)
-    if config.captioner and clip.problem and clip.problem[0] == "caption":
-        clip = replace(clip, problem=None, caption_kind=KIND + config.captioner)
+    if clip.problem is None or clip.problem[0] != "caption":
+        return clip
+    if config.caption_template:
+        caption = _templated(clip, config.caption_template)
+        group = clip.caption_group or normalise_caption(caption)
+        clip = replace(clip, captions=(caption,), caption_kind="template", problem=None)
+        return replace(clip, caption_group=group, task=clip.task or group)
+    if config.captioner:
+        kind, prompt = KIND + config.captioner, config.captioner_prompt
+        return replace(clip, problem=None, caption_kind=kind, captioner_prompt=prompt)
     return clip
+
+
+def _templated(clip: Clip, template: str) -> str:
+    path = PurePosixPath(clip.path)
+    words = {"name": path.stem, "folder": path.parent.name or clip.source, "source": clip.source}
+    return template.format(**{k: " ".join(w.replace("_", " ").split()) for k, w in words.items()})
 
 
 def mark_duplicates(clips: list[Clip]) -> list[Clip]:

@@ -35,14 +35,15 @@ from dynaflip.platform.triplets.sources.places import (
     Place,
     Print,
     fingerprints,
+    may_pass,
     place_of,
     read_schema,
     read_table,
 )
+from dynaflip.platform.triplets.sources.s3 import NetworkError
 
 IMAGES = "observation.images."
-# Where an episode lies says nothing about what it holds.
-_PLACES = ("data/", "meta/", "videos/", "dataset_", "episode_index")
+# Where an episode lies, and which number its task has, says nothing about what it holds.
 _POSITIONAL_STATS = ("index", "episode_index", "frame_index", "timestamp", "task_index")
 _CODES = 4095  # 12 bit
 _SIMULATOR_STATE = "privileged.qpos"
@@ -86,6 +87,8 @@ class LeRobotSource:
         if not any(found.digest for found in prints.values()):
             looked = self.meta.video_path(episodes[0], chosen[0])
             raise UserError(f"source.path: no video found in {self.root}, looked for {looked}")
+        tables = {self.meta.tasks_file(), *(self.meta.data_path(episode) for episode in episodes)}
+        prints |= fingerprints(self.root, sorted(tables))
         return [self._clip(episode, key, prints) for episode in episodes for key in chosen]
 
     @classmethod
@@ -108,14 +111,18 @@ class LeRobotSource:
         path = self._video_file(episode, key, prints)
         start_s, end_s = _span_s(episode, key)
         depth_key = self._depth_key(key)
-        content = [prints[path].digest]
+        content = [prints[path].digest, prints[self.meta.data_path(episode)].digest]
+        content.append(json.dumps(self.info["features"][key], sort_keys=True))
         if depth_key:
             content.append(prints[self._video_file(episode, depth_key, prints)].digest)
+            content.append(json.dumps(self.info["features"][depth_key], sort_keys=True))
         # All cameras of an episode are one recording: the first one's video stands for it.
         first = self._video_file(episode, self.cameras[0], prints)
         begin, end = _span_s(episode, self.cameras[0])
         recording = _recording_id(episode, f"{prints[first].digest or first} {begin} {end}")
         captions = tuple(str(t).strip() for t in episode.get("tasks") or () if str(t).strip())
+        if len(captions) > 1:
+            content.append(prints[self.meta.tasks_file()].digest)  # each frame's is looked up
         task = str(episode.get("task_id") or "")
         licence = self.info.get("licence") or self.info.get("license") or "unknown"
         return Clip(
@@ -198,9 +205,9 @@ class LeRobotRecording:
         if key is None:
             return None
         name = self.source.meta.video_path(self.episode, key)
-        if not (self.source.root / name).is_file():
-            name = _other_folder(name)
         try:
+            if not (self.source.root / name).is_file():
+                name = _other_folder(name)
             timeline = video.read_timeline(self.source.root / name, *_span_s(self.episode, key))
             if len(timeline.pts) != len(self.timeline.pts):
                 raise ClipError(
@@ -211,6 +218,8 @@ class LeRobotRecording:
         except ClipError as error:
             stage = error.stage if error.stage == "network" else "depth"
             raise ClipError(stage, error.reason) from None
+        except NetworkError as error:
+            raise ClipError("network", str(error)) from None
         return decode_depth_m(codes, self.source.info["features"][key].get("info") or {})
 
     def cameras(self, indices: list[int]) -> Cameras | None:
@@ -263,7 +272,8 @@ class LeRobotRecording:
                 keep = [("episode_index", "=", self.clip.episode_index)]
                 table = read_table(path, columns=names, filters=keep)
             except (OSError, pa.ArrowException) as error:
-                raise ClipError("decode", f"cannot read {name}: {first_line(error)}") from None
+                stage = "network" if may_pass(path, error) else "decode"
+                raise ClipError(stage, f"cannot read {name}: {first_line(error)}") from None
             self._columns = {n: table[n] for n in names}
         return self._columns
 
@@ -316,15 +326,17 @@ def _picture_px(feature: dict[str, Any]) -> tuple[int, int]:
 
 
 def _recording_id(episode: dict[str, Any], place: str) -> str:
-    """Content of an episode: its statistics, or where its video lies if there are none."""
-    values = {
+    """Content of an episode: its statistics, or where its video lies if there are none.
+
+    Nothing that is said of it: the same episode with another caption stays the same recording.
+    """
+    statistics = {
         k: v
         for k, v in episode.items()
-        if not k.startswith(_PLACES) and k.split("/")[1:2] not in [[n] for n in _POSITIONAL_STATS]
+        if k.startswith("stats/") and k.split("/")[1] not in _POSITIONAL_STATS
     }
-    has_statistics = any(k.startswith("stats/") for k in values)
-    text = json.dumps(_plain(values), sort_keys=True)
-    return content_hash("episode", text, "" if has_statistics else place)
+    text = json.dumps(_plain({**statistics, "length": episode.get("length")}), sort_keys=True)
+    return content_hash("episode", text, "" if statistics else place)
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

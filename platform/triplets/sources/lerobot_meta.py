@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from dynaflip.errors import UserError
 from dynaflip.platform.triplets.clips import ClipError
-from dynaflip.platform.triplets.sources.places import Place, list_files, read_table
+from dynaflip.platform.triplets.sources.places import Place, list_files, may_pass, read_table
 
 _PATHS = {
     "v3": {
@@ -67,14 +67,19 @@ class Meta:
         """Relative path of an episode's Parquet file."""
         return self._path("data", episode, "", episode_field="data")
 
+    def tasks_file(self) -> str:
+        """Relative path of the table of tasks."""
+        return "meta/tasks.jsonl" if self.version == "v2" else "meta/tasks.parquet"
+
     def task_names(self) -> dict[int, str]:
         """Task string by index; in v3.0 the string is the pandas index of the table."""
         try:
             if self.version == "v2":
                 return {r["task_index"]: r["task"] for r in self._json_lines("tasks.jsonl")}
-            table = read_meta(self.root / "meta" / "tasks.parquet")
+            table = read_meta(self.root / self.tasks_file())
         except UserError as error:
-            raise ClipError("caption", str(error)) from None
+            stage = "network" if may_pass(self.root, error.__cause__) else "caption"
+            raise ClipError(stage, str(error)) from None
         text = next(n for n in table.column_names if n != "task_index")
         return dict(zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True))
 
@@ -98,7 +103,8 @@ class Meta:
     def _json_lines(self, name: str, may_lack: bool = False) -> list[dict[str, Any]]:
         path = self.root / "meta" / name
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            # Not splitlines: a string of JSON may hold U+2028 as it is.
+            lines = path.read_text(encoding="utf-8").split("\n")
             rows = [json.loads(line) for line in lines if line.strip()]
             if not all(isinstance(row, dict) for row in rows):
                 raise ValueError("a line is no object")
@@ -107,7 +113,7 @@ class Meta:
                 return []
             raise UserError(f"source.path: there is no {path}") from None
         except (OSError, ValueError) as error:
-            raise UserError(f"source.path: cannot read {path}: {first_line(error)}") from None
+            raise UserError(f"source.path: cannot read {path}: {first_line(error)}") from error
         return rows
 
 
@@ -116,7 +122,7 @@ def read_meta(path: Place) -> pa.Table:
     try:
         return read_table(path)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"source.path: cannot read {path}: {first_line(error)}") from None
+        raise UserError(f"source.path: cannot read {path}: {first_line(error)}") from error
 
 
 def first_line(error: BaseException) -> str:

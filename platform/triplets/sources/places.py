@@ -86,6 +86,12 @@ def fingerprint(path: Place) -> str:
     return digest.hexdigest()[:32]
 
 
+def may_pass(place: Place, error: BaseException | None) -> bool:
+    """Whether reading failed for what may pass: pyarrow calls every failure of S3 an OSError."""
+    failed = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+    return failed and isinstance(place, S3Path)
+
+
 class Print(NamedTuple):
     """A fingerprint, or "" and why there is none."""
 

@@ -14,6 +14,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import cv2
@@ -57,6 +59,16 @@ _PARALLEL_FILES = 8
 _STEPS = "steps/"
 
 
+@dataclass(frozen=True)
+class _About:
+    """What is known of a data set: ``pictures`` are the features that hold some, empty where no
+    ``features.json`` says so."""
+
+    fps: float
+    licence: str
+    pictures: tuple[str, ...]
+
+
 class RLDSSource:
     """One clip for every camera of every episode."""
 
@@ -68,7 +80,6 @@ class RLDSSource:
         if self.root.is_file():
             self.root = self.root.parent
         self.name = config.name or place_of(config.path).resolve().name
-        self.picture_keys: list[str] = []
 
     @classmethod
     def detect(cls, root: Place, names: list[str]) -> bool:
@@ -79,23 +90,41 @@ class RLDSSource:
         """Clips in the order of files, records and cameras."""
         _, names = root_and_files(self.config.path)
         files = [name for name in names if _is_records(name)]
-        fps = self.config.fps or _known_rate_hz(f"{self.config.path}/{files[0]}")
-        if not fps:
-            raise UserError(
-                f"source.fps: {self.config.path} does not say how many steps a second it has; "
-                f"give --source.fps (BridgeData 5, DROID 15)"
-            )
-        self.picture_keys = self._declared_pictures(names)
-        licence = self.config.licence or self._licence(names)
+        folders = {PurePosixPath(name).parent for name in files}
+        told = {folder: self._told(folder, set(names)) for folder in folders}
+        about = {n: _About(self._rate_hz(n), *told[PurePosixPath(n).parent]) for n in files}
         with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
-            listed = list(pool.map(lambda name: list(self._clips(name, licence, fps)), files))
+            listed = list(pool.map(lambda name: list(self._clips(name, about[name])), files))
         clips = [clip for several in listed for clip in several]
         if self.config.cameras and not any(clip.camera in self.config.cameras for clip in clips):
             has = sorted({clip.camera for clip in clips if clip.camera})
             raise UserError(f"source.cameras: {self.root} has the cameras {', '.join(has)}")
         return clips
 
-    def _clips(self, name: str, licence: str, fps: float) -> Iterator[Clip]:
+    def _rate_hz(self, file: str) -> float:
+        """Steps a second: several data sets may lie below one path."""
+        fps = self.config.fps or _known_rate_hz(f"{self.root.resolve().name}/{file}")
+        if not fps:
+            raise UserError(
+                f"source.fps: {self.root / file} does not say how many steps a second it has; give "
+                f"--source.fps (BridgeData 5, DROID 15), or each data set as a source of its own"
+            )
+        return fps
+
+    def _told(self, folder: PurePosixPath, names: set[str]) -> tuple[str, tuple[str, ...]]:
+        """Licence and picture features of a folder's data set, by what lies there or above."""
+
+        def nearest(wanted: str) -> dict[str, Any]:
+            places = [(place / wanted).as_posix() for place in (folder, *folder.parents)]
+            found = next((name for name in places if name in names), None)
+            return _read_json(self.root / found) if found else {}
+
+        pictures = _picture_paths(nearest("features.json"), "")
+        stated = (nearest("dataset_info.json").get("redistributionInfo") or {}).get("license")
+        licence = self.config.licence or str(stated or "unknown")
+        return licence, tuple(key for key in pictures if "depth" not in key)
+
+    def _clips(self, name: str, about: _About) -> Iterator[Clip]:
         path = self.root / name
         try:
             with path.open("rb") as file:
@@ -111,7 +140,7 @@ class RLDSSource:
                     except DamagedRecord as error:
                         yield self._problem(name, number, str(error))
                         continue
-                    yield from self._cameras_of(name, number, record, outline, (licence, fps))
+                    yield from self._cameras_of(name, number, record, outline, about)
         except OSError as error:
             yield self._problem(name, 0, f"cannot be read: {error.strerror or error}")
 
@@ -121,14 +150,13 @@ class RLDSSource:
         number: int,
         record: Record,
         outline: dict[str, Values | int],
-        about: tuple[str, float],
+        about: _About,
     ) -> Iterator[Clip]:
-        licence, fps = about
         recording = content_hash("record", str(record.size), str(record.checksum))
         captions = tuple(dict.fromkeys(t for texts in _instructions(outline) for t in texts if t))
         varies = any(len({t for t in texts if t}) > 1 for texts in _instructions(outline))
         group = normalise_caption(captions[0]) if captions and not varies else ""
-        keys = [key for key in sorted(outline) if self._is_camera(key, outline[key])]
+        keys = [key for key in sorted(outline) if _is_camera(key, outline[key], about.pictures)]
         if not keys:
             yield self._problem(name, number, "no camera: no feature of steps/ holds pictures")
         for key in keys:
@@ -145,23 +173,14 @@ class RLDSSource:
                 caption_group=group,
                 task=group,
                 embodiment=self.config.embodiment or "robot",
-                licence=licence,
+                licence=about.licence,
                 episode_index=number,
-                content=f"{recording} {fps!r}",
-                extra=json.dumps([name, record.offset, record.size, record.checksum, key, fps]),
+                content=f"{recording} {about.fps!r}",
+                extra=json.dumps(
+                    [name, record.offset, record.size, record.checksum, key, about.fps]
+                ),
                 problem=None if captions else ("caption", "the episode has no instruction"),
             )
-
-    def _is_camera(self, key: str, values: Values | int) -> bool:
-        """Pictures, and not the same one at every step, which stands for a missing camera."""
-        if isinstance(values, np.ndarray) or not key.startswith(_STEPS) or "depth" in key:
-            return False
-        if self.picture_keys:
-            if key not in self.picture_keys:
-                return False
-        elif isinstance(values, list) and not (values and values[0].startswith(_PICTURES)):
-            return False
-        return isinstance(values, int) or len(set(values)) > 1 or len(values) == 1
 
     def _problem(self, name: str, number: int, reason: str) -> Clip:
         identity = content_hash("damaged", self.name, name, str(number))
@@ -178,21 +197,6 @@ class RLDSSource:
             licence=self.config.licence or "unknown",
             problem=("decode", reason),
         )
-
-    def _declared_pictures(self, names: list[str]) -> list[str]:
-        """Picture features by ``features.json``; empty where there is none."""
-        found: list[str] = []
-        for name in (n for n in names if n.rsplit("/", 1)[-1] == "features.json"):
-            found += _picture_paths(_read_json(self.root / name), "")
-        return [key for key in found if "depth" not in key]
-
-    def _licence(self, names: list[str]) -> str:
-        for name in (n for n in names if n.rsplit("/", 1)[-1] == "dataset_info.json"):
-            info = _read_json(self.root / name)
-            stated = (info.get("redistributionInfo") or {}).get("license")
-            if stated:
-                return str(stated)
-        return "unknown"
 
     def open(self, clip: Clip) -> RLDSRecording:
         """Get ready to read an episode through one camera."""
@@ -277,8 +281,21 @@ def _is_records(name: str) -> bool:
     return ".tfrecord" in name.rsplit("/", 1)[-1]
 
 
+def _is_camera(key: str, values: Values | int, pictures: tuple[str, ...]) -> bool:
+    """Pictures, and not the same one at every step, which stands for a missing camera."""
+    if isinstance(values, np.ndarray) or not key.startswith(_STEPS) or "depth" in key:
+        return False
+    if pictures:
+        if key not in pictures:
+            return False
+    elif isinstance(values, list) and not (values and values[0].startswith(_PICTURES)):
+        return False
+    return isinstance(values, int) or len(set(values)) > 1 or len(values) == 1
+
+
 def _known_rate_hz(path: str) -> float:
-    """Steps a second of a data set of Open X-Embodiment, by a file's path; 0: not known."""
+    """Steps a second of a data set of Open X-Embodiment, by a file's path below the source and
+    the source's own folder; 0: not known."""
     for part in reversed(path.lower().split("/")):
         for name, rate in _RATES_HZ.items():
             if part.startswith(name):

@@ -27,10 +27,16 @@ _BLOCK_BYTES = 256 << 10
 _KEPT_BLOCKS = 32
 _MOST_BLOCKS = 8
 _MISSING = ("404", "NoSuchKey", "NoSuchBucket", "NotFound")
+# The credentials' fault and not the object's: with others it can be read. The answer to HEAD has
+# no body that names an expired token, and is a bare 400.
+_NO_ENTRY = ("400", "AccessDenied", "ExpiredToken", "InvalidToken", "RequestExpired")
 
 
 class NetworkError(OSError):
-    """The object store did not answer, or broke off, more often than we try."""
+    """The object store did not answer or broke off more often than we try, or did not let us in.
+
+    What was listed was open to us then, so this may pass too.
+    """
 
 
 @dataclass(frozen=True)
@@ -263,11 +269,13 @@ def _try(path: S3Path, request: Callable[[Any], T]) -> T:
             status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
             if code in _MISSING:
                 raise FileNotFoundError(f"there is no {path}") from None
+            if status in (401, 403) or code in _NO_ENTRY:
+                raise NetworkError(f"{path}: {code or status}") from None
             if status < 500 and status != 429 and code not in ("SlowDown", "RequestTimeout"):
                 raise PermissionError(f"{path}: {code or status}") from None
             reason = code or str(status)
         except NoCredentialsError:
-            raise PermissionError(f"{path}: no AWS credentials found") from None
+            raise NetworkError(f"{path}: no AWS credentials found") from None
         except (BotoCoreError, HTTPError, NetworkError, ConnectionError, TimeoutError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     raise NetworkError(f"{path}: gave up after {_ATTEMPTS} attempts ({reason})")

@@ -51,7 +51,8 @@ class SomethingSource(FolderSource):
                 if (number := str(label.get("id"))) in videos:
                     template = normalise_caption(str(label.get("template") or ""))
                     caption = str(label.get("label") or "").strip()
-                    rows.append(CaptionRow(videos[number], caption, task=template))
+                    group = normalise_caption(caption)
+                    rows.append(CaptionRow(videos[number], caption, task=template, group=group))
         if not rows:
             raise UserError(f"source.path: no label in {self.root} belongs to a video there")
         return rows

@@ -25,6 +25,13 @@ _TRUNCATED_S = 0.5
 TIME_TOLERANCE_S = 5e-4
 # Seeking costs more than decoding on over fewer frames than these.
 _SEEK_FROM_FRAMES = 12
+# AVI stores no presentation times and MPEG's program stream some alone: frames after a seek
+# are lost, or carry the times of others.
+_NO_SEEK = ("avi", "mpeg")
+
+
+class _Overshot(Exception):
+    """A seek went beyond the frame that it was for."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +42,13 @@ class Timeline:
         pts: (N,) presentation times, ascending, in ticks of the stream.
         key_pts: ascending presentation times of the key frames among all frames.
         tick_s: seconds a tick.
+        skipped: frames of the file before these, where it was read from its beginning.
     """
 
     pts: np.ndarray
     key_pts: np.ndarray
     tick_s: float
+    skipped: int = 0
 
     def times_s(self) -> Doubles:
         """(N,) seconds, 0 at the first frame."""
@@ -61,12 +70,22 @@ def _opened(path: Place) -> Iterator[tuple[av.container.InputContainer, av.Video
     except NetworkError as error:
         raise ClipError("network", str(error)) from None
     except (av.error.FFmpegError, OSError, EOFError) as error:
+        raise _refusal(path, error) from None
+
+
+def _refusal(path: Place, error: Exception) -> ClipError:
+    """What is wrong with a file that cannot be opened or read on."""
+    try:
         if not path.is_file():
-            raise ClipError("decode", f"there is no file {path.name}") from None
+            return ClipError("decode", f"there is no file {path.name}")
         if path.stat().st_size == 0:
-            raise ClipError("decode", "the file is empty (zero bytes)") from None
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ClipError("decode", f"not a readable video: {reason}") from None
+            return ClipError("decode", "the file is empty (zero bytes)")
+    except NetworkError as failure:
+        return ClipError("network", str(failure))
+    except OSError as failure:  # its folder may not be entered
+        error = failure
+    reason = getattr(error, "strerror", None) or str(error)
+    return ClipError("decode", f"not a readable video: {reason}")
 
 
 @contextmanager
@@ -79,26 +98,39 @@ def _source(path: Place) -> Iterator[Any]:
         yield str(path)
 
 
-def read_timeline(path: Place, start_s: float = 0.0, end_s: float | None = None) -> Timeline:
+def read_timeline(
+    path: Place,
+    start_s: float = 0.0,
+    end_s: float | None = None,
+    *,
+    from_beginning: bool = False,
+    seek: bool = True,
+) -> Timeline:
     """Find the times of a video's frames without decoding it.
 
     Args:
         path: video file.
         start_s: begin of the piece, in the file's own time.
         end_s: end of the piece (its first frame is not part of it), None for the file's end.
+        from_beginning: both times count from the video's own beginning instead.
+        seek: go to the piece at once, where the file allows it.
 
     Raises:
         ClipError: no video in it, or it was cut off.
     """
-    pts: list[int] = []
-    keys: list[int] = []
+    pts: set[int] = set()
+    keys: set[int] = set()
     with _opened(path) as (container, stream):
         tick_s = float(stream.time_base or 0)
-        first = round((start_s - TIME_TOLERANCE_S) / tick_s)
-        last = None if end_s is None else round((end_s - TIME_TOLERANCE_S) / tick_s)
-        if start_s > 0:
+        begin_s = (stream.start_time or 0) * tick_s if from_beginning else 0.0
+        whole = start_s == 0
+        first = round((begin_s + start_s - TIME_TOLERANCE_S) / tick_s)
+        last_s = None if end_s is None else begin_s + end_s
+        last = None if last_s is None else round((last_s - TIME_TOLERANCE_S) / tick_s)
+        sought = seek and not whole and container.format.name not in _NO_SEEK
+        if sought:
             container.seek(max(first, 0), stream=stream, backward=True)
-        found, end_of_file_s = 0, 0.0
+        found, skipped, end_of_file_s = 0, 0, 0.0
         for packet in container.demux() if last is None else container.demux(stream):
             time = packet.pts if packet.pts is not None else packet.dts
             if time is None or not packet.size:
@@ -107,33 +139,43 @@ def read_timeline(path: Place, start_s: float = 0.0, end_s: float | None = None)
             end_of_file_s = max(end_of_file_s, end)
             if packet.stream.index != stream.index:
                 continue
+            if sought and not found and time > first:
+                break  # beyond: what lies between would be missing
             found += 1
             if packet.is_discard:
                 continue
             # Packets come in decoding order: frames of B-pyramids are shown within a second.
-            if last is not None and (packet.dts or time) * tick_s > float(end_s or 0) + 1.0:
+            if last_s is not None and (packet.dts or time) * tick_s > last_s + 1.0:
                 break
             if packet.is_keyframe:
-                keys.append(time)
-            if (start_s == 0 or time >= first) and (last is None or time < last):
-                pts.append(time)
-        if last is None and start_s == 0:
+                keys.add(time)
+            if not whole and time < first:
+                skipped += 1
+            elif last is None or time < last:
+                pts.add(time)
+        if last is None and whole:
             _check_complete(container, stream, found, end_of_file_s)
+    if sought and not found:
+        return read_timeline(path, start_s, end_s, from_beginning=from_beginning, seek=False)
     if not pts:
         raise ClipError("decode", "the video holds no frame in its time")
-    return Timeline(np.unique(np.array(pts)), np.unique(np.array(keys, dtype=np.int64)), tick_s)
+    return Timeline(np.array(sorted(pts)), np.array(sorted(keys), np.int64), tick_s, skipped)
 
 
 def _check_complete(
     container: av.container.InputContainer, stream: av.VideoStream, found: int, end_s: float
 ) -> None:
-    if stream.frames > found:
-        raise ClipError("decode", f"truncated: {found} of {stream.frames} frames are there")
+    counted = f"truncated: {found} of {stream.frames} frames are there"
     if container.duration is not None:
         start_s = (container.start_time or 0) / av.time_base
         declared_s = container.duration / av.time_base
-        if end_s - start_s < declared_s - max(_TRUNCATED_S, 0.02 * declared_s):
-            raise ClipError("decode", f"truncated: {end_s - start_s:.2f} s of {declared_s:.2f} s")
+        if end_s - start_s >= declared_s - max(_TRUNCATED_S, 0.02 * declared_s):
+            return  # frames beyond an edit list are counted, too, and not shown
+        if stream.frames <= found:
+            counted = f"truncated: {end_s - start_s:.2f} s of {declared_s:.2f} s"
+        raise ClipError("decode", counted)
+    if stream.frames > found:
+        raise ClipError("decode", counted)
 
 
 def read_frames(path: Place, timeline: Timeline, indices: list[int], short_side_px: int) -> Frames:
@@ -172,29 +214,62 @@ def _decode(
     path: Place, timeline: Timeline, indices: list[int]
 ) -> Iterator[tuple[av.VideoFrame, float]]:
     """Yield frames in order with their pixels' aspect, seeking where that saves decoding."""
+    done = 0
+    try:
+        for found in _decode_pass(path, timeline, indices, seek=True):
+            yield found
+            done += 1
+    except _Overshot:
+        yield from _decode_pass(path, timeline, indices[done:], seek=False)
+
+
+def _decode_pass(
+    path: Place, timeline: Timeline, indices: list[int], seek: bool
+) -> Iterator[tuple[av.VideoFrame, float]]:
+    """Yield frames as :func:`_decode` does; without ``seek`` all before them are decoded."""
     place = -_SEEK_FROM_FRAMES  # index of the last decoded frame
     with _opened(path) as (container, stream):
         aspect = float(stream.sample_aspect_ratio or 1) or 1.0
-        frames = container.decode(stream)
+        seek = seek and container.format.name not in _NO_SEEK
+        frames = _timed(container, stream, timeline)
         for index in indices:
             time = int(timeline.pts[index])
             before = timeline.key_pts[timeline.key_pts <= time]
             key = int(before[-1]) if len(before) else 0
-            if np.searchsorted(timeline.pts, key) - place >= _SEEK_FROM_FRAMES and key > (
-                stream.start_time or 0
-            ):
+            far = np.searchsorted(timeline.pts, key) - place >= _SEEK_FROM_FRAMES
+            sought = seek and bool(far) and key > (stream.start_time or 0)
+            if sought:
                 container.seek(key, stream=stream, backward=True)
-                frames = container.decode(stream)
-            at: int | None = None
-            for frame in frames:
-                at = frame.pts if frame.pts is not None else frame.dts
+                frames = _timed(container, stream, timeline)
+            found: av.VideoFrame | None = None
+            for at, frame in frames:
                 if at is not None and at >= time:
+                    found = frame if at == time else None
                     break
-            if at != time:
+                sought = False
+            if found is None and sought:
+                raise _Overshot
+            if found is None:
                 seconds = (time - timeline.pts[0]) * timeline.tick_s
                 raise ClipError("decode", f"frame {index} at {seconds:.3f} s cannot be decoded")
             place = index
-            yield frame, aspect
+            yield found, aspect
+
+
+def _timed(
+    container: av.container.InputContainer, stream: av.VideoStream, timeline: Timeline
+) -> Iterator[tuple[int | None, av.VideoFrame]]:
+    """Frames with their presentation times; None: not known.
+
+    In AVI a frame that was stored out of order carries its place in the file. But frames come
+    out of the decoder in the order in which they are shown, so they are counted there.
+    """
+    counted = container.format.name == "avi" and stream.codec_context.has_b_frames
+    for number, frame in enumerate(container.decode(stream), start=-timeline.skipped):
+        if not counted:
+            yield frame.pts if frame.pts is not None else frame.dts, frame
+        else:
+            yield int(timeline.pts[number]) if 0 <= number < len(timeline.pts) else None, frame
 
 
 def _size(width: float, height: float, short_side_px: int) -> tuple[int, int]:

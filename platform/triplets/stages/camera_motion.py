@@ -53,15 +53,25 @@ class CameraKnown:
 def compensated(shot: Shot, config: PreprocessConfig) -> tuple[Shot, CameraKnown]:
     """The shot with the poses that its flow is compensated with, and where they are from.
 
+    Recorded poses are in metres: beside depth of another scale they would move the world by a
+    wrong amount. A fit has the scale of the depth that it is made from.
+
     Raises:
-        WindowRefused: no recorded pose where one is asked for, or none can be fitted.
+        WindowRefused: no recorded pose that fits the depth where one is asked for, or none can
+            be fitted.
     """
     motion = config.camera.motion
     if motion == "none":
         return replace(shot, poses=None), CameraKnown("none")
     if motion == "recorded" and shot.poses is None:
         raise WindowRefused("camera", "no pose recorded (camera.motion=recorded)")
-    if motion != "fitted" and shot.poses is not None:
+    # The simulator's exact flow is in metres, whatever depth is.
+    in_metres = shot.in_metres() or config.flow_source == "simulator"
+    if motion == "recorded" and not in_metres:
+        raise WindowRefused(
+            "camera", "the recorded pose is in metres, but depth is not (camera.motion=recorded)"
+        )
+    if motion != "fitted" and shot.poses is not None and in_metres:
         return shot, CameraKnown("pose")
     if shot.depth_m is None:
         if motion == "fitted":

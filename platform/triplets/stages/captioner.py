@@ -44,13 +44,12 @@ def check_captioner(name: str) -> None:
 class Captioner:
     """A captioning model on this process's CPU or GPU."""
 
-    def __init__(self, name: str, prompt: str) -> None:
-        """Load the model; ``prompt`` is asked of models that can chat, others just describe."""
+    def __init__(self, name: str) -> None:
         import torch
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         torch.set_num_threads(1)  # one CPU an actor
-        self.name, self.prompt = name, prompt
+        self.name = name
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.processor: Any = AutoProcessor.from_pretrained(name)
         model: Any = AutoModelForImageTextToText.from_pretrained(name)
@@ -63,25 +62,28 @@ class Captioner:
         Raises:
             ClipError: the clip cannot be read, or the model says nothing.
         """
-        key = content_hash(self.digest, self.prompt, clip.clip_id)
+        key = content_hash(self.digest, clip.captioner_prompt, clip.clip_id)
         kept = captions_folder() / key[:2] / f"{key}.txt"
         try:
             caption = kept.read_text()
         except FileNotFoundError:
-            caption = self.describe(_side_by_side(recording))
+            caption = self.describe(_side_by_side(recording), clip.captioner_prompt)
             _keep(kept, caption)
         if not caption:
             raise ClipError("caption", f"the captioner {self.name} said nothing of it")
         return replace(clip, captions=(caption,))
 
-    def describe(self, picture: Frames) -> str:
-        """One line about an (H, W, 3) RGB picture; greedy, so always the same."""
+    def describe(self, picture: Frames, prompt: str) -> str:
+        """One line about an (H, W, 3) RGB picture; greedy, so always the same.
+
+        ``prompt`` is asked of models that can chat, others just describe.
+        """
         import torch
         from PIL import Image
 
         image = Image.fromarray(picture)
         if getattr(self.processor, "chat_template", None):
-            question = [{"type": "image", "image": image}, {"type": "text", "text": self.prompt}]
+            question = [{"type": "image", "image": image}, {"type": "text", "text": prompt}]
             inputs = self.processor.apply_chat_template(
                 [{"role": "user", "content": question}],
                 add_generation_prompt=True,

@@ -93,6 +93,12 @@ def sample_transitions(
             if end - start < 2 or times_s[end] - times_s[start] < min_window_s - 1e-6:
                 continue
             found.setdefault((start, r3m), Transition(start, end, r3m, position, draw))
+    if not found and 2 * np.median(np.diff(times_s)) > flow_window_s + 1e-6:
+        raise ClipError(
+            "sample",
+            f"the window of {flow_window_s:g} s holds fewer than three frames; raise "
+            f"flow_window_s, or source.flow_window_s for this source alone",
+        )
     if not found:
         raise ClipError(
             "sample",

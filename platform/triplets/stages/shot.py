@@ -15,13 +15,19 @@ class Shot:
 
     ``frames`` (N, H, W, 3) uint8; ``depth_m`` (N, H, W) z-depth, NaN where there is none,
     or None: everything is on the plane z = 1; ``intrinsics_px`` (N, 4) fx, fy, cx, cy;
-    ``poses`` (N, 4, 4) camera to world, or None: the camera stands still.
+    ``poses`` (N, 4, 4) camera to world, or None: the camera stands still; ``depth_scale`` as
+    the schema has it.
     """
 
     frames: Frames
     depth_m: Floats | None
     intrinsics_px: Doubles
     poses: Doubles | None
+    depth_scale: str = "metric"
+
+    def in_metres(self) -> bool:
+        """Whether depth is in metres, as recorded poses are."""
+        return self.depth_m is not None and self.depth_scale != "relative"
 
     def from_first(self, n: int) -> Doubles:
         """(4, 4): the first camera's frame to that of camera n."""

@@ -29,6 +29,8 @@ _NOISE_WIDTHS = 3.0
 _MOST_NOISE = 0.03
 # Two places that are closer than this are not told apart by their colours.
 _APART_PX = 1.0
+# OpenCV's remap makes no picture of more rows than a short integer counts.
+_MOST_ROWS = 32_000
 
 
 @dataclass(frozen=True)
@@ -205,4 +207,10 @@ def _patches(frame: Frames, points_px: np.ndarray, radius_px: int) -> Floats:
     x = (points_px[:, :1] - 0.5 + dx.ravel()).astype(np.float32)
     y = (points_px[:, 1:] - 0.5 + dy.ravel()).astype(np.float32)
     border = cv2.BORDER_REPLICATE
-    return cv2.remap(frame, x, y, cv2.INTER_LINEAR, borderMode=border).astype(np.float32)
+    parts = [
+        cv2.remap(
+            frame, x[n : n + _MOST_ROWS], y[n : n + _MOST_ROWS], cv2.INTER_LINEAR, None, border
+        )
+        for n in range(0, len(x), _MOST_ROWS)
+    ]
+    return np.concatenate(parts).astype(np.float32)

@@ -24,7 +24,11 @@ def grid_px(height_px: int, width_px: int) -> Floats:
 
 
 def thin_frames(times_s: np.ndarray, min_gap_s: float) -> list[int]:
-    """Indices that keep the first and last frame and gaps of at least ``min_gap_s``."""
+    """Indices of the first and last frame and of those nearest to an even division between them.
+
+    Its parts are at least ``min_gap_s`` long. As frames are where they are, single gaps may be
+    shorter: at 60 fps and 24 ms half of them are of one frame, 16.7 ms.
+    """
     if min_gap_s <= 0 or len(times_s) < 3:
         return list(range(len(times_s)))
     steps = max(2, int((times_s[-1] - times_s[0]) / min_gap_s + 1e-6))

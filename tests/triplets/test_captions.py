@@ -1,0 +1,122 @@
+"""Mistakes in tables of captions, and settings that say what captions and cameras to take."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from triplet_recordings import moving_square, numbered, write_lerobot, write_video
+
+from dynaflip.errors import UserError
+from dynaflip.platform.triplets.clips import Clip
+from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
+from dynaflip.platform.triplets.sources.captions import read_captions
+from dynaflip.platform.triplets.sources.formats import open_source, open_sources
+
+
+def clips_of(folder: Path, **values) -> list[Clip]:
+    source = SourceConfig(path=str(folder), **values)
+    return open_sources(PreprocessConfig(source=source)).list_clips()
+
+
+def test_a_comma_without_quotes_is_said(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        write_video(tmp_path / f"{name}.mp4", moving_square(6, step_px=1 + ord(name) / 50))
+    (tmp_path / "captions.csv").write_text(
+        "file,caption\na.mp4,pick up the cup, then pour\n"
+        'b.mp4,"pick up the cup, then pour"\nc.mp4,push,\n'
+    )
+    first, second, third = clips_of(tmp_path)
+    assert first.problem is not None
+    assert first.problem[0] == "list"
+    assert "row 1 of captions.csv: has more cells than the first row" in first.problem[1]
+    assert second.captions == ("pick up the cup, then pour",)
+    assert third.captions == ("push",)  # an empty cell is no loss
+
+
+@pytest.mark.parametrize("column", ["caption", "task", "camera", "recording", "licence"])
+def test_text_that_is_not_utf8_is_said(tmp_path: Path, column: str) -> None:
+    write_video(tmp_path / "a.mp4", moving_square(6))
+    write_video(tmp_path / "b.mp4", moving_square(6, step_px=2))
+    row = {"file": "a.mp4", "caption": "push", column: "é"}
+    lines = [",".join(row), ",".join(row.values()), "b.mp4,push"]
+    (tmp_path / "captions.csv").write_bytes("\n".join(lines).encode("latin-1"))
+    first, second = clips_of(tmp_path)
+    assert first.problem == ("list", f"row 1 of captions.csv: the {column} is not UTF-8")
+    assert second.problem is None
+    json.dumps([vars(first)], ensure_ascii=False).encode()  # nothing that no table can hold
+
+
+def test_a_name_in_another_encoding_names_no_video(tmp_path: Path) -> None:
+    for name in ("café", "b"):
+        write_video(tmp_path / f"{name}.mp4", moving_square(6, step_px=len(name)))
+    lines = "file,caption\ncafé.mp4,push\nb.mp4,push\n"
+    (tmp_path / "captions.csv").write_bytes(lines.encode("latin-1"))
+    problems = [clip.problem and clip.problem[0] for clip in clips_of(tmp_path)]
+    assert sorted(problems, key=str) == [None, "caption", "list"]
+
+
+def test_lines_of_json_may_hold_unicodes_line_separators(tmp_path: Path) -> None:
+    path = tmp_path / "captions.jsonl"
+    rows = [{"file": "a.mp4", "caption": "push\u2028it"}, {"file": "b.mp4", "caption": "\x85"}]
+    path.write_text("\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    assert [row.caption for row in read_captions(path)] == ["push\u2028it", ""]
+
+
+def test_times_of_a_caption_count_from_the_videos_beginning(tmp_path: Path) -> None:
+    import av
+
+    with av.open(str(tmp_path / "late.mkv"), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.height, stream.width, stream.pix_fmt = 96, 128, "yuv420p"
+        for number, frame in enumerate(numbered(55)):
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            picture.pts = 150 + number
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    (tmp_path / "captions.csv").write_text(
+        f"file,caption,start_s,end_s\nlate.mkv,push,{20 / 30},{35 / 30}\n"
+    )
+    source = open_source(SourceConfig(path=str(tmp_path)))
+    recording = source.open(source.list_clips()[0])
+    assert len(recording.times_s()) == 15
+    shown = recording.read_frames([0, 14], 96).mean(axis=(1, 2, 3))
+    assert [round((level - 20) / 4) for level in shown] == [20, 34]
+
+
+def test_a_camera_of_a_folder_can_be_chosen(tmp_path: Path) -> None:
+    for number, name in enumerate(("left", "right")):
+        write_video(tmp_path / f"{name}.mp4", moving_square(6, step_px=1 + number))
+    (tmp_path / "captions.csv").write_text(
+        "file,caption,camera\nleft.mp4,push,left\nright.mp4,push,right\n"
+    )
+    assert [clip.path for clip in clips_of(tmp_path, cameras=("right",))] == ["right.mp4"]
+    with pytest.raises(UserError, match=r"source\.cameras: .* no camera top; it has left, right"):
+        clips_of(tmp_path, cameras=("top",))
+
+
+def test_a_template_serves_episodes_without_task(tmp_path: Path) -> None:
+    episodes = [{"top": numbered(20 + n, 48, 64)} for n in range(2)]
+    root = write_lerobot(tmp_path / "robot_set", episodes, ["", "close it"])
+    first, second = clips_of(root, caption_template="done in {source}")
+    assert (first.captions, first.caption_kind) == (("done in robot set",), "template")
+    assert first.caption_group == first.task == "done in robot set"
+    assert first.problem is None
+    assert (second.captions, second.caption_kind) == (("close it",), "source")
+    recording = open_source(SourceConfig(path=str(root))).open(first)
+    assert recording.caption_at(3, 1) == "done in robot set"
+
+
+def test_a_table_of_captions_is_refused_where_the_format_has_its_own(tmp_path: Path) -> None:
+    root = write_lerobot(tmp_path / "set", [{"top": numbered(20, 48, 64)}], ["open it"])
+    table = tmp_path / "mine.csv"
+    table.write_text("file,caption\n")
+    source = SourceConfig(path=str(root), captions=str(table))
+    with pytest.raises(UserError, match=r"source\.captions: .* is read as lerobot"):
+        open_source(source)
+    write_video(tmp_path / "films" / "a.mp4", moving_square(6))
+    (tmp_path / "films" / "narration.json").write_text("{}")
+    with pytest.raises(UserError, match=r"source\.captions: .* is read as ego4d"):
+        open_source(replace(source, path=str(tmp_path / "films")))
