@@ -13,7 +13,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from dynaflip.eval.policies.head import ACTION_DIM, Demonstrations, seeded
+from dynaflip.eval.policies.head import (
+    ACTION_DIM,
+    Demonstrations,
+    input_norm,
+    seeded,
+    settle,
+)
 from dynaflip.eval.policies.settings import BehaviourCloningConfig
 
 
@@ -23,7 +29,7 @@ class BehaviourCloning(nn.Module):
     def __init__(self, input_dim: int, config: BehaviourCloningConfig) -> None:
         super().__init__()
         widths = [input_dim] + [config.hidden_dim] * config.layers
-        self.norm = nn.BatchNorm1d(input_dim)
+        self.norm = input_norm(config.input_norm, input_dim)
         self.hidden = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
         self.chunk = config.chunk
         self.out = nn.Linear(widths[-1], config.chunk * ACTION_DIM)
@@ -58,6 +64,7 @@ def fit_behaviour_cloning(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = BehaviourCloning(inputs.shape[1], config)
+    settle(network.norm, inputs, demonstrations.features.shape[1])
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
     )

@@ -13,7 +13,13 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dynaflip.eval.policies.head import ACTION_DIM, Demonstrations, seeded
+from dynaflip.eval.policies.head import (
+    ACTION_DIM,
+    Demonstrations,
+    input_norm,
+    seeded,
+    settle,
+)
 from dynaflip.eval.policies.settings import DiffusionConfig
 
 
@@ -40,7 +46,7 @@ class DiffusionPolicy(nn.Module):
         super().__init__()
         self.config = config
         width = config.hidden_dim
-        self.norm = nn.BatchNorm1d(input_dim)
+        self.norm = input_norm(config.input_norm, input_dim)
         self.condition = nn.Sequential(
             nn.Linear(input_dim, width), nn.SiLU(), nn.Linear(width, width)
         )
@@ -108,6 +114,7 @@ def fit_diffusion(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = DiffusionPolicy(inputs.shape[1], config)
+    settle(network.norm, inputs, demonstrations.features.shape[1])
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=config.lr, weight_decay=config.weight_decay
     )

@@ -69,7 +69,7 @@ def fit_end_to_end(
         optimizer.step()
         schedule.step()
     finetune.fold(encoder).eval()
-    _settle(head, encoder, images, proprioception, config.batch_size)
+    _settle(head, encoder, images, proprioception, config.batch_size, generator)
     return encoder, head.eval()
 
 
@@ -90,13 +90,18 @@ def _settle(
     images: np.ndarray,
     proprioception: np.ndarray | None,
     batch_size: int,
+    generator: torch.Generator,
 ) -> None:
-    """Take the head's BatchNorm statistics anew: its running ones are of an encoder that moved."""
+    """Take the head's BatchNorm statistics anew: its running ones are of an encoder that moved.
+
+    Of random frames a batch: of neighbouring ones it would miss what differs between episodes.
+    """
+    assert isinstance(head.norm, nn.BatchNorm1d)
     head.norm.reset_running_stats()
     head.norm.momentum = None  # a plain mean over what follows
     head.train()
-    spread = np.linspace(0, len(images) - 1, min(len(images), 512)).astype(int)
-    for start in range(0, len(spread), batch_size):
-        rows = spread[start : start + batch_size]
+    chosen = torch.randperm(len(images), generator=generator)[:512].numpy()
+    for start in range(0, len(chosen), batch_size):
+        rows = chosen[start : start + batch_size]
         if len(rows) > 1:
             head.norm(_inputs(encoder, images, proprioception, rows))

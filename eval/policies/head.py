@@ -11,7 +11,9 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from dynaflip.eval.probes import SPREAD_FLOOR
 
 ACTION_DIM = 4
 
@@ -76,6 +78,42 @@ def join(
     """Inputs of a head: features, then what the robot knows of itself, then the task's words."""
     parts = [part for part in (features, proprioception, context) if part is not None]
     return np.concatenate(parts, axis=1).astype(np.float32, copy=False)
+
+
+class FlooredNorm(nn.Module):
+    """(B, I) → (B, I) by fixed means and spreads, those of features not below a floor."""
+
+    running_mean: Tensor  # (I,), named as BatchNorm's
+    spread: Tensor  # (I,)
+
+    def __init__(self, input_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(input_dim))
+        self.register_buffer("spread", torch.ones(input_dim))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, I) → (B, I)."""
+        return (inputs - self.running_mean) / self.spread
+
+    def settle(self, inputs: Tensor, feature_dim: int) -> None:
+        """Take the statistics of all inputs (N, I), whose first columns are the features."""
+        spread = inputs.std(0)
+        features = spread[:feature_dim]
+        floor = SPREAD_FLOOR * features.square().mean().sqrt()
+        spread[:feature_dim] = features.clamp(min=float(floor))
+        self.running_mean.copy_(inputs.mean(0))
+        self.spread.copy_(spread.clamp(min=1e-8))
+
+
+def input_norm(kind: str, input_dim: int) -> nn.Module:
+    """What a head's inputs pass first: one of ``settings.INPUT_NORMS``."""
+    return FlooredNorm(input_dim) if kind == "floored" else nn.BatchNorm1d(input_dim)
+
+
+def settle(norm: nn.Module, inputs: Tensor, feature_dim: int) -> None:
+    """Give a norm its statistics before the fit, where it does not gather them during it."""
+    if isinstance(norm, FlooredNorm):
+        norm.settle(inputs, feature_dim)
 
 
 def seeded(seed: int) -> torch.Generator:

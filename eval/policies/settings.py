@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dynaflip.checks import above, at_least
+from dynaflip.checks import above, at_least, one_of
+
+INPUT_NORMS = ("batch", "floored")
 
 
 @dataclass(frozen=True)
@@ -14,6 +16,11 @@ class BehaviourCloningConfig:
     # Actions foreseen together, and all done before looking again (CortexBench: 1). Each is 1/80
     # of a second; robots look 10 to 30 times a second.
     chunk: int = 1
+    # How inputs are brought to one scale: "batch" (CortexBench's BatchNorm) or "floored": by the
+    # demonstrations' mean and spread, the spread of a feature not below a tenth of its fellows'.
+    # BatchNorm divides units that are all but dead on demonstrations by next to nothing, and
+    # under perturbation they wake: encoders with many such units lose by it, not by what they see.
+    input_norm: str = "batch"
     hidden_dim: int = 256
     layers: int = 3
     steps: int = 1500
@@ -23,6 +30,7 @@ class BehaviourCloningConfig:
 
     def __post_init__(self) -> None:
         _check(self, "chunk", "hidden_dim", "layers", "steps", "batch_size")
+        one_of(self, INPUT_NORMS, "input_norm")
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,8 @@ class DiffusionConfig:
     chunk: int = 16
     # … and how many of these are done before looking again.
     execute: int = 8
+    # As behaviour cloning's.
+    input_norm: str = "batch"
     hidden_dim: int = 256
     blocks: int = 4
     diffusion_steps: int = 50
@@ -45,6 +55,7 @@ class DiffusionConfig:
 
     def __post_init__(self) -> None:
         _check(self, "chunk", "execute", "hidden_dim", "blocks", "steps", "batch_size")
+        one_of(self, INPUT_NORMS, "input_norm")
         if self.execute > self.chunk:
             raise ValueError(f"execute ({self.execute}) must not exceed chunk ({self.chunk})")
         if not 1 <= self.sampling_steps <= self.diffusion_steps:

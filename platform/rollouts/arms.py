@@ -124,17 +124,20 @@ def _weights_digest(folder: Path) -> str:
     from dynaflip.encoders.checkpoint import CONFIG, ENCODER, load_image_encoder
 
     load_image_encoder(folder)  # complete and readable, or a clear line now
-    preprocessing = json.loads((folder / CONFIG).read_text())["preprocessing"]
-    digest = hashlib.sha256(json.dumps(preprocessing, sort_keys=True).encode())
+    described = json.loads((folder / CONFIG).read_text())
+    # Equal tensors of another architecture (more heads, another activation) see otherwise.
+    recipe = [described["preprocessing"], described["image_architecture"]]
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
     digest.update((folder / ENCODER).read_bytes())
     return digest.hexdigest()[:16]
 
 
 def _baseline(name: str, encoder: Encoder) -> Encoder:
-    """Make a baseline of the same architecture and picture size as the encoder under test."""
+    """Make a baseline of the encoder's picture size, and but for ImageNet's of its architecture."""
     import torch
 
     from dynaflip.encoders.checkpoint import load_model, save_folder
+    from dynaflip.encoders.config import EFFICIENTNET_LITE0, ImageConfig
     from dynaflip.encoders.model import DynaFLIP
     from dynaflip.platform.training.resume import seed_step
 
@@ -144,7 +147,9 @@ def _baseline(name: str, encoder: Encoder) -> Encoder:
     if name == "initialization":
         model_config = trained.config
     else:
-        image = replace(trained.config.image, pretrained=name == "imagenet")
+        image = replace(trained.config.image, pretrained=False)
+        if name == "imagenet":  # the weights that ship in a package, whatever the backbone is
+            image = ImageConfig(EFFICIENTNET_LITE0, image_px=image.image_px)
         model_config = replace(trained.config, image=image)
     with torch.random.fork_rng(devices=[]):
         # As the training loop does before it builds the model.

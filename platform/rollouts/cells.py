@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from typing import Any
 
 from dynaflip.eval import perturbations
@@ -19,7 +20,9 @@ from dynaflip.platform.rollouts.config import RolloutConfig
 from dynaflip.platform.rollouts.demonstrations import DemonstrationSet
 
 # Raised when the same recipe gives other results than before.
-ROLLOUT_VERSION = 2
+ROLLOUT_VERSION = 3
+# Packages that decide what is simulated, and what is learnt.
+_SIMULATION, _LEARNING = ("metaworld", "mujoco"), ("torch",)
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,11 @@ class PolicySpec:
     def digest(self) -> str:
         """Equal for policies that are equal."""
         recipe = {
-            "version": ROLLOUT_VERSION,
+            "version": [ROLLOUT_VERSION, *versions_of(_LEARNING)],
             "encoder": self.encoder.digest,
             "demonstrations": [d.digest for d in self.demonstrations],
+            # Several tasks are told apart by their words.
+            "captions": [d.caption for d in self.demonstrations if len(self.demonstrations) > 1],
             "head": [self.head, self.head_settings],
             "proprioception": self.use_proprioception,
             "seed": self.seed,
@@ -80,7 +85,7 @@ class Cell:
     def digest(self) -> str:
         """Equal for cells that give equal results; how many run at a time changes nothing."""
         recipe = {
-            "version": ROLLOUT_VERSION,
+            "version": [ROLLOUT_VERSION, *versions_of(_SIMULATION)],
             "policy": self.policy.digest(),
             "task": self.task,
             "starts": [asdict(start) for start in self.starts],
@@ -168,6 +173,11 @@ def _policy(
         adaptation=config.adaptation,
         end_to_end={} if config.adaptation == "frozen" else asdict(config.end_to_end),
     )
+
+
+def versions_of(packages: tuple[str, ...]) -> list[str]:
+    """``name version`` of installed packages."""
+    return [f"{name} {version(name)}" for name in packages]
 
 
 def _digest(recipe: dict[str, Any]) -> str:

@@ -21,8 +21,7 @@ from dynaflip.platform.rollouts.tables import GIVEN, percent, points
 # Settings that must be alike for episodes to be pairs.
 _PROTOCOL = (
     "split", "episodes", "horizon_steps", "steps_after_success", "image_px", "demonstrations",
-    "head", "behaviour_cloning", "diffusion", "multitask", "adaptation", "end_to_end", "seed",
-    "seeds",
+    "head", "multitask", "adaptation", "seed", "seeds",
 )  # fmt: skip
 
 
@@ -74,7 +73,11 @@ def check_same_protocol(first: FinishedEvaluation, second: FinishedEvaluation) -
             f"rollouts ({first.rollout_version} and {second.rollout_version}); evaluate the "
             "older one anew"
         )
-    for key in _PROTOCOL:
+    # What only some policies have is asked of those alone.
+    used = [str(first.settings["head"])]
+    used += ["end_to_end"] if first.settings["adaptation"] != "frozen" else []
+    used += ["tasks"] if first.settings["multitask"] else []  # they all shape the one policy
+    for key in (*_PROTOCOL, *used):
         if first.settings.get(key) != second.settings.get(key):
             raise UserError(
                 f"compare: {first.run_name} has {key} {first.settings.get(key)}, "
@@ -90,6 +93,8 @@ class PairedGroup:
     first: Rate
     second: Rate
     difference: Rate  # first − second
+    tasks: tuple[str, ...]
+    conditions: tuple[tuple[str, int], ...]  # (factor, level)
 
 
 def shared_proprioception(first: FinishedEvaluation, second: FinishedEvaluation) -> list[bool]:
@@ -134,7 +139,8 @@ def paired_groups(
     found = []
     for name, chosen in groups(tuple(conditions)).items():
         a, b = _chosen(mine, tasks, chosen), _chosen(theirs, tasks, chosen)
-        found.append(PairedGroup(name, success_rate(a), success_rate(b), paired_success(a, b)))
+        rates = success_rate(a), success_rate(b), paired_success(a, b)
+        found.append(PairedGroup(name, *rates, tuple(tasks), tuple(chosen)))
     return found
 
 

@@ -89,6 +89,14 @@ class RolloutConfig:
             raise ValueError(
                 f"adaptation {self.adaptation} goes with head {HEADS[0]} and one task a policy"
             )
+        if self.adaptation != "frozen":
+            cloning, usual = self.behaviour_cloning, BehaviourCloningConfig()
+            for name in ("steps", "batch_size", "input_norm"):
+                if getattr(cloning, name) != getattr(usual, name):
+                    raise ValueError(
+                        f"behaviour_cloning.{name} is of frozen encoders; with adaptation "
+                        f"{self.adaptation} set end_to_end's"
+                    )
         if self.image_px < 32 or self.image_px % 2:
             raise ValueError(f"image_px must be even and at least 32, not {self.image_px}")
         _refuse_others("baselines", self.baselines, BASELINES)
@@ -107,6 +115,9 @@ class RolloutConfig:
 
 
 def _refuse_others(setting: str, given: tuple, known: tuple) -> None:
+    """Each of the known ones, and once: a condition that is there twice is one condition."""
     for name in given:
         if name not in known:
             raise ValueError(f"{setting}: there is no {name}; known: {', '.join(map(str, known))}")
+        if given.count(name) > 1:
+            raise ValueError(f"{setting}: {name} stands there twice")

@@ -45,9 +45,11 @@ def pictures_of(
             dict.fromkeys(cell.condition.name for cell in trained)
         )
         made.append(("cells.jpg", caption, jpeg_of(_sheet(trained))))
-    shown = [arm for arm in arms if arm.encoders[0].folder is not None]
-    caption = "Where it looks, a row a task: the picture, then " + ", ".join(a.name for a in shown)
-    made.append(("saliency.jpg", caption, jpeg_of(_gazes(shown, looks))))
+    if looks:
+        shown = [arm for arm in arms if arm.encoders[0].folder is not None]
+        names = ", ".join(arm.name for arm in shown)
+        caption = f"Where it looks, a row a task: the picture, then {names}"
+        made.append(("saliency.jpg", caption, jpeg_of(_gazes(shown, looks))))
     return made + _films(recorded)
 
 

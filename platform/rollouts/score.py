@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -77,7 +78,8 @@ def evaluate_policies(config: RolloutConfig) -> Outcome:
     with tracking.ending(run):
         with Workers() as workers:
             table = episode_table(cells, run_cells(cells, workers))
-            looks = _look(config, arms, tasks, workers)
+            # An encoder that policies tune is no longer the one that would be looked through.
+            looks = _look(config, arms, tasks, workers) if config.adaptation == "frozen" else {}
         return _conclude(config, arms, cells, table, looks, run, test_look)
 
 
@@ -222,15 +224,16 @@ def _conclude(
 
     unseen_tasks = _tasks_unseen(arms[0], config)
     sections, metrics = sections_of(config, [arm.name for arm in arms], table, unseen_tasks)
-    where, shares = gaze_section(arms, looks)
-    sections.append(where)
-    metrics |= shares
+    if looks:
+        where, shares = gaze_section(arms, looks)
+        sections.append(where)
+        metrics |= shares
     notes = _notes(config, arms, unseen_tasks, test_look)
     pictures = pictures_of(config, arms, cells, table, looks)
     path = home() / "reports" / f"{run.run_name}.html"
     write_report(
         path,
-        title=f"DynaFLIP: policies on {config.encoder}",
+        title=f"DynaFLIP: policies on {config.encoder} ({config.adaptation})",
         facts=facts_of(config, arms, table),
         sections=sections,
         notes=notes,
@@ -263,9 +266,13 @@ def _log(
 
 
 def _mark_encoders(config: RolloutConfig, arms: list[Arm], outcome: Outcome) -> None:
-    """Put the report on the runs that made the encoders, and the scores on their versions."""
+    """Put the report on the runs that made the encoders, and their own scores on their versions.
+
+    Scores are of frozen encoders, and those of more policies stay: the headline has one policy
+    of each version, and promotion asks for several.
+    """
     store = tracking.client()
-    headline = {k: v for k, v in outcome.metrics.items() if k.startswith("success_ever/")}
+    count, at = f"policies_{config.split}_number", f"policies_{config.split}_run_id"
     for encoder in arms[0].encoders:
         made_by = info_of(encoder).get("mlflow_run_id")
         if not made_by:
@@ -273,13 +280,34 @@ def _mark_encoders(config: RolloutConfig, arms: list[Arm], outcome: Outcome) -> 
         if (maker := tracking.find_run(made_by)) is not None:  # it may be in another store
             made = tracking.Run(made_by, maker.info.run_name, tracking.tracking_uri())
             made.log_file(outcome.report, "evaluation")
+        if config.adaptation != "frozen":
+            continue
+        own = outcome.episodes.filter(
+            (pl.col("arm") == TRAINED) & (pl.col("encoder_digest") == encoder.digest)
+        )
+        policies = own["seed"].n_unique()
         for version in store.search_model_versions(f"run_id='{made_by}'"):
-            tags = {f"policies_{config.split}_run_id": outcome.run_id}
-            for key, rate in headline.items():
-                if key.endswith("/trained"):
-                    tags[f"{config.split}/{key}"] = f"{rate:.4g}"
-            for key, text in tags.items():
-                store.set_model_version_tag(version.name, str(version.version), key, text)
+            if int(version.tags.get(count, 0)) > policies:
+                continue
+            name, number = version.name, str(version.version)
+            scores = _scores(config, own)
+            for key in version.tags:
+                if key.startswith(f"{config.split}/") and key not in scores:
+                    store.delete_model_version_tag(name, number, key)  # of another evaluation
+            for key, text in {**scores, count: str(policies), at: outcome.run_id}.items():
+                store.set_model_version_tag(name, number, key, text)
+
+
+def _scores(config: RolloutConfig, own: pl.DataFrame) -> dict[str, str]:
+    """``SPLIT/success_ever/GIVEN/GROUP`` of one encoder's episodes."""
+    found = {}
+    for proprioception in config.proprioception:
+        values = successes(own, TRAINED, proprioception=proprioception)
+        given = "proprioception" if proprioception else "pictures"
+        for group, conditions in groups(values.conditions).items():
+            key = f"{config.split}/{MEASURES[0]}/{given}/{group}".replace(" ", "_")
+            found[key] = f"{values.of_conditions(conditions).mean():.4g}"
+    return found
 
 
 def facts_of(config: RolloutConfig, arms: list[Arm], table: pl.DataFrame) -> dict[str, str]:
@@ -288,6 +316,11 @@ def facts_of(config: RolloutConfig, arms: list[Arm], table: pl.DataFrame) -> dic
         "arms": "; ".join(f"{a.name}: {', '.join(e.name for e in a.encoders)}" for a in arms),
         "tasks": ", ".join(table["task"].unique().sort()),
         "policy": config.head + (" of all tasks, told in words" if config.multitask else ""),
+        "encoder in the policy": config.adaptation,
+        "policy's settings": _said(getattr(config, config.head)),
+        **({} if config.adaptation == "frozen" else {"tuning": _said(config.end_to_end)}),
+        "policies": f"{config.seeds} an arm, {config.episodes} episodes a cell each",
+        "hand position and gripper": ", ".join(tables.GIVEN[p] for p in config.proprioception),
         "perturbation split": config.split,
         "levels": ", ".join(map(str, config.levels)),
         "picture": f"{config.image_px} px, horizon {config.horizon_steps} steps of 1/80 s",
@@ -295,6 +328,10 @@ def facts_of(config: RolloutConfig, arms: list[Arm], table: pl.DataFrame) -> dic
         "git commit": git_commit(),
         "hardware": hardware(),
     }
+
+
+def _said(settings: Any) -> str:
+    return ", ".join(f"{key} {value}" for key, value in asdict(settings).items())
 
 
 def _notes(config: RolloutConfig, arms: list[Arm], unseen_tasks: list[str], look: int) -> list[str]:

@@ -310,7 +310,7 @@ def _head_of(spec: PolicySpec, weights: dict[str, Any]) -> Any:
     from dynaflip.eval.policies.behaviour_cloning import BehaviourCloning
     from dynaflip.eval.policies.diffusion import DiffusionPolicy
 
-    input_dim = len(weights["norm.weight"])
+    input_dim = len(weights["norm.running_mean"])
     head: Any
     if spec.head == "diffusion":
         head = DiffusionPolicy(input_dim, DiffusionConfig(**spec.head_settings))

@@ -41,6 +41,31 @@ def test_behaviour_cloning_learns_the_demonstrated_actions_and_repeats_itself() 
     assert not torch.equal(other.plan(inputs), fitted.plan(inputs))
 
 
+@pytest.mark.parametrize("head", ["behaviour_cloning", "diffusion"])
+def test_a_unit_that_demonstrations_leave_asleep_does_no_harm_with_a_floor(head: str) -> None:
+    """Its tiny spread is noise; under perturbation it wakes to what its fellows have."""
+    shown = demonstrations()
+    asleep = 1e-6 * np.random.default_rng(1).normal(size=(400, 4)).astype(np.float32)
+    shown = replace(shown, features=np.concatenate([shown.features, asleep], 1))
+    woken = shown.inputs(True)
+    woken[:, 6:10] = 0.05
+    errors = {}
+    for norm in ("batch", "floored"):
+        if head == "diffusion":
+            settings = DiffusionConfig(
+                input_norm=norm, chunk=1, execute=1, hidden_dim=64, blocks=1, steps=600, lr=3e-3
+            )
+            fitted = fit_diffusion(shown, settings, use_proprioception=True, seed=0)
+        else:
+            cloning = replace(QUICK, input_norm=norm)
+            fitted = fit_behaviour_cloning(shown, cloning, use_proprioception=True, seed=0)
+        plan = fitted.plan(torch.from_numpy(woken))[:, 0].numpy()
+        errors[norm] = np.abs(plan - shown.actions).mean()
+    mean = np.abs(shown.actions - shown.actions.mean(0)).mean()
+    assert errors["floored"] < 0.6 * mean
+    assert errors["batch"] > mean
+
+
 def test_behaviour_cloning_foresees_the_actions_that_follow() -> None:
     time = np.tile(np.linspace(0, 1, 40, dtype=np.float32), 10)[:, None]
     shown = Demonstrations(
@@ -192,7 +217,8 @@ def test_an_encoder_learns_with_its_policy_and_is_an_ordinary_one_afterwards(mod
     from dynaflip.eval.policies.settings import EndToEndConfig
 
     rng = np.random.default_rng(0)
-    brightness = rng.uniform(0.1, 0.9, 64).astype(np.float32)
+    # In order, as the frames of an episode are alike.
+    brightness = np.sort(rng.uniform(0.1, 0.9, 64)).astype(np.float32)
     images = (255 * brightness[:, None, None, None] * np.ones((1, 32, 32, 3))).astype(np.uint8)
     actions = np.repeat(2 * brightness[:, None] - 1, 4, 1)
     torch.manual_seed(0)
@@ -214,5 +240,10 @@ def test_an_encoder_learns_with_its_policy_and_is_an_ordinary_one_afterwards(mod
     if mode == "lora":  # depthwise filters have no linear map over channels
         assert not [name for name in moved if "depthwise" in name]
     with torch.no_grad():
-        plan = head.plan(encoder(torch.from_numpy(images)))[:, 0].numpy()
+        features = encoder(torch.from_numpy(images))
+        plan = head.plan(features)[:, 0].numpy()
+    spread = features.var(0)
+    live = spread > 0.01 * spread.max()
+    share = (head.norm.running_var / spread)[live].median()
+    assert share == pytest.approx(1, abs=0.1), "BatchNorm acts on the spread of all frames"
     assert np.abs(plan - actions).mean() < 0.8 * np.abs(actions - actions.mean()).mean()

@@ -10,6 +10,7 @@ from rollout_pieces import encoder_folder, tiny
 
 from dynaflip.errors import UserError
 from dynaflip.eval.perturbations import belongs_to
+from dynaflip.eval.policies.settings import BehaviourCloningConfig
 from dynaflip.eval.suites import TASK_SETS, tasks_of
 from dynaflip.platform.demonstrations.captions import KNOWN_TASKS
 from dynaflip.platform.rollouts.arms import Arm, Encoder, resolve_arms
@@ -81,7 +82,10 @@ def test_a_digest_changes_with_what_a_result_depends_on_and_with_nothing_else() 
         {"head": "diffusion"},
         {"proprioception": (False,)},
         {"multitask": True},
-        {"adaptation": "lora"},
+        {
+            "adaptation": "lora",
+            "behaviour_cloning": BehaviourCloningConfig(hidden_dim=16, layers=1),
+        },
         {"behaviour_cloning": replace(config.behaviour_cloning, steps=51)},
     ):
         assert cells_of(replace(config, **change))[1].digest() != first.digest(), change
@@ -108,6 +112,12 @@ def test_suites_name_tasks_that_can_be_demonstrated_and_unknown_ones_list_those(
     [
         ({"factors": ("fog",)}, "factors: there is no fog"),
         ({"levels": (6,)}, "levels: there is no 6"),
+        ({"levels": (3, 3)}, "levels: 3 stands there twice"),
+        ({"factors": ("camera", "camera")}, "factors: camera stands there twice"),
+        (
+            {"adaptation": "full", "behaviour_cloning": BehaviourCloningConfig(steps=9)},
+            "behaviour_cloning.steps is of frozen encoders; .* set end_to_end's",
+        ),
         ({"split": "pretrain"}, "split must be one of dev, test"),
         ({"baselines": ("clip",)}, "baselines: there is no clip; known: initialization"),
         ({"arms": ("no uri",)}, "must read NAME=URI"),

@@ -147,9 +147,12 @@ def test_runs_are_compared_in_pairs_and_promotion_asks_for_test(
     assert any("look 1 at the test split" in note for note in on_test.notes)
     with pytest.raises(UserError, match="split"):
         compare(on_dev.run_name, on_test.run_name)
-    refused = promote(registry.DEFAULT_NAME, str(registered))
-    assert not refused.promoted
-    assert "must be above 0" in refused.explanation
+    with pytest.raises(UserError, match=r"lack assembly-v3, .*camera.*headline\.yaml"):
+        promote(registry.DEFAULT_NAME, str(registered))
+    scored = registry.version_tags(registry.DEFAULT_NAME, str(registered))
+    name = "success_ever/proprioception/out_of_distribution"
+    assert float(scored[f"test/{name}"]) == on_test.metrics[f"{name}/trained"]
+    assert scored["policies_test_number"] == "2"
     assert registry.version_of_alias(registry.DEFAULT_NAME, "champion") is None
 
     forced = promote(registry.DEFAULT_NAME, str(registered), force="a test of the alias")
@@ -190,7 +193,11 @@ def test_runs_are_compared_in_pairs_and_promotion_asks_for_test(
 def test_other_policies_than_cloning_on_a_frozen_encoder_go_the_same_way(
     module_home: Path, ray_cluster: None, change: dict
 ) -> None:
-    from dynaflip.eval.policies.settings import DiffusionConfig, EndToEndConfig
+    from dynaflip.eval.policies.settings import (
+        BehaviourCloningConfig,
+        DiffusionConfig,
+        EndToEndConfig,
+    )
     from dynaflip.platform.rollouts.score import evaluate_policies
 
     brief = {
@@ -199,8 +206,13 @@ def test_other_policies_than_cloning_on_a_frozen_encoder_go_the_same_way(
         "check_harness": False,
         "seeds": 1,
     }
+    if "adaptation" in change:  # steps are of frozen encoders' policies
+        brief["behaviour_cloning"] = BehaviourCloningConfig(hidden_dim=16, layers=1)
     config = tiny(encoder_folder(module_home / "encoder"), **brief, **change)
     outcome = evaluate_policies(config)
+    page = outcome.report.read_text()
+    assert config.adaptation in page.split("</h1>")[0]
+    assert ("Where it looks" in page) == (config.adaptation == "frozen")
     episodes = len(config.tasks) * 2 * len(("trained", "other")) * config.episodes
     assert len(outcome.episodes) == episodes
     (held_out,) = [note for note in outcome.notes if "held out" in note]
