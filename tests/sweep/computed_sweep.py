@@ -18,7 +18,7 @@ from dynaflip.platform.sweep.study import SEARCH
 def slowly(assignment: Assignment) -> None:
     """Seconds from the first report to the last."""
     for step in range(1, STEPS + 1):
-        time.sleep(1.0)
+        time.sleep(2.0)  # on a busy machine a report is seen a second or more after it was made
         report(step, bowl(assignment.values) + STEPS - step, final=step == STEPS)
 
 
