@@ -61,7 +61,7 @@ def to_square(images: Tensor, size_px: int) -> Tensor:
     """Resize pictures (B, 3, H, W), uint8 or float, to (B, 3, size_px, size_px) of the same type.
 
     The one filter of training and of use (bilinear, antialiased): between two filters lie
-    differences as large as a third of those that half a second of motion makes.
+    differences as large as a third of those that half a second of motion makes (measured at 2:1).
     """
     if images.shape[-2:] == (size_px, size_px):
         return images

@@ -86,7 +86,7 @@ def pretrain_plain(
     output.mkdir(parents=True, exist_ok=True)
     if rank == 0:
         _check_same_run(output, config, index.digest)
-    last: Metrics = {"step": _last_step(output / METRICS)}
+    last: Metrics = {"step": _last_step(output / METRICS) if rank == 0 else -1}
 
     def report(metrics: Metrics) -> None:
         # A run that goes on reports again what came after its checkpoint; the file has it.
@@ -148,11 +148,14 @@ def _check_same_run(output: Path, config: PretrainConfig, data_digest: str) -> N
 
 
 def _last_step(curves: Path) -> float:
-    """The last step that a file of curves has; -1 where there is none."""
+    """The last step that a file of curves has; -1 where there is none. Half a line is cut off."""
     if not curves.exists():
         return -1
-    steps = [json.loads(line)["step"] for line in curves.read_text().splitlines()]
-    return max(steps, default=-1)
+    lines = curves.read_text().splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):  # killed while it was written
+        lines.pop()
+        curves.write_text("".join(lines))
+    return max((json.loads(line)["step"] for line in lines), default=-1)
 
 
 @contextlib.contextmanager

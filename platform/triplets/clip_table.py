@@ -276,8 +276,7 @@ def _row(
         "frames_r3m_s": r3m_s,
         **_flow_columns(flow, scale),
         "median_depth_m": median_m,
-        "focal_px": float(cameras.intrinsics_px[0, 0] * scale[0]),
-        "focal_kind": "assumed" if cameras.assumed else "recorded",
+        **_focal_columns(cameras, scale),
         "flow_source": flow_source(config),
         "depth_kind": {"auto": "recorded"}.get(config.depth, config.depth),
         "depth_scale": depth_scale,
@@ -285,6 +284,14 @@ def _row(
         "camera_inlier_share": camera.inlier_share,
         "grid": config.grid,
         "moving_share": moving_share,
+    }
+
+
+def _focal_columns(cameras: Cameras, scale: np.ndarray) -> dict[str, Any]:
+    """The focal length in stored pixels, and whether anybody recorded it."""
+    return {
+        "focal_px": float(cameras.intrinsics_px[0, 0] * scale[0]),
+        "focal_kind": "assumed" if cameras.assumed else "recorded",
     }
 
 

@@ -70,7 +70,7 @@ def test_two_processes_in_parts_have_one_process_s_curve_and_it_can_go_on_alone(
     triplet_folder: Path, tmp_path: Path
 ) -> None:
     # One order for all: rank r of W has every W-th row, and the buffer holds one.
-    config = config_of(triplet_folder, min_workers=1, micro_batch_size=3, diagnostics_every_steps=4)
+    config = config_of(triplet_folder, min_workers=1, micro_batch_size=3)
     spawn(config, tmp_path / "run", 2)
     one, two = (torch.load(tmp_path / "run" / f"{r}.pt", weights_only=True) for r in (0, 1))
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -78,7 +78,7 @@ def test_two_processes_in_parts_have_one_process_s_curve_and_it_can_go_on_alone(
     assert [r["step"] for r in found] == [1, 2, 3, 4]
     assert found[-1]["train/temperature"] != pytest.approx(config.objective.temperature, abs=1e-6)
 
-    whole = config_of(triplet_folder, num_workers=1, diagnostics_every_steps=1)
+    whole = config_of(triplet_folder, num_workers=1)
     data = dataclasses.replace(whole.data, batch_size=8)
     pretrain_plain(dataclasses.replace(whole, data=data), tmp_path / "whole")
     terms = ("contrastive", "temporal", "flow", "temperature", "loss")
@@ -105,6 +105,25 @@ def test_two_processes_in_parts_have_one_process_s_curve_and_it_can_go_on_alone(
     assert len(later["had"]) == 16
     assert not set(later["had"].tolist()) & set(had.tolist()), "no sample twice in the epoch"
     assert (rest.state.position.epoch, rest.state.position.steps) == (0, 2)
+
+
+def test_two_processes_measure_what_one_does_and_half_a_line_of_curves_is_no_end(
+    triplet_folder: Path, tmp_path: Path
+) -> None:
+    settings = {"steps": 1, "diagnostics_every_steps": 1}
+    config = config_of(triplet_folder, **settings)
+    spawn(config, tmp_path / "two", 2)
+    whole = config_of(triplet_folder, num_workers=1, **settings)
+    whole = dataclasses.replace(whole, data=dataclasses.replace(whole.data, batch_size=8))
+    pretrain_plain(whole, tmp_path / "one")
+    (two,), (one,) = reports(tmp_path / "two"), reports(tmp_path / "one")
+    for term in ("contrastive", "temporal", "flow"):
+        name = f"diagnostics/gradient_norm/{term}"
+        assert two[name] == pytest.approx(one[name], rel=0.05), term
+    with (tmp_path / "one" / METRICS).open("a") as curves:
+        curves.write('{"step": 2, "train/lo')
+    pretrain_plain(whole, tmp_path / "one")
+    assert reports(tmp_path / "one") == [one], "nothing twice, and nothing in halves"
 
 
 @pytest.mark.parametrize("backbone", ["efficientnet-lite0", "dinov2"])

@@ -7,7 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from triplet_recordings import moving_square, numbered, write_lerobot, write_video
+from triplet_recordings import (
+    moving_square,
+    numbered,
+    write_late_video,
+    write_lerobot,
+    write_video,
+)
 
 from dynaflip.errors import UserError
 from dynaflip.platform.triplets.clips import Clip
@@ -66,16 +72,7 @@ def test_lines_of_json_may_hold_unicodes_line_separators(tmp_path: Path) -> None
 
 
 def test_times_of_a_caption_count_from_the_videos_beginning(tmp_path: Path) -> None:
-    import av
-
-    with av.open(str(tmp_path / "late.mkv"), "w") as container:
-        stream = container.add_stream("libx264", rate=30)
-        stream.height, stream.width, stream.pix_fmt = 96, 128, "yuv420p"
-        for number, frame in enumerate(numbered(55)):
-            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-            picture.pts = 150 + number
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode())
+    write_late_video(tmp_path / "late.mkv")
     (tmp_path / "captions.csv").write_text(
         f"file,caption,start_s,end_s\nlate.mkv,push,{20 / 30},{35 / 30}\n"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -38,6 +39,17 @@ def test_two_runs_agree_and_a_third_is_not_needed(
     assert other.digest != first.digest
 
 
+def stopped_after(number: int, run: Callable[..., Any], asked: list[int]) -> Callable[..., Any]:
+    """The pipeline's own run, with Ctrl-C after so many shards; ``asked`` takes how many it got."""
+
+    def some(shards, config, work, source):
+        asked.append(len(shards))
+        yield from run(dict(list(shards.items())[:number]), config, work, source)
+        raise KeyboardInterrupt
+
+    return some
+
+
 def test_a_stopped_job_goes_on_where_it_was(
     video_folder: Callable[..., Path], tmp_path: Path, ray_cluster: None, monkeypatch
 ) -> None:
@@ -47,15 +59,7 @@ def test_a_stopped_job_goes_on_where_it_was(
     whole = preprocess(settings(folder), str(tmp_path / "whole"))
     run = pipeline._run
     asked: list[int] = []
-
-    def stop_after_two(shards, config, work, source):
-        asked.append(len(shards))
-        for n, summary in enumerate(run(dict(list(shards.items())[:2]), config, work, source)):
-            yield summary
-            if n == 1:
-                raise KeyboardInterrupt
-
-    monkeypatch.setattr(pipeline, "_run", stop_after_two)
+    monkeypatch.setattr(pipeline, "_run", stopped_after(2, run, asked))
     with pytest.raises(KeyboardInterrupt):
         preprocess(settings(folder), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
@@ -102,14 +106,7 @@ def test_a_stopped_job_loses_no_clip_to_one_that_finished_meanwhile(
     folder = video_folder(6)
     captions = (folder / "captions.csv").read_text()
     run = pipeline._run
-
-    def stop_after_three(shards, config, work, source):
-        for n, summary in enumerate(run(dict(list(shards.items())[:3]), config, work, source)):
-            yield summary
-            if n == 2:
-                raise KeyboardInterrupt
-
-    monkeypatch.setattr(pipeline, "_run", stop_after_three)
+    monkeypatch.setattr(pipeline, "_run", stopped_after(3, run, []))
     with pytest.raises(KeyboardInterrupt):
         preprocess(settings(folder), str(tmp_path / "out"))
     monkeypatch.setattr(pipeline, "_run", run)

@@ -7,7 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from triplet_recordings import numbered, write_video
+from triplet_recordings import numbered, write_late_video, write_video
 
 from dynaflip.platform.triplets.clips import ClipError
 from dynaflip.platform.triplets.sources import video
@@ -130,14 +130,7 @@ def test_every_frame_is_found_where_seeking_does_not_work(
 
 def test_times_from_the_beginning_forget_where_a_files_own_time_starts(tmp_path: Path) -> None:
     path = tmp_path / "late.mkv"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=30)
-        stream.height, stream.width, stream.pix_fmt = 96, 128, "yuv420p"
-        for number, frame in enumerate(numbered(55)):
-            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-            picture.pts = 150 + number
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode())
+    write_late_video(path)
     for timeline in (
         video.read_timeline(path, 20 / 30, 35 / 30, from_beginning=True),
         video.read_timeline(path, 170 / 30, 185 / 30),

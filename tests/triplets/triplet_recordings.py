@@ -61,6 +61,18 @@ def numbered(frames: int, height: int = 96, width: int = 128) -> np.ndarray:
     return np.broadcast_to(levels[:, None, None, None], (frames, height, width, 3)).copy()
 
 
+def write_late_video(path: Path) -> None:
+    """55 numbered frames at 30 a second, of which the first is shown at 5 s."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.height, stream.width, stream.pix_fmt = 96, 128, "yuv420p"
+        for number, frame in enumerate(numbered(55)):
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            picture.pts = 150 + number
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+
+
 def write_depth_video(path: Path, depth_m: np.ndarray, fps: int = 30) -> dict[str, float | bool]:
     """Write (N, H, W) metres as LeRobot does: linear 12-bit codes, lossless HEVC; its info."""
     info = {"video.depth_min": 0.5, "video.depth_max": 4.5, "video.shift": 0.0}
