@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import socket
 import time
 from collections import Counter
@@ -35,6 +36,7 @@ _ENVIRONMENT = {
 
 
 _CONNECT_S = 5.0
+_SERVER_PORTS = range(20_000, 32_000)
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -77,7 +79,7 @@ def start_ray(num_cpus: int | None = None, *, dashboard: bool = False) -> None:
     options: dict[str, Any] = {} if joined else {"num_cpus": num_cpus or available_cpus()}
     if dashboard and not joined:
         # The State API finds its cluster by this; unset, it may ask another of this machine.
-        port = _free_port()
+        port = free_port()
         os.environ["RAY_GCS_SERVER_PORT"] = str(port)
         environment["RAY_ADDRESS"] = f"127.0.0.1:{port}"
     if not joined:
@@ -162,10 +164,24 @@ def wait_for(bundles: list[dict[str, float]], seconds: float) -> None:
         request_resources(bundles=[])
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def free_port() -> int:
+    """A port of this machine on which nobody listens, for a server that starts soon.
+
+    One that the system would choose is of those that it hands to every outgoing connection too,
+    and may be gone by the time the server binds it. These lie between Ray's worker ports and those.
+    """
+    # Not the seeded generator: two processes of one seed would agree on one port.
+    for port in random.SystemRandom().sample(_SERVER_PORTS, len(_SERVER_PORTS)):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise UserError(
+        f"no port from {_SERVER_PORTS[0]} to {_SERVER_PORTS[-1]} is free on this machine: stop "
+        "servers that are no longer needed"
+    )
 
 
 def available_cpus() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from checkout import REPOSITORY
 
 from dynaflip.errors import UserError
 from dynaflip.jobs import preprocess, pretrain, sweep
+from dynaflip.platform import cluster
 
 INFRA = REPOSITORY / "infra"
 JOBS = {
@@ -88,3 +90,17 @@ def test_the_cluster_s_nodes_share_state_and_ask_for_what_they_get() -> None:
         asked, limits = (container["resources"][kind] for kind in ("requests", "limits"))
         assert asked["memory"] == limits["memory"]
         assert asked.get("nvidia.com/gpu") == limits.get("nvidia.com/gpu")
+
+
+def test_a_server_s_port_is_free_and_not_one_that_the_system_hands_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    handed_out = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    if not handed_out.exists():
+        pytest.skip("no Linux")
+    first, last = map(int, handed_out.read_text().split())
+    port = cluster.free_port()
+    assert not first <= port <= last
+    monkeypatch.setattr(cluster, "_SERVER_PORTS", [port])
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(UserError, match="is free"):
+        cluster.free_port()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -17,12 +17,6 @@ import pytest
 from checkout import REPOSITORY
 
 pytestmark = pytest.mark.ray
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +42,7 @@ def cluster(
     bare_python: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, str]]:
     """`ray start --head` as an engineer would type it; yields the environment to submit from."""
-    from dynaflip.platform.cluster import prepare_environment
+    from dynaflip.platform.cluster import free_port, prepare_environment
 
     prepare_environment()
     dashboard, home = free_port(), tmp_path_factory.mktemp("cluster-home")
@@ -73,7 +67,8 @@ def cluster(
         yield environment
     finally:
         # SIGTERM to `ray start --block` alone leaves it waiting for its children.
-        os.killpg(head.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # a head that did not start says why itself
+            os.killpg(head.pid, signal.SIGKILL)
         head.wait()
 
 

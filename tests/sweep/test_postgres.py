@@ -6,7 +6,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import pytest
 from sweep_pieces import computed, opened, send_by_value
 
 from dynaflip.errors import UserError
+from dynaflip.platform.cluster import free_port
 from dynaflip.platform.sweep.agreement import disagreements
 from dynaflip.platform.sweep.show import show
 from dynaflip.platform.sweep.stages import run_with
@@ -51,9 +51,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         nobody = pwd.getpwnam("nobody")
         os.chown(folder, nobody.pw_uid, nobody.pw_gid)
         user = {"user": nobody.pw_uid, "group": nobody.pw_gid}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     data = str(folder / "data")
     subprocess.run(
         [initdb, "-D", data, "-U", "tests", "--auth=trust", "-E", "UTF8"],

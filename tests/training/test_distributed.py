@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from dynaflip.encoders.config import FlowConfig, ImageConfig, ModelConfig
 from dynaflip.losses.config import ObjectiveConfig
+from dynaflip.platform.cluster import free_port
 from dynaflip.platform.training.config import (
     DataConfig,
     OptimizerConfig,
@@ -53,13 +54,8 @@ def work(rank: int, world: int, port: int, config: PretrainConfig, output: str) 
 
 
 def spawn(config: PretrainConfig, output: Path, world: int) -> None:
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     output.mkdir(parents=True, exist_ok=True)
-    mp.spawn(work, args=(world, port, config, str(output)), nprocs=world, join=True)
+    mp.spawn(work, args=(world, free_port(), config, str(output)), nprocs=world, join=True)
 
 
 def reports(output: Path) -> list[dict[str, float]]:
