@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from dynaflip.errors import UserError
 from dynaflip.platform.cli import config_parser, parse_config, run_job
@@ -28,7 +29,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--evaluate",
         action="store_true",
-        help="evaluate policies on the new version on dev (as jobs/evaluate.py --suite metaworld)",
+        help="evaluate policies on the new version: the headline's settings, on dev",
     )
     args, config = parse_config(parser, PretrainConfig, argv, aliases={})
     if args.arm:
@@ -64,10 +65,13 @@ def main(argv: list[str]) -> int:
 
 
 def _evaluate(uri: str) -> None:
+    from dynaflip.platform.config import load_config
     from dynaflip.platform.rollouts.config import RolloutConfig
     from dynaflip.platform.rollouts.score import evaluate_policies
 
-    scored = evaluate_policies(RolloutConfig(encoder=uri))
+    headline = Path(__file__).parent / "configs" / "headline.yaml"
+    config = load_config(RolloutConfig, str(headline), {"encoder": uri, "split": "dev"})
+    scored = evaluate_policies(config)
     print(f"\n{scored.table}\nreport: {scored.report}")
 
 

@@ -3,9 +3,10 @@
     python jobs/promote.py --version 7
 
 The champion is what others build on, so it takes evidence on the test split: out of
-distribution better than the present champion (its interval above zero), in distribution not
-worse (its lower bound above -5 points). A first champion is measured against its own
-initialisation. The evidence is kept with the version, and the alias moves in one step.
+distribution better than the present champion (the difference's interval above zero), in
+distribution not worse (no interval below zero, and a mean above -5 points). A first champion is
+measured against its own initialisation. The evidence is kept with the version, and the alias
+moves in one step.
 """
 
 from __future__ import annotations

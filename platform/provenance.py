@@ -7,6 +7,7 @@ import platform as host_platform
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,11 @@ def hardware() -> str:
     if torch is not None and torch.cuda.is_available():
         parts.append(f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}")
     return ", ".join(parts)
+
+
+def versions_of(packages: tuple[str, ...]) -> list[str]:
+    """``name version`` of installed packages."""
+    return [f"{name} {version(name)}" for name in packages]
 
 
 def _git(root: Path, *words: str) -> str:

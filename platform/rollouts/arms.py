@@ -11,10 +11,12 @@ from typing import Any
 from dynaflip.errors import UserError
 from dynaflip.platform import registry
 from dynaflip.platform.home import home
-from dynaflip.platform.rollouts.config import RolloutConfig
+from dynaflip.platform.rollouts.config import BASELINES, RolloutConfig
 
 TRAINED = "trained"
 EXPERT, RANDOM_POLICY = "scripted expert", "random policy"
+# What these are called in a table is what they are, and promotion goes by it.
+_OURS = (TRAINED, *BASELINES, EXPERT, RANDOM_POLICY)
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ def resolve_arms(config: RolloutConfig) -> list[Arm]:
     """The encoder under test, the baselines, and the other arms, in the table's order.
 
     Raises:
-        UserError: an encoder does not exist, two arms share a name, or an arm has several
-            encoders and another number of policies.
+        UserError: an encoder does not exist, two arms share a name or one takes a name that is
+            made here, or an arm has several encoders and another number of policies.
     """
     trained = [encoder_at(uri) for uri in _split(config.encoder)]
     if not trained:
@@ -56,6 +58,11 @@ def resolve_arms(config: RolloutConfig) -> list[Arm]:
         arms.append(Arm(baseline, tuple(made[:1] if alike else made)))
     for text in config.arms:
         name, _, uris = text.partition("=")
+        if name.strip() in _OURS:
+            raise UserError(
+                f"arms: {name.strip()} is the name of an arm that is made here (--baselines, "
+                "--check_harness); choose another"
+            )
         arms.append(Arm(name.strip(), tuple(encoder_at(uri) for uri in _split(uris))))
     if config.check_harness:
         arms += [Arm(name, (Encoder(name, None, name),)) for name in (EXPERT, RANDOM_POLICY)]

@@ -9,20 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from typing import Any
 
 from dynaflip.eval import perturbations
 from dynaflip.eval.paired_views import ALL_FACTORS, UNPERTURBED
 from dynaflip.eval.rollout import EpisodeStart
+from dynaflip.platform.provenance import versions_of
 from dynaflip.platform.rollouts.arms import Arm, Encoder
 from dynaflip.platform.rollouts.config import RolloutConfig
-from dynaflip.platform.rollouts.demonstrations import DemonstrationSet
+from dynaflip.platform.rollouts.demonstrations import SIMULATION, DemonstrationSet
 
 # Raised when the same recipe gives other results than before.
 ROLLOUT_VERSION = 3
-# Packages that decide what is simulated, and what is learnt.
-_SIMULATION, _LEARNING = ("metaworld", "mujoco"), ("torch",)
+_LEARNING = ("torch",)  # packages that decide what is learnt
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class Cell:
     def digest(self) -> str:
         """Equal for cells that give equal results; how many run at a time changes nothing."""
         recipe = {
-            "version": [ROLLOUT_VERSION, *versions_of(_SIMULATION)],
+            "version": [ROLLOUT_VERSION, *versions_of(SIMULATION)],
             "policy": self.policy.digest(),
             "task": self.task,
             "starts": [asdict(start) for start in self.starts],
@@ -173,11 +172,6 @@ def _policy(
         adaptation=config.adaptation,
         end_to_end={} if config.adaptation == "frozen" else asdict(config.end_to_end),
     )
-
-
-def versions_of(packages: tuple[str, ...]) -> list[str]:
-    """``name version`` of installed packages."""
-    return [f"{name} {version(name)}" for name in packages]
 
 
 def _digest(recipe: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from dynaflip.platform import tracking
 from dynaflip.platform.evaluation.tables import Section, as_text
 from dynaflip.platform.rollouts.arms import TRAINED
 from dynaflip.platform.rollouts.results import Successes, groups, successes
-from dynaflip.platform.rollouts.score import EPISODES_FILE, KIND, VERSION_TAG
+from dynaflip.platform.rollouts.score import EPISODES_FILE, KIND, SIMULATOR_TAG, VERSION_TAG
 from dynaflip.platform.rollouts.tables import GIVEN, percent, points
 
 # Settings that must be alike for episodes to be pairs.
@@ -35,6 +35,7 @@ class FinishedEvaluation:
     episodes: pl.DataFrame
     test_look: str  # which look at test it was; empty on dev
     rollout_version: str  # of the code's recipe for episodes
+    simulator: str  # its packages with versions; empty where the run does not say
 
 
 def read_evaluation(run: str) -> FinishedEvaluation:
@@ -62,6 +63,7 @@ def read_evaluation(run: str) -> FinishedEvaluation:
         pl.read_parquet(io.BytesIO(episodes)),
         entity.data.tags.get("test_look", ""),
         entity.data.tags.get(VERSION_TAG, "1"),  # runs of before the tag
+        entity.data.tags.get(SIMULATOR_TAG, ""),
     )
 
 
@@ -72,6 +74,11 @@ def check_same_protocol(first: FinishedEvaluation, second: FinishedEvaluation) -
             f"compare: {first.run_name} and {second.run_name} are of different versions of the "
             f"rollouts ({first.rollout_version} and {second.rollout_version}); evaluate the "
             "older one anew"
+        )
+    if first.simulator != second.simulator and first.simulator and second.simulator:
+        raise UserError(
+            f"compare: {first.run_name} was rolled out in {first.simulator}, {second.run_name} in "
+            f"{second.simulator}: their episodes are no pairs; evaluate both in one of them"
         )
     # What only some policies have is asked of those alone.
     used = [str(first.settings["head"])]
@@ -132,6 +139,12 @@ def paired_groups(
             raise UserError(f"compare: {run.run_name} has no arm {arm}")
     mine = successes(first.episodes, TRAINED, proprioception=proprioception)
     theirs = successes(second.episodes, second_arm, proprioception=proprioception)
+    policies = {len(mine.values), len(theirs.values)}
+    if len(policies - {1}) > 1:  # a single one stands beside each of the other's
+        raise UserError(
+            f"compare: {first.run_name} has {len(mine.values)} policies of these weights, "
+            f"{second.run_name} {len(theirs.values)}: their episodes are no pairs"
+        )
     tasks = [task for task in mine.tasks if task in theirs.tasks]
     conditions = [c for c in mine.conditions if c in theirs.conditions]
     if not tasks or not conditions:

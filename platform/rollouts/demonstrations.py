@@ -17,6 +17,7 @@ from dynaflip.platform.demonstrations.captions import CAPTIONS
 from dynaflip.platform.demonstrations.collect import RECIPE_VERSION, collect
 from dynaflip.platform.demonstrations.config import CollectConfig
 from dynaflip.platform.home import home
+from dynaflip.platform.provenance import versions_of
 from dynaflip.platform.rollouts.config import RolloutConfig
 from dynaflip.platform.triplets.clips import ClipError
 from dynaflip.platform.triplets.config import SourceConfig
@@ -24,6 +25,8 @@ from dynaflip.platform.triplets.sources.lerobot import LeRobotSource
 
 # All that a policy may read of a frame beside its picture.
 PROPRIOCEPTION, ACTION = "observation.state", "action"
+# Packages that decide what is simulated.
+SIMULATION = ("metaworld", "mujoco")
 _AS_RECORDED = 1 << 20  # px: longer than any short side, and pictures are never enlarged
 
 
@@ -70,7 +73,8 @@ def collect_demonstrations(
             moving_camera_share=0.0,
             seed=config.seed,
         )
-        recipe = f"{config_digest(settings)}/{RECIPE_VERSION}/{config.demonstrations}"
+        made_by = f"{RECIPE_VERSION}/{'/'.join(versions_of(SIMULATION))}"
+        recipe = f"{config_digest(settings)}/{made_by}/{config.demonstrations}"
         digest = hashlib.sha256(recipe.encode()).hexdigest()[:16]
         folder = home() / "evaluation" / "demonstrations" / f"{task}-{digest}"
         collected = collect(settings, str(folder))

@@ -72,6 +72,7 @@ def evaluate_imitation(config: RolloutConfig) -> Outcome:
     }
     run = tracking.open_run(config.experiment, new_run_name(KIND), tags)
     with tracking.ending(run):
+        run.log_settings(config)
         with Workers() as workers:
             fit_missing(cells, workers)
             found = imitate(cells, workers)
@@ -160,7 +161,6 @@ def _conclude(
         pictures=[],
     )
     outcome = Outcome(as_text(sections), notes, metrics, table, run.run_name, run.run_id, path)
-    run.log_settings(config)
     run.log_metrics(metrics, step=0)
     run.log_text(outcome.table, "table.txt")
     run.log_file(path)

@@ -9,11 +9,8 @@ from dataclasses import dataclass, replace
 import polars as pl
 
 from dynaflip.errors import UserError
-from dynaflip.eval.perturbations import KINDS
 from dynaflip.eval.success_statistics import Rate
-from dynaflip.eval.suites import tasks_of
 from dynaflip.platform import registry, tracking
-from dynaflip.platform.demonstrations.captions import KNOWN_TASKS
 from dynaflip.platform.provenance import git_commit
 from dynaflip.platform.rollouts.arms import TRAINED, weights_digest
 from dynaflip.platform.rollouts.compare import (
@@ -23,6 +20,7 @@ from dynaflip.platform.rollouts.compare import (
     read_evaluation,
     shared_proprioception,
 )
+from dynaflip.platform.rollouts.evidence import MIN_POLICIES, lacking
 from dynaflip.platform.rollouts.results import IN_DISTRIBUTION, OUT_OF_DISTRIBUTION
 from dynaflip.platform.rollouts.tables import GIVEN
 
@@ -31,10 +29,6 @@ BASELINE = "initialization"  # a first champion is measured against it
 # In distribution the version must not be worse, and its mean not by more than this. (A bound on
 # the interval's end instead would refuse, at a hundred initial states, 19 of 20 equal versions.)
 MARGIN = 0.05
-# What evidence must cover: the headline's tasks, and every factor.
-NEEDED_TASKS = frozenset(tasks_of(("r3m5",), KNOWN_TASKS))
-# Of one policy nothing says how much another of the same weights would differ.
-MIN_POLICIES = 2
 RUN_TAG = "policies_test_run_id"  # written by the evaluation on the version it scored
 
 
@@ -91,14 +85,16 @@ def promote(name: str, version: str, *, force: str | None = None) -> Decision:
 
 def _check_breadth(version: str, mine: FinishedEvaluation, outside: PairedGroup) -> None:
     """Refuse evidence that was looked for where it is easily found."""
-    missing = sorted(NEEDED_TASKS - set(outside.tasks))
-    missing += sorted(set(KINDS) - {factor for factor, _ in outside.conditions})
-    if mine.settings["adaptation"] != "frozen":
-        missing.insert(0, "frozen encoders")
+    missing = lacking(
+        adaptation=mine.settings["adaptation"],
+        episodes=mine.settings["episodes"],
+        tasks=outside.tasks,
+        conditions=outside.conditions,
+    )
     if missing:
         raise UserError(
-            f"--version {version}: evidence covers the headline's tasks and every factor with "
-            f"frozen encoders; {mine.run_name}, and the champion's run where there is one, lack "
+            f"--version {version}: evidence covers what the headline does, with frozen encoders; "
+            f"{mine.run_name}, and the champion's run where there is one, lack "
             f"{', '.join(missing)}: evaluate with --config jobs/configs/headline.yaml"
         )
 
@@ -112,6 +108,11 @@ def _evaluation(name: str, version: str) -> FinishedEvaluation:
             f"--encoder models:/{name}/{version}"
         )
     found = read_evaluation(tags[RUN_TAG])
+    if found.settings["split"] != "test":
+        raise UserError(
+            f"--version {version}: its tag {RUN_TAG} names {found.run_name}, an evaluation on "
+            f"{found.settings['split']}; a champion takes evidence on test"
+        )
     # The run may be of several pretraining seeds: these weights count, and no others.
     digest = weights_digest(f"models:/{name}/{version}")
     own = (pl.col("arm") == TRAINED) & (pl.col("encoder_digest") == digest)

@@ -166,7 +166,7 @@ class Workers:
                 if isinstance(error.cause, UserError):
                     raise UserError(str(error.cause)) from None
                 raise
-            except ray.exceptions.RayActorError as error:
+            except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
                 lost += 1
                 reason = str(error).splitlines()[0]
                 if lost > MOST_LOST:

@@ -19,7 +19,7 @@ from dynaflip.platform import tracking
 from dynaflip.platform.demonstrations.captions import KNOWN_TASKS
 from dynaflip.platform.evaluation.tables import Section, as_text
 from dynaflip.platform.home import home, new_run_name
-from dynaflip.platform.provenance import git_commit, hardware
+from dynaflip.platform.provenance import git_commit, hardware, versions_of
 from dynaflip.platform.rollouts import tables
 from dynaflip.platform.rollouts.arms import (
     TRAINED,
@@ -30,7 +30,8 @@ from dynaflip.platform.rollouts.arms import (
 )
 from dynaflip.platform.rollouts.cells import ROLLOUT_VERSION, Cell, plan_cells
 from dynaflip.platform.rollouts.config import RolloutConfig
-from dynaflip.platform.rollouts.demonstrations import collect_demonstrations
+from dynaflip.platform.rollouts.demonstrations import SIMULATION, collect_demonstrations
+from dynaflip.platform.rollouts.evidence import lacking
 from dynaflip.platform.rollouts.results import (
     IN_DISTRIBUTION,
     MEASURES,
@@ -47,6 +48,8 @@ EPISODES_FILE = "episodes.parquet"
 KIND = "policies"  # of the MLflow run
 CELLS_TAG = "cells_digest"
 VERSION_TAG = "rollout_version"
+SIMULATOR_TAG = "simulator"
+WHOLE = "whole"  # of a version's tag: the evaluation covers what promotion asks for
 LOOKS = 3  # pictures a task whose saliency is shown
 
 
@@ -76,6 +79,7 @@ def evaluate_policies(config: RolloutConfig) -> Outcome:
     # Opened before the first episode: a look at test counts though the job is killed.
     run, test_look = _open_run(config, arms, cells)
     with tracking.ending(run):
+        run.log_settings(config)
         with Workers() as workers:
             table = episode_table(cells, run_cells(cells, workers))
             # An encoder that policies tune is no longer the one that would be looked through.
@@ -112,6 +116,7 @@ def _open_run(
         "perturbation_split": config.split,
         CELLS_TAG: cells_digest,
         VERSION_TAG: ROLLOUT_VERSION,
+        SIMULATOR_TAG: ", ".join(versions_of(SIMULATION)),
     }
     look = looks_at_test(cells_digest) if config.split == "test" else 0
     if look:
@@ -253,7 +258,6 @@ def _log(
     pictures: list[tuple[str, str, bytes]],
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        run.log_settings(config)
         run.log_metrics(outcome.metrics, step=0)
         run.log_text(outcome.table, "table.txt")
         run.log_text(json.dumps(outcome.metrics, indent=1, sort_keys=True), "metrics.json")
@@ -268,11 +272,13 @@ def _log(
 def _mark_encoders(config: RolloutConfig, arms: list[Arm], outcome: Outcome) -> None:
     """Put the report on the runs that made the encoders, and their own scores on their versions.
 
-    Scores are of frozen encoders, and those of more policies stay: the headline has one policy
-    of each version, and promotion asks for several.
+    Scores are of frozen encoders. Those that promotion could rest on stay before those that it
+    could not, and those of more policies before those of fewer: the headline has one policy of
+    each version, and promotion asks for several.
     """
     store = tracking.client()
-    count, at = f"policies_{config.split}_number", f"policies_{config.split}_run_id"
+    prefix = f"policies_{config.split}"
+    count, breadth, at = f"{prefix}_number", f"{prefix}_breadth", f"{prefix}_run_id"
     for encoder in arms[0].encoders:
         made_by = info_of(encoder).get("mlflow_run_id")
         if not made_by:
@@ -286,15 +292,24 @@ def _mark_encoders(config: RolloutConfig, arms: list[Arm], outcome: Outcome) -> 
             (pl.col("arm") == TRAINED) & (pl.col("encoder_digest") == encoder.digest)
         )
         policies = own["seed"].n_unique()
+        missing = lacking(
+            adaptation=config.adaptation,
+            episodes=config.episodes,
+            tasks=set(own["task"]),
+            conditions=set(own.select("factor", "level").iter_rows()),
+        )
+        mine = (not missing, policies)
         for version in store.search_model_versions(f"run_id='{made_by}'"):
-            if int(version.tags.get(count, 0)) > policies:
+            if (version.tags.get(breadth) == WHOLE, int(version.tags.get(count, 0))) > mine:
                 continue
             name, number = version.name, str(version.version)
             scores = _scores(config, own)
             for key in version.tags:
                 if key.startswith(f"{config.split}/") and key not in scores:
                     store.delete_model_version_tag(name, number, key)  # of another evaluation
-            for key, text in {**scores, count: str(policies), at: outcome.run_id}.items():
+            covered = f"lacks {len(missing)}" if missing else WHOLE
+            marks = {count: str(policies), breadth: covered, at: outcome.run_id}
+            for key, text in {**scores, **marks}.items():
                 store.set_model_version_tag(name, number, key, text)
 
 

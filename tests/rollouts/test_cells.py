@@ -63,6 +63,10 @@ def test_policies_and_pretraining_seeds_that_do_not_match_are_refused(tmp_path: 
     config = tiny(Path(",".join(folders)), seeds=3, baselines=())
     with pytest.raises(UserError, match="trained has 2 pretraining seeds; give --seeds 2"):
         resolve_arms(config)
+    # Promotion would take it for the initialisation.
+    weaker = replace(config, arms=(f"initialization={folders[0]}",))
+    with pytest.raises(UserError, match="initialization is the name of an arm that is made here"):
+        resolve_arms(weaker)
     arms = resolve_arms(replace(config, seeds=2, baselines=("initialization", "imagenet")))
     assert [len(arm.encoders) for arm in arms[:3]] == [2, 2, 1]
 

@@ -66,6 +66,9 @@ def test_a_killed_evaluation_goes_on_to_the_table_of_an_uninterrupted_one_and_is
         time.sleep(0.05)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
+    (begun,) = tracking.newest_run_names("policies")
+    run_id = tracking.find_run(begun).info.run_id
+    assert b"episodes: 2" in tracking.read_artifact(run_id, "config.yaml"), "a look without config"
     before = {path: path.stat().st_mtime_ns for path in cells.glob("*.json")}
     assert before
 
@@ -154,6 +157,13 @@ def test_runs_are_compared_in_pairs_and_promotion_asks_for_test(
     assert float(scored[f"test/{name}"]) == on_test.metrics[f"{name}/trained"]
     assert scored["policies_test_number"] == "2"
     assert registry.version_of_alias(registry.DEFAULT_NAME, "champion") is None
+
+    headline = {"policies_test_breadth": "whole", RUN_TAG: "headline"}
+    for key, value in headline.items():
+        tracking.client().set_model_version_tag(registry.DEFAULT_NAME, str(registered), key, value)
+    evaluate_policies(tiny(Path(uri), split="test", check_harness=False))
+    kept = registry.version_tags(registry.DEFAULT_NAME, str(registered))
+    assert kept.items() >= headline.items(), "narrow evidence in the place of the headline's"
 
     forced = promote(registry.DEFAULT_NAME, str(registered), force="a test of the alias")
     assert forced.promoted

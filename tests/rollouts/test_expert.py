@@ -15,7 +15,7 @@ EPISODES = 20
 
 
 def expert_success(task: str, horizon_steps: int) -> float:
-    """Share of the headline's initial states that the expert solves."""
+    """Share of ``dev``'s initial states that the expert solves."""
     scene = Scene(task, height_px=32, width_px=32)
     starts = [EpisodeStart(layout_seed("dev", index), {}) for index in range(EPISODES)]
     results = roll_out([scene], starts, None, horizon_steps=horizon_steps, steps_after_success=0)

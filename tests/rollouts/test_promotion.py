@@ -38,6 +38,7 @@ def evaluated(
     config: RolloutConfig = CONFIG,
     tasks: tuple[str, ...] = TASK_SETS["r3m5"],
     factors: tuple[str, ...] = KINDS,
+    level: int = 3,
 ) -> tuple[str, str]:
     """A registered version and the run that found it to succeed that often on ``test``.
 
@@ -69,7 +70,7 @@ def evaluated(
                             "arm": arm, "encoder": arm, "seed": seed, "task": task, "episode": e,
                             "encoder_digest": digest if arm == "trained" else "initial",
                             "proprioception": True, "factor": factor,
-                            "level": 0 if factor == "none" else 3, "layout_seed": e,
+                            "level": 0 if factor == "none" else level, "layout_seed": e,
                             "success_ever": bool(won[e]), "success_last": bool(won[e]), "steps": 9,
                         }
                         for e in range(config.episodes)
@@ -139,10 +140,12 @@ def test_what_is_lost_in_distribution_is_not_made_up_for_out_of_it(store: Path) 
     ("change", "lacks"),
     [
         ({"tasks": ("drawer-open-v3",)}, "assembly-v3, bin-picking-v3"),
-        ({"factors": ("light_tint", "camera")}, "distractors, floor"),
+        ({"factors": ("light_tint", "camera")}, "distractors-3, floor-3"),
+        ({"level": 1}, "camera-3, distractors-3"),
+        ({"config": replace(CONFIG, episodes=5)}, "20 episodes a cell"),
         ({"config": replace(CONFIG, adaptation="lora")}, "frozen encoders"),
     ],
-    ids=["tasks", "factors", "tuned"],
+    ids=["tasks", "factors", "level", "episodes", "tuned"],
 )
 def test_narrow_evidence_is_refused(store: Path, change: dict, lacks: str) -> None:
     from dynaflip.platform.rollouts.promotion import promote
@@ -161,3 +164,22 @@ def test_policies_of_many_tasks_are_pairs_where_they_learnt_the_same_tasks(store
     _, ten = evaluated(store, inside=0.5, outside=0.4, config=replace(many, tasks=("mt10",)))
     with pytest.raises(UserError, match=r"has tasks \['r3m5'\]"):
         compare(five, ten)
+
+
+def test_runs_whose_episodes_are_no_pairs_are_refused(store: Path) -> None:
+    from dynaflip.platform import tracking
+    from dynaflip.platform.rollouts.compare import compare, paired_groups, read_evaluation
+    from dynaflip.platform.rollouts.score import SIMULATOR_TAG
+
+    _, mine = evaluated(store, inside=0.5, outside=0.4)
+    _, theirs = evaluated(store, inside=0.5, outside=0.4)
+    found = read_evaluation(mine)
+    of_two = replace(found, episodes=found.episodes.filter(pl.col("seed") < 2))
+    with pytest.raises(UserError, match=r"2 policies of these weights, policies-1 3: .* no pairs"):
+        paired_groups(of_two, read_evaluation(theirs), proprioception=True)
+    for run, simulator in ((mine, "mujoco 3.2.0"), (theirs, "mujoco 3.3.0")):
+        assert "out of distribution" in compare(mine, theirs)
+        run_id = read_evaluation(run).run_id
+        tracking.client().set_tag(run_id, SIMULATOR_TAG, simulator)
+    with pytest.raises(UserError, match=r"rolled out in mujoco 3.2.0, policies-1 in mujoco 3.3.0"):
+        compare(mine, theirs)
