@@ -321,8 +321,9 @@ def ending(run: Run) -> Iterator[Run]:
         run.end("KILLED")
         raise
     except BaseException as error:
-        run.set_tags({"error": str(error)[:500]})
-        run.end("FAILED")
+        with contextlib.suppress(store_error()):  # what is away is no news beside the error
+            run.set_tags({"error": str(error)[:500]})
+            run.end("FAILED")
         raise
     else:
         run.end("FINISHED")

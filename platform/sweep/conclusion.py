@@ -66,6 +66,7 @@ def report(sweep: Sweep, confirmed: Sequence[Confirmed]) -> str:
     ]
     if len(objectives) > 1:
         parts.append("* on the Pareto front")
+        parts.append(f"confirmed and registered is what is best by the first one, {objectives[0]}")
     else:
         from dynaflip.platform.sweep.plots import importance_line
 
@@ -93,12 +94,10 @@ def winner_of(sweep: Sweep, confirmed: Sequence[Confirmed]) -> Winner:
 
 
 def _registered(sweep: Sweep, winner: Winner) -> int:
-    """The version of the winner's encoder; the one there is where a killed session made it."""
-    model = sweep.base.tracking.model_name
-    here = {"sweep": sweep.facts.name, "trial": winner.name}
-    known = registry.find_version(model, here)
-    if known is not None:
-        return known
+    """The version of the winner's encoder; the one there is where a killed session made it.
+
+    By its run: names of sweeps are chosen by people, and come again.
+    """
     study = sweep.study(CONFIRM if winner.name.startswith(CONFIRM) else SEARCH)
     trial = next(t for t in own_trials(study) if t.user_attrs["name"] == winner.name)
     run = tracking.Run(trial.user_attrs["run_id"], winner.name, sweep.parent.uri)
@@ -106,14 +105,15 @@ def _registered(sweep: Sweep, winner: Winner) -> int:
     version = registry.register(
         sweep.folder() / "trials" / winner.name / "encoder",
         run,
-        name=model,
+        name=sweep.base.tracking.model_name,
         tags={
             "score_cm": f"{winner.score_cm:.4f}",
             "score_digest": sweep.facts.score_digest,
             "data_digest": sweep.facts.data_digest,
             "config_digest": child.tags.get("config_digest", ""),
             "setting": f"trial-{winner.setting:03d}",
-            **here,
+            "sweep": sweep.facts.name,
+            "trial": winner.name,
         },
     )
     run.end("FINISHED")
@@ -127,6 +127,8 @@ def _promotes(sweep: Sweep, winner: Winner, confirmed: Sequence[Confirmed], vers
         return f"{'yes' if moved else 'no'}: --promote {sweep.config.promote}"
     if not confirmed:
         return "no: nothing was confirmed (--confirm 2, or --promote always)"
+    if confirmed[0].missing:
+        return f"no: {confirmed[0].missing} seeds of the best setting came to nothing"
     model = sweep.base.tracking.model_name
     present = registry.version_of_alias(model, CANDIDATE)
     if present is None:

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 
 from dynaflip.checks import at_least, one_of
+from dynaflip.eval.policies.settings import BehaviourCloningConfig
 from dynaflip.platform.evaluation.config import ViewsConfig
 from dynaflip.platform.rollouts.config import RolloutConfig
 from dynaflip.platform.training.config import PretrainConfig
@@ -34,6 +35,10 @@ class PolicyScoreConfig:
     demonstrations: int = 25
     # Side of the pictures.
     image_px: int = 112
+    # The policy on the features: as the headline's.
+    behaviour_cloning: BehaviourCloningConfig = field(
+        default_factory=lambda: BehaviourCloningConfig(chunk=16, input_norm="floored")
+    )
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
@@ -52,6 +57,7 @@ class PolicyScoreConfig:
             episodes=self.episodes,
             demonstrations=self.demonstrations,
             image_px=self.image_px,
+            behaviour_cloning=self.behaviour_cloning,
             split="dev",  # tuned against: the headline's split is never looked at here
         )
 
@@ -109,6 +115,7 @@ class SweepConfig:
     # asha: of the trials that reach a rung 1/reduction go on; rungs at T/r², T/r of T steps.
     reduction: int = 3
     # perturbed, and by choice a second one, unperturbed or policy: a search for the Pareto front.
+    # What is confirmed and registered is chosen by the first.
     objectives: tuple[str, ...] = (PERTURBED,)
     # Optuna's database; none = SQLite in the home's sweeps folder.
     storage: str | None = None

@@ -21,12 +21,15 @@ class Confirmed:
     setting: int  # number of the search's trial; 0 has the paper's weights
     scores_cm: dict[int, float]  # seed → score
     names: dict[int, str]  # seed → trial
+    missing: int  # seeds that failed, or are not trained yet
     score_cm: Interval  # over seeds, Student's
     difference_cm: Interval  # less the paper's weights with the same seeds; negative is better
 
 
 def confirmed_of(study: optuna.Study, settings: Sequence[int]) -> list[Confirmed]:
-    """Scores over seeds of the chosen settings, best mean first.
+    """Scores over seeds of the chosen settings, best mean first, those with missing seeds last.
+
+    A setting of which only the lucky seed survived would win.
 
     Args:
         study: of the confirmation.
@@ -34,9 +37,13 @@ def confirmed_of(study: optuna.Study, settings: Sequence[int]) -> list[Confirmed
     """
     scores: dict[int, dict[int, float]] = {setting: {} for setting in settings}
     names: dict[int, dict[int, str]] = {setting: {} for setting in settings}
-    for trial in study.get_trials(states=[TrialState.COMPLETE]):
+    queued: dict[int, set[int]] = {setting: set() for setting in settings}
+    for trial in study.get_trials():
         setting, seed = trial.user_attrs["setting"], trial.user_attrs["seed"]
-        if setting in scores:
+        if setting not in scores:
+            continue
+        queued[setting].add(seed)
+        if trial.state == TrialState.COMPLETE:
             scores[setting][seed] = trial.values[0]
             names[setting][seed] = trial.user_attrs["name"]
     papers = scores[0]
@@ -49,12 +56,13 @@ def confirmed_of(study: optuna.Study, settings: Sequence[int]) -> list[Confirmed
                 setting,
                 by_seed,
                 names[setting],
+                len(queued[setting] - set(by_seed)),
                 student_interval(list(by_seed.values())),
                 student_interval(gaps),
             )
         )
     found = [c for c in found if c.scores_cm]
-    return sorted(found, key=lambda c: c.score_cm.value)
+    return sorted(found, key=lambda c: (c.missing > 0, c.score_cm.value))
 
 
 def student_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
@@ -85,7 +93,9 @@ def confirmation_table(confirmed: Sequence[Confirmed]) -> list[list[str]]:
     for c in confirmed:
         title = "paper's weights" if c.setting == 0 else f"trial-{c.setting:03d}"
         gap = "" if c.setting == 0 else _shown(c.difference_cm, "+")
-        rows.append([title, str(len(c.scores_cm)), _shown(c.score_cm), gap])
+        number = len(c.scores_cm)
+        seeds = f"{number} of {number + c.missing}" if c.missing else str(number)
+        rows.append([title, seeds, _shown(c.score_cm), gap])
     return rows
 
 

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from dynaflip.errors import UserError
 from dynaflip.platform import cluster, tracking
-from dynaflip.platform.config import config_digest, flatten, load_config, to_dict
+from dynaflip.platform.config import config_digest, flatten, load_config, to_dict, to_yaml
 from dynaflip.platform.home import default_triplets, input_path, new_run_name
 from dynaflip.platform.locks import held
+from dynaflip.platform.provenance import masked
 from dynaflip.platform.sweep import folder as folders
 from dynaflip.platform.sweep import frames as labelled
 from dynaflip.platform.sweep import study as studies
@@ -106,6 +107,7 @@ def _resume(job: SweepJobConfig, base: PretrainConfig, facts: Facts) -> None:
         )
     folders.write_config(name, job)  # with what may change from session to session
     parent = tracking.reopen_run(facts.run_id)
+    parent.log_text(masked(to_yaml(job)), "config-resumed.yaml")  # params are for good
     sweep = Sweep(job.sweep, base, parse_space(facts.space), facts, parent)
     _go(sweep, work, fit)
 
@@ -184,7 +186,7 @@ def open_sweep(
 
 def _score_digest(config: SweepConfig, frames: LabelledFrames) -> str:
     """Scores of equal digests are comparable."""
-    digest = labelled.digest_of(frames)
+    digest = f"{labelled.digest_of(frames)}-{config.score.folds}"
     by_policy = POLICY in config.objectives
     return f"{digest}-{config_digest(config.score.policy)}" if by_policy else digest
 

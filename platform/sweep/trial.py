@@ -18,6 +18,7 @@ from ray.exceptions import (
     LocalRayletDiedError,
     NodeDiedError,
     ObjectLostError,
+    OutOfMemoryError,
     RayActorError,
     RpcError,
     WorkerCrashedError,
@@ -51,6 +52,7 @@ _LOST = (
     NodeDiedError,
     LocalRayletDiedError,
     ObjectLostError,
+    OutOfMemoryError,
     RpcError,
 )
 
@@ -93,7 +95,7 @@ class TrialTask:
             ray_train.fit(work, assignment.run, folder, [_to_tune()])
         except (NonFiniteLoss, Collapsed) as error:
             return {"final": True, "failed": f"diverged: {error}"}
-        except (TrainingFailedError, RayActorError) as error:
+        except (TrainingFailedError, RayActorError, OutOfMemoryError) as error:
             away = ray_train.find_error(error, (tracking.store_error(),))
             if away is not None:
                 raise away from error
@@ -116,7 +118,10 @@ class TrialTask:
         else:
             found = {name: value for name, (_, value) in scores.items()}
         if self.policy_score is not None:
-            failures = {METRIC[POLICY]: self.policy_score(encoder)}
+            try:
+                failures = {METRIC[POLICY]: self.policy_score(encoder)}
+            except _LOST as error:
+                raise ProcessLost(_last_line(error)) from error
             assignment.run.log_metrics(failures, step)
             found |= failures
         # The encoder is what is left of the trial.

@@ -37,6 +37,7 @@ class Checkpoints:
         self._refusals: list[UserError] = []
         self._failure: BaseException | None = None
         self._values: dict[str, float | None] = {}
+        self._damaged: set[str] = set()  # found by newest()
 
     def save(self, step: int, write: Callable[[Path], None], say: Callable[[str], None]) -> None:
         """Write a checkpoint in a thread; waits for the one before it, if that is not done.
@@ -76,6 +77,7 @@ class Checkpoints:
                 problem = damage(folder)
             if problem is None:
                 return name
+            self._damaged.add(name)
             say(
                 f"warning: checkpoint {self.uri}/{name} is damaged ({problem}); "
                 "trying the one before"
@@ -115,6 +117,7 @@ class Checkpoints:
                 reason = getattr(error, "strerror", None) or " ".join(str(error).split())
                 raise StoreError(f"cannot write a checkpoint below {self.uri}: {reason}") from None
             self.storage.publish(staged, _name(step))
+            self._damaged.discard(_name(step))
             self._prune()
         except UserError as error:
             self._refusals.append(error)
@@ -143,9 +146,11 @@ class Checkpoints:
 
     def _prune(self) -> None:
         names = self.storage.names()
-        kept = set(names[-self.keep :])
+        # A damaged one that is newer than where the run went on from would outlive all that follow.
+        whole = [name for name in names if name not in self._damaged]
+        kept = set(whole[-self.keep :])
         valued = []
-        for name in names:
+        for name in whole:
             try:
                 value = self._value(name)
             except StoreError:  # the store may answer the next time: nothing is deleted on its word

@@ -99,8 +99,9 @@ class TrainConfig:
     # Training workers; each holds a full copy of the model.
     num_workers: int = 1
     # Elastic: go on with as few workers when machines are lost, and with up to num_workers when
-    # they come back. The remaining workers share the same whole batch, in more passes each, so
-    # that steps and negatives stay what they are. None = num_workers, neither more nor less.
+    # they come back. The remaining workers share the same whole batch (less what does not divide
+    # by their number), in more passes each, so that steps and negatives stay what they are.
+    # None = num_workers, neither more nor less.
     min_workers: int | None = None
     # auto = a GPU a worker where the cluster has enough of them | cpu | gpu.
     device: str = "auto"
@@ -131,7 +132,8 @@ class TrainConfig:
     seed: int = 0
     # Steps between two points of the curves (means over the steps between).
     report_every_steps: int = 10
-    # Steps between checkpoints; the last step always saves one.
+    # Steps between checkpoints; the last step always saves one. They are written while training
+    # goes on: what is lost with a machine is at most these and the steps of the writing.
     checkpoint_every_steps: int = 200
     # Steps between retrievals on the held-out gallery; first and last step always. 0 = never.
     eval_every_steps: int = 200
@@ -149,7 +151,7 @@ class TrainConfig:
     # Where checkpoints go: a folder that all workers see, or s3://bucket/prefix; a folder of the
     # run's name is made in it. None = the run's own folder.
     checkpoint_storage: str | None = None
-    # Newest checkpoints that are kept.
+    # Newest checkpoints that are kept; with 1, nothing is left where that one is damaged.
     keep_checkpoints: int = 2
     # The checkpoint with the highest value of this curve is kept too, and one is written at every
     # retrieval; empty = none. The encoder that is registered is the last one's all the same.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dynaflip.encoders.model import DynaFLIP
+from dynaflip.errors import UserError
 from dynaflip.eval.retrieval import retrieval_report
 from dynaflip.losses.gather import global_sum, world_size
 from dynaflip.platform.training.checkpoints import Checkpoints
@@ -79,8 +80,18 @@ def plan(config: PretrainConfig, train_triplets: int, *, weighted: bool = False)
 
 
 def rank_batch_size(config: PretrainConfig, workers: int) -> int:
-    """Samples of a rank and step: lost workers' shares go to those that are left."""
-    return config.data.batch_size * config.train.num_workers // workers
+    """Samples of a rank and step: lost workers' shares go to those that are left.
+
+    Raises:
+        UserError: there are more workers than samples.
+    """
+    whole = config.data.batch_size * config.train.num_workers
+    if whole < workers:
+        raise UserError(
+            f"{workers} workers cannot share a batch of {whole}: raise data.batch_size or "
+            "train.num_workers"
+        )
+    return whole // workers
 
 
 class Pretraining:

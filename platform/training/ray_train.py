@@ -25,6 +25,7 @@ from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
 
 from dynaflip.encoders.model import DynaFLIP
 from dynaflip.errors import StoreError, UserError
+from dynaflip.platform import tracking
 from dynaflip.platform.cluster import available_cpus
 from dynaflip.platform.tracking import Run
 from dynaflip.platform.training.checkpoints import Checkpoints
@@ -52,6 +53,10 @@ _FINAL = (NonFiniteLoss, Collapsed, StoreError, UserError)
 # Where Ray's errors keep the one that they are about.
 _WRAPPED = ("controller_failure", "health_check_failure", "_base_exc", "cause")
 _READ_ROWS = 256  # rows handed to the consumer at a time
+# Ray's own number of blocks depends on the cluster's CPUs, and the blocks decide which rank gets
+# which rows: on a cluster of another size a run would go on in the middle of other streams.
+_BLOCKS = 64
+_REPORTS_KEPT = 10  # reports that MLflow may refuse in a row before the run ends
 
 
 @dataclass(frozen=True)
@@ -125,22 +130,49 @@ class Reporter(ray.train.UserCallback):
         curves = run.curves().values()
         # A run that goes on reports again what came after its checkpoint; the curves have it.
         self.last_step = max((points[-1][0] for points in curves if points), default=-1)
+        self._kept: list[tuple[int, Metrics]] = []  # reports that MLflow has not taken yet
 
     def after_report(
         self, run_context: Any, metrics: list[Metrics], checkpoint: Checkpoint | None
     ) -> None:
-        """Write down what rank 0 said."""
+        """Write down what rank 0 said.
+
+        Raises:
+            StoreError: the disk is full, or MLflow has not answered for several reports.
+        """
         said: dict[str, Any] = dict(metrics[0])
         notes: list[str] = said.pop(_NOTES, [])
         step = int(said["step"])
-        with self.log.open("a") as log:
-            log.writelines(f"{note}\n" for note in notes)
-            if step > self.last_step:
-                log.write(progress_line(said, self.total_steps) + "\n")
+        lines = list(notes)
         if step > self.last_step:
+            lines.append(progress_line(said, self.total_steps))
             del said["step"]
-            self.run.log_metrics({k: v for k, v in said.items() if math.isfinite(v)}, step)
+            self._kept.append((step, {k: v for k, v in said.items() if math.isfinite(v)}))
             self.last_step = step
+            lines += self._log_kept(last=step >= self.total_steps)
+        try:
+            with self.log.open("a") as log:
+                log.writelines(f"{line}\n" for line in lines)
+        except OSError as error:
+            raise StoreError(
+                f"progress: cannot write {self.log}: {error.strerror}; make room, then go on "
+                "with --resume"
+            ) from None
+
+    def _log_kept(self, *, last: bool) -> list[str]:
+        """Log what is kept; where MLflow refuses, keep it for the next report, and say so."""
+        try:
+            self.run.log_curves(self._kept)
+        except tracking.store_error() as error:
+            reason = str(error).partition("\n")[0]
+            if last or len(self._kept) >= _REPORTS_KEPT:
+                raise StoreError(
+                    f"MLflow refused {len(self._kept)} reports in a row ({reason}); "
+                    "then go on with --resume"
+                ) from None
+            return [f"warning: MLflow refused a report ({reason}); it is tried again"]
+        self._kept.clear()
+        return []
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """An error that would come again ends the run instead of a retry."""
@@ -303,7 +335,10 @@ def _collate(work: Work, *, augment: bool) -> Collate:
 
 def _dataset(folder: str) -> ray.data.Dataset:
     """The training rows, streamed; the filter is pushed down into the Parquet reader."""
-    rows = ray.data.read_parquet(shard_paths(folder), columns=[*COLUMNS, "split"])
+    paths = shard_paths(folder)
+    rows = ray.data.read_parquet(
+        paths, columns=[*COLUMNS, "split"], override_num_blocks=max(_BLOCKS, len(paths))
+    )
     return rows.filter(expr=col("split") == "train")
 
 

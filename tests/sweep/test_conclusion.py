@@ -95,6 +95,16 @@ def test_a_winner_is_confirmed_and_registered_and_moves_the_alias_only_beyond_no
     conclude(sweep, confirmed)
     assert registry.version_of_alias(model, "candidate") == "2"
     assert "cm to version 2, over episodes and seeds" in capsys.readouterr().out
+    tracking.client().delete_registered_model_alias(model, "candidate")
+    unlucky = [dataclasses.replace(confirmed[0], missing=1), *confirmed[1:]]
+    conclude(sweep, unlucky)
+    assert "alias candidate: no: 1 seeds of the best setting" in capsys.readouterr().out
+    # A sweep of the same name in another home: its winner is another encoder.
+    store.set_model_version_tag(model, "1", "trial", "another")
+    for key, value in (("sweep", "first"), ("trial", tags["trial"])):
+        store.set_model_version_tag(model, "2", key, value)
+    conclude(sweep, confirmed)
+    assert registry.version_of_alias(model, "candidate") == "1"
     always = dataclasses.replace(sweep.config, promote="always")
     conclude(dataclasses.replace(sweep, config=always), confirmed)
     assert registry.version_of_alias(model, "candidate") == "1"

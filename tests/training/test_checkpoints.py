@@ -66,6 +66,17 @@ def test_an_older_one_that_is_damaged_ends_no_run(tmp_path: Path, how: str) -> N
     assert names(tmp_path) == [*unreadable, "step-00000030"]
 
 
+def test_damaged_ones_push_out_none_of_those_after_them(tmp_path: Path) -> None:
+    saved(Checkpoints(str(tmp_path), keep=2), {300: None, 400: None})
+    for folder in tmp_path.iterdir():
+        (folder / "model.safetensors").write_bytes(b"cut")
+    checkpoints = Checkpoints(str(tmp_path), keep=2)
+    assert checkpoints.newest(lambda _: None) is None
+    saved(checkpoints, {100: None, 200: None, 300: None})
+    assert names(tmp_path) == ["step-00000200", "step-00000300"]
+    assert checkpoints.newest(lambda _: None) == "step-00000300"
+
+
 @pytest.mark.parametrize("how", ["cut", "flipped", "missing", "no digests", "bad digests"])
 def test_a_damaged_one_is_passed_over_with_a_warning(tmp_path: Path, how: str) -> None:
     checkpoints = Checkpoints(str(tmp_path), keep=3)

@@ -292,3 +292,10 @@ def test_the_progress_line_says_rate_remaining_time_and_terms() -> None:
     for part in ("step 120/400", "2.00 steps/s", "ETA 2:20", "loss 3.250", "flow 0.250"):
         assert part in line
     assert clock(3725) == "1:02:05"
+
+
+def test_more_workers_than_samples_are_refused() -> None:
+    config = PretrainConfig(data=DataConfig(batch_size=2))
+    assert rank_batch_size(config, 2) == 1
+    with pytest.raises(UserError, match="3 workers cannot share a batch of 2"):
+        rank_batch_size(config, 3)
