@@ -29,13 +29,13 @@ def load_encoder(uri: str, **kwargs: Any) -> ImageEncoder:
     Args:
         uri: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, a version number of
             ``dynaflip-encoder``, or an encoder's folder.
-        **kwargs: passed on to :func:`dynaflip.platform.registry.load_encoder`
+        **kwargs: passed on to :func:`dynaflip.platform.tracking.registry.load_encoder`
             (``device``).
 
     Raises:
         ValueError: the URI names no encoder; the message says what was looked for.
     """
-    from dynaflip.platform import registry
+    from dynaflip.platform.tracking import registry
 
     return registry.load_encoder(uri, **kwargs)
 

@@ -23,10 +23,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dynaflip.encoders.card import model_card
 from dynaflip.encoders.config import FlowConfig, ImageConfig, LanguageConfig, ModelConfig
 from dynaflip.encoders.image import ImageEncoder, build_image_encoder
 from dynaflip.encoders.model import DynaFLIP
+from dynaflip.encoders.model_card import model_card
 from dynaflip.errors import UserError
 
 FORMAT_VERSION = 1

@@ -21,7 +21,7 @@ class ImageConfig:
     name: str = EFFICIENTNET_LITE0
     # Start from the pretrained weights; False starts from random ones.
     pretrained: bool = True
-    # Side of the square picture that the network sees, in pixels.
+    # Side of the square image that the network sees, in pixels.
     image_px: int = 112
     # Use the batch's own statistics in BatchNorm and update the running ones. Off: batches are
     # small, and the same function is then trained as is used.

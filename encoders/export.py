@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dynaflip.encoders.image import ImageEncoder
 from dynaflip.errors import UserError
 
-INPUT, OUTPUTS = "pictures", ("embedding", "tokens")
+INPUT, OUTPUTS = "images", ("embedding", "tokens")
 
 
 class Exportable(nn.Module):
@@ -35,9 +35,9 @@ class Exportable(nn.Module):
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(pre[name]).view(1, 3, 1, 1))
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, px, px) float32 in [0, 1] → embedding (B, D) and tokens (B, P, D')."""
-        return self.encoder.features((pictures - self.mean) / self.std)
+        return self.encoder.features((images - self.mean) / self.std)
 
 
 def export_program(
@@ -45,7 +45,7 @@ def export_program(
 ) -> torch.export.ExportedProgram:
     """The encoder as an ``ExportedProgram``, saved as ``path`` (.pt2) where one is given."""
     exportable, example = _prepared(encoder)
-    batch = {"pictures": {0: torch.export.Dim("batch", min=1, max=4096)}}
+    batch = {"images": {0: torch.export.Dim("batch", min=1, max=4096)}}
     with torch.no_grad():
         program = torch.export.export(exportable, (example,), dynamic_shapes=batch)
     if path is not None:
@@ -107,7 +107,7 @@ def save_transformers(encoder: ImageEncoder, folder: str | Path) -> Path:
 
 
 def _prepared(encoder: ImageEncoder) -> tuple[Exportable, Tensor]:
-    """A copy of the module in evaluation mode on the CPU, and two example pictures."""
+    """A copy of the module in evaluation mode on the CPU, and two example images."""
     px = encoder.preprocessing["image_px"]
     encoder = copy.deepcopy(encoder)  # the caller's may be in training, on a GPU, in half precision
     # Ordinary memory order: exporters do not all know channels_last.

@@ -1,8 +1,8 @@
-"""The image encoder: one RGB picture → one vector, and spatial tokens. Nothing else at use.
+"""The image encoder: one RGB image → one vector, and spatial tokens. Nothing else at use.
 
 Frame embedding of DynaFLIP (arXiv 2605.30350): a vision transformer's [CLS] ⊕ the mean of its
 patch tokens; for a convolutional network the mean of its spatial tokens.
-Shapes: B pictures, D embedding width, P spatial tokens of width D'.
+Shapes: B images, D embedding width, P spatial tokens of width D'.
 """
 
 from __future__ import annotations
@@ -16,9 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dynaflip.encoders import pictures, pretrained
+from dynaflip.encoders import preprocessing
+from dynaflip.encoders.backbones import transformers_vision
+from dynaflip.encoders.backbones.efficientnet_lite import (
+    HEAD_CHANNELS,
+    EfficientNetLite0,
+    load_packaged_weights,
+)
 from dynaflip.encoders.config import EFFICIENTNET_LITE0, ImageConfig
-from dynaflip.encoders.efficientnet import HEAD_CHANNELS, EfficientNetLite0, load_packaged_weights
 from dynaflip.errors import UserError
 
 # EfficientNet-Lite was trained on (value − 127) / 128.
@@ -26,13 +31,13 @@ LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 
 
 class ImageEncoder(nn.Module):
-    """Pictures to embeddings. ``info`` tells where the weights come from.
+    """Images to embeddings. ``info`` tells where the weights come from.
 
     Attributes:
         config: the settings it was built with.
         dim: D, width of an embedding.
         token_dim: D', width of a spatial token.
-        preprocessing: ``image_px``, ``mean``, ``std``: what happens to a picture first.
+        preprocessing: ``image_px``, ``mean``, ``std``: what happens to an image first.
         architecture: a transformers model's configuration, None for EfficientNet-Lite0.
         info: free for the checkpoint: config, git commit, data digest, metrics.
     """
@@ -58,7 +63,7 @@ class ImageEncoder(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: Any) -> Tensor:
-        """Embeddings of pictures: (B, D).
+        """Embeddings of images: (B, D).
 
         Args:
             images: (B, H, W, 3) or (B, 3, H, W), uint8 or float in [0, 1], any size; resizing
@@ -70,14 +75,14 @@ class ImageEncoder(nn.Module):
         return self.features(self._checked(images))[0]
 
     def tokens(self, images: Any) -> Tensor:
-        """Spatial features of pictures in row-major order: (B, P, D'). As :meth:`forward`."""
+        """Spatial features of images in row-major order: (B, P, D'). As :meth:`forward`."""
         return self.features(self._checked(images))[1]
 
     def preprocess(self, images: Any) -> Tensor:
-        """Check, resize and normalise: pictures → (B, 3, px, px) float32."""
+        """Check, resize and normalise: images → (B, 3, px, px) float32."""
         pre = self.preprocessing
-        images = pictures.channels_first(images)
-        return pictures.to_pixels(images, pre["image_px"], pre["mean"], pre["std"])
+        images = preprocessing.channels_first(images)
+        return preprocessing.to_pixels(images, pre["image_px"], pre["mean"], pre["std"])
 
     def features(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised pixels (B, 3, px, px) → embedding (B, D) and tokens (B, P, D').
@@ -118,8 +123,8 @@ class ImageEncoder(nn.Module):
             parameter.requires_grad_(gradient is not None)
 
     def _checked(self, images: Any) -> Tensor:
-        images = pictures.channels_first(images)
-        pictures.check_range(images)
+        images = preprocessing.channels_first(images)
+        preprocessing.check_range(images)
         device = next(self.parameters()).device
         return self.preprocess(images.to(device))
 
@@ -172,13 +177,13 @@ class TransformersBackbone(Backbone):
     def __init__(self, network: nn.Module, frozen_blocks: int) -> None:
         super().__init__()
         self.network = network
-        self.prefix_tokens = pretrained.prefix_tokens(network)
-        self.call_settings = pretrained.call_settings(network)
-        pretrained.freeze_first_blocks(network, frozen_blocks)
+        self.prefix_tokens = transformers_vision.prefix_tokens(network)
+        self.call_settings = transformers_vision.call_settings(network)
+        transformers_vision.freeze_first_blocks(network, frozen_blocks)
 
     def blocks(self) -> nn.ModuleList:
         """The transformer's layers, or a convolutional network's stages."""
-        return pretrained.longest_list(self.network)
+        return transformers_vision.longest_list(self.network)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, px, px) → (B, D) and (B, P, D')."""
@@ -222,14 +227,14 @@ def build_image_encoder(
             _calibrate_batchnorm(encoder)
         return encoder.train(True)
     if architecture is None:
-        network, mean, std = pretrained.load_vision_model(config.name, config.pretrained)
+        network, mean, std = transformers_vision.load_vision_model(config.name, config.pretrained)
         preprocessing = {"image_px": config.image_px, "mean": mean, "std": std}
     else:
         assert preprocessing is not None
-        network = pretrained.vision_model_from(architecture)
+        network = transformers_vision.vision_model_from(architecture)
     backbone = TransformersBackbone(network, config.frozen_blocks)
     dim, token_dim = _widths(backbone, config)
-    described = pretrained.describe(network)
+    described = transformers_vision.describe(network)
     encoder = ImageEncoder(config, backbone, dim, token_dim, preprocessing, described)
     if not config.pretrained and architecture is None:
         _calibrate_batchnorm(encoder)
@@ -238,7 +243,7 @@ def build_image_encoder(
 
 @torch.no_grad()
 def _calibrate_batchnorm(encoder: ImageEncoder) -> None:
-    """Give random weights the BatchNorm statistics of fixed pictures of random colour fields.
+    """Give random weights the BatchNorm statistics of fixed images of random colour fields.
 
     A data-dependent initialisation (Mishkin and Matas 2016, arXiv 1511.06422). With the
     statistics that BatchNorm begins with (0 and 1), frozen, activations of a deep random
@@ -265,7 +270,7 @@ def _calibrate_batchnorm(encoder: ImageEncoder) -> None:
 
 @torch.no_grad()
 def _widths(backbone: nn.Module, config: ImageConfig) -> tuple[int, int]:
-    """D and D', by one blank picture: it also tells whether the size suits the network."""
+    """D and D', by one blank image: it also tells whether the size suits the network."""
     backbone.eval()
     blank = torch.zeros(1, 3, config.image_px, config.image_px)
     try:

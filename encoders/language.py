@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dynaflip.encoders import pretrained
+from dynaflip.encoders.backbones import transformers_vision
 from dynaflip.encoders.config import MINILM, LanguageConfig
 from dynaflip.errors import UserError
 
@@ -44,7 +44,7 @@ def language_dim(config: LanguageConfig) -> int:
     """
     if config.name == MINILM:
         return MINILM_DIM
-    settings = pretrained.load_config(config.name)
+    settings = transformers_vision.load_config(config.name)
     settings = getattr(settings, "text_config", None) or settings
     return int(settings.hidden_size)
 
@@ -117,9 +117,9 @@ def build_language_encoder(config: LanguageConfig) -> LanguageEncoder:
 
     encoders = {"t5": T5EncoderModel, "mt5": MT5EncoderModel, "umt5": UMT5EncoderModel}
     name = _folder_or_id(config)
-    settings = pretrained.load_config(name)
+    settings = transformers_vision.load_config(name)
     kind = settings.model_type
-    network = pretrained.load_model(encoders.get(kind, AutoModel), name, settings)
+    network = transformers_vision.load_model(encoders.get(kind, AutoModel), name, settings)
     network = getattr(network, "text_model", network)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)

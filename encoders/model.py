@@ -18,7 +18,7 @@ from dynaflip.encoders.flow import FlowEncoder
 from dynaflip.encoders.image import ImageEncoder, build_image_encoder
 from dynaflip.encoders.language import language_dim
 
-# Pictures of an example: the transition's two, and a later one of the clip.
+# Images of an example: the transition's two, and a later one of the clip.
 FRAMES = ("t", "next", "far")
 
 
@@ -87,7 +87,7 @@ class DynaFLIP(nn.Module):
         return self.heads(*self.embed_frames(batch), batch)
 
     def embed_frames(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """d_t, d_next, d_far (B, D) of the three pictures of a batch, as of :meth:`forward`."""
+        """d_t, d_next, d_far (B, D) of the three images of a batch, as of :meth:`forward`."""
         found = self._embed(batch, self.learnt_frames)
         with torch.no_grad():
             found |= self._embed(batch, tuple(n for n in FRAMES if n not in self.learnt_frames))
@@ -96,7 +96,7 @@ class DynaFLIP(nn.Module):
     def _embed(self, batch: Mapping[str, Tensor], names: tuple[str, ...]) -> dict[str, Tensor]:
         if not names:
             return {}
-        # One call: a backbone is most efficient on many pictures.
+        # One call: a backbone is most efficient on many images.
         images = torch.cat([batch[f"image_{name}"] for name in names])
         embeddings, _ = self.image.features(self.image.preprocess(images))
         return dict(zip(names, embeddings.chunk(len(names)), strict=True))

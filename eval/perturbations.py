@@ -10,11 +10,11 @@ angle). What separates the splits:
   within a split and no split with the other;
 - textures, layout seeds and seeds of distractors: each belongs to one split.
 
-Pretraining draws :data:`SEEN_KINDS` only. Floor, object colour and distractors are
+Pretraining draws :data:`SEEN_FACTORS` only. Floor, object colour and distractors are
 never randomised in it, so that they stay unseen kinds; shadows are off in it too.
 
 Values are plain JSON, recorded with each episode and triplet and applied by
-``dynaflip.eval.simulator.Scene.apply``; :func:`belongs_to` says of recorded values
+``dynaflip.eval.envs.metaworld.Scene.apply``; :func:`belongs_to` says of recorded values
 which split they can come from.
 """
 
@@ -26,7 +26,7 @@ from typing import Any
 
 SPLITS = ("pretrain", "dev", "test")
 
-SEEN_KINDS = (
+SEEN_FACTORS = (
     "light_gain",
     "light_tint",
     "light_direction",
@@ -34,8 +34,8 @@ SEEN_KINDS = (
     "table_texture",
     "camera",
 )
-UNSEEN_KINDS = ("floor", "object_colour", "distractors", "shadows")
-KINDS = SEEN_KINDS + UNSEEN_KINDS
+UNSEEN_FACTORS = ("floor", "object_colour", "distractors", "shadows")
+FACTORS = SEEN_FACTORS + UNSEEN_FACTORS
 
 LEVELS = (1, 2, 3, 4, 5)
 PRETRAIN_MAX_MAGNITUDE = 0.3
@@ -109,11 +109,11 @@ def sample(
             pretraining never draws.
     """
     _check_split(split)
-    allowed = SEEN_KINDS if split == "pretrain" else KINDS
+    allowed = SEEN_FACTORS if split == "pretrain" else FACTORS
     chosen = tuple(allowed) if factors is None else tuple(factors)
     for factor in chosen:
-        if factor not in KINDS:
-            raise ValueError(f"there is no factor {factor}; known: {', '.join(KINDS)}")
+        if factor not in FACTORS:
+            raise ValueError(f"there is no factor {factor}; known: {', '.join(FACTORS)}")
         if factor not in allowed:
             raise ValueError(f"{factor} is an unseen kind: pretraining never draws it")
     if level not in LEVELS:
@@ -138,7 +138,7 @@ def belongs_to(values: dict[str, Any], split: str) -> bool:
             if value not in LAYOUT_SEEDS[split]:
                 return False
             continue
-        if factor not in KINDS or (split == "pretrain" and factor in UNSEEN_KINDS):
+        if factor not in FACTORS or (split == "pretrain" and factor in UNSEEN_FACTORS):
             return False
         if not any(low <= value["u"] <= high for low, high in magnitude_ranges(split)):
             return False
@@ -169,7 +169,7 @@ def texture_names(split: str, factor: str) -> tuple[str, ...]:
     _check_split(split)
     if factor not in _TEXTURED:
         raise ValueError(f"{factor} has no textures; those with: {', '.join(_TEXTURED)}")
-    if split == "pretrain" and factor in UNSEEN_KINDS:
+    if split == "pretrain" and factor in UNSEEN_FACTORS:
         return ()
     return _TEXTURES[split]
 
@@ -198,7 +198,7 @@ def physical(factor: str, value: dict[str, Any]) -> dict[str, float]:
         return {"strength": u}
     if factor == "distractors":
         return {"count": float(DISTRACTORS_AT_LEVEL.get(_level_of(u), 0))}
-    raise ValueError(f"there is no factor {factor}; known: {', '.join(KINDS)}")
+    raise ValueError(f"there is no factor {factor}; known: {', '.join(FACTORS)}")
 
 
 def _draw(split: str, factor: str, level: int, generator: random.Random) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: error by factor, retrieval against chance, examples."""
+"""Images of an evaluation: error by factor, retrieval against chance, examples."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from dynaflip.eval.frames import TARGETS, UNITS, LabelledFrames
-from dynaflip.eval.paired_views import ALL_FACTORS, UNPERTURBED
-from dynaflip.eval.probe_report import MEAN, ProbeReport
+from dynaflip.eval.expert_views import ALL_FACTORS, UNPERTURBED
+from dynaflip.eval.labelled_frames import TARGETS, UNITS, LabelledFrames
+from dynaflip.eval.metrics.probe_report import MEAN, ProbeReport
 
 RECORDED = "recorded"
 ONE_FACTOR = "one"  # the pool of all frames that show a single factor
@@ -30,7 +30,7 @@ _COLOURS = ("#1b7f79", "#d08a2e")
 
 
 def condition_name(condition: str) -> str:
-    """How a condition is called in tables and pictures."""
+    """How a condition is called in tables and images."""
     return CONDITION_NAMES.get(condition, condition.replace("_", " "))
 
 
@@ -115,7 +115,7 @@ def contact_sheet(frames: LabelledFrames, tasks: int = 4) -> tuple[np.ndarray, l
         tasks: rows, the first so many tasks.
 
     Returns:
-        A picture (tasks · H, conditions · W, 3) uint8, and the columns' conditions.
+        An image (tasks · H, conditions · W, 3) uint8, and the columns' conditions.
     """
     conditions = list(dict.fromkeys(frames.condition.tolist()))
     rows = []

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynaflip.eval.statistics import cluster_mean
+from dynaflip.eval.intervals.cluster_bootstrap import cluster_mean
 
 SCOPES = ("all", "task", "clip")
 

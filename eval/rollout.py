@@ -1,8 +1,8 @@
-"""Policies in the simulator: many episodes in lockstep, one batch of pictures a step.
+"""Policies in the simulator: many episodes in lockstep, one batch of images a step.
 
 A policy sees an :class:`Observation` and nothing else. The one exception is the scripted
 expert (policy None), which reads the simulator's state and is there to check the harness.
-Legend of shapes: B episodes, H, W picture size, T steps of a chunk, A = 4.
+Legend of shapes: B episodes, H, W image size, T steps of a chunk, A = 4.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from dynaflip.errors import UserError
-from dynaflip.eval.frames import as_recorded
-from dynaflip.eval.simulator import Scene
+from dynaflip.eval.envs.metaworld import Scene
+from dynaflip.eval.labelled_frames import as_recorded
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class EpisodeResult:
     success_ever: bool = False
     success_last: bool = False
     steps: int = 0
-    pictures: list[np.ndarray] = field(default_factory=list)  # (H, W, 3) uint8, where asked for
+    images: list[np.ndarray] = field(default_factory=list)  # (H, W, 3) uint8, where asked for
 
 
 def roll_out(
@@ -73,8 +73,8 @@ def roll_out(
         policy: None lets the scripted expert act, which is told where everything is.
         horizon_steps: longest episode, steps of 1/80 s.
         steps_after_success: see above.
-        record_first: keep pictures of the first episode.
-        record_every: one picture in so many steps.
+        record_first: keep images of the first episode.
+        record_every: one image in so many steps.
     """
     results = [EpisodeResult() for _ in starts]
     for begin in range(0, len(starts), len(scenes)):
@@ -140,7 +140,7 @@ def _run_together(
                 if episode.over(horizon_steps, steps_after_success):
                     continue
                 if episode.recorded and episode.result.steps % record_every == 0:
-                    episode.result.pictures.append(episode.scene.rgb())
+                    episode.result.images.append(episode.scene.rgb())
                 episode.step(plan[step])
         active = [e for e in active if not e.over(horizon_steps, steps_after_success)]
 

@@ -8,7 +8,7 @@ Layouts and looks come from the pretraining split, and there is no setting for t
 
 from __future__ import annotations
 
-from dynaflip.platform import home
+from dynaflip.platform import paths
 from dynaflip.platform.cli import config_parser, parse_config, run_job
 from dynaflip.platform.demonstrations.config import CollectConfig
 
@@ -17,13 +17,13 @@ def main(argv: list[str]) -> int:
     """Collect and print what came of it."""
     parser = config_parser(__doc__ or "", CollectConfig)
     parser.add_argument(
-        "--output", metavar="PATH", help=f"data set (default {home.default_data()})"
+        "--output", metavar="PATH", help=f"data set (default {paths.default_data()})"
     )
     parser.add_argument(
         "--num-cpus", type=int, metavar="N", help="CPUs to record with (default: all)"
     )
     args, config = parse_config(parser, CollectConfig, argv, {})
-    output = home.output_folder(args.output, home.default_data(), setting="--output")
+    output = paths.output_folder(args.output, paths.default_data(), setting="--output")
 
     from dynaflip.platform.demonstrations.collect import collect
 

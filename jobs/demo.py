@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from dynaflip.platform.cli import job_parser, run_job
-from dynaflip.platform.home import home
+from dynaflip.platform.paths import home
 
 JOBS = Path(__file__).resolve().parent
 ENCODER = "models:/dynaflip-encoder@candidate"

@@ -17,10 +17,10 @@ The score goes to the terminal, to an HTML report and to MLflow.
 from __future__ import annotations
 
 from dynaflip.errors import UserError
-from dynaflip.platform import home
+from dynaflip.platform import paths
 from dynaflip.platform.cli import config_parser, parse_config, run_job
-from dynaflip.platform.evaluation.config import EvaluationConfig
-from dynaflip.platform.rollouts.config import RolloutConfig
+from dynaflip.platform.evaluation.probe_config import EvaluationConfig
+from dynaflip.platform.evaluation.rollout_config import RolloutConfig
 
 SUITES = ("metaworld", "imitation")
 
@@ -50,10 +50,10 @@ def _score(argv: list[str]) -> int:
         "--encoder", metavar="URI", help=f"registered version or folder (default {default})"
     )
     parser.add_argument(
-        "--data", metavar="PATH", help=f"data set with labels (default {home.default_data()})"
+        "--data", metavar="PATH", help=f"data set with labels (default {paths.default_data()})"
     )
     parser.add_argument(
-        "--triplets", metavar="PATH", help=f"triplet folder (default {home.default_triplets()})"
+        "--triplets", metavar="PATH", help=f"triplet folder (default {paths.default_triplets()})"
     )
     parser.add_argument(
         "--reuse", action="store_true", help="show the score that there is, if nothing changed"
@@ -61,8 +61,8 @@ def _score(argv: list[str]) -> int:
     flags = {name: name for name in ("encoder", "data", "triplets")}
     args, config = parse_config(parser, EvaluationConfig, argv, flags)
 
-    from dynaflip.platform.evaluation.kept import find_scored
-    from dynaflip.platform.evaluation.score import evaluate
+    from dynaflip.platform.evaluation.score_cache import find_scored
+    from dynaflip.platform.evaluation.suites.probes import evaluate
 
     scored = find_scored(config) if args.reuse else None
     if scored is not None:
@@ -85,8 +85,8 @@ def _policies(argv: list[str], suite: str) -> int:
     flags = ("encoder", "baselines", "tasks", "seeds", "split")
     _, config = parse_config(parser, RolloutConfig, argv, {name: name for name in flags})
 
-    from dynaflip.platform.rollouts.imitation import evaluate_imitation
-    from dynaflip.platform.rollouts.score import evaluate_policies
+    from dynaflip.platform.evaluation.suites.imitation import evaluate_imitation
+    from dynaflip.platform.evaluation.suites.rollouts import evaluate_policies
 
     _show(evaluate_policies(config) if suite == "metaworld" else evaluate_imitation(config))
     return 0
@@ -96,7 +96,7 @@ def _compare(argv: list[str]) -> int:
     if len(argv) != 2 or any(word.startswith("-") for word in argv):
         raise UserError("compare: give the names or ids of two runs: compare RUN_A RUN_B")
 
-    from dynaflip.platform.rollouts.compare import compare
+    from dynaflip.platform.evaluation.compare import compare
 
     print(f"\n{compare(*argv)}")
     return 0

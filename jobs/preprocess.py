@@ -17,7 +17,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from dynaflip.platform import home
+from dynaflip.platform import paths
 from dynaflip.platform.cli import config_parser, job_parser, parse_config, run_job
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
 
@@ -28,17 +28,17 @@ def main(argv: list[str]) -> int:
         return inspect(argv[1:])
     parser = config_parser(__doc__ or "", PreprocessConfig)
     parser.add_argument(
-        "--source", metavar="PATH", help=f"recordings (default {home.default_data()})"
+        "--source", metavar="PATH", help=f"recordings (default {paths.default_data()})"
     )
     parser.add_argument(
-        "--output", metavar="PATH", help=f"triplet folder (default {home.default_triplets()})"
+        "--output", metavar="PATH", help=f"triplet folder (default {paths.default_triplets()})"
     )
     args, config = parse_config(parser, PreprocessConfig, argv, {"source": "source.path"})
     config = _with_absolute_paths(config)
-    output = home.output_folder(args.output, home.default_triplets(), setting="--output")
+    output = paths.output_folder(args.output, paths.default_triplets(), setting="--output")
 
     from dynaflip.platform.triplets.pipeline import preprocess
-    from dynaflip.platform.triplets.report import summary_lines
+    from dynaflip.platform.triplets.report.summary import summary_lines
 
     began_s = time.monotonic()
     print(f"reading {', '.join(one.path for one in config.sources or (config.source,))}")
@@ -55,8 +55,8 @@ def _with_absolute_paths(config: PreprocessConfig) -> PreprocessConfig:
     """Workers have another working directory."""
 
     def absolute(one: SourceConfig) -> SourceConfig:
-        path = home.input_path(one.path or None, home.default_data())
-        captions = home.input_path(one.captions, home.default_data()) if one.captions else ""
+        path = paths.input_path(one.path or None, paths.default_data())
+        captions = paths.input_path(one.captions, paths.default_data()) if one.captions else ""
         return replace(
             one,
             path=path,
@@ -90,13 +90,13 @@ def _absolute(name: str) -> str:
 def inspect(argv: list[str]) -> int:
     """Print what a triplet folder holds, write its data card and log it to MLflow."""
     parser = job_parser(inspect.__doc__ or "", prog="preprocess.py inspect")
-    parser.add_argument("folder", nargs="?", help=f"default {home.default_triplets()}")
+    parser.add_argument("folder", nargs="?", help=f"default {paths.default_triplets()}")
     parser.add_argument("--examples", type=int, default=12, help="triplets shown in the card")
     args = parser.parse_args(argv)
-    folder = home.input_path(args.folder, home.default_triplets())
+    folder = paths.input_path(args.folder, paths.default_triplets())
 
-    from dynaflip.platform.triplets.data_card import write_card
-    from dynaflip.platform.triplets.inspection import inspect_folder, inspection_lines
+    from dynaflip.platform.triplets.report.data_card import write_card
+    from dynaflip.platform.triplets.report.inspection import inspect_folder, inspection_lines
 
     found = inspect_folder(folder)
     for line in inspection_lines(found):
@@ -105,7 +105,7 @@ def inspect(argv: list[str]) -> int:
 
     from dynaflip.platform.tracking import ending, open_run
 
-    with ending(open_run("triplets", home.new_run_name("triplets"))) as run:
+    with ending(open_run("triplets", paths.new_run_name("triplets"))) as run:
         counts = json.dumps(found.manifest["counts"])
         run.log_dataset(found.folder.name, found.manifest["digest"], folder, counts)
         run.log_file(card)

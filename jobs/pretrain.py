@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dynaflip.errors import UserError
 from dynaflip.platform.cli import config_parser, parse_config, run_job
-from dynaflip.platform.training.arms import ARMS, apply_arm
+from dynaflip.platform.training.ablations import VARIANTS, apply_variant
 from dynaflip.platform.training.config import PretrainConfig
 
 
@@ -15,7 +15,9 @@ def main(argv: list[str]) -> int:
     """Parse, train, say where the result is; 1 when a loss or a collapse stopped it."""
     parser = config_parser(__doc__ or "", PretrainConfig)
     parser.add_argument(
-        "--arm", metavar="NAME", help=f"lay a named variant over the settings: {', '.join(ARMS)}"
+        "--arm",
+        metavar="NAME",
+        help=f"lay a named variant over the settings: {', '.join(VARIANTS)}",
     )
     parser.add_argument("--alias", help="move this alias (candidate, say) to the new version")
     parser.add_argument(
@@ -33,11 +35,11 @@ def main(argv: list[str]) -> int:
     )
     args, config = parse_config(parser, PretrainConfig, argv, aliases={})
     if args.arm:
-        config = apply_arm(config, args.arm)
+        config = apply_variant(config, args.arm)
     if args.resume and (args.config or args.arm or config != PretrainConfig()):
         raise UserError("--resume goes on with the run's own settings: give no others beside it")
 
-    from dynaflip.platform.training import pretrain as training
+    from dynaflip.platform.training import run as training
     from dynaflip.platform.training.diagnostics import Collapsed
     from dynaflip.platform.training.step import NonFiniteLoss
 
@@ -65,9 +67,9 @@ def main(argv: list[str]) -> int:
 
 
 def _evaluate(uri: str) -> None:
-    from dynaflip.platform.config import load_config
-    from dynaflip.platform.rollouts.config import RolloutConfig
-    from dynaflip.platform.rollouts.score import evaluate_policies
+    from dynaflip.platform.config_loader import load_config
+    from dynaflip.platform.evaluation.rollout_config import RolloutConfig
+    from dynaflip.platform.evaluation.suites.rollouts import evaluate_policies
 
     headline = Path(__file__).parent / "configs" / "headline.yaml"
     config = load_config(RolloutConfig, str(headline), {"encoder": uri, "split": "dev"})

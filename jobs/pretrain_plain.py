@@ -14,8 +14,8 @@ from pathlib import Path
 
 from dynaflip.errors import UserError
 from dynaflip.platform.cli import config_parser, parse_config, run_job
-from dynaflip.platform.home import default_triplets, input_path, output_folder
-from dynaflip.platform.training.arms import ARMS, apply_arm
+from dynaflip.platform.paths import default_triplets, input_path, output_folder
+from dynaflip.platform.training.ablations import VARIANTS, apply_variant
 from dynaflip.platform.training.config import PretrainConfig
 
 
@@ -23,16 +23,16 @@ def main(argv: list[str]) -> int:
     """Parse and train; 1 when a loss or a collapse stopped it."""
     parser = config_parser(__doc__ or "", PretrainConfig)
     parser.add_argument("--output", metavar="DIR", help="folder of the run (required)")
-    parser.add_argument("--arm", metavar="NAME", help=f"a named variant: {', '.join(ARMS)}")
+    parser.add_argument("--arm", metavar="NAME", help=f"a named variant: {', '.join(VARIANTS)}")
     args, config = parse_config(parser, PretrainConfig, argv, aliases={})
     if not args.output:
         raise UserError("--output: give the folder of the run")
     if args.arm:
-        config = apply_arm(config, args.arm)
+        config = apply_variant(config, args.arm)
     config = dataclasses.replace(config, triplets=input_path(config.triplets, default_triplets()))
 
+    from dynaflip.platform.training.backends.in_process import pretrain_plain
     from dynaflip.platform.training.diagnostics import Collapsed
-    from dynaflip.platform.training.plain import pretrain_plain
     from dynaflip.platform.training.step import NonFiniteLoss
 
     output = Path(output_folder(args.output, Path(), setting="--output"))

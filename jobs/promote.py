@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     )
     args = parser.parse_args(argv)
 
-    from dynaflip.platform.rollouts.promotion import promote
+    from dynaflip.platform.promotion import promote
 
     decision = promote(args.name, args.version, force=args.force)
     print(decision.explanation)

@@ -17,7 +17,7 @@ from typing import Any
 
 from dynaflip.errors import UserError
 from dynaflip.platform.cli import config_parser, job_parser, parse_config, run_job
-from dynaflip.platform.config import flatten, to_dict
+from dynaflip.platform.config_loader import flatten, to_dict
 from dynaflip.platform.sweep.config import SweepJobConfig
 
 # Flags that stand for settings of the section `sweep`.
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     from dynaflip.platform.sweep import run
 
     if args.dry_run:
-        from dynaflip.platform.sweep.estimate import dry_run
+        from dynaflip.platform.sweep.dry_run import dry_run
 
         print(dry_run(job))
         return 0
@@ -109,7 +109,7 @@ def _look(argv: list[str]) -> int:
 
         print(show(words.name))
         return 0
-    from dynaflip.platform.sweep.agreement import disagreements
+    from dynaflip.platform.sweep.consistency import disagreements
 
     found = disagreements(words.name)
     for line in found:

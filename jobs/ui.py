@@ -9,7 +9,7 @@ import sys
 
 from dynaflip.errors import UserError
 from dynaflip.platform.cli import job_parser, run_job
-from dynaflip.platform.home import mlflow_folder
+from dynaflip.platform.paths import mlflow_folder
 
 
 def main(argv: list[str]) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dynaflip.losses.gather import global_sum, world_size
+from dynaflip.losses.distributed import global_sum, world_size
 from dynaflip.losses.simplex import full_precision
 
 

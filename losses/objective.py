@@ -13,14 +13,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from dynaflip.losses.alignment import Examples, alignment_loss
 from dynaflip.losses.config import MODALITIES, ObjectiveConfig
+from dynaflip.losses.contrastive import Examples, contrastive_loss
+from dynaflip.losses.distributed import global_sum, world_size
 from dynaflip.losses.energy import energy, rolled
 from dynaflip.losses.flow_prediction import flow_prediction_loss
-from dynaflip.losses.gather import global_sum, world_size
-from dynaflip.losses.past import Queue
+from dynaflip.losses.memory_bank import MemoryBank
 from dynaflip.losses.simplex import simplex_volume
-from dynaflip.losses.temporal import temporal_loss
+from dynaflip.losses.time_contrastive import time_contrastive_loss
 
 WEIGHTED = ("contrastive", "temporal", "flow", "direct")
 # A learned temperature stays above this, so that a few wrong captions cannot blow up the loss.
@@ -44,10 +44,10 @@ class Objective(nn.Module):
         if config.learn_temperature:
             above = max(config.temperature - LOWEST_TEMPERATURE, 1e-4)
             self.log_temperature = nn.Parameter(torch.tensor(math.log(above)))
-        self.queue: Queue | None = None
+        self.queue: MemoryBank | None = None
         if config.queue_size:
             assert embedding_dim is not None, "a queue needs the embedding's width"
-            self.queue = Queue(config.queue_size, embedding_dim, config.modalities)
+            self.queue = MemoryBank(config.queue_size, embedding_dim, config.modalities)
 
     def forward(
         self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]
@@ -87,7 +87,7 @@ class Objective(nn.Module):
         everyone = local.gathered()
         past = None if self.queue is None else self.queue.examples()
         temperature = self.temperature()
-        align = alignment_loss(config, local, everyone, temperature=temperature, past=past)
+        align = contrastive_loss(config, local, everyone, temperature=temperature, past=past)
         if self.queue is not None and self.training:
             self.queue.push(everyone.detached())
         terms = {
@@ -116,7 +116,7 @@ class Objective(nn.Module):
         return LOWEST_TEMPERATURE + self.log_temperature.exp()
 
     def _temporal(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
-        return temporal_loss(
+        return time_contrastive_loss(
             outputs["d_t"],
             outputs["d_next"],
             outputs["d_far"],

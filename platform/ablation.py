@@ -13,18 +13,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dynaflip.errors import UserError
-from dynaflip.platform.rollouts.config import RolloutConfig
-from dynaflip.platform.training.arms import (
-    ARMS,
+from dynaflip.platform.evaluation.rollout_config import RolloutConfig
+from dynaflip.platform.training.ablations import (
     FULL,
     NO_NEGATIVES,
     PAPER_SUCCESS_PERCENT,
-    apply_arm,
+    VARIANTS,
+    apply_variant,
 )
 from dynaflip.platform.training.config import PretrainConfig
 
 if TYPE_CHECKING:
-    from dynaflip.eval.ablation_statistics import Ranking
+    from dynaflip.eval.intervals.ranking import Ranking
 
 # The evaluation's own name for the encoder under test.
 _FIRST = "trained"
@@ -57,8 +57,10 @@ class AblationConfig:
     rollouts: RolloutConfig = field(default_factory=_rollouts)
 
     def __post_init__(self) -> None:
-        if unknown := sorted(set(self.arms) - set(ARMS)):
-            raise ValueError(f"arms: there is no {', '.join(unknown)}; known: {', '.join(ARMS)}")
+        if unknown := sorted(set(self.arms) - set(VARIANTS)):
+            raise ValueError(
+                f"arms: there is no {', '.join(unknown)}; known: {', '.join(VARIANTS)}"
+            )
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError("seeds: give distinct numbers from 0 up")
         if self.rollouts.split != "dev":
@@ -68,7 +70,7 @@ class AblationConfig:
 
     def chosen(self) -> list[str]:
         """Arms in the table's order, the full one first: the others are compared with it."""
-        return [arm for arm in ARMS if not self.arms or arm in self.arms or arm == FULL]
+        return [arm for arm in VARIANTS if not self.arms or arm in self.arms or arm == FULL]
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def _check_arms(config: AblationConfig) -> None:
     """Refuse, before hours of training, arms that cannot be or that are one another's copies."""
     found: list[tuple[PretrainConfig, str]] = []
     for arm in config.chosen():
-        settings = apply_arm(config.pretrain, arm)
+        settings = apply_variant(config.pretrain, arm)
         twin = next((name for other, name in found if other == settings), None)
         if twin is not None:
             raise UserError(f"arms: {twin} and {arm} are the same under these settings; leave one")
@@ -119,12 +121,12 @@ def _check_arms(config: AblationConfig) -> None:
 
 def pretrained(config: AblationConfig, arm: str) -> list[str]:
     """URIs of an arm's encoders, one a seed; what there is already is taken."""
-    from dynaflip.platform.training.pretrain import find_finished, pretrain
+    from dynaflip.platform.training.run import find_finished, pretrain
 
     uris = []
     for seed in config.seeds:
         train = dataclasses.replace(config.pretrain.train, seed=seed)
-        settings = apply_arm(dataclasses.replace(config.pretrain, train=train), arm)
+        settings = apply_variant(dataclasses.replace(config.pretrain, train=train), arm)
         uri = find_finished(settings)
         if uri is None:
             print(f"arm {arm}, seed {seed}: pretraining")
@@ -137,9 +139,9 @@ def pretrained(config: AblationConfig, arm: str) -> list[str]:
 
 def by_policies(config: AblationConfig, encoders: dict[str, list[str]]) -> Ranking:
     """Rank arms by success out of distribution: the mean over single factors."""
-    from dynaflip.eval.ablation_statistics import rank_arms
-    from dynaflip.platform.rollouts.results import OUT_OF_DISTRIBUTION, groups, successes
-    from dynaflip.platform.rollouts.score import evaluate_policies
+    from dynaflip.eval.intervals.ranking import rank_variants
+    from dynaflip.platform.evaluation.results import OUT_OF_DISTRIBUTION, groups, successes
+    from dynaflip.platform.evaluation.suites.rollouts import evaluate_policies
 
     others = tuple(f"{arm}={','.join(uris)}" for arm, uris in encoders.items() if arm != FULL)
     outcome = evaluate_policies(
@@ -159,7 +161,7 @@ def by_policies(config: AblationConfig, encoders: dict[str, list[str]]) -> Ranki
             raise UserError("rollouts.factors: an ablation needs a perturbed condition")
         arm = FULL if name == _FIRST else name
         values[arm] = found.of_conditions(kinds[OUT_OF_DISTRIBUTION])
-    return rank_arms(values)
+    return rank_variants(values)
 
 
 def table_of(ranking: Ranking, effective_ranks: dict[str, str]) -> str:
@@ -207,8 +209,8 @@ def metrics_of(ranking: Ranking) -> dict[str, float]:
 
 def _effective_ranks(uris: list[str]) -> str:
     """Mean over an arm's encoders of what their runs measured last."""
-    from dynaflip.platform import registry
-    from dynaflip.platform.rollouts.arms import Encoder, info_of
+    from dynaflip.platform.evaluation.encoders_under_test import Encoder, info_of
+    from dynaflip.platform.tracking import registry
 
     rows = []
     for uri in uris:
@@ -225,7 +227,7 @@ def _log(
     metrics: dict[str, float],
 ) -> tuple[str, str]:
     from dynaflip.platform import tracking
-    from dynaflip.platform.home import new_run_name
+    from dynaflip.platform.paths import new_run_name
 
     run = tracking.open_run(config.experiment, new_run_name("ablate"), {"kind": "ablate"})
     with tracking.ending(run):

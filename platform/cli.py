@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dynaflip.errors import UserError
-from dynaflip.platform.config import flat_fields, load_config
-from dynaflip.platform.home import home, in_submitted_job
+from dynaflip.platform.config_loader import flat_fields, load_config
+from dynaflip.platform.paths import home, in_submitted_job
 
 C = TypeVar("C")
 

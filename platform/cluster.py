@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dynaflip.errors import UserError
-from dynaflip.platform.home import home, in_submitted_job
+from dynaflip.platform.paths import home, in_submitted_job
 
 # setdefault: whoever keeps the cluster may choose otherwise.
 _ENVIRONMENT = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dynaflip.eval.frames import LabelledFrames
+from dynaflip.eval.labelled_frames import LabelledFrames
 from dynaflip.platform.sweep.frames import write_frames
 
 TASKS = ("open", "press")
@@ -23,11 +23,11 @@ def labelled_frames(episodes: int = 4, px: int = 32) -> LabelledFrames:
                 name = f"{task}/{'train' if condition == 'train' else 'test'}/{episode}"
                 for _ in range(3):
                     hand, thing = rng.integers(2, px - 8, (2, 2))
-                    picture = np.full((px, px, 3), 120.0)
-                    picture[thing[1] : thing[1] + 6, thing[0] : thing[0] + 6] = 20
-                    picture[hand[1] : hand[1] + 6, hand[0] : hand[0] + 6] = 250
+                    image = np.full((px, px, 3), 120.0)
+                    image[thing[1] : thing[1] + 6, thing[0] : thing[0] + 6] = 20
+                    image[hand[1] : hand[1] + 6, hand[0] : hand[0] + 6] = 250
                     place = [np.array([*xy, 0]) / 100 for xy in (hand, thing)]
-                    shown, joints = (picture * dim).astype(np.uint8), np.zeros(7)
+                    shown, joints = (image * dim).astype(np.uint8), np.zeros(7)
                     rows.append((shown, *place, joints, task, name, condition))
     columns = list(zip(*rows, strict=True))
     return LabelledFrames(*(np.array(column) for column in columns))

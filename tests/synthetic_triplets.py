@@ -104,10 +104,10 @@ def _clip(rng: np.random.Generator, number: int, per_clip: int, px: int) -> list
 
 
 def _jpeg(px: int, background: np.ndarray, corner: np.ndarray) -> bytes:
-    picture = np.full((px, px, 3), background, np.uint8)
+    image = np.full((px, px, 3), background, np.uint8)
     x, y = (int(v) for v in corner)
-    picture[y : y + 8, x : x + 8] = 250
-    return cv2.imencode(".jpg", picture)[1].tobytes()
+    image[y : y + 8, x : x + 8] = 250
+    return cv2.imencode(".jpg", image)[1].tobytes()
 
 
 def _table(rows: list[dict]) -> pa.Table:

@@ -13,14 +13,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from dynaflip.eval.policies.head import (
-    ACTION_DIM,
-    Demonstrations,
-    input_norm,
-    seeded,
-    settle,
-)
-from dynaflip.eval.policies.settings import BehaviourCloningConfig
+from dynaflip.eval.policies.base import ACTION_DIM, Demonstrations, input_norm, seeded, settle
+from dynaflip.eval.policies.config import BehaviourCloningConfig
 
 
 class BehaviourCloning(nn.Module):

@@ -13,14 +13,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dynaflip.eval.policies.head import (
-    ACTION_DIM,
-    Demonstrations,
-    input_norm,
-    seeded,
-    settle,
-)
-from dynaflip.eval.policies.settings import DiffusionConfig
+from dynaflip.eval.policies.base import ACTION_DIM, Demonstrations, input_norm, seeded, settle
+from dynaflip.eval.policies.config import DiffusionConfig
 
 
 class _Block(nn.Module):

@@ -1,6 +1,6 @@
 """A frozen encoder and a fitted head, acting together; and what an encoder must hold to.
 
-Legend of shapes: B episodes, H, W picture size, D feature width, T steps, A = 4.
+Legend of shapes: B episodes, H, W image size, D feature width, T steps, A = 4.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from dynaflip.errors import UserError
-from dynaflip.eval.policies.head import Head, join
+from dynaflip.eval.policies.base import Head, join
 from dynaflip.eval.rollout import Observation
 
 
 class EncoderPolicy:
-    """Pictures → features → actions.
+    """Images → features → actions.
 
     Args:
         encoder: :class:`dynaflip.encoders.image.ImageEncoder`, or anything that maps
@@ -50,22 +50,22 @@ class EncoderPolicy:
         return self.head.plan(torch.from_numpy(join(features, proprioception, context))).numpy()
 
     def check_features(self) -> None:
-        """The first picture again, after all that has happened in the simulator since.
+        """The first image again, after all that has happened in the simulator since.
 
         Raises:
-            UserError: its features are others now, so the encoder knows more than the picture.
+            UserError: its features are others now, so the encoder knows more than the image.
         """
         if self._first is not None:
-            picture, features = self._first
-            _same(features, features_of(self.encoder, picture))
+            image, features = self._first
+            _same(features, features_of(self.encoder, image))
 
 
 @torch.no_grad()
 def features_of(encoder: Any, images: np.ndarray) -> np.ndarray:
-    """Features of pictures (B, H, W, 3) uint8: (B, D) float32.
+    """Features of images (B, H, W, 3) uint8: (B, D) float32.
 
     Raises:
-        UserError: the encoder does not take the pictures, or gives something else.
+        UserError: the encoder does not take the images, or gives something else.
     """
     try:
         features = encoder(torch.from_numpy(np.ascontiguousarray(images)))
@@ -73,29 +73,27 @@ def features_of(encoder: Any, images: np.ndarray) -> np.ndarray:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"encoder: it fails on pictures of shape {images.shape} ({reason})"
-        ) from None
+        raise UserError(f"encoder: it fails on images of shape {images.shape} ({reason})") from None
     features = features.float().cpu().numpy()
     if features.ndim != 2 or len(features) != len(images):
         raise UserError(
-            f"encoder: for pictures of shape {images.shape} it gives features of shape "
+            f"encoder: for images of shape {images.shape} it gives features of shape "
             f"{features.shape}, not ({len(images)}, D)"
         )
     if not np.isfinite(features).all():
-        raise UserError(f"encoder: features of pictures of shape {images.shape} are not finite")
+        raise UserError(f"encoder: features of images of shape {images.shape} are not finite")
     return features
 
 
 def check_encoder(encoder: Any, images: np.ndarray) -> None:
-    """Refuse an encoder whose features of a picture are not a function of that picture.
+    """Refuse an encoder whose features of an image are not a function of that image.
 
     Args:
         encoder: as of :class:`EncoderPolicy`.
         images: (B, H, W, 3) uint8, B at least 2.
 
     Raises:
-        UserError: it fails on them, or a picture's features depend on the others of its
+        UserError: it fails on them, or an image's features depend on the others of its
             batch or on when it is asked.
     """
     together = features_of(encoder, images)
@@ -107,6 +105,6 @@ def _same(before: np.ndarray, after: np.ndarray) -> None:
     # A batch of another size is summed in another order; a leak is far above that.
     if not np.allclose(before, after, rtol=1e-3, atol=1e-3 * np.abs(before).max()):
         raise UserError(
-            "encoder: the same picture gave other features at another moment or in another "
-            "batch; an encoder may look at its picture alone"
+            "encoder: the same image gave other features at another moment or in another "
+            "batch; an encoder may look at its image alone"
         )

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from dynaflip.encoders import finetune
+from dynaflip.eval.policies.base import seeded
 from dynaflip.eval.policies.behaviour_cloning import BehaviourCloning
-from dynaflip.eval.policies.head import seeded
-from dynaflip.eval.policies.settings import BehaviourCloningConfig, EndToEndConfig
+from dynaflip.eval.policies.config import BehaviourCloningConfig, EndToEndConfig
 
 
 def fit_end_to_end(

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from dynaflip.errors import UserError
-from dynaflip.platform.config import flatten, to_dict
+from dynaflip.platform.config_loader import flatten, to_dict
 from dynaflip.platform.demonstrations.config import CollectConfig
 from dynaflip.platform.demonstrations.plan import EpisodePlan, plan_episodes
-from dynaflip.platform.home import home
-from dynaflip.platform.locks import held
+from dynaflip.platform.files import file_lock
+from dynaflip.platform.paths import home
 from dynaflip.platform.triplets.clips import content_hash
 
 # Raised when the same settings give other episodes than before.
@@ -62,7 +62,7 @@ def collect(config: CollectConfig, output: str, *, num_cpus: int | None = None) 
     # Where a link leads: the link itself cannot be replaced by a folder.
     target = Path(os.path.realpath(output))
     lock = home() / "locks" / f"{content_hash(str(target))}.lock"
-    with held(lock, f"--output: another process is making {target}"):
+    with file_lock(lock, f"--output: another process is making {target}"):
         return _collect(config, target, num_cpus)
 
 
@@ -192,7 +192,7 @@ def _record_missing(
 
 def _check_rendering(task: str) -> None:
     """Fail here, in one line, and not in every worker."""
-    from dynaflip.eval.simulator import Scene
+    from dynaflip.eval.envs.metaworld import Scene
 
     Scene(task, height_px=32, width_px=32).close()
 
@@ -228,7 +228,7 @@ class Recorder:
 
     def record(self, plan: EpisodePlan) -> None:
         """Record one episode; its folder appears when it is complete."""
-        from dynaflip.eval.simulator import Scene
+        from dynaflip.eval.envs.metaworld import Scene
         from dynaflip.platform.demonstrations.lerobot_episode import write_episode
         from dynaflip.platform.demonstrations.record import record_episode
 

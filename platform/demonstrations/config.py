@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dynaflip.checks import at_least, share, within
-from dynaflip.platform.demonstrations.captions import KNOWN_TASKS
+from dynaflip.eval.envs.metaworld_tasks import KNOWN_TASKS
 
 # Scripted experts that solve nearly every layout, with motion that the camera sees.
 DEFAULT_TASKS = (
@@ -35,7 +35,7 @@ class CollectConfig:
     tasks: tuple[str, ...] = DEFAULT_TASKS
     # Episodes of each task.
     episodes_per_task: int = 12
-    # Height and width of the pictures.
+    # Height and width of the images.
     image_px: int = 160
     # Share of the episodes whose look is perturbed, within the pretraining ranges.
     perturbed_share: float = 0.5

@@ -19,7 +19,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dynaflip.platform.demonstrations.depth_codec import DEPTH_MAX_M, DEPTH_MIN_M, DEPTH_SHIFT_M
 from dynaflip.platform.demonstrations.lerobot_episode import (
     DEPTH_CODEC,
     DEPTH_PIX_FMT,
@@ -27,6 +26,7 @@ from dynaflip.platform.demonstrations.lerobot_episode import (
     RGB_CODEC,
     X265_PARAMS,
 )
+from dynaflip.platform.lerobot.depth_codec import DEPTH_MAX_M, DEPTH_MIN_M, DEPTH_SHIFT_M
 
 CODEBASE_VERSION = "v3.0"
 CAMERA = "corner4"

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dynaflip.platform.demonstrations.depth_codec import DEPTH_MAX_M, decode_depth, encode_depth
 from dynaflip.platform.demonstrations.plan import SPLIT, EpisodePlan
 from dynaflip.platform.demonstrations.record import Recording
+from dynaflip.platform.lerobot.depth_codec import DEPTH_MAX_M, decode_depth, encode_depth
 
 # A key frame every 8 frames (0.1 s): a reader seeks quickly. No B-frames: time stamps are
 # then in order from zero. CRF 12 keeps the texture that a point tracker lives on.
@@ -54,8 +54,8 @@ def write_episode(folder: Path, plan: EpisodePlan, recording: Recording, fps: in
     }
     pq.write_table(_table(columns), folder / "frames.parquet")
     stats = {name: vector_stats(value) for name, value in columns.items()}
-    stats["rgb"] = picture_stats(recording.rgb, frames, scale=1 / 255)
-    stats["depth"] = picture_stats(stored_m[..., None], frames)
+    stats["rgb"] = image_stats(recording.rgb, frames, scale=1 / 255)
+    stats["depth"] = image_stats(stored_m[..., None], frames)
     episode = {
         "index": plan.index,
         "task_id": plan.task,
@@ -80,8 +80,8 @@ def write_rgb_video(path: Path, rgb: np.ndarray, fps: int) -> None:
         stream: Any = container.add_stream(RGB_CODEC, rate=fps, options=RGB_OPTIONS)
         stream.height, stream.width = rgb.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        for picture in rgb:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        for image in rgb:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
 
 
@@ -94,11 +94,11 @@ def write_depth_video(path: Path, codes: np.ndarray, fps: int) -> None:
         stream: Any = container.add_stream(DEPTH_CODEC, rate=fps, options=DEPTH_OPTIONS)
         stream.height, stream.width = height, width
         stream.pix_fmt = DEPTH_PIX_FMT
-        for picture in codes:
+        for image in codes:
             frame = av.VideoFrame(width, height, DEPTH_PIX_FMT)
             plane: Any = frame.planes[0]
             rows = np.frombuffer(plane, np.uint16).reshape(height, plane.line_size // 2)
-            rows[:, :width] = picture
+            rows[:, :width] = image
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
@@ -135,10 +135,10 @@ def vector_stats(values: np.ndarray) -> dict[str, list]:
     return _stats(flat, len(values), ())
 
 
-def picture_stats(pictures: np.ndarray, count: int, scale: float = 1.0) -> dict[str, list]:
-    """LeRobot's statistics of pictures (N, H, W, C) times ``scale``, by channel: (C, 1, 1)."""
+def image_stats(images: np.ndarray, count: int, scale: float = 1.0) -> dict[str, list]:
+    """LeRobot's statistics of images (N, H, W, C) times ``scale``, by channel: (C, 1, 1)."""
     # Every fourth pixel of every eighth frame: statistics for normalising, not data.
-    flat = scale * pictures[::8, ::4, ::4].reshape(-1, pictures.shape[-1]).astype(np.float64)
+    flat = scale * images[::8, ::4, ::4].reshape(-1, images.shape[-1]).astype(np.float64)
     return _stats(flat, count, (1, 1))
 
 

@@ -1,4 +1,4 @@
-"""One episode: the expert acts, every step is pictured and measured."""
+"""One episode: the expert acts, every step is imaged and measured."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dynaflip.eval.simulator import CONTROL_RATE_HZ, Scene
+from dynaflip.eval.envs.metaworld import CONTROL_RATE_HZ, Scene
 from dynaflip.platform.demonstrations.config import CollectConfig
 from dynaflip.platform.demonstrations.plan import EpisodePlan
 

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dynaflip.errors import UserError
-from dynaflip.eval.frames import LabelledFrames
-from dynaflip.platform.triplets.clips import Clip, ClipError
+from dynaflip.eval.labelled_frames import LabelledFrames
+from dynaflip.platform.triplets.clips import Clip, ClipRejected
 from dynaflip.platform.triplets.config import SourceConfig
 from dynaflip.platform.triplets.sources.lerobot import LeRobotSource
 from dynaflip.platform.triplets.split import split_of
@@ -26,7 +26,7 @@ from dynaflip.platform.triplets.split import split_of
 HAND = "observation.state"
 OBJECT = "privileged.object_position_m"
 JOINTS = "privileged.joint_angles"
-_AS_RECORDED = 1 << 20  # px: longer than any short side, and pictures are never enlarged
+_AS_RECORDED = 1 << 20  # px: longer than any short side, and images are never enlarged
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def read_frames(
             number = len(recording.times_s())
             chosen = np.unique(np.linspace(0, number - 1, frames_per_episode).round().astype(int))
             images = recording.read_frames(chosen.tolist(), _AS_RECORDED)
-        except ClipError:
+        except ClipRejected:
             continue  # preprocessing counts and explains these
         hand_m, object_m, joints_rad = _labels(recordings.source, clip, number)
         columns["image"].append(images)
@@ -153,7 +153,7 @@ def _labels(source: LeRobotSource, clip: Clip, number: int) -> tuple[np.ndarray,
     if table.num_rows != number:
         raise UserError(
             f"--data: episode {clip.episode_index} of {source.root} has {table.num_rows} rows of "
-            f"labels and {number} pictures"
+            f"labels and {number} images"
         )
     hand, object_m, joints_rad = (
         np.array(table[name].to_pylist(), dtype=np.float64) for name in (HAND, OBJECT, JOINTS)

@@ -6,9 +6,9 @@ import dataclasses
 from dataclasses import dataclass, field
 
 from dynaflip.checks import at_least, one_of
-from dynaflip.eval.policies.settings import BehaviourCloningConfig
-from dynaflip.platform.evaluation.config import ViewsConfig
-from dynaflip.platform.rollouts.config import RolloutConfig
+from dynaflip.eval.policies.config import BehaviourCloningConfig
+from dynaflip.platform.evaluation.probe_config import ViewsConfig
+from dynaflip.platform.evaluation.rollout_config import RolloutConfig
 from dynaflip.platform.training.config import PretrainConfig
 
 SAMPLERS = ("tpe", "random")
@@ -33,7 +33,7 @@ class PolicyScoreConfig:
     episodes: int = 10
     # Unperturbed demonstrations of a task.
     demonstrations: int = 25
-    # Side of the pictures.
+    # Side of the images.
     image_px: int = 112
     # The policy on the features: as the headline's.
     behaviour_cloning: BehaviourCloningConfig = field(
@@ -75,7 +75,7 @@ class ScoreConfig:
     frames_per_episode: int = 8
     # Folds of the cross-validation over episodes that chooses the probes' penalty.
     folds: int = 5
-    # Pictures a forward pass.
+    # Images a forward pass.
     batch_size: int = 64
     # Views that probes are tested on: fewer than an evaluation's, because every trial pays.
     views: ViewsConfig = field(

@@ -11,7 +11,7 @@ import optuna
 from optuna.trial import TrialState
 from scipy import stats
 
-from dynaflip.eval.statistics import LEVEL, Interval
+from dynaflip.eval.intervals.cluster_bootstrap import LEVEL, Interval
 
 
 @dataclass(frozen=True)

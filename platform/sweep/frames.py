@@ -3,7 +3,7 @@
 A ``.npz`` without pickles: ``images`` (N, H, W, 3) uint8, ``hand_m`` and ``object_m`` (N, 3)
 metres in the world frame, ``joints_rad`` (N, J) radians, and as text (N,) ``task``,
 ``episode`` and ``condition``. Frames of condition ``train`` fit the probes; those of ``none``
-are unperturbed test frames; every other condition is one perturbation. A user's own pictures
+are unperturbed test frames; every other condition is one perturbation. A user's own images
 can be given in the same form.
 """
 
@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from dynaflip.errors import UserError
-from dynaflip.eval.frames import LabelledFrames, concatenate
-from dynaflip.eval.paired_views import ALL_FACTORS, UNPERTURBED
-from dynaflip.platform.home import default_data, input_path
+from dynaflip.eval.expert_views import ALL_FACTORS, UNPERTURBED
+from dynaflip.eval.labelled_frames import LabelledFrames, concatenate
+from dynaflip.platform.paths import default_data, input_path
 from dynaflip.platform.sweep.config import ScoreConfig
 from dynaflip.platform.triplets.schema import read_manifest
 
@@ -43,7 +43,7 @@ def make_frames(config: ScoreConfig, triplets: str) -> LabelledFrames:
     """
     if config.frames is not None:
         return read_frames(Path(input_path(config.frames, Path())))
-    from dynaflip.platform.evaluation import recordings, views
+    from dynaflip.platform.evaluation import recordings, rendered_views
 
     data = input_path(config.data, default_data())
     missing = recordings.labels_missing(data)
@@ -60,8 +60,8 @@ def make_frames(config: ScoreConfig, triplets: str) -> LabelledFrames:
         )
     clips = [clip for clip in found.train if clip.task in tasks]
     train = recordings.read_frames(found, clips, config.frames_per_episode, TRAIN)
-    plans = views.plan_views(config.views, tasks, found.camera, found.size_px, SPLIT)
-    test = views.render_views(plans)
+    plans = rendered_views.plan_views(config.views, tasks, found.camera, found.size_px, SPLIT)
+    test = rendered_views.render_views(plans)
     return concatenate([train, test.where(test.condition != ALL_FACTORS)])
 
 

@@ -17,10 +17,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from dynaflip.platform import tracking
-from dynaflip.platform.sweep.children import Child, children
 from dynaflip.platform.sweep.config import SweepConfig
-from dynaflip.platform.sweep.folder import Facts
-from dynaflip.platform.sweep.score import METRIC
+from dynaflip.platform.sweep.probe_score import METRIC
 from dynaflip.platform.sweep.space import Dimension
 from dynaflip.platform.sweep.study import (
     FINISHED,
@@ -29,6 +27,8 @@ from dynaflip.platform.sweep.study import (
     pruner,
     sampler,
 )
+from dynaflip.platform.sweep.sweep_folder import Facts
+from dynaflip.platform.tracking.child_runs import Child, children
 
 # How MLflow calls the end of a trial.
 STATUS = {

@@ -1,4 +1,4 @@
-"""Pictures of a sweep on its parent run: history, importance, parallel coordinates."""
+"""Images of a sweep on its parent run: history, importance, parallel coordinates."""
 
 from __future__ import annotations
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynaflip.eval.paired_views import UNPERTURBED
+from dynaflip.eval.expert_views import UNPERTURBED
 from dynaflip.platform.sweep.config import PolicyScoreConfig
 
 if TYPE_CHECKING:
-    from dynaflip.platform.rollouts.config import RolloutConfig
-    from dynaflip.platform.rollouts.demonstrations import DemonstrationSet
+    from dynaflip.platform.evaluation.demonstrations import DemonstrationSet
+    from dynaflip.platform.evaluation.rollout_config import RolloutConfig
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class PolicyScore:
         """
         import ray
 
-        from dynaflip.platform.rollouts.arms import TRAINED, Arm, encoder_at
-        from dynaflip.platform.rollouts.cells import plan_cells
-        from dynaflip.platform.rollouts.worker import WORKER_ENVIRONMENT, Worker
+        from dynaflip.platform.evaluation.encoders_under_test import TRAINED, Arm, encoder_at
+        from dynaflip.platform.evaluation.plan import plan_cells
+        from dynaflip.platform.evaluation.worker import WORKER_ENVIRONMENT, Worker
 
         arm = Arm(TRAINED, (encoder_at(str(encoder_folder)),))
         cells = [
@@ -64,9 +64,9 @@ def policy_score(config: PolicyScoreConfig) -> PolicyScore:
     Raises:
         UserError: an unknown task, or the simulator cannot render here.
     """
-    from dynaflip.eval.suites import tasks_of
-    from dynaflip.platform.demonstrations.captions import KNOWN_TASKS
-    from dynaflip.platform.rollouts.demonstrations import collect_demonstrations
+    from dynaflip.eval.envs.metaworld_task_sets import tasks_of
+    from dynaflip.eval.envs.metaworld_tasks import KNOWN_TASKS
+    from dynaflip.platform.evaluation.demonstrations import collect_demonstrations
 
     settings = config.rollouts()
     tasks = tasks_of(settings.tasks, KNOWN_TASKS)

@@ -15,24 +15,24 @@ from typing import TYPE_CHECKING, Any
 
 from dynaflip.errors import UserError
 from dynaflip.platform import cluster, tracking
-from dynaflip.platform.config import config_digest, flatten, load_config, to_dict, to_yaml
-from dynaflip.platform.home import default_triplets, input_path, new_run_name
-from dynaflip.platform.locks import held
+from dynaflip.platform.config_loader import config_digest, flatten, load_config, to_dict, to_yaml
+from dynaflip.platform.files import file_lock
+from dynaflip.platform.paths import default_triplets, input_path, new_run_name
 from dynaflip.platform.provenance import masked
-from dynaflip.platform.sweep import folder as folders
 from dynaflip.platform.sweep import frames as labelled
 from dynaflip.platform.sweep import study as studies
+from dynaflip.platform.sweep import sweep_folder as folders
 from dynaflip.platform.sweep.config import POLICY, SweepConfig, SweepJobConfig, pretrain_part
-from dynaflip.platform.sweep.folder import Facts
 from dynaflip.platform.sweep.policy_score import policy_score
 from dynaflip.platform.sweep.resources import Fit, fit_trials
 from dynaflip.platform.sweep.space import Dimension, papers_values, parse_space
 from dynaflip.platform.sweep.stages import Sweep, confirm, search
 from dynaflip.platform.sweep.study import SEARCH
+from dynaflip.platform.sweep.sweep_folder import Facts
 from dynaflip.platform.training.config import PretrainConfig
 
 if TYPE_CHECKING:
-    from dynaflip.eval.frames import LabelledFrames
+    from dynaflip.eval.labelled_frames import LabelledFrames
 
 # Settings that may differ from session to session: they change no trial.
 FREE = ("trials", "concurrent", "promote", "confirm", "confirm_seeds", "max_failures")
@@ -120,7 +120,7 @@ def join_cluster(base: Any, concurrent: int) -> Fit:
     cluster.start_ray(dashboard=True)
     import ray
 
-    from dynaflip.platform.training import ray_train
+    from dynaflip.platform.training.backends import ray_train
 
     cluster.wait_for(ray_train.bundles_of(base, concurrent), base.train.wait_s)
     cpus = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
@@ -193,11 +193,11 @@ def _score_digest(config: SweepConfig, frames: LabelledFrames) -> str:
 
 def _held(name: str) -> contextlib.AbstractContextManager[None]:
     lock = folders.folder_of(name) / folders.LOCK
-    return held(lock, f"sweep {name} is running in another process")
+    return file_lock(lock, f"sweep {name} is running in another process")
 
 
 def _go(sweep: Sweep, work: Any, fit: Fit) -> None:
-    from dynaflip.platform.sweep.conclusion import conclude
+    from dynaflip.platform.sweep.finish import conclude
 
     name = sweep.facts.name
     with tracking.ending(sweep.parent):
@@ -216,7 +216,7 @@ def _go(sweep: Sweep, work: Any, fit: Fit) -> None:
 
 
 def _prepare(base: PretrainConfig, name: str) -> Any:
-    from dynaflip.platform.training.pretrain import prepare
+    from dynaflip.platform.training.run import prepare
 
     return prepare(base, folders.folder_of(name) / "trials")
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dynaflip.platform import tracking
-from dynaflip.platform.config import load_config
-from dynaflip.platform.sweep import folder as folders
-from dynaflip.platform.sweep.conclusion import report
+from dynaflip.platform.config_loader import load_config
+from dynaflip.platform.sweep import sweep_folder as folders
 from dynaflip.platform.sweep.config import SweepJobConfig, pretrain_part
 from dynaflip.platform.sweep.confirmation import confirmed_of
+from dynaflip.platform.sweep.finish import report
 from dynaflip.platform.sweep.space import parse_space
 from dynaflip.platform.sweep.stages import Sweep, chosen_settings, space_of
 from dynaflip.platform.sweep.study import CONFIRM, open_storage, study_name

@@ -15,7 +15,7 @@ import yaml
 
 from dynaflip.errors import UserError
 from dynaflip.losses.config import ObjectiveConfig
-from dynaflip.platform.config import flat_fields, flatten, load_config, to_dict
+from dynaflip.platform.config_loader import flat_fields, flatten, load_config, to_dict
 from dynaflip.platform.training.config import PretrainConfig
 
 if TYPE_CHECKING:

@@ -13,16 +13,16 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from dynaflip.platform import tracking
-from dynaflip.platform.sweep import folder as folders
 from dynaflip.platform.sweep import study as studies
+from dynaflip.platform.sweep import sweep_folder as folders
 from dynaflip.platform.sweep import table
 from dynaflip.platform.sweep.config import POLICY, SweepConfig
 from dynaflip.platform.sweep.confirmation import Confirmed, confirmed_of
-from dynaflip.platform.sweep.folder import Facts
 from dynaflip.platform.sweep.ledger import Assignment, Ledger
 from dynaflip.platform.sweep.resources import Fit
 from dynaflip.platform.sweep.space import SEED, Dimension, with_values
 from dynaflip.platform.sweep.study import CONFIRM, SEARCH, own_trials
+from dynaflip.platform.sweep.sweep_folder import Facts
 from dynaflip.platform.training.config import PretrainConfig
 
 SETTING = "setting"  # of a confirming trial: the number of the trial that it repeats
@@ -63,7 +63,7 @@ class Sweep:
         return ledger
 
     def _describe(self, values: dict[str, Any]) -> dict[str, Any]:
-        from dynaflip.platform.training.pretrain import settings_digest
+        from dynaflip.platform.training.run import settings_digest
 
         try:
             return {"config_digest": settings_digest(with_values(self.base, values))}
@@ -128,7 +128,7 @@ def _values(sweep: Sweep, trial: FrozenTrial) -> dict[str, Any]:
 
 def _run(sweep: Sweep, stage: str, total: int, work: Any, fit: Fit) -> None:
     from dynaflip.platform.sweep.policy_score import policy_score
-    from dynaflip.platform.sweep.score import ProbeScore
+    from dynaflip.platform.sweep.probe_score import ProbeScore
     from dynaflip.platform.sweep.trial import TrialTask
 
     score = sweep.config.score
@@ -165,10 +165,10 @@ def run_with(
         sweep: an open sweep.
         stage: search or confirm.
         total: trials that the stage ends with.
-        trainable: as :func:`dynaflip.platform.sweep.tuning.run_stage` says.
+        trainable: as :func:`dynaflip.platform.sweep.ray_tune.run_stage` says.
         reuse: run several trials in one process.
     """
-    from dynaflip.platform.sweep.tuning import run_stage
+    from dynaflip.platform.sweep.ray_tune import run_stage
 
     ledger = sweep.ledger(stage, total)
     study, space = ledger.study, ledger.space

@@ -12,12 +12,12 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from dynaflip.errors import UserError
-from dynaflip.platform.home import home
-from dynaflip.platform.locks import held
+from dynaflip.platform.files import file_lock
+from dynaflip.platform.paths import home
 from dynaflip.platform.provenance import masked
 from dynaflip.platform.sweep.config import SweepConfig
-from dynaflip.platform.sweep.folder import Facts, default_storage, sweeps
 from dynaflip.platform.sweep.space import Dimension
+from dynaflip.platform.sweep.sweep_folder import Facts, default_storage, sweeps
 
 SEARCH, CONFIRM = "search", "confirm"
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -52,7 +52,7 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
 
     try:
         # Two processes that make one SQLite file at the same time would get in each other's way.
-        with held(sweeps() / "studies.lock"):
+        with file_lock(sweeps() / "studies.lock"):
             return optuna.storages.RDBStorage(url, engine_kwargs=options)
     except ImportError as error:
         hint = "install the database's driver, for Postgres `pip install 'dynaflip[postgres]'`"

@@ -12,10 +12,10 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from dynaflip.platform.sweep.config import UNITS
-from dynaflip.platform.sweep.folder import Facts
-from dynaflip.platform.sweep.score import METRIC
+from dynaflip.platform.sweep.probe_score import METRIC
 from dynaflip.platform.sweep.space import Dimension, short_names
 from dynaflip.platform.sweep.study import own_trials
+from dynaflip.platform.sweep.sweep_folder import Facts
 from dynaflip.platform.training.progress import clock
 
 _STATES = {

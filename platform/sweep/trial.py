@@ -32,16 +32,16 @@ from dynaflip.platform import tracking
 from dynaflip.platform.sweep.config import PERTURBED, POLICY, UNPERTURBED
 from dynaflip.platform.sweep.ledger import Assignment
 from dynaflip.platform.sweep.policy_score import PolicyScore
+from dynaflip.platform.sweep.probe_score import METRIC, ProbeScore
+from dynaflip.platform.sweep.ray_tune import ProcessLost
 from dynaflip.platform.sweep.resources import Fit, placed
-from dynaflip.platform.sweep.score import METRIC, ProbeScore
 from dynaflip.platform.sweep.space import with_values
-from dynaflip.platform.sweep.tuning import ProcessLost
-from dynaflip.platform.training import ray_train
-from dynaflip.platform.training.collate import TextTable
+from dynaflip.platform.training.backends import ray_train
+from dynaflip.platform.training.backends.ray_train import TrainJob
 from dynaflip.platform.training.config import PretrainConfig
+from dynaflip.platform.training.data.collate import TextTable
 from dynaflip.platform.training.diagnostics import Collapsed
-from dynaflip.platform.training.pretrain import checkpoint_uri, save_encoder
-from dynaflip.platform.training.ray_train import Work
+from dynaflip.platform.training.run import checkpoint_uri, save_encoder
 from dynaflip.platform.training.step import NonFiniteLoss
 
 RESULT = "result.json"
@@ -61,7 +61,7 @@ _LOST = (
 class TrialTask:
     """What all trials of a sweep share; called by Tune with a trial's assignment."""
 
-    work: Work  # of the settings that are not searched
+    work: TrainJob  # of the settings that are not searched
     score: ProbeScore
     policy_score: PolicyScore | None  # where it is an objective
     score_steps: tuple[int, ...]
@@ -128,7 +128,7 @@ class TrialTask:
         ray_train.checkpoints_of(work).remove_all()
         return {"step": step, "final": True, **found}
 
-    def _work_of(self, settings: PretrainConfig, folder: Path, run: tracking.Run) -> Work:
+    def _work_of(self, settings: PretrainConfig, folder: Path, run: tracking.Run) -> TrainJob:
         text = self.work.text
         if settings.model.language != self.work.config.model.language:
             captions = self.work.index.captions

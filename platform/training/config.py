@@ -19,7 +19,7 @@ class DataConfig:
 
     # Samples per worker and step; the negatives come from the batches of all workers.
     batch_size: int = 32
-    # Rows (pictures still encoded, about 100 kB each) that are mixed before batching.
+    # Rows (images still encoded, about 100 kB each) that are mixed before batching.
     shuffle_buffer_rows: int = 2048
     # Colour jitter, the paper's: half widths of brightness, contrast, saturation (factors
     # around 1) and hue (turns of the colour circle). 0 switches one off.
@@ -27,15 +27,15 @@ class DataConfig:
     jitter_contrast: float = 0.1
     jitter_saturation: float = 0.05
     jitter_hue: float = 0.02
-    # Draw new jitter for each picture of a sample. Off: the pictures of one sample change
+    # Draw new jitter for each image of a sample. Off: the images of one sample change
     # alike, so that their difference shows motion and not jitter.
-    jitter_per_picture: bool = False
-    # Most patches of random texture that are laid over a picture, drawn for each picture of a
+    jitter_per_image: bool = False
+    # Most patches of random texture that are laid over an image, drawn for each image of a
     # sample alone (random erasing, with shadows and surfaces among them). 0 = none; ours.
     patches: int = 0
-    # Random crop: the smallest share of the picture's sides that is kept, the same window for
-    # all pictures of a sample. 1 = no crop: the flow's grid covers the whole picture, so a crop
-    # makes its prediction harder (the 3D flow stays that of the whole picture).
+    # Random crop: the smallest share of the image's sides that is kept, the same window for
+    # all images of a sample. 1 = no crop: the flow's grid covers the whole image, so a crop
+    # makes its prediction harder (the 3D flow stays that of the whole image).
     crop_min_share: float = 1.0
     # Batches that are decoded ahead of the training step.
     prefetch_batches: int = 2

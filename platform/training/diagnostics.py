@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from dynaflip.encoders.model import DynaFLIP
 from dynaflip.eval.retrieval import effective_rank, spread, top1
-from dynaflip.losses.alignment import Examples
-from dynaflip.losses.gather import global_sum, world_size
+from dynaflip.losses.contrastive import Examples
+from dynaflip.losses.distributed import global_sum, world_size
 from dynaflip.losses.objective import WEIGHTED, Objective
 from dynaflip.losses.simplex import full_precision
 

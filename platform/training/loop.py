@@ -13,16 +13,16 @@ from torch import Tensor
 from dynaflip.encoders.model import DynaFLIP
 from dynaflip.errors import UserError
 from dynaflip.eval.retrieval import retrieval_report
-from dynaflip.losses.gather import global_sum, world_size
-from dynaflip.platform.training.checkpoints import Checkpoints
-from dynaflip.platform.training.collate import Batch, id64
+from dynaflip.losses.distributed import global_sum, world_size
+from dynaflip.platform.training.checkpoint_format import seed_step
+from dynaflip.platform.training.checkpoint_manager import Checkpoints
 from dynaflip.platform.training.config import PretrainConfig
-from dynaflip.platform.training.data import Position
+from dynaflip.platform.training.data.collate import Batch, id64
+from dynaflip.platform.training.data.loader import Position
 from dynaflip.platform.training.diagnostics import CollapseGuard, diagnose
 from dynaflip.platform.training.meter import Meter, curve_name
-from dynaflip.platform.training.resume import seed_step
-from dynaflip.platform.training.state import TrainingState
 from dynaflip.platform.training.step import NonFiniteLoss, train_step
+from dynaflip.platform.training.train_state import TrainingState
 
 Metrics = dict[str, float]
 DEFAULT_STEPS = 2000

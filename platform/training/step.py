@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dynaflip.platform.training.passes import forward
+from dynaflip.platform.training.grad_cache import forward
 
 
 class NonFiniteLoss(RuntimeError):

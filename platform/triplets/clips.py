@@ -1,7 +1,7 @@
 """What a source hands out: clips, which are cheap, and recordings, which are read.
 
 A clip is one camera of one recording (an episode, a source video or a piece of
-it). Listing clips reads no picture; a :class:`Recording` decodes.
+it). Listing clips reads no image; a :class:`Recording` decodes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Doubles = npt.NDArray[np.float64]
 PASSING_STAGES = frozenset({"network", "machine"})
 
 
-class ClipError(Exception):
+class ClipRejected(Exception):
     """A clip that cannot become triplets: a row of ``rejected.parquet``, not a failed job."""
 
     def __init__(self, stage: str, reason: str) -> None:
@@ -36,7 +36,7 @@ class ClipError(Exception):
 
 @dataclass(frozen=True)
 class Clip:
-    """One camera of one recording, without its pictures."""
+    """One camera of one recording, without its images."""
 
     clip_id: str  # content hash
     recording_id: str  # content hash, shared by all cameras and pieces of a recording
@@ -82,20 +82,20 @@ class Cameras:
     """Where frames were taken from.
 
     Args:
-        intrinsics_px: (N, 4) fx, fy, cx, cy of the recorded picture; pixel centres at +0.5.
-        picture_px: (width, height) that the intrinsics belong to.
+        intrinsics_px: (N, 4) fx, fy, cx, cy of the recorded image; pixel centres at +0.5.
+        frame_px: (width, height) that the intrinsics belong to.
         poses: (N, 4, 4) camera to world in metres, OpenCV axes, or None: assumed still.
         assumed: True where the focal length is a guess; triplets say so in ``focal_kind``.
     """
 
     intrinsics_px: Doubles
-    picture_px: tuple[int, int]
+    frame_px: tuple[int, int]
     poses: Doubles | None
     assumed: bool
 
 
 class Recording(Protocol):
-    """A clip that can be read. Every method may raise :class:`ClipError`."""
+    """A clip that can be read. Every method may raise :class:`ClipRejected`."""
 
     def times_s(self) -> Doubles:
         """(N,) time of every frame, ascending, 0 at the clip's first frame."""

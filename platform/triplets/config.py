@@ -71,13 +71,13 @@ class TrackConfig:
     # lk: pyramidal Lucas-Kanade; dis: dense inverse search, both with a forward-backward
     # check. torchscript:FILE or class:MODULE:NAME: a learned tracker (see stages/learned_track.py).
     tracker: str = "lk"
-    # Short side of the pictures that are tracked; smaller recordings stay as they are.
+    # Short side of the images that are tracked; smaller recordings stay as they are.
     short_side_px: int = 224
     # Side of the window around a point.
     lk_window_px: int = 15
     # Track in depth as well as in grey, where depth is known.
     use_depth: bool = True
-    # Pyramid levels above the picture itself.
+    # Pyramid levels above the image itself.
     lk_levels: int = 3
     # A point is lost where going one frame forward and back misses it by more.
     max_backward_error_px: float = 1.0
@@ -128,7 +128,7 @@ class CameraConfig:
     on_failure: str = "reject"
     # A fit fails where a smaller share of the points agrees.
     min_inlier_share: float = 0.4
-    # A point agrees when it misses by no more in the picture, and in depth as a share of it.
+    # A point agrees when it misses by no more in the image, and in depth as a share of it.
     inlier_px: float = 1.0
     inlier_depth_share: float = 0.01
     # Triples of points that are tried for each frame.
@@ -172,7 +172,7 @@ class RegisterConfig:
 
     # false: believe the tracker's points, corrected by their neighbours.
     enabled: bool = True
-    # Radius of a piece in the tracked picture, …
+    # Radius of a piece in the tracked image, …
     radius_px: int = 20
     # … distance of its samples, and how many of them are compared at most.
     stride_px: int = 4
@@ -186,7 +186,7 @@ class RegisterConfig:
     depth_scale_share: float = 0.0015
     # What a step of a hundredth of the distance has to gain, in squared scales.
     damping: float = 0.5
-    # Iterations on blurred and on sharp pictures, for each frame.
+    # Iterations on blurred and on sharp images, for each frame.
     coarse_iterations: int = 1
     fine_iterations: int = 2
     # Neighbours whose motion a piece tries as its own.
@@ -233,7 +233,7 @@ class FilterConfig:
     min_visible_share: float = 0.1
     # A shot cut: change of brightness from one tracked frame to the next, beyond the usual.
     max_cut_score: float = 0.12
-    # Least mean squared Laplacian of the first and last picture (blur lowers it).
+    # Least mean squared Laplacian of the first and last image (blur lowers it).
     min_sharpness: float = 8.0
 
     def __post_init__(self) -> None:
@@ -254,7 +254,7 @@ class PreprocessConfig:
     # Bring a model's relative depth to metres by scale and shift where a window's first
     # frame has recorded depth (depth_scale then says aligned).
     align_depth: bool = True
-    # tracked: from the pictures. simulator: the exact flow of a simulated
+    # tracked: from the images. simulator: the exact flow of a simulated
     # recording, for upper-bound experiments only.
     flow_source: str = "tracked"
     # The flow is followed for the time to R3M's next frame, at most this long.
@@ -263,11 +263,11 @@ class PreprocessConfig:
     min_window_s: float = 0.1
     # R3M draws per clip: five frames each, hence four transitions.
     draws_per_clip: int = 3
-    # Second picture of a pair. window: at t + flow window. r3m: R3M's next frame.
+    # Second image of a pair. window: at t + flow window. r3m: R3M's next frame.
     image_pair: str = "window"
-    # Short side of the stored pictures; smaller recordings stay as they are.
+    # Short side of the stored images; smaller recordings stay as they are.
     image_px: int = 160
-    # Quality of the stored JPEG pictures.
+    # Quality of the stored JPEG images.
     jpeg_quality: int = 92
     # uniform: an even grid of key points, as in the paper. motion: lines lie closer where
     # things move; grid_focus is the share of them that motion draws.
@@ -281,8 +281,8 @@ class PreprocessConfig:
     max_rejected_share: float = 0.5
     # Clips a Parquet file, at most; also what one task works on.
     clips_per_shard: int = 4
-    # Flow-overlay examples in pictures/.
-    example_pictures: int = 12
+    # Flow-overlay examples in images/.
+    example_images: int = 12
     track: TrackConfig = field(default_factory=TrackConfig)
     lift: LiftConfig = field(default_factory=LiftConfig)
     camera: CameraConfig = field(default_factory=CameraConfig)
@@ -314,7 +314,7 @@ class PreprocessConfig:
         at_least(self, 16, "image_px")
         within(self, 1, 100, "jpeg_quality")
         share(self, "max_rejected_share")
-        at_least(self, 0, "example_pictures")
+        at_least(self, 0, "example_images")
 
     def all_sources(self) -> tuple[SourceConfig, ...]:
         """The sources of the set, one or several."""

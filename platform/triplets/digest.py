@@ -12,7 +12,7 @@ import pyarrow as pa
 from dynaflip.platform.triplets.schema import SCHEMA_VERSION
 
 # Beside this folder: the simulator's exact flow, and which recordings share a condition.
-_CODE_OUTSIDE = ("eval/exact_flow.py", "eval/simulator*.py", "eval/perturbations.py")
+_CODE_OUTSIDE = ("eval/envs/exact_flow.py", "eval/simulator*.py", "eval/perturbations.py")
 
 
 def row_digests(table: pa.Table) -> list[str]:

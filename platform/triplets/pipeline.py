@@ -23,24 +23,21 @@ import pyarrow.parquet as pq
 
 from dynaflip.errors import UserError
 from dynaflip.platform.cluster import start_ray
-from dynaflip.platform.config import to_dict
-from dynaflip.platform.home import home
-from dynaflip.platform.locks import held
+from dynaflip.platform.config_loader import to_dict
+from dynaflip.platform.files import file_lock
+from dynaflip.platform.paths import home
 from dynaflip.platform.triplets.clips import Clip, Source, content_hash
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.digest import digest_of
-from dynaflip.platform.triplets.model_shards import (
+from dynaflip.platform.triplets.models.actor import (
     ModelShards,
     check_models,
     digests_of_models,
     uses_models,
 )
-from dynaflip.platform.triplets.pictures import write_examples
 from dynaflip.platform.triplets.progress import Progress
-from dynaflip.platform.triplets.schema import REJECTED_SCHEMA, SCHEMA_VERSION
-from dynaflip.platform.triplets.shard import WorkFolder, process_shard
-from dynaflip.platform.triplets.sources.formats import Mix, open_sources
-from dynaflip.platform.triplets.versions import (
+from dynaflip.platform.triplets.report.overlays import write_examples
+from dynaflip.platform.triplets.reuse import (
     adopt_shards,
     changes,
     may_have_passed,
@@ -49,6 +46,9 @@ from dynaflip.platform.triplets.versions import (
     work_of,
     write_manifest,
 )
+from dynaflip.platform.triplets.schema import REJECTED_SCHEMA, SCHEMA_VERSION
+from dynaflip.platform.triplets.shard import WorkFolder, process_shard
+from dynaflip.platform.triplets.sources.formats import Mix, open_sources
 
 _MAX_BLOCKS = 4096
 _KEY_LETTERS = 12  # of a work folder's name
@@ -89,7 +89,7 @@ def preprocess(config: PreprocessConfig, output: str) -> Outcome:
     """
     folder = _check_output(output)
     lock = home() / "locks" / f"{content_hash(str(folder))}.lock"
-    with held(lock, f"--output: another process is making {folder}"):
+    with file_lock(lock, f"--output: another process is making {folder}"):
         return _preprocess(config, folder)
 
 
@@ -275,7 +275,7 @@ def _finish(
             f"{place / 'rejected.parquet'}"
         )
         return Outcome(place, counts, digest, failure=failure)
-    write_examples(work.path, config.example_pictures)
+    write_examples(work.path, config.example_images)
     before = read_finished(folder)
     same = (before.get("digest"), before.get("work_key")) == (digest, about["work_key"])
     version = int(before.get("version", 0)) + (0 if same else 1)

@@ -6,7 +6,7 @@ A triplet folder holds ``triplets/*.parquet`` (this schema), ``rejected.parquet`
 Coordinate frames: flow is metric XYZ in the camera frame of frame t (x right,
 y down, z forward), so the motion of the camera is compensated where its pose is
 known. Pixels have their origin at the top left corner of the top left pixel
-(the centre of the first pixel is at 0.5), in units of the stored picture.
+(the centre of the first pixel is at 0.5), in units of the stored image.
 
 Shapes: K = 7 steps, G = 20 grid points a side; the grid is stored row-major,
 [row (down), column (right)].
@@ -43,7 +43,7 @@ TRIPLET_SCHEMA = pa.schema(
         pa.field("caption_kind", pa.string(), nullable=False),  # source | template | model:NAME
         pa.field("caption_group", pa.string(), nullable=False),  # equal = same meaning
         pa.field("task", pa.string(), nullable=False),  # task id; the caption group if none
-        # Pictures: JPEG, RGB, square-free (aspect ratio kept), short side = image_px.
+        # Images: JPEG, RGB, square-free (aspect ratio kept), short side = image_px.
         pa.field("frame_t", pa.binary(), nullable=False),
         pa.field("frame_next", pa.binary(), nullable=False),  # at t_s + window_s, or R3M's next
         pa.field("frames_r3m", pa.list_(pa.binary(), R3M_FRAMES), nullable=False),
@@ -75,8 +75,8 @@ TRIPLET_SCHEMA = pa.schema(
             "tracks_px", pa.fixed_shape_tensor(pa.float32(), (STEPS, GRID, GRID, 2)), nullable=False
         ),
         pa.field("median_depth_m", pa.float32(), nullable=False),  # of frame t
-        pa.field("focal_px", pa.float32(), nullable=False),  # of the stored picture
-        # recorded | assumed (the longer side, 53°): metres across the picture are then a guess,
+        pa.field("focal_px", pa.float32(), nullable=False),  # of the stored image
+        # recorded | assumed (the longer side, 53°): metres across the image are then a guess,
         # whatever `depth_scale` says. Folders made before November 2026 lack this column.
         pa.field("focal_kind", pa.string(), nullable=False),
         # How the flow came about; never silently.

@@ -19,12 +19,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dynaflip.platform.triplets.clip_table import DepthModel, clip_table
-from dynaflip.platform.triplets.clips import Clip, ClipError, Source
+from dynaflip.platform.triplets.build import DepthModel, clip_table
+from dynaflip.platform.triplets.clips import Clip, ClipRejected, Source
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.digest import row_digests
+from dynaflip.platform.triplets.models.captioner import Captioner, needs_caption
 from dynaflip.platform.triplets.schema import TRIPLET_SCHEMA
-from dynaflip.platform.triplets.stages.captioner import Captioner, needs_caption
 
 Captioners = dict[str, Captioner]  # by the caption_kind of the clips they are for
 _MAX_FILE_BYTES = 100 << 20
@@ -94,7 +94,7 @@ def _summary(
     clip: Clip,
     source: Source,
     config: PreprocessConfig,
-    refusal: ClipError | None,
+    refusal: ClipRejected | None,
     depth_models: Mapping[str, DepthModel],
     captioners: Captioners,
 ) -> tuple[dict[str, Any], pa.Table | None]:
@@ -119,7 +119,7 @@ def _summary(
         summary["visible"] = sum(table["visible_share"].to_pylist())
         summary["moving"] = sum(table["moving_share"].to_pylist())
         summary["assumed_focal"] = table["focal_kind"].to_pylist().count("assumed")
-    except ClipError as error:
+    except ClipRejected as error:
         summary |= {"stage": error.stage, "reason": _printable(error.reason)}
     except Exception as error:
         # One clip must not stop the job, whatever it holds. Nothing is hidden: the clip
@@ -142,7 +142,7 @@ def _gave_out(error: Exception) -> bool:
 
 
 @contextmanager
-def _counted(attempts: Path, clip: Clip) -> Iterator[ClipError | None]:
+def _counted(attempts: Path, clip: Clip) -> Iterator[ClipRejected | None]:
     """Note that a clip is being worked on; yield why not to, if workers died of it before.
 
     A crash inside a decoder leaves its trace in the note and is the clip's fault. A worker
@@ -158,7 +158,7 @@ def _counted(attempts: Path, clip: Clip) -> Iterator[ClipError | None]:
             stage, died = "crash", f"{faults} times of a fault in native code"
         else:
             stage, died = "machine", f"{starts} times, killed from outside"
-        yield ClipError(stage, f"the worker process died on this clip {died}")
+        yield ClipRejected(stage, f"the worker process died on this clip {died}")
         return
     traced = faulthandler.is_enabled()
     with note.open("a") as file:

@@ -4,7 +4,7 @@
 
 Tasks are recorded at 224 px with a static and with a moving camera by a seed that no
 default was tuned on. A point counts as moving when it goes further than a centimetre
-in 3D and a pixel in the picture and is in sight at the end. Recall is the share of
+in 3D and a pixel in the image and is in sight at the end. Recall is the share of
 those that a method keeps; its points are sorted by its own doubt (the check's miss,
 or the piece's misfit) over the motion that it found. Errors are medians at the end of
 the window: in 2D as a share of the point's motion, in 3D in millimetres.
@@ -22,13 +22,13 @@ import numpy as np
 from simulated import TASKS, Window, recordings, windows
 
 from dynaflip.platform.triplets.config import PreprocessConfig, RegisterConfig, TrackConfig
-from dynaflip.platform.triplets.stages.camera_motion import compensated, fit_camera
-from dynaflip.platform.triplets.stages.flow import flow_of_window
-from dynaflip.platform.triplets.stages.track import (
+from dynaflip.platform.triplets.flow.camera_motion import compensated, fit_camera
+from dynaflip.platform.triplets.flow.estimate import flow_of_window
+from dynaflip.platform.triplets.flow.tracking import (
     grid_px,
     thin_frames,
     track_points,
-    tracker_pictures,
+    tracker_images,
 )
 
 RECALLS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
@@ -50,14 +50,14 @@ Method = Callable[[Window], Answer]
 
 
 def plain(tracker: str) -> Method:
-    """A tracker with the forward-backward check alone, on grey pictures."""
+    """A tracker with the forward-backward check alone, on grey images."""
     config = TrackConfig(tracker=tracker, use_depth=False, max_backward_error_px=LOST_PX)
 
     def method(window: Window) -> Answer:
         kept = thin_frames(window.times_s, config.min_frame_gap_s)
         origin_px = grid_px(*window.frames.shape[1:3])
-        pictures = tracker_pictures(window.frames[kept], None)
-        tracks, misses = track_points(pictures, origin_px.reshape(-1, 2), config)
+        images = tracker_images(window.frames[kept], None)
+        tracks, misses = track_points(images, origin_px.reshape(-1, 2), config)
         end_px = tracks[-1].reshape(origin_px.shape)
         return Answer(end_px, None, doubt_of(misses[-1].reshape(20, 20), end_px - origin_px))
 

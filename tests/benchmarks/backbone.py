@@ -4,8 +4,8 @@
     python tests/benchmarks/backbone.py --size tiny --device cpu --batches 2 4 --repeats 2
 
 Random weights in DINOv2's architecture. Each line is the training step of the whole model
-(three pictures a sample) with and without torch.compile, beside forward and backward of
-transformers' own backbone on the same pictures.
+(three images a sample) with and without torch.compile, beside forward and backward of
+transformers' own backbone on the same images.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from dynaflip.encoders.config import FlowConfig, ImageConfig, ModelConfig
 from dynaflip.losses.objective import Objective
 from dynaflip.platform.training.config import PretrainConfig, TrainConfig
-from dynaflip.platform.training.state import TrainingState
 from dynaflip.platform.training.step import train_step
+from dynaflip.platform.training.train_state import TrainingState
 
 # Dense bfloat16 peak in FLOP/s by part of the device's name, from the vendor's data sheets.
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
@@ -34,7 +34,7 @@ SIZES: dict[str, dict[str, int]] = {
     "small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6},
     "tiny": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
 }
-STEPS, GRID, TEXT_DIM, PICTURES = 7, 20, 384, 3
+STEPS, GRID, TEXT_DIM, IMAGES = 7, 20, 384, 3
 
 
 def config_of(folder: str, px: int, *, compiled: bool, checkpointing: bool) -> PretrainConfig:
@@ -52,12 +52,12 @@ def batch_of(size: int, px: int, device: str) -> dict[str, Tensor]:
     """Random numbers in the shapes of a batch."""
     flow = (size, STEPS, GRID, GRID)
     ids = torch.arange(size, device=device)
-    pictures = {
+    images = {
         f"image_{name}": torch.randint(0, 256, (size, 3, px, px), dtype=torch.uint8, device=device)
         for name in ("t", "next", "far")
     }
     return {
-        **pictures,
+        **images,
         "text_features": torch.randn(size, TEXT_DIM, device=device),
         "flow_origin_m": torch.randn(size, GRID, GRID, 3, device=device),
         "flow_displacement_m": 0.05 * torch.randn(*flow, 3, device=device),
@@ -104,9 +104,9 @@ def loss_seconds(batch: int, dim: int, device: str, repeats: int) -> tuple[float
 def transformers_seconds(
     state: TrainingState, batch: int, px: int, device: str, repeats: int
 ) -> float:
-    """Forward and backward of the bare backbone on as many pictures."""
+    """Forward and backward of the bare backbone on as many images."""
     network: Any = state.model.image.backbone.network
-    pixels = torch.randn(PICTURES * batch, 3, px, px, device=device)
+    pixels = torch.randn(IMAGES * batch, 3, px, px, device=device)
 
     def run() -> None:
         network.zero_grad(set_to_none=True)
@@ -134,7 +134,7 @@ def measure(args: argparse.Namespace, folder: str, batch: int, compiled: bool) -
         "batch": batch,
         "compile": compiled,
         "step_ms": 1e3 * took,
-        "images_per_s": PICTURES * batch / took,
+        "images_per_s": IMAGES * batch / took,
     }
     if args.device == "cuda":
         found["memory_GB"] = torch.cuda.max_memory_allocated() / 1e9

@@ -16,7 +16,7 @@ import threading
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "triplets"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "platform" / "triplets"))
 from triplet_recordings import moving_square, write_video
 
 from dynaflip.platform.cluster import start_ray

@@ -17,7 +17,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "triplets"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "platform" / "triplets"))
 from growth import PeakMemory
 from triplet_recordings import textured
 

@@ -13,17 +13,17 @@ from pathlib import Path
 
 import numpy as np
 
-from dynaflip.platform.config import config_digest
+from dynaflip.platform.config_loader import config_digest
 from dynaflip.platform.demonstrations.config import CollectConfig
-from dynaflip.platform.home import home
+from dynaflip.platform.paths import home
 from dynaflip.platform.triplets.clips import Cameras, Clip
 from dynaflip.platform.triplets.config import SourceConfig
 from dynaflip.platform.triplets.digest import digest_of
+from dynaflip.platform.triplets.flow.estimate import Flow
+from dynaflip.platform.triplets.flow.simulator import simulator_flow
+from dynaflip.platform.triplets.flow.tracking import grid_px
+from dynaflip.platform.triplets.flow.window import Shot
 from dynaflip.platform.triplets.sources.formats import open_source
-from dynaflip.platform.triplets.stages.flow import Flow
-from dynaflip.platform.triplets.stages.shot import Shot
-from dynaflip.platform.triplets.stages.simulator_flow import simulator_flow
-from dynaflip.platform.triplets.stages.track import grid_px
 
 TASKS = (
     "door-open-v3",
@@ -83,7 +83,7 @@ def recordings(
 
 
 def _record(target: Path, config: CollectConfig) -> None:
-    from dynaflip.eval.simulator import Scene
+    from dynaflip.eval.envs.metaworld import Scene
     from dynaflip.platform.demonstrations.lerobot_dataset import assemble
     from dynaflip.platform.demonstrations.lerobot_episode import write_episode
     from dynaflip.platform.demonstrations.plan import plan_episodes
@@ -117,13 +117,13 @@ def windows(root: Path, frames: int, *, per_clip: int) -> Iterator[Window]:
         starts = np.linspace(0, len(times_s) - frames, per_clip + 2).astype(int)[1:-1]
         for start in sorted({int(s) for s in starts}):
             indices = list(range(start, start + frames))
-            pictures = recording.read_frames(indices, IMAGE_PX)
+            images = recording.read_frames(indices, IMAGE_PX)
             depth_m, cameras = recording.read_depth_m(indices), recording.cameras(indices)
             assert depth_m is not None
             assert cameras is not None
             truth = _truth(root, clip, recording, indices, cameras)
             name = f"{clip.task}/{start}+{frames}"
-            yield Window(name, pictures, times_s[indices], depth_m, cameras, truth)
+            yield Window(name, images, times_s[indices], depth_m, cameras, truth)
 
 
 def _truth(root: Path, clip: Clip, recording, indices: list[int], cameras: Cameras) -> Flow:
@@ -137,7 +137,7 @@ def _truth(root: Path, clip: Clip, recording, indices: list[int], cameras: Camer
     assert cameras.poses is not None
     times_s = recording.times_s()[indices]
     state = recording.simulator_state(indices)
-    size_px = cameras.picture_px
+    size_px = cameras.frame_px
     origin_px = grid_px(size_px[1], size_px[0])
     flow = simulator_flow(clip, times_s[some], cameras.poses[some], state[some], origin_px, size_px)
     path.parent.mkdir(exist_ok=True)

@@ -22,7 +22,7 @@ import cv2
 from simulated import TASKS, recordings
 
 from dynaflip.platform.cluster import start_ray
-from dynaflip.platform.triplets.clip_table import clip_table
+from dynaflip.platform.triplets.build import clip_table
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
 from dynaflip.platform.triplets.pipeline import preprocess
 from dynaflip.platform.triplets.shard import WorkFolder, process_shard

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dynaflip.platform.config import load_config
+from dynaflip.platform.config_loader import load_config
 from dynaflip.platform.training.config import PretrainConfig
 
 pytestmark = [pytest.mark.bench, pytest.mark.ray]
@@ -41,7 +41,7 @@ def config_of(triplets: str, *, steps: int = STEPS, num_workers: int = 1) -> Pre
 
 @pytest.fixture
 def triplets(tmp_path: Path) -> str:
-    """The folder that BENCH_TRIPLETS names, or a synthetic one of the demo's picture size."""
+    """The folder that BENCH_TRIPLETS names, or a synthetic one of the demo's image size."""
     if folder := os.environ.get("BENCH_TRIPLETS"):
         return folder
     from synthetic_triplets import write_triplets
@@ -52,11 +52,11 @@ def triplets(tmp_path: Path) -> str:
 def bare_steps_per_s(config: PretrainConfig) -> float:
     """The plainest loop there is: decode a batch inline, step, repeat."""
     from dynaflip.encoders.language import embed_captions
-    from dynaflip.platform.training.collate import Collate, TextTable
-    from dynaflip.platform.training.data import plain_tables, read_index, rows_of
+    from dynaflip.platform.training.data.collate import Collate, TextTable
+    from dynaflip.platform.training.data.loader import plain_tables, read_index, rows_of
     from dynaflip.platform.training.loop import to_device
-    from dynaflip.platform.training.state import TrainingState
     from dynaflip.platform.training.step import train_step
+    from dynaflip.platform.training.train_state import TrainingState
 
     assert config.triplets is not None
     index = read_index(config.triplets)
@@ -79,7 +79,7 @@ def bare_steps_per_s(config: PretrainConfig) -> float:
 
 def curves_of(config: PretrainConfig) -> dict[str, list[tuple[int, float]]]:
     from dynaflip.platform import tracking
-    from dynaflip.platform.training.pretrain import pretrain
+    from dynaflip.platform.training.run import pretrain
 
     outcome = pretrain(config)
     curves = tracking.reopen_run(outcome.run_id).curves()

@@ -18,8 +18,8 @@ import torch.multiprocessing as mp
 from torch import Tensor
 from torch.nn import functional as F
 
-from dynaflip.losses.alignment import Examples, alignment_loss
 from dynaflip.losses.config import ObjectiveConfig
+from dynaflip.losses.contrastive import Examples, contrastive_loss
 from dynaflip.losses.energy import energy_matrix
 
 pytestmark = pytest.mark.bench
@@ -101,7 +101,7 @@ def one_of_many(rank: int, world: int, local: int, folder: str) -> None:
         z = unit(raw_points(number, 64))
         ids = rank * number + torch.arange(number)
         mine = Examples(z, ids, ids)
-        alignment_loss(ObjectiveConfig(), mine, mine.gathered())["loss"].backward()
+        contrastive_loss(ObjectiveConfig(), mine, mine.gathered())["loss"].backward()
 
     step(4)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,7 +1,7 @@
 """Environment steps a second of a frozen encoder's evaluation, against the plain loop.
 
 The plain loop is what one would write first: the environment's own rendering (4096 px shadow
-map, 4× multisampling), one environment, one picture at a time through the encoder, and all the
+map, 4× multisampling), one environment, one image at a time through the encoder, and all the
 threads that torch likes to have.
 """
 
@@ -16,8 +16,8 @@ import torch
 
 from dynaflip.eval.perturbations import layout_seed
 from dynaflip.eval.policies.behaviour_cloning import BehaviourCloning
+from dynaflip.eval.policies.config import BehaviourCloningConfig
 from dynaflip.eval.policies.encoder_policy import EncoderPolicy
-from dynaflip.eval.policies.settings import BehaviourCloningConfig
 from dynaflip.eval.rollout import EpisodeStart, Observation
 
 pytestmark = [pytest.mark.bench, pytest.mark.sim, pytest.mark.ray]
@@ -40,7 +40,7 @@ def plain_loop(px: int, steps: int) -> float:
     """Steps a second."""
     import mujoco
 
-    from dynaflip.eval.simulator import make_environment
+    from dynaflip.eval.envs.metaworld import make_environment
 
     environment = make_environment(TASK)
     environment.seed(layout_seed("dev", 0))
@@ -69,14 +69,14 @@ def harness(px: int, starts: int) -> float:
     import ray
     from ray import cloudpickle
 
-    from dynaflip.platform.rollouts.worker import WORKER_ENVIRONMENT
+    from dynaflip.platform.evaluation.worker import WORKER_ENVIRONMENT
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
 
     @ray.remote(num_cpus=1, runtime_env={"env_vars": WORKER_ENVIRONMENT})
     class Side:
         def __init__(self) -> None:
-            from dynaflip.eval.simulator import Scene
+            from dynaflip.eval.envs.metaworld import Scene
 
             torch.set_num_threads(1)
             self.policy = new_policy(px)

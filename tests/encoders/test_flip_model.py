@@ -29,13 +29,13 @@ NUM, STEPS, GRID = 3, 7, 20
 def batch_of(size_px: int = 32, seed: int = 0) -> dict[str, Tensor]:
     g = torch.Generator().manual_seed(seed)
 
-    def picture() -> Tensor:
+    def image() -> Tensor:
         return torch.randint(0, 256, (NUM, 3, size_px, size_px), dtype=torch.uint8, generator=g)
 
     return {
-        "image_t": picture(),
-        "image_next": picture(),
-        "image_far": picture(),
+        "image_t": image(),
+        "image_next": image(),
+        "image_far": image(),
         "text_features": torch.randn(NUM, 384, generator=g),
         "flow_origin_m": torch.randn(NUM, GRID, GRID, 3, generator=g),
         "flow_displacement_m": 0.1 * torch.randn(NUM, STEPS, GRID, GRID, 3, generator=g),

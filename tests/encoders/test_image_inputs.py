@@ -1,4 +1,4 @@
-"""Every way to give pictures gives the same embedding; wrong ways give one clear line."""
+"""Every way to give images gives the same embedding; wrong ways give one clear line."""
 
 from __future__ import annotations
 
@@ -47,6 +47,6 @@ def test_tokens_are_spatial_and_average_to_the_embedding(encoder: ImageEncoder) 
         ("a.png", "not str"),
     ],
 )
-def test_wrong_pictures_are_named(encoder: ImageEncoder, images: object, said: str) -> None:
+def test_wrong_images_are_named(encoder: ImageEncoder, images: object, said: str) -> None:
     with pytest.raises(UserError, match=said):
         encoder(images)

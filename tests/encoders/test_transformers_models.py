@@ -259,5 +259,5 @@ def test_unreachable_models_give_one_clear_line(
 
 def test_a_text_model_is_no_image_encoder(tmp_path: Path) -> None:
     folder = text_folder("bert", tmp_path)
-    with pytest.raises(UserError, match="takes no pictures"):
+    with pytest.raises(UserError, match="takes no images"):
         build_image_encoder(ImageConfig(name=str(folder)))

@@ -45,7 +45,7 @@ def encoder_of(kind: str, tmp_path: Path) -> ImageEncoder:
     return model_of(kind, tmp_path).image.eval()
 
 
-def pictures(number: int) -> torch.Tensor:
+def random_images(number: int) -> torch.Tensor:
     return torch.rand(number, 3, PX, PX, generator=torch.Generator().manual_seed(1))
 
 
@@ -55,7 +55,7 @@ def test_an_exported_program_gives_the_encoder_s_own_output(kind: str, tmp_path:
     export_program(encoder, tmp_path / "encoder.pt2")
     program = torch.export.load(tmp_path / "encoder.pt2").module()
     for number in (1, 5):
-        images = pictures(number)
+        images = random_images(number)
         with torch.no_grad():
             embedding, tokens = program(images)
             torch.testing.assert_close(embedding, encoder(images), rtol=1e-4, atol=1e-5)
@@ -72,8 +72,8 @@ def test_an_onnx_file_gives_the_encoder_s_own_output(kind: str, tmp_path: Path) 
     path = export_onnx(encoder, tmp_path / "encoder.onnx")
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for number in (1, 5):
-        images = pictures(number)
-        embedding, tokens = session.run(None, {"pictures": images.numpy()})
+        images = random_images(number)
+        embedding, tokens = session.run(None, {"images": images.numpy()})
         with torch.no_grad():
             np.testing.assert_allclose(embedding, encoder(images).numpy(), rtol=1e-3, atol=1e-4)
             np.testing.assert_allclose(tokens, encoder.tokens(images), rtol=1e-3, atol=1e-4)
@@ -94,8 +94,8 @@ def test_onnx_without_its_packages_is_one_clear_line(
 def test_other_precisions_just_work(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
     encoder = encoder_of(kind, tmp_path)
     with torch.no_grad():
-        full = encoder(pictures(2))
-        other = copy.deepcopy(encoder).to(dtype)(pictures(2))
+        full = encoder(random_images(2))
+        other = copy.deepcopy(encoder).to(dtype)(random_images(2))
     assert other.dtype == dtype
     torch.testing.assert_close(other.float(), full, rtol=0.1, atol=0.1 * full.abs().max().item())
 
@@ -105,7 +105,7 @@ def test_low_rank_additions_train_alone_and_fold_into_an_ordinary_encoder(
     kind: str, tmp_path: Path
 ) -> None:
     encoder = encoder_of(kind, tmp_path)
-    images = pictures(4)
+    images = random_images(4)
     with torch.no_grad():
         before = encoder(images)
     keys = set(encoder.state_dict())
@@ -140,7 +140,7 @@ def test_frozen_and_full_and_an_unknown_mode(tmp_path: Path) -> None:
 def test_blocks_that_pretraining_froze_learn_downstream(mode: str) -> None:
     encoder = build_image_encoder(ImageConfig(image_px=PX, frozen_blocks=5))
     trained = prepare(encoder, mode, rank=2)
-    encoder(pictures(2)).sum().backward()
+    encoder(random_images(2)).sum().backward()
     assert all(parameter.grad is not None for parameter in trained)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dynaflip.eval.exact_flow import ExactFlow, exact_flow
-from dynaflip.eval.simulator import Scene
+from dynaflip.eval.envs.exact_flow import ExactFlow, exact_flow
+from dynaflip.eval.envs.metaworld import Scene
 
 pytestmark = pytest.mark.sim
 PX = 160
@@ -38,7 +38,7 @@ def in_camera_k(flow: ExactFlow, poses: list[np.ndarray], k: int) -> np.ndarray:
     return (world - poses[k][:3, 3]) @ poses[k][:3, :3]
 
 
-def test_points_are_where_later_pictures_have_them(clip) -> None:
+def test_points_are_where_later_images_have_them(clip) -> None:
     scene, states, poses, flow = clip
     for k in (1, 4, 7):
         scene.set_state(states[k])

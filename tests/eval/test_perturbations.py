@@ -9,12 +9,12 @@ import pytest
 
 from dynaflip.eval.perturbations import (
     DISTRACTORS_AT_LEVEL,
-    KINDS,
+    FACTORS,
     LAYOUT_SEEDS,
     LEVELS,
-    SEEN_KINDS,
+    SEEN_FACTORS,
     SPLITS,
-    UNSEEN_KINDS,
+    UNSEEN_FACTORS,
     belongs_to,
     layout_seed,
     magnitude_ranges,
@@ -40,7 +40,7 @@ def test_splits_share_no_magnitude_texture_or_seed(one: str, other: str) -> None
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_draws_belong_to_their_own_split_alone(split: str) -> None:
-    allowed = SEEN_KINDS if split == "pretrain" else KINDS
+    allowed = SEEN_FACTORS if split == "pretrain" else FACTORS
     for factor in allowed:
         for level in LEVELS:
             for seed in range(40):
@@ -64,15 +64,15 @@ def test_draws_are_json_and_depend_on_the_arguments_alone() -> None:
 
 
 def test_pretraining_never_draws_the_unseen_kinds() -> None:
-    assert {*sample("pretrain", 0)} == {*SEEN_KINDS}
-    assert {"floor", "object_colour", "distractors"} <= {*UNSEEN_KINDS}
-    for factor in UNSEEN_KINDS:
+    assert {*sample("pretrain", 0)} == {*SEEN_FACTORS}
+    assert {"floor", "object_colour", "distractors"} <= {*UNSEEN_FACTORS}
+    for factor in UNSEEN_FACTORS:
         with pytest.raises(ValueError, match="unseen"):
             sample("pretrain", 0, [factor])
         assert not belongs_to({factor: {"u": 0.1}}, "pretrain")
 
 
-@pytest.mark.parametrize("factor", KINDS)
+@pytest.mark.parametrize("factor", FACTORS)
 def test_physical_values_grow_with_the_level(factor: str) -> None:
     def strength(u: float) -> float:
         value = physical(factor, {"u": u, "sign": 1})

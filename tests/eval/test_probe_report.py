@@ -1,4 +1,4 @@
-"""Scores of encoders whose answer is known, and the tables and pictures of them."""
+"""Scores of encoders whose answer is known, and the tables and images of them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from dynaflip.eval import plots
-from dynaflip.eval.frames import LabelledFrames, concatenate, embed, raw_pixels
-from dynaflip.eval.probe_report import MEAN, ProbeReport, score_probes
+from dynaflip.eval.labelled_frames import LabelledFrames, concatenate, embed, raw_pixels
+from dynaflip.eval.metrics.probe_report import MEAN, ProbeReport, score_probes
 
 EPISODES, FRAMES = 6, 5
 
@@ -28,7 +28,7 @@ def frames(condition: str, seed: int) -> LabelledFrames:
 
 
 def features(of: LabelledFrames, noise_m: float, shift: float) -> np.ndarray:
-    """Positions and joints, seen with noise, and shifted wherever the picture is perturbed."""
+    """Positions and joints, seen with noise, and shifted wherever the image is perturbed."""
     seen = np.hstack([of.hand_m, of.object_m, of.joints_rad])
     noise = np.random.default_rng(7).normal(scale=noise_m, size=seen.shape)
     return seen + noise + shift * (of.condition == "all")[:, None]
@@ -70,7 +70,7 @@ def test_metrics_are_finite_and_complete(report: ProbeReport) -> None:
     assert metrics["probe/hand/all/difference_cm"] < 0
 
 
-def test_pictures_are_drawn(report: ProbeReport) -> None:
+def test_images_are_drawn(report: ProbeReport) -> None:
     figure = plots.probe_figure(report, ("trained", "initial"))
     assert len(figure.axes) == 3
     both = concatenate([frames("none", 1), frames("all", 2)])
@@ -92,7 +92,7 @@ def test_embedding_is_frozen_and_in_order() -> None:
     np.testing.assert_allclose(found, images.mean((1, 2)), rtol=1e-5)
 
 
-def test_raw_pixels_are_the_picture_itself() -> None:
+def test_raw_pixels_are_the_image_itself() -> None:
     images = np.full((2, 32, 32, 3), 255, np.uint8)
     images[1] = 0
     found = raw_pixels(images, 16)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
-from dynaflip.eval.probes import assign_folds, errors_cm, fit_probe
+from dynaflip.eval.metrics.probes import assign_folds, errors_cm, fit_probe
 
 
 class Frames(NamedTuple):

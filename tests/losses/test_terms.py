@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dynaflip.losses.alignment import Examples
-from dynaflip.losses.alignment import alignment_loss as loss_of_examples
 from dynaflip.losses.config import ObjectiveConfig
+from dynaflip.losses.contrastive import Examples
+from dynaflip.losses.contrastive import contrastive_loss as loss_of_examples
 from dynaflip.losses.flow_prediction import flow_prediction_loss
 from dynaflip.losses.objective import Objective
-from dynaflip.losses.temporal import temporal_loss
+from dynaflip.losses.time_contrastive import time_contrastive_loss
 
 NUM, DIM, STEPS, GRID = 6, 5, 3, 4
 
@@ -27,7 +27,7 @@ class Triples(NamedTuple):
     flow: Tensor
 
 
-def alignment_loss(config: ObjectiveConfig, z: Triples, group: Tensor) -> dict[str, Tensor]:
+def contrastive_loss(config: ObjectiveConfig, z: Triples, group: Tensor) -> dict[str, Tensor]:
     """Of one process that holds the whole batch, no example twice."""
     examples = Examples(z._asdict(), group, torch.arange(NUM))
     return loss_of_examples(config, examples, examples)
@@ -78,18 +78,18 @@ def test_alignment_is_the_definition(anchor: str, negatives: str) -> None:
     )
     z = triples()
     expected = by_hand(z, group, config, anchor, negatives == "swapped")
-    assert alignment_loss(config, z, group)["loss"].item() == pytest.approx(expected, rel=1e-6)
+    assert contrastive_loss(config, z, group)["loss"].item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_same_caption_is_no_negative_for_language_alone() -> None:
     z, same, distinct = triples(), torch.zeros(NUM).long(), torch.arange(NUM)
-    parts = alignment_loss(ObjectiveConfig(), z, same)
+    parts = contrastive_loss(ObjectiveConfig(), z, same)
     assert parts["others_language"].item() == pytest.approx(0.0)  # no negative is left
-    unmasked = alignment_loss(ObjectiveConfig(), z, distinct)
+    unmasked = contrastive_loss(ObjectiveConfig(), z, distinct)
     for anchor in ("image", "flow"):
         assert parts[f"others_{anchor}"] == unmasked[f"others_{anchor}"]
     every = ObjectiveConfig(mask_same_caption=("image", "language", "flow"))
-    assert alignment_loss(every, z, same)["loss"].item() == pytest.approx(0.0)
+    assert contrastive_loss(every, z, same)["loss"].item() == pytest.approx(0.0)
 
 
 @pytest.mark.parametrize("anchors", [(), ("image",), ("language",)])
@@ -119,8 +119,8 @@ def test_shuffled_negatives_come_from_three_examples_and_other_captions() -> Non
             for j, k in rows
         )
         total -= math.log(matched / (matched + others))
-    assert alignment_loss(config, z, group)["loss"].item() == pytest.approx(total / NUM)
-    assert alignment_loss(config, z, torch.zeros(NUM).long())["loss"].item() == pytest.approx(0.0)
+    assert contrastive_loss(config, z, group)["loss"].item() == pytest.approx(total / NUM)
+    assert contrastive_loss(config, z, torch.zeros(NUM).long())["loss"].item() == pytest.approx(0.0)
 
 
 def test_temporal_is_the_definition() -> None:
@@ -137,14 +137,16 @@ def test_temporal_is_the_definition() -> None:
         if far_valid[i]:
             rest += math.exp(-float((d_t[i] - d_far[i]).norm()))
         total -= math.log(near / (near + rest))
-    loss = temporal_loss(d_t, d_next, d_far, far_valid, clip, num_negatives=2, temperature=1.0)
+    loss = time_contrastive_loss(
+        d_t, d_next, d_far, far_valid, clip, num_negatives=2, temperature=1.0
+    )
     assert loss.item() == pytest.approx(total / 4)
 
 
 def test_temporal_of_equal_frames_and_of_nothing_to_contrast() -> None:
     d = torch.ones(3, DIM, requires_grad=True)
     clip, valid = torch.zeros(3).long(), torch.tensor([True, True, False])
-    loss = temporal_loss(d, d * 1, d * 1, valid, clip, num_negatives=3, temperature=1.0)
+    loss = time_contrastive_loss(d, d * 1, d * 1, valid, clip, num_negatives=3, temperature=1.0)
     loss.backward()
     # Two examples have a far frame, at the near one's distance; the third has nothing.
     assert loss.item() == pytest.approx(math.log(2))
@@ -236,7 +238,7 @@ def test_objective_is_the_weighted_sum_of_its_named_terms() -> None:
         ("direct", math.inf),
         ("temperature", 0.0),
         ("temperature", -1.0),
-        ("anchors", ("pictures",)),
+        ("anchors", ("images",)),
         ("anchors", ("flow", "flow")),
         ("negatives", ("others", "others")),
         ("modalities", ("image",)),
@@ -341,7 +343,7 @@ def test_a_modality_left_out_has_no_say_but_a_gradient(left_out: str) -> None:
 def test_pairwise_alignment_is_clip_s_loss_of_the_anchor_with_each_other() -> None:
     z, group = triples(), torch.tensor([0, 0, 1, 2, 1, 3])
     config = ObjectiveConfig(alignment="pairwise", temperature=0.4)
-    parts = alignment_loss(config, z, group)
+    parts = contrastive_loss(config, z, group)
     names = {f"{a}_to_{b}" for a, b in (("language", "image"), ("language", "flow"))}
     assert set(parts) - {"loss"} == names | {"image_to_language", "flow_to_language"}
     total = 0.0

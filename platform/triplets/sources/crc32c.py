@@ -1,6 +1,6 @@
 """CRC-32C (Castagnoli, RFC 3720 appendix B.4) of long records, with numpy.
 
-A byte at a time in Python is a hundred times too slow for pictures. The data is cut
+A byte at a time in Python is a hundred times too slow for images. The data is cut
 into equal lanes whose sums are computed side by side; as the sum is linear over GF(2),
 neighbours are joined by shifting the left one over the length of the right one.
 """

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from dynaflip.platform.triplets.clips import ClipError, Floats
+from dynaflip.platform.s3 import NetworkError
+from dynaflip.platform.triplets.clips import ClipRejected, Floats
 from dynaflip.platform.triplets.sources.places import Place
-from dynaflip.platform.triplets.sources.s3 import NetworkError
 
 
 def read_depth_file_m(path: Place, indices: list[int], frames: int) -> Floats:
@@ -23,7 +23,7 @@ def read_depth_file_m(path: Place, indices: list[int], frames: int) -> Floats:
         (len(indices), H, W), NaN where there is none.
 
     Raises:
-        ClipError: no such file, no such array, or another number of frames.
+        ClipRejected: no such file, no such array, or another number of frames.
     """
     try:
         with path.open("rb") as file:
@@ -33,12 +33,12 @@ def read_depth_file_m(path: Place, indices: list[int], frames: int) -> Floats:
                 (2, 0): np.lib.format.read_array_header_2_0,
             }.get(version)
             if read_header is None:
-                raise ClipError("depth", f"{path.name}: .npy of version {version}")
+                raise ClipRejected("depth", f"{path.name}: .npy of version {version}")
             shape, by_column, kind = read_header(file)
             if kind.kind not in "fiu" or by_column:
-                raise ClipError("depth", f"{path.name}: needs numbers in C order, has {kind}")
+                raise ClipRejected("depth", f"{path.name}: needs numbers in C order, has {kind}")
             if len(shape) != 3 or shape[0] != frames:
-                raise ClipError(
+                raise ClipRejected(
                     "depth",
                     f"depth of shape {tuple(shape)} does not go with {frames} frames of video",
                 )
@@ -49,13 +49,13 @@ def read_depth_file_m(path: Place, indices: list[int], frames: int) -> Floats:
                 file.seek(begin + index * size)
                 data = file.read(size)
                 if len(data) < size:
-                    raise ClipError("depth", f"{path.name} ends before frame {index}")
+                    raise ClipRejected("depth", f"{path.name} ends before frame {index}")
                 picked[n] = np.frombuffer(data, kind).reshape(shape[1:]).astype(np.float32) * scale
     except NetworkError as error:
-        raise ClipError("network", str(error)) from None
+        raise ClipRejected("network", str(error)) from None
     except FileNotFoundError:
-        raise ClipError("depth", f"there is no file {path.name}") from None
+        raise ClipRejected("depth", f"there is no file {path.name}") from None
     except (OSError, ValueError, EOFError):
-        raise ClipError("depth", f"cannot read {path.name} as .npy") from None
+        raise ClipRejected("depth", f"cannot read {path.name} as .npy") from None
     picked[~np.isfinite(picked) | (picked <= 0)] = np.nan
     return picked

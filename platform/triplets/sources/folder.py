@@ -3,7 +3,7 @@
 The table is ``captions.csv``, ``.jsonl`` or ``.parquet``, see
 :mod:`~dynaflip.platform.triplets.sources.captions`. Its column ``depth`` names a ``.npy``
 file with (N, H, W) z-depth, metres if floating point, millimetres if integer, one
-picture a frame of the video.
+image a frame of the video.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dynaflip.errors import UserError
 from dynaflip.platform.triplets.clips import (
     Cameras,
     Clip,
-    ClipError,
+    ClipRejected,
     Doubles,
     Floats,
     Frames,
@@ -216,7 +216,7 @@ class FolderRecording:
         if self.depth_path is None:
             return None
         if self.clip.start_s or self.clip.end_s is not None:
-            raise ClipError("depth", "depth beside a video goes with the whole video only")
+            raise ClipRejected("depth", "depth beside a video goes with the whole video only")
         return read_depth_file_m(self.depth_path, indices, len(self.timeline.pts))
 
     def cameras(self, indices: list[int]) -> Cameras | None:

@@ -14,13 +14,13 @@ from typing import Any
 from dynaflip.errors import UserError
 from dynaflip.platform.triplets.clips import Clip, Recording, Source, normalise_caption
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
+from dynaflip.platform.triplets.models.captioner import KIND
 from dynaflip.platform.triplets.sources.ego4d import Ego4DSource
 from dynaflip.platform.triplets.sources.folder import FolderSource
 from dynaflip.platform.triplets.sources.lerobot import LeRobotSource
 from dynaflip.platform.triplets.sources.places import place_of, root_and_files
 from dynaflip.platform.triplets.sources.rlds import RLDSSource
 from dynaflip.platform.triplets.sources.something import SomethingSource
-from dynaflip.platform.triplets.stages.captioner import KIND
 
 # The first that recognises itself is taken, so the most particular come first.
 FORMATS: tuple[Any, ...] = (LeRobotSource, RLDSSource, SomethingSource, Ego4DSource, FolderSource)

@@ -19,10 +19,12 @@ import numpy as np
 import pyarrow as pa
 
 from dynaflip.errors import UserError
+from dynaflip.platform.lerobot.metadata import Meta, first_line
+from dynaflip.platform.s3 import NetworkError
 from dynaflip.platform.triplets.clips import (
     Cameras,
     Clip,
-    ClipError,
+    ClipRejected,
     Doubles,
     Floats,
     Frames,
@@ -30,7 +32,6 @@ from dynaflip.platform.triplets.clips import (
 )
 from dynaflip.platform.triplets.config import SourceConfig
 from dynaflip.platform.triplets.sources import video
-from dynaflip.platform.triplets.sources.lerobot_meta import Meta, first_line
 from dynaflip.platform.triplets.sources.places import (
     Place,
     Print,
@@ -40,7 +41,6 @@ from dynaflip.platform.triplets.sources.places import (
     read_schema,
     read_table,
 )
-from dynaflip.platform.triplets.sources.s3 import NetworkError
 
 IMAGES = "observation.images."
 # Where an episode lies, and which number its task has, says nothing about what it holds.
@@ -183,7 +183,7 @@ class LeRobotRecording:
             found = video.read_timeline(self.path, self.clip.start_s, self.clip.end_s)
             length = int(self.episode.get("length", len(found.pts)))
             if len(found.pts) != length:
-                raise ClipError(
+                raise ClipRejected(
                     "decode",
                     f"the episode has {length} frames, but its video {len(found.pts)} "
                     f"({self.clip.start_s:.3f} to {self.clip.end_s:.3f} s)",
@@ -210,16 +210,16 @@ class LeRobotRecording:
                 name = _other_folder(name)
             timeline = video.read_timeline(self.source.root / name, *_span_s(self.episode, key))
             if len(timeline.pts) != len(self.timeline.pts):
-                raise ClipError(
+                raise ClipRejected(
                     "depth",
                     f"{len(timeline.pts)} frames of depth, {len(self.timeline.pts)} of video",
                 )
             codes = video.read_gray12(self.source.root / name, timeline, indices)
-        except ClipError as error:
+        except ClipRejected as error:
             stage = error.stage if error.stage == "network" else "depth"
-            raise ClipError(stage, error.reason) from None
+            raise ClipRejected(stage, error.reason) from None
         except NetworkError as error:
-            raise ClipError("network", str(error)) from None
+            raise ClipRejected("network", str(error)) from None
         return decode_depth_m(codes, self.source.info["features"][key].get("info") or {})
 
     def cameras(self, indices: list[int]) -> Cameras | None:
@@ -230,7 +230,7 @@ class LeRobotRecording:
             return None
         return Cameras(
             intrinsics[indices],
-            _picture_px(self.source.info["features"][self.key]),
+            _image_px(self.source.info["features"][self.key]),
             None if poses is None else poses[indices].reshape(-1, 4, 4),
             assumed=False,
         )
@@ -255,13 +255,13 @@ class LeRobotRecording:
             return None
         values = np.array(column.to_pylist(), dtype=np.float64)
         if values.shape != (len(self.timeline.pts), width) or not np.isfinite(values).all():
-            raise ClipError(
+            raise ClipRejected(
                 "depth", f"{name} of shape {values.shape} or not finite; expected {width} a frame"
             )
         return values
 
     def _read_columns(self) -> dict[str, pa.ChunkedArray]:
-        """The columns beyond the pictures that this camera needs, of this episode."""
+        """The columns beyond the images that this camera needs, of this episode."""
         if self._columns is None:
             name = self.source.meta.data_path(self.episode)
             path = self.source.root / name
@@ -273,7 +273,7 @@ class LeRobotRecording:
                 table = read_table(path, columns=names, filters=keep)
             except (OSError, pa.ArrowException) as error:
                 stage = "network" if may_pass(path, error) else "decode"
-                raise ClipError(stage, f"cannot read {name}: {first_line(error)}") from None
+                raise ClipRejected(stage, f"cannot read {name}: {first_line(error)}") from None
             self._columns = {n: table[n] for n in names}
         return self._columns
 
@@ -318,8 +318,8 @@ def _span_s(episode: dict[str, Any], key: str) -> tuple[float, float | None]:
     return start, None if end is None else float(end)
 
 
-def _picture_px(feature: dict[str, Any]) -> tuple[int, int]:
-    """(width, height) of a camera's pictures."""
+def _image_px(feature: dict[str, Any]) -> tuple[int, int]:
+    """(width, height) of a camera's images."""
     names = feature.get("names") or ["height", "width", "channels"]
     shape = dict(zip(names, feature["shape"], strict=False))
     return int(shape["width"]), int(shape["height"])

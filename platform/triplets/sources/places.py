@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dynaflip.platform.triplets.sources.s3 import S3Path, arrow_filesystem
+from dynaflip.platform.s3 import S3Path, arrow_filesystem
 
 Place = Path | S3Path
 

@@ -1,8 +1,8 @@
 """RLDS episodes in TFRecord files (Open X-Embodiment, BridgeData, DROID), without TensorFlow.
 
 A record is an episode: a ``tf.train.Example`` whose features ``steps/…`` hold a value for
-every step (RLDS, arXiv 2111.02767, as TensorFlow Datasets stores it). Pictures are encoded
-JPEG or PNG; which features are pictures is told by ``features.json`` beside the records, and
+every step (RLDS, arXiv 2111.02767, as TensorFlow Datasets stores it). Images are encoded
+JPEG or PNG; which features are images is told by ``features.json`` beside the records, and
 by their first bytes where there is none.
 
 Depth is not used: the format does not say its unit. Nor does it say how much time passes
@@ -22,10 +22,11 @@ import cv2
 import numpy as np
 
 from dynaflip.errors import UserError
+from dynaflip.platform.s3 import NetworkError
 from dynaflip.platform.triplets.clips import (
     Cameras,
     Clip,
-    ClipError,
+    ClipRejected,
     Doubles,
     Floats,
     Frames,
@@ -35,7 +36,6 @@ from dynaflip.platform.triplets.clips import (
 from dynaflip.platform.triplets.config import SourceConfig
 from dynaflip.platform.triplets.sources import tfrecord
 from dynaflip.platform.triplets.sources.places import Place, place_of, root_and_files
-from dynaflip.platform.triplets.sources.s3 import NetworkError
 from dynaflip.platform.triplets.sources.tfrecord import DamagedRecord, Record, Values
 
 # Steps a second, after the overview table of Open X-Embodiment (arXiv 2310.08864).
@@ -52,8 +52,8 @@ _RATES_HZ = {
     "toto": 30.0,
     "viola": 20.0,
 }
-_PICTURES = (b"\xff\xd8\xff", b"\x89PNG")
-# Longer features are pictures; listing does not read them.
+_IMAGES = (b"\xff\xd8\xff", b"\x89PNG")
+# Longer features are images; listing does not read them.
 _OUTLINE_BYTES = 256 << 10
 _PARALLEL_FILES = 8
 _STEPS = "steps/"
@@ -61,12 +61,12 @@ _STEPS = "steps/"
 
 @dataclass(frozen=True)
 class _About:
-    """What is known of a data set: ``pictures`` are the features that hold some, empty where no
+    """What is known of a data set: ``images`` are the features that hold some, empty where no
     ``features.json`` says so."""
 
     fps: float
     licence: str
-    pictures: tuple[str, ...]
+    images: tuple[str, ...]
 
 
 class RLDSSource:
@@ -112,17 +112,17 @@ class RLDSSource:
         return fps
 
     def _told(self, folder: PurePosixPath, names: set[str]) -> tuple[str, tuple[str, ...]]:
-        """Licence and picture features of a folder's data set, by what lies there or above."""
+        """Licence and image features of a folder's data set, by what lies there or above."""
 
         def nearest(wanted: str) -> dict[str, Any]:
             places = [(place / wanted).as_posix() for place in (folder, *folder.parents)]
             found = next((name for name in places if name in names), None)
             return _read_json(self.root / found) if found else {}
 
-        pictures = _picture_paths(nearest("features.json"), "")
+        images = _image_paths(nearest("features.json"), "")
         stated = (nearest("dataset_info.json").get("redistributionInfo") or {}).get("license")
         licence = self.config.licence or str(stated or "unknown")
-        return licence, tuple(key for key in pictures if "depth" not in key)
+        return licence, tuple(key for key in images if "depth" not in key)
 
     def _clips(self, name: str, about: _About) -> Iterator[Clip]:
         path = self.root / name
@@ -156,9 +156,9 @@ class RLDSSource:
         captions = tuple(dict.fromkeys(t for texts in _instructions(outline) for t in texts if t))
         varies = any(len({t for t in texts if t}) > 1 for texts in _instructions(outline))
         group = normalise_caption(captions[0]) if captions and not varies else ""
-        keys = [key for key in sorted(outline) if _is_camera(key, outline[key], about.pictures)]
+        keys = [key for key in sorted(outline) if _is_camera(key, outline[key], about.images)]
         if not keys:
-            yield self._problem(name, number, "no camera: no feature of steps/ holds pictures")
+            yield self._problem(name, number, "no camera: no feature of steps/ holds images")
         for key in keys:
             camera = key.removeprefix(_STEPS).removeprefix("observation/")
             if self.config.cameras and camera not in self.config.cameras:
@@ -222,40 +222,40 @@ class RLDSRecording:
                     data = tfrecord.read_record(file, self.record)
                 self._features = tfrecord.read_example(data)
             except DamagedRecord as error:
-                raise ClipError("decode", str(error)) from None
+                raise ClipRejected("decode", str(error)) from None
             except NetworkError as error:
-                raise ClipError("network", str(error)) from None
+                raise ClipRejected("network", str(error)) from None
             except OSError as error:
-                raise ClipError("decode", f"cannot be read: {error.strerror or error}") from None
+                raise ClipRejected("decode", f"cannot be read: {error.strerror or error}") from None
         return self._features
 
     @property
-    def pictures(self) -> list[bytes]:
-        """Encoded pictures, one a step."""
+    def images(self) -> list[bytes]:
+        """Encoded images, one a step."""
         values = self.features.get(self.key)
         if not isinstance(values, list) or not values:
-            raise ClipError("decode", f"the episode holds no pictures in {self.key}")
+            raise ClipRejected("decode", f"the episode holds no images in {self.key}")
         return values
 
     def times_s(self) -> Doubles:
         """See :class:`~dynaflip.platform.triplets.clips.Recording`."""
-        return np.arange(len(self.pictures)) / self.fps
+        return np.arange(len(self.images)) / self.fps
 
     def read_frames(self, indices: list[int], short_side_px: int) -> Frames:
         """See :class:`~dynaflip.platform.triplets.clips.Recording`."""
         out: list[Any] = []
         for index in indices:
-            picture = _decoded(self.pictures[index])
-            if picture is None:
-                raise ClipError("decode", f"the picture of step {index} cannot be decoded")
-            height, width = picture.shape[:2]
+            image = _decoded(self.images[index])
+            if image is None:
+                raise ClipRejected("decode", f"the image of step {index} cannot be decoded")
+            height, width = image.shape[:2]
             scale = min(1.0, short_side_px / min(height, width))
             size = (max(1, round(width * scale)), max(1, round(height * scale)))
             if scale < 1:
-                picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-            out.append(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
+                image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+            out.append(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
             if out[-1].shape != out[0].shape:
-                raise ClipError("decode", f"the picture changes size at step {index}")
+                raise ClipRejected("decode", f"the image changes size at step {index}")
         return np.stack(out)
 
     def read_depth_m(self, indices: list[int]) -> Floats | None:
@@ -281,14 +281,14 @@ def _is_records(name: str) -> bool:
     return ".tfrecord" in name.rsplit("/", 1)[-1]
 
 
-def _is_camera(key: str, values: Values | int, pictures: tuple[str, ...]) -> bool:
-    """Pictures, and not the same one at every step, which stands for a missing camera."""
+def _is_camera(key: str, values: Values | int, images: tuple[str, ...]) -> bool:
+    """Images, and not the same one at every step, which stands for a missing camera."""
     if isinstance(values, np.ndarray) or not key.startswith(_STEPS) or "depth" in key:
         return False
-    if pictures:
-        if key not in pictures:
+    if images:
+        if key not in images:
             return False
-    elif isinstance(values, list) and not (values and values[0].startswith(_PICTURES)):
+    elif isinstance(values, list) and not (values and values[0].startswith(_IMAGES)):
         return False
     return isinstance(values, int) or len(set(values)) > 1 or len(values) == 1
 
@@ -348,16 +348,16 @@ def _read_json(path: Place) -> dict[str, Any]:
     return content
 
 
-def _picture_paths(feature: dict[str, Any], path: str) -> list[str]:
-    """Names of the pictures below a feature of ``features.json``."""
+def _image_paths(feature: dict[str, Any], path: str) -> list[str]:
+    """Names of the images below a feature of ``features.json``."""
     if "image" in feature or str(feature.get("pythonClassName", "")).endswith("Image"):
         return [path]
     inner = feature.get("sequence", {}).get("feature")
     if isinstance(inner, dict):
-        return _picture_paths(inner, path)
+        return _image_paths(inner, path)
     children = feature.get("featuresDict", {}).get("features", {})
     return [
         found
         for name, child in children.items()
-        for found in _picture_paths(child, f"{path}/{name}".strip("/"))
+        for found in _image_paths(child, f"{path}/{name}".strip("/"))
     ]

@@ -15,9 +15,9 @@ from typing import Any
 import av
 import numpy as np
 
-from dynaflip.platform.triplets.clips import ClipError, Doubles, Frames
+from dynaflip.platform.s3 import NetworkError, S3Path
+from dynaflip.platform.triplets.clips import ClipRejected, Doubles, Frames
 from dynaflip.platform.triplets.sources.places import Place
-from dynaflip.platform.triplets.sources.s3 import NetworkError, S3Path
 
 # A file that ends this much before it says it does was cut off.
 _TRUNCATED_S = 0.5
@@ -60,32 +60,32 @@ def _opened(path: Place) -> Iterator[tuple[av.container.InputContainer, av.Video
     try:
         with _source(path) as source, av.open(source, metadata_errors="replace") as container:
             if not container.streams.video:
-                raise ClipError("decode", "the file holds no video stream")
+                raise ClipRejected("decode", "the file holds no video stream")
             stream = container.streams.video[0]
             if not stream.codec_context:
-                raise ClipError("decode", "nothing here decodes the kind of video that it holds")
+                raise ClipRejected("decode", "nothing here decodes the kind of video that it holds")
             # Ray gives a task one CPU; more threads would fight over it.
             stream.codec_context.thread_count = 1
             yield container, stream
     except NetworkError as error:
-        raise ClipError("network", str(error)) from None
+        raise ClipRejected("network", str(error)) from None
     except (av.error.FFmpegError, OSError, EOFError) as error:
         raise _refusal(path, error) from None
 
 
-def _refusal(path: Place, error: Exception) -> ClipError:
+def _refusal(path: Place, error: Exception) -> ClipRejected:
     """What is wrong with a file that cannot be opened or read on."""
     try:
         if not path.is_file():
-            return ClipError("decode", f"there is no file {path.name}")
+            return ClipRejected("decode", f"there is no file {path.name}")
         if path.stat().st_size == 0:
-            return ClipError("decode", "the file is empty (zero bytes)")
+            return ClipRejected("decode", "the file is empty (zero bytes)")
     except NetworkError as failure:
-        return ClipError("network", str(failure))
+        return ClipRejected("network", str(failure))
     except OSError as failure:  # its folder may not be entered
         error = failure
     reason = getattr(error, "strerror", None) or str(error)
-    return ClipError("decode", f"not a readable video: {reason}")
+    return ClipRejected("decode", f"not a readable video: {reason}")
 
 
 @contextmanager
@@ -116,7 +116,7 @@ def read_timeline(
         seek: go to the piece at once, where the file allows it.
 
     Raises:
-        ClipError: no video in it, or it was cut off.
+        ClipRejected: no video in it, or it was cut off.
     """
     pts: set[int] = set()
     keys: set[int] = set()
@@ -158,7 +158,7 @@ def read_timeline(
     if sought and not found:
         return read_timeline(path, start_s, end_s, from_beginning=from_beginning, seek=False)
     if not pts:
-        raise ClipError("decode", "the video holds no frame in its time")
+        raise ClipRejected("decode", "the video holds no frame in its time")
     return Timeline(np.array(sorted(pts)), np.array(sorted(keys), np.int64), tick_s, skipped)
 
 
@@ -173,9 +173,9 @@ def _check_complete(
             return  # frames beyond an edit list are counted, too, and not shown
         if stream.frames <= found:
             counted = f"truncated: {end_s - start_s:.2f} s of {declared_s:.2f} s"
-        raise ClipError("decode", counted)
+        raise ClipRejected("decode", counted)
     if stream.frames > found:
-        raise ClipError("decode", counted)
+        raise ClipRejected("decode", counted)
 
 
 def read_frames(path: Place, timeline: Timeline, indices: list[int], short_side_px: int) -> Frames:
@@ -191,7 +191,7 @@ def read_frames(path: Place, timeline: Timeline, indices: list[int], short_side_
         (len(indices), H, W, 3) uint8 RGB, upright, with square pixels.
 
     Raises:
-        ClipError: a frame cannot be decoded.
+        ClipRejected: a frame cannot be decoded.
     """
     out: list[Frames] = []
     for frame, aspect in _decode(path, timeline, indices):
@@ -201,7 +201,7 @@ def read_frames(path: Place, timeline: Timeline, indices: list[int], short_side_
         turns = round(frame.rotation / 90) % 4  # counter-clockwise
         out.append(np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb)
         if out[-1].shape != out[0].shape:
-            raise ClipError("decode", f"the picture changes size at frame {indices[len(out) - 1]}")
+            raise ClipRejected("decode", f"the image changes size at frame {indices[len(out) - 1]}")
     return np.stack(out)
 
 
@@ -251,7 +251,7 @@ def _decode_pass(
                 raise _Overshot
             if found is None:
                 seconds = (time - timeline.pts[0]) * timeline.tick_s
-                raise ClipError("decode", f"frame {index} at {seconds:.3f} s cannot be decoded")
+                raise ClipRejected("decode", f"frame {index} at {seconds:.3f} s cannot be decoded")
             place = index
             yield found, aspect
 

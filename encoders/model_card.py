@@ -1,0 +1,62 @@
+"""The model card of an encoder's folder: what it is, what it learnt from, how to load it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# Licences of the weights that a pretraining starts from, where they are known here.
+_STARTS = {"efficientnet-lite0": "Apache-2.0 (EfficientNet-Lite0, ImageNet)"}
+_SHOWN_METRICS = ("heldout/retrieval/", "heldout/effective_rank/", "heldout/area/")
+
+
+def model_card(model: Mapping[str, Any], preprocessing: Mapping[str, Any], dim: int,
+               info: Mapping[str, Any]) -> str:  # fmt: skip
+    """Markdown, with the front matter that model hubs read.
+
+    Args:
+        model: the model's settings, nested.
+        preprocessing: ``image_px``, ``mean``, ``std``.
+        dim: width of an embedding.
+        info: as in :func:`dynaflip.encoders.checkpoint.save_folder`; what is missing is said.
+    """
+    name = model["image"]["name"]
+    start = _STARTS.get(name, f"see {name}") if model["image"]["pretrained"] else "random weights"
+    lines = [
+        "---",
+        "library_name: dynaflip",
+        "tags: [robotics, image-feature-extraction]",
+        "---",
+        "",
+        "# DynaFLIP image encoder",
+        "",
+        f"One RGB image ({preprocessing['image_px']} px, any size is resized) to a vector of "
+        f"{dim} numbers. Pretrained with image-language-3D-flow triplets (arXiv 2605.30350); "
+        "language and flow are not needed at use.",
+        "",
+        "```python",
+        "import dynaflip",
+        'encoder = dynaflip.load_encoder("this folder")',
+        "features = encoder(images)  # (B, H, W, 3) uint8 or (B, 3, H, W), uint8 or in [0, 1]",
+        "```",
+        "",
+        "## Weights",
+        "",
+        f"* backbone: {name}, {'pretrained' if model['image']['pretrained'] else 'from scratch'}",
+        f"* starting weights: {start}",
+        f"* code: {info.get('git_commit', 'unknown commit')}",
+        f"* steps: {info.get('steps', 'unknown')}; run: {info.get('run_name', 'unknown')}",
+        "",
+        "## Data",
+        "",
+        f"* triplets: digest {info.get('data_digest', 'unknown')}",
+        *(f"* {source}: {count} triplets" for source, count in info.get("sources", {}).items()),
+        f"* licences of the data: {', '.join(info.get('licences', [])) or 'unknown'}",
+        f"* flow from: {', '.join(info.get('flow_sources', [])) or 'unknown'}",
+        "",
+        "## Metrics at the end of the run",
+        "",
+    ]
+    metrics = {k: v for k, v in info.get("metrics", {}).items() if k.startswith(_SHOWN_METRICS)}
+    lines += [f"* {key}: {value:.4g}" for key, value in sorted(metrics.items())] or ["* none"]
+    return "\n".join([*lines, "", "Every setting is in `config.json`.", ""])

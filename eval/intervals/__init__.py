@@ -1,0 +1,1 @@
+"""Intervals and rankings: bootstraps over clusters and hierarchies."""

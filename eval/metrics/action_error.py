@@ -1,0 +1,99 @@
+"""Agreement with the scripted expert: whether a policy would act as it does in what it sees.
+
+The expert's episodes are rolled out once; the same moments are then shown under every condition,
+and the policy's action is held against the expert's. No episode depends on what the policy did
+before, so a minute of it tells encoders apart that hours of rollouts at the floor do not. It is
+no success: a policy that strays from the expert's states is not seen.
+Legend of shapes: N moments shown, H, W image size, A = 4 action width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dynaflip.eval.envs.metaworld import Scene, State
+from dynaflip.eval.labelled_frames import as_recorded
+from dynaflip.eval.rollout import EpisodeStart
+
+MOMENT_EVERY_STEPS = 8  # a tenth of a second
+
+
+@dataclass(frozen=True)
+class ExpertViews:
+    """What the expert did, and what could be seen then, under each condition."""
+
+    images: np.ndarray  # (N, H, W, 3) uint8
+    proprioception: np.ndarray  # (N, 4) float32: hand position (m, world), gripper
+    actions: np.ndarray  # (N, A) float32, the expert's
+    condition: np.ndarray  # (N,) name of the condition
+    episode: np.ndarray  # (N,) int, index of the episode's start
+
+
+def show_expert(
+    scene: Scene, starts: Mapping[str, Sequence[EpisodeStart]], *, horizon_steps: int
+) -> ExpertViews:
+    """Roll the expert out from each layout; show its moments under each condition.
+
+    Args:
+        scene: of the task, unperturbed; unperturbed again afterwards.
+        starts: condition → its episodes' starts. The i-th start has the same layout in all.
+        horizon_steps: the expert gives up after so many steps of 1/80 s.
+    """
+    images, proprioception, actions, names, episodes = [], [], [], [], []
+    layouts = [start.layout_seed for start in next(iter(starts.values()))]
+    for index, layout_seed in enumerate(layouts):
+        moments = _expert_moments(scene, layout_seed, horizon_steps)
+        for name, ones in starts.items():
+            assert ones[index].layout_seed == layout_seed, "conditions share their layouts"
+            scene.apply(ones[index].factors)
+            for state, known, action in moments:
+                scene.set_state(state)
+                images.append(as_recorded(scene.rgb()))
+                proprioception.append(known)
+                actions.append(action)
+                names.append(name)
+                episodes.append(index)
+        scene.restore()
+    return ExpertViews(
+        np.stack(images),
+        np.stack(proprioception),
+        np.stack(actions),
+        np.array(names),
+        np.array(episodes),
+    )
+
+
+def agreement(actions: np.ndarray, expert: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """Agreement with the expert at each moment: (N,) in [0, 1].
+
+    max(0, 1 − ‖a − a*‖² / V) with V the variance of the expert's actions, summed over their
+    components: 1 is the expert's own action, and a policy that always does what the expert does
+    on average has little above 0. Bounded, so that a few wild actions do not outweigh the rest.
+
+    Args:
+        actions, expert: (N, A).
+        unit: (M, A) expert's actions whose variance is V.
+    """
+    variance = float(np.asarray(unit, np.float64).var(axis=0).sum())
+    assert variance > 0, "an expert that always does the same cannot be told from its mean"
+    squared = ((np.asarray(actions, np.float64) - expert) ** 2).sum(axis=1)
+    return np.maximum(0.0, 1.0 - squared / variance)
+
+
+def _expert_moments(
+    scene: Scene, layout_seed: int, horizon_steps: int
+) -> list[tuple[State, np.ndarray, np.ndarray]]:
+    """(state, proprioception, action) now and then in an episode, until it is solved."""
+    observation = scene.reset(layout_seed)
+    moments = []
+    for step in range(horizon_steps):
+        action = scene.expert_action(observation)
+        if step % MOMENT_EVERY_STEPS == 0:
+            moments.append((scene.state(), scene.proprioception(), action))
+        observation, solved = scene.step(action)
+        if solved:
+            break
+    return moments

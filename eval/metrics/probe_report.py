@@ -1,0 +1,117 @@
+"""Score several encoders with probes under the same conditions, on the same frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dynaflip.eval.intervals.cluster_bootstrap import Interval, cluster_mean, paired_difference
+from dynaflip.eval.labelled_frames import TARGETS, UNITS, LabelledFrames
+from dynaflip.eval.metrics.probes import FOLDS, Probe, errors_cm, errors_deg, fit_probe
+
+MEAN = "mean"  # the training mean of the task: what no features are worth
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean error of one encoder at one target under one condition."""
+
+    target: str  # hand | object | joints
+    condition: str
+    encoder: str
+    error: Interval  # over episodes, in the target's unit
+    frames: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Error of one encoder less another's on the same frames; negative is better."""
+
+    target: str
+    condition: str
+    encoder: str
+    against: str
+    error: Interval
+
+
+@dataclass(frozen=True)
+class ProbeReport:
+    """All scores, paired differences, and the probes' own choices."""
+
+    scores: list[Score]
+    differences: list[Difference]
+    probes: dict[tuple[str, str], Probe]  # (encoder, target)
+    conditions: list[str]
+
+    def score(self, target: str, condition: str, encoder: str) -> Score:
+        """One score by its names."""
+        wanted = (target, condition, encoder)
+        return next(s for s in self.scores if (s.target, s.condition, s.encoder) == wanted)
+
+    def difference(self, target: str, condition: str) -> Difference:
+        """One paired difference by its names."""
+        wanted = (target, condition)
+        return next(d for d in self.differences if (d.target, d.condition) == wanted)
+
+    def metrics(self) -> dict[str, float]:
+        """``probe/<target>/<condition>/<encoder>_<unit>`` and ``…/difference_…``, with bounds."""
+        flat: dict[str, float] = {}
+        named = [(s, s.encoder) for s in self.scores] + [
+            (d, "difference") for d in self.differences
+        ]
+        for found, who in named:
+            name, unit = f"probe/{found.target}/{found.condition}/{who}", UNITS[found.target]
+            flat[f"{name}_{unit}"] = found.error.value
+            flat[f"{name}_low_{unit}"] = found.error.low
+            flat[f"{name}_high_{unit}"] = found.error.high
+        return {key: value for key, value in flat.items() if np.isfinite(value)}
+
+
+def score_probes(
+    train: LabelledFrames,
+    test: LabelledFrames,
+    features: dict[str, tuple[np.ndarray, np.ndarray]],
+    *,
+    compared: tuple[str, str],
+    groups: dict[str, tuple[str, ...]] | None = None,
+    folds: int = FOLDS,
+    seed: int = 0,
+) -> ProbeReport:
+    """Fit a probe for each encoder and target on ``train``, and test it on ``test``.
+
+    Args:
+        train: unperturbed training frames.
+        test: frames of every condition; tasks that are in ``train``.
+        features: encoder → (features of train (N, D), features of test (M, D)).
+        compared: (encoder, the one it is compared with), pair by pair.
+        groups: rows of the report: name → conditions whose frames are scored together
+            under it; by default each condition by itself.
+        folds: of the cross-validation that chooses penalties.
+        seed: seeds the bootstrap over episodes.
+    """
+    groups = groups or {name: (name,) for name in dict.fromkeys(test.condition.tolist())}
+    probes: dict[tuple[str, str], Probe] = {}
+    scores: list[Score] = []
+    differences: list[Difference] = []
+    for target in TARGETS:
+        truth = test.truth(target)
+        errors_of = errors_deg if UNITS[target] == "deg" else errors_cm
+        errors = {}
+        for encoder, (of_train, of_test) in features.items():
+            fitted = fit_probe(
+                of_train, train.truth(target), train.task, train.episode, folds=folds
+            )
+            probes[encoder, target] = fitted
+            errors[encoder] = errors_of(fitted.predict(of_test, test.task), truth)
+            errors[MEAN] = errors_of(fitted.mean(test.task), truth)
+        for condition, members in groups.items():
+            here = np.isin(test.condition, members)
+            episodes = test.episode[here]
+            for encoder, error in errors.items():
+                interval = cluster_mean(error[here], episodes, seed=seed)
+                scores.append(Score(target, condition, encoder, interval, int(here.sum())))
+            after, before = (errors[name][here] for name in compared)
+            gap = paired_difference(after, before, episodes, seed=seed)
+            differences.append(Difference(target, condition, *compared, gap))
+    return ProbeReport(scores, differences, probes, list(groups))

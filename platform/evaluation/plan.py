@@ -1,0 +1,178 @@
+"""What is to be run: policies to fit and cells to roll out, each named by a digest of its recipe.
+
+A digest holds everything that a result depends on, so a result on disk is never one of other
+settings, and whoever asks again gets it without running anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dynaflip.eval import perturbations
+from dynaflip.eval.expert_views import ALL_FACTORS, UNPERTURBED
+from dynaflip.eval.rollout import EpisodeStart
+from dynaflip.platform.evaluation.demonstrations import SIMULATION, DemonstrationSet
+from dynaflip.platform.evaluation.encoders_under_test import Arm, Encoder
+from dynaflip.platform.evaluation.rollout_config import RolloutConfig
+from dynaflip.platform.provenance import versions_of
+
+# Raised when the same recipe gives other results than before.
+ROLLOUT_VERSION = 3
+_LEARNING = ("torch",)  # packages that decide what is learnt
+
+
+@dataclass(frozen=True)
+class Condition:
+    """How the scene looks: unperturbed, one factor at a level, or all of them."""
+
+    factor: str  # UNPERTURBED, ALL_FACTORS or one of perturbations.FACTORS
+    level: int  # 0 where nothing is perturbed
+
+    @property
+    def name(self) -> str:
+        """Such as ``camera-3``."""
+        return self.factor if self.factor == UNPERTURBED else f"{self.factor}-{self.level}"
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """A policy to fit: whose features, which demonstrations, which head, which seed."""
+
+    encoder: Encoder
+    demonstrations: tuple[DemonstrationSet, ...]  # several for one policy of many tasks
+    head: str
+    head_settings: dict[str, Any]
+    use_proprioception: bool
+    seed: int
+    adaptation: str  # frozen, lora or full
+    end_to_end: dict[str, Any]  # settings of the training, where it is not frozen
+
+    def digest(self) -> str:
+        """Equal for policies that are equal."""
+        recipe = {
+            "version": [ROLLOUT_VERSION, *versions_of(_LEARNING)],
+            "encoder": self.encoder.digest,
+            "demonstrations": [d.digest for d in self.demonstrations],
+            # Several tasks are told apart by their words.
+            "captions": [d.caption for d in self.demonstrations if len(self.demonstrations) > 1],
+            "head": [self.head, self.head_settings],
+            "proprioception": self.use_proprioception,
+            "seed": self.seed,
+            "adaptation": [self.adaptation, self.end_to_end],
+        }
+        return _digest(recipe)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Episodes of one task under one condition by one policy."""
+
+    arm: str
+    policy: PolicySpec
+    task: str
+    condition: Condition
+    starts: tuple[EpisodeStart, ...]
+    horizon_steps: int
+    steps_after_success: int
+    image_px: int
+    environments: int
+    recorded: bool  # images of its first episode are kept
+
+    def digest(self) -> str:
+        """Equal for cells that give equal results; how many run at a time changes nothing."""
+        recipe = {
+            "version": [ROLLOUT_VERSION, *versions_of(SIMULATION)],
+            "policy": self.policy.digest(),
+            "task": self.task,
+            "starts": [asdict(start) for start in self.starts],
+            "protocol": [self.horizon_steps, self.steps_after_success, self.image_px],
+        }
+        return _digest(recipe)
+
+
+def conditions_of(config: RolloutConfig) -> list[Condition]:
+    """Unperturbed, each factor at each level, and all at once at each level."""
+    factors = [*(config.factors or perturbations.FACTORS)]
+    if config.all_at_once:
+        factors.append(ALL_FACTORS)
+    found = [Condition(UNPERTURBED, 0)]
+    return found + [Condition(factor, level) for factor in factors for level in config.levels]
+
+
+def plan_cells(
+    config: RolloutConfig, arms: list[Arm], demonstrations: dict[str, DemonstrationSet]
+) -> list[Cell]:
+    """All cells, task by task, so that a process keeps the scenes it has loaded."""
+    conditions = conditions_of(config)
+    starts = {
+        (task, condition): draw_starts(config, task, condition)
+        for task in demonstrations
+        for condition in conditions
+    }
+    return [
+        Cell(
+            arm=arm.name,
+            policy=_policy(config, arm, task, demonstrations, proprioception, seed),
+            task=task,
+            condition=condition,
+            starts=starts[task, condition],
+            horizon_steps=config.horizon_steps,
+            steps_after_success=config.steps_after_success,
+            image_px=config.image_px,
+            environments=config.environments,
+            recorded=seed == 0,
+        )
+        for task in demonstrations
+        for arm in arms
+        for seed in range(config.seeds)
+        for proprioception in config.proprioception
+        for condition in conditions
+    ]
+
+
+def draw_starts(config: RolloutConfig, task: str, condition: Condition) -> tuple[EpisodeStart, ...]:
+    """The initial states of a cell: a function of split, task, condition and seed alone.
+
+    Layouts are those of the evaluation split, which no demonstration and no pretraining has,
+    and the same under every condition.
+    """
+    found = []
+    for index in range(config.episodes):
+        factors: dict[str, Any] = {}
+        if condition.factor != UNPERTURBED:
+            text = f"{config.seed}/{task}/{index}/{condition.factor}"
+            number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+            chosen = None if condition.factor == ALL_FACTORS else (condition.factor,)
+            factors = perturbations.sample(config.split, number, chosen, condition.level)
+        layout = perturbations.layout_seed(config.split, index)
+        found.append(EpisodeStart(layout, factors))
+    return tuple(found)
+
+
+def _policy(
+    config: RolloutConfig,
+    arm: Arm,
+    task: str,
+    demonstrations: dict[str, DemonstrationSet],
+    proprioception: bool,
+    seed: int,
+) -> PolicySpec:
+    together = tuple(demonstrations.values()) if config.multitask else (demonstrations[task],)
+    settings = getattr(config, config.head)
+    return PolicySpec(
+        encoder=arm.encoder(seed),
+        demonstrations=together,
+        head=config.head,
+        head_settings=asdict(settings),
+        use_proprioception=proprioception,
+        seed=seed,
+        adaptation=config.adaptation,
+        end_to_end={} if config.adaptation == "frozen" else asdict(config.end_to_end),
+    )
+
+
+def _digest(recipe: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:20]

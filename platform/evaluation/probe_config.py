@@ -1,0 +1,82 @@
+"""Settings of the evaluation. Imports neither torch nor Ray, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dynaflip.checks import at_least, within
+
+
+@dataclass(frozen=True)
+class ViewsConfig:
+    """Episodes that the evaluation renders itself: layouts that no training has seen."""
+
+    # Meta-World tasks; empty takes those of the data set.
+    tasks: tuple[str, ...] = ()
+    # Expert episodes a task, each with a layout of its own.
+    episodes_per_task: int = 4
+    # Moments of an episode, shown unperturbed and with all factors perturbed together.
+    frames_per_episode: int = 6
+    # How many of these are also shown with each factor perturbed alone.
+    frames_per_factor: int = 3
+    # Strength of the perturbation, 1…5.
+    level: int = 3
+    # Factors that are also shown alone; empty takes all.
+    factors: tuple[str, ...] = ()
+    # The expert gives up after so many steps of 1/80 s.
+    horizon_steps: int = 150
+    # Changes every draw of factor values.
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "episodes_per_task", "horizon_steps", "frames_per_factor")
+        at_least(self, 2, "frames_per_episode")
+        at_least(self, 0, "seed")
+        within(self, 1, 5, "level")
+
+
+@dataclass(frozen=True)
+class ProbesConfig:
+    """Ridge probes from frozen features to positions."""
+
+    # Off: score the retrievals alone (nothing is rendered).
+    enabled: bool = True
+    # Frames of each unperturbed training episode that probes are fitted on.
+    frames_per_episode: int = 12
+    # Folds of the cross-validation over episodes that chooses the penalty.
+    folds: int = 5
+    # Side of the image whose raw pixels are probed for comparison.
+    raw_pixels_px: int = 16
+
+    def __post_init__(self) -> None:
+        at_least(self, 2, "frames_per_episode", "folds", "raw_pixels_px")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Everything that ``jobs/evaluate.py`` can be told."""
+
+    # A registered version (models:/NAME@ALIAS, models:/NAME/3, a version number) or a folder.
+    encoder: str = "models:/dynaflip-encoder@candidate"
+    # LeRobot data set with simulator labels, which probes are fitted on; none = the
+    # home's data/demo.
+    data: str | None = None
+    # Triplet folder, whose held-out part is the gallery; none = the home's triplets/demo.
+    triplets: str | None = None
+    # Held-out transitions of the fixed gallery.
+    gallery_size: int = 256
+    # Images a forward pass.
+    batch_size: int = 64
+    # Seeds the bootstrap.
+    seed: int = 0
+    # MLflow experiment of the evaluation's run.
+    experiment: str = "dynaflip-evaluate"
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    probes: ProbesConfig = field(default_factory=ProbesConfig)
+
+    def __post_init__(self) -> None:
+        at_least(self, 2, "gallery_size")
+        at_least(self, 1, "batch_size")
+        at_least(self, 0, "seed")
+        if not self.encoder.strip():
+            raise ValueError("encoder must not be empty")

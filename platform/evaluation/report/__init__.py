@@ -1,0 +1,1 @@
+"""Tables, images and the HTML report of an evaluation."""

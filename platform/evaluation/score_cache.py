@@ -1,0 +1,154 @@
+"""What a score leaves behind: its MLflow run, found again when nothing has changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dynaflip.encoders.checkpoint import CONFIG
+from dynaflip.eval.expert_views import RENDER_VERSION
+from dynaflip.platform import tracking
+from dynaflip.platform.config_loader import config_digest
+from dynaflip.platform.evaluation.probe_config import EvaluationConfig
+from dynaflip.platform.paths import default_data, default_triplets, home, input_path
+from dynaflip.platform.tracking import registry
+from dynaflip.platform.triplets.schema import read_manifest
+
+# What is tuned against a score must never have seen `test`.
+SPLIT = "dev"
+# Metrics that a registered version shows as tags.
+_HEADLINES = (
+    "trained/retrieval/task/top1",
+    "trained/retrieval/task/chance",
+    "probe/hand/one/trained_cm",
+    "probe/hand/one/initial_cm",
+    "probe/hand/all/trained_cm",
+    "probe/hand/all/initial_cm",
+    "probe/object/one/trained_cm",
+    "probe/object/one/initial_cm",
+    "probe/object/all/trained_cm",
+    "probe/object/all/initial_cm",
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an evaluation left behind."""
+
+    table: str
+    notes: list[str]
+    metrics: dict[str, float]
+    run_name: str
+    run_id: str  # MLflow's
+    report: Path  # HTML
+
+
+def find_scored(config: EvaluationConfig) -> Outcome | None:
+    """The newest finished score of these weights on these triplets with these settings, if any.
+
+    Raises:
+        UserError: the encoder or the triplets do not exist.
+    """
+    folder = registry.resolve(config.encoder)
+    config = resolved(config)
+    assert config.triplets is not None
+    digest = score_digest(config, folder, read_manifest(config.triplets))
+    run = tracking.find_finished({"kind": "evaluate", "score_digest": digest})
+    if run is None:
+        return None
+    table = tracking.read_artifact(run.info.run_id, "table.txt")
+    report = home() / "reports" / f"{run.info.run_name}.html"
+    if table is None or not report.is_file():
+        return None
+    metrics = dict(run.data.metrics)
+    return Outcome(table.decode(), [], metrics, run.info.run_name, run.info.run_id, report)
+
+
+def resolved(config: EvaluationConfig) -> EvaluationConfig:
+    """The settings with the places of data and triplets filled in."""
+    return dataclasses.replace(
+        config,
+        data=input_path(config.data, default_data()),
+        triplets=input_path(config.triplets, default_triplets()),
+    )
+
+
+def score_digest(config: EvaluationConfig, folder: Path, manifest: dict[str, Any]) -> str:
+    """Equal for equal weights, recordings, triplets and settings, whatever they are called."""
+    assert config.data is not None, "resolved by the caller"
+    about = Path(config.data) / "meta" / "dynaflip.json"  # how the recordings were made
+    what = dataclasses.replace(
+        config,
+        encoder="weights",
+        data=about.read_text() if about.is_file() else config.data,
+        triplets=manifest["digest"],
+    )
+    preprocessing = json.loads((folder / CONFIG).read_text())["preprocessing"]
+    digest = hashlib.sha256(config_digest(what).encode())
+    digest.update(json.dumps([preprocessing, RENDER_VERSION], sort_keys=True).encode())
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def log_score(
+    config: EvaluationConfig,
+    info: dict[str, Any],
+    digest: str,
+    run_name: str,
+    metrics: dict[str, float],
+    table: str,
+    path: Path,
+) -> str:
+    """Log the score as an MLflow run, and name it on the encoder's version.
+
+    Args:
+        config: resolved settings.
+        info: of the encoder.
+        digest: of :func:`score_digest`.
+        run_name: for people; files beside the report that begin with it are logged too.
+        metrics: flat.
+        table: plain text.
+        path: of the HTML report.
+
+    Returns:
+        MLflow's id of the run.
+    """
+    versions = _versions(info)
+    tags = {
+        "kind": "evaluate",
+        "encoder": config.encoder,
+        "encoder_run_id": info.get("mlflow_run_id", ""),
+        "encoder_run_name": info.get("run_name", ""),
+        "encoder_version": ", ".join(f"{name}/{number}" for name, number in versions),
+        "perturbation_split": SPLIT,
+        "score_digest": digest,
+    }
+    run = tracking.open_run(config.experiment, run_name, tags)
+    with tracking.ending(run):
+        run.log_settings(config)
+        run.log_metrics(metrics, step=0)
+        run.log_text(table, "table.txt")
+        run.log_text(json.dumps(metrics, indent=1, sort_keys=True), "metrics.json")
+        for file in sorted(path.parent.glob(f"{run_name}*")):
+            run.log_file(file)
+    store = tracking.client()
+    for name, number in versions:
+        store.set_model_version_tag(name, number, "evaluation_run_id", run.run_id)
+        for key in _HEADLINES:
+            if key in metrics:
+                store.set_model_version_tag(name, number, key, f"{metrics[key]:.4g}")
+    return run.run_id
+
+
+def _versions(info: dict[str, Any]) -> list[tuple[str, str]]:
+    """Registered versions that the encoder's run made, in this store: (name, number)."""
+    run_id = info.get("mlflow_run_id")
+    if not run_id:
+        return []
+    found = tracking.client().search_model_versions(f"run_id='{run_id}'")
+    return [(version.name, str(version.version)) for version in found]

@@ -1,0 +1,1 @@
+"""What an encoder can be evaluated by: probes, rollouts, imitation."""

@@ -1,0 +1,310 @@
+"""Score a trained encoder beside its own initialisation.
+
+Two measures: retrieval over held-out transitions, and linear probes from frozen
+features to positions, fitted on unperturbed training recordings and tested unchanged
+on unperturbed and on ``dev``-perturbed episodes. Only ``dev`` is shown here: what is
+tuned against this score must never have seen ``test``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dynaflip.errors import UserError
+from dynaflip.platform.evaluation.probe_config import EvaluationConfig
+from dynaflip.platform.evaluation.score_cache import (
+    SPLIT,
+    Outcome,
+    log_score,
+    resolved,
+    score_digest,
+)
+from dynaflip.platform.paths import home, new_run_name
+from dynaflip.platform.provenance import git_commit
+from dynaflip.platform.tracking import registry
+from dynaflip.platform.training.config import PretrainConfig
+from dynaflip.platform.triplets.schema import read_manifest
+
+if TYPE_CHECKING:
+    from dynaflip.encoders.model import DynaFLIP
+    from dynaflip.eval.labelled_frames import LabelledFrames
+    from dynaflip.eval.metrics.probe_report import ProbeReport
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A trained model and the same model before its first step."""
+
+    trained: DynaFLIP
+    initial: DynaFLIP
+    info: dict[str, Any]
+    volume: float  # the run's weights in the energy
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Probed:
+    """Probes' scores and some of the images they were tested on."""
+
+    report: ProbeReport
+    views: LabelledFrames
+
+
+def evaluate(config: EvaluationConfig) -> Outcome:
+    """Score ``config.encoder`` and log the score.
+
+    Raises:
+        UserError: the encoder or the triplets do not exist, or the simulator cannot render.
+    """
+    folder = registry.resolve(config.encoder)
+    config = resolved(config)
+    assert config.triplets is not None
+    manifest = read_manifest(config.triplets)
+    digest = score_digest(config, folder, manifest)
+    pair = load_pair(folder)
+    notes = []
+    if pair.info.get("data_digest") not in (None, manifest["digest"]):
+        notes.append(
+            "note: the encoder learnt from other triplets than the gallery is taken from; "
+            "a recording in both is held out in both"
+        )
+    began = time.monotonic()
+    retrieval = score_retrieval(pair, config)
+    print(f"retrieval scored in {time.monotonic() - began:.0f} s")
+    began = time.monotonic()
+    reason = _why_no_probes(config)
+    probed = None
+    if reason is None:
+        probed = score_positions(pair, config, _heldout_share(manifest))
+        print(f"probes scored in {time.monotonic() - began:.0f} s")
+    else:
+        notes.append(f"probes skipped: {reason}")
+    return _conclude(config, pair, retrieval, probed, notes, digest)
+
+
+def load_pair(folder: Path) -> Pair:
+    """The model of an encoder's folder, and its initialisation built anew from its settings.
+
+    The run's seed gives the initial weights of the towers, and of the image encoder
+    where that does not start from pretrained ones.
+    """
+    from dynaflip.encoders.checkpoint import load_model
+    from dynaflip.encoders.model import DynaFLIP
+    from dynaflip.platform.training.checkpoint_format import seed_step
+
+    trained = load_model(folder)
+    info = trained.image.info
+    saved = PretrainConfig()
+    trained_with = info.get("config", {})
+    weights = {**dataclasses.asdict(saved.objective), **trained_with.get("objective", {})}
+    # As the loop does before it builds the model.
+    seed_step(int(trained_with.get("train", {}).get("seed", saved.train.seed)), 0, 0)
+    initial = DynaFLIP(trained.config).eval()
+    device = _device()
+    volume, cosine = float(weights["volume"]), float(weights["cosine"])
+    return Pair(trained.to(device), initial.to(device), info, volume, cosine)
+
+
+def score_retrieval(pair: Pair, config: EvaluationConfig) -> dict[str, dict[str, float]]:
+    """Retrieval of both models over the same fixed gallery of held-out transitions."""
+    from dynaflip.encoders.language import embed_captions
+    from dynaflip.eval.retrieval import retrieval_report
+    from dynaflip.platform.training.config import DataConfig
+    from dynaflip.platform.training.data.collate import Collate, TextTable
+    from dynaflip.platform.training.data.loader import gallery_batch, read_index
+
+    assert config.triplets is not None
+    index = read_index(config.triplets)
+    settings = pair.trained.config
+    features = embed_captions(index.captions, settings.language)
+    text = TextTable({c: i for i, c in enumerate(index.captions)}, features.numpy())
+    collate = Collate(DataConfig(), settings.image.image_px, text, seed=config.seed, augment=False)
+    gallery = gallery_batch(index, collate, config.gallery_size)
+    if gallery is None:
+        raise UserError(
+            f"--triplets: {config.triplets} holds out {index.counts['heldout']} transitions, "
+            f"too few to retrieve among; preprocess more recordings"
+        )
+    return {
+        name: retrieval_report(
+            model, gallery, volume=pair.volume, cosine=pair.cosine, seed=config.seed
+        )
+        for name, model in (("trained", pair.trained), ("initial", pair.initial))
+    }
+
+
+def score_positions(pair: Pair, config: EvaluationConfig, heldout_share: float) -> Probed:
+    """Fit probes on unperturbed training recordings; test them on held-out and rendered ones."""
+    import numpy as np
+
+    from dynaflip.eval.expert_views import ALL_FACTORS, UNPERTURBED
+    from dynaflip.eval.labelled_frames import concatenate, embed, raw_pixels
+    from dynaflip.eval.metrics.probe_report import score_probes
+    from dynaflip.eval.plots import ONE_FACTOR, RECORDED
+    from dynaflip.platform.evaluation.recordings import open_recordings, read_frames
+    from dynaflip.platform.evaluation.rendered_views import plan_views, render_views
+    from dynaflip.platform.evaluation.report.tables import INITIAL, PIXELS, TRAINED
+
+    assert config.data is not None
+    recordings = open_recordings(config.data, heldout_share)
+    tasks = _tasks(config, recordings.tasks())
+    number = config.probes.frames_per_episode
+    chosen = [clip for clip in recordings.train if clip.task in tasks]
+    train = read_frames(recordings, chosen, number, "train")
+    plans = plan_views(config.views, tasks, recordings.camera, recordings.size_px, SPLIT)
+    views = render_views(plans)
+    heldout = [clip for clip in recordings.heldout if clip.task in tasks]
+    parts = [read_frames(recordings, heldout, number, RECORDED)] if heldout else []
+    test = concatenate([*parts, views])
+    factors = plans[tasks[0]][0].single_factors()
+    alone = [*([RECORDED] if heldout else []), UNPERTURBED, ALL_FACTORS]
+    groups = {name: (name,) for name in alone} | {ONE_FACTOR: factors}
+    groups |= {name: (name,) for name in factors}
+    together = np.concatenate([train.images, test.images])
+    features = {
+        TRAINED: embed(pair.trained.image, together, config.batch_size),
+        INITIAL: embed(pair.initial.image, together, config.batch_size),
+        PIXELS: raw_pixels(together, config.probes.raw_pixels_px),
+    }
+    report = score_probes(
+        train,
+        test,
+        {name: (both[: len(train)], both[len(train) :]) for name, both in features.items()},
+        compared=(TRAINED, INITIAL),
+        groups=groups,
+        folds=config.probes.folds,
+        seed=config.seed,
+    )
+    print(
+        f"probes: {len(train)} training frames of {len(np.unique(train.episode))} recordings, "
+        f"{len(test)} test frames of {len(np.unique(test.episode))}, {len(tasks)} tasks"
+    )
+    return Probed(report, views)
+
+
+def _conclude(
+    config: EvaluationConfig,
+    pair: Pair,
+    retrieval: dict[str, dict[str, float]],
+    probed: Probed | None,
+    notes: list[str],
+    digest: str,
+) -> Outcome:
+    """Tables, images, report, MLflow."""
+    from dynaflip.platform.evaluation.report import html, tables
+
+    trained, initial = retrieval["trained"], retrieval["initial"]
+    sections = [
+        tables.retrieval_section(trained, initial),
+        tables.embedding_section(trained, initial),
+    ]
+    metrics = {f"{who}/{k}": v for who, found in retrieval.items() for k, v in found.items()}
+    if probed is not None:
+        sections += tables.probe_sections(probed.report)
+        metrics |= {key.replace(" ", "_"): v for key, v in probed.report.metrics().items()}
+    images = _images(retrieval, probed)
+    run_name = new_run_name("evaluate")
+    path = home() / "reports" / f"{run_name}.html"
+    html.write_report(
+        path,
+        title=f"DynaFLIP: score of {config.encoder}",
+        facts=_facts(config, pair.info),
+        sections=sections,
+        notes=[*notes, *_explanations(probed is not None)],
+        images=[(caption, data) for _, caption, data in images],
+    )
+    table = tables.as_text(sections)
+    for name, _, data in images:
+        path.with_name(f"{run_name}-{name}").write_bytes(data)
+    run_id = log_score(config, pair.info, digest, run_name, metrics, table, path)
+    return Outcome(table, notes, metrics, run_name, run_id, path)
+
+
+def _images(
+    retrieval: dict[str, dict[str, float]], probed: Probed | None
+) -> list[tuple[str, str, bytes]]:
+    """(file name, caption, bytes)."""
+    from dynaflip.eval import plots
+    from dynaflip.platform.evaluation.report.html import jpeg_of, png_of
+    from dynaflip.platform.evaluation.report.tables import INITIAL, TRAINED
+
+    made = []
+    if probed is not None:
+        bars = plots.probe_figure(probed.report, (TRAINED, INITIAL))
+        made.append(("probes.png", "Probe error by factor", png_of(bars)))
+    figure = plots.retrieval_figure(retrieval)
+    made.append(("retrieval.png", "Retrieval", png_of(figure)))
+    if probed is not None:
+        sheet, columns = plots.contact_sheet(probed.views)
+        caption = "What was shown: " + ", ".join(map(plots.condition_name, columns))
+        made.append(("examples.jpg", caption, jpeg_of(sheet)))
+    return made
+
+
+def _why_no_probes(config: EvaluationConfig) -> str | None:
+    from dynaflip.platform.evaluation.recordings import labels_missing
+
+    if not config.probes.enabled:
+        return "probes.enabled is false"
+    assert config.data is not None
+    return labels_missing(config.data)
+
+
+def _tasks(config: EvaluationConfig, known: list[str]) -> list[str]:
+    """Tasks to score: those asked for, or all that a probe can be fitted on."""
+    if not known:
+        raise UserError(
+            f"--data: {config.data} has no task with two unperturbed training recordings, "
+            f"which a probe needs; collect more, or pass --probes.enabled false"
+        )
+    for task in config.views.tasks:
+        if task not in known:
+            raise UserError(
+                f"views.tasks: {task} has fewer than two unperturbed training recordings in "
+                f"{config.data}; it has {', '.join(known)}"
+            )
+    return list(config.views.tasks) or known
+
+
+def _heldout_share(manifest: dict[str, Any]) -> float:
+    return float(manifest["settings"]["heldout_share"])
+
+
+def _facts(config: EvaluationConfig, info: dict[str, Any]) -> dict[str, str]:
+    return {
+        "encoder": config.encoder,
+        "pretraining run": str(info.get("run_name", "unknown")),
+        "steps": str(info.get("steps", "unknown")),
+        "flow": ", ".join(info.get("flow_sources", [])) or "unknown",
+        "git commit of the encoder": str(info.get("git_commit", "unknown")),
+        "git commit of this score": git_commit(),
+        "triplets": str(config.triplets),
+        "data set": str(config.data),
+        "perturbation": f"{SPLIT}, level {config.views.level}",
+    }
+
+
+def _explanations(probes: bool) -> list[str]:
+    lines = [
+        "Intervals are 95 %, by bootstrap over recordings or episodes. The initialisation is the "
+        "same network before its first step."
+    ]
+    if probes:
+        lines.append(
+            "Probes are ridge regressions from frozen, standardised features to positions in the "
+            "world frame, with an offset for each task; fitted on unperturbed training recordings "
+            "alone, their penalty chosen by cross-validation over recordings. Rendered episodes "
+            "have layouts and perturbations of the dev split; the same moments are shown under "
+            "every condition."
+        )
+    return lines
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,338 @@
+"""A Ray actor that fits policies and rolls them out; one CPU, many environments."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from dynaflip.eval.policies.config import BehaviourCloningConfig, DiffusionConfig, EndToEndConfig
+from dynaflip.platform.evaluation.demonstrations import DemonstrationSet
+from dynaflip.platform.evaluation.encoders_under_test import EXPERT, RANDOM_POLICY, Encoder
+from dynaflip.platform.evaluation.plan import Cell, PolicySpec
+
+# One thread a worker: as many workers as CPUs run side by side. Software rendering (LP_)
+# would start a thread a core in each.
+WORKER_ENVIRONMENT = {
+    "MUJOCO_GL": os.environ.get("MUJOCO_GL", "egl"),
+    "PYOPENGL_PLATFORM": os.environ.get("PYOPENGL_PLATFORM", os.environ.get("MUJOCO_GL", "egl")),
+    "LP_NUM_THREADS": "0",
+    "OMP_NUM_THREADS": "1",
+}
+
+# On a CPU a small batch's activations stay in the cache: 64 images at once took 1.4 times as
+# long an image (EfficientNet-Lite0 at 112 px).
+FEATURE_BATCH = 16
+
+KEPT_DEMONSTRATIONS = 5  # tasks whose decoded frames a worker keeps
+
+LOOK_AT_STEP = 40  # half a second: the hand has reached the object or is about to
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """Outcomes of a cell's episodes in the order of its starts."""
+
+    success_ever: list[bool]
+    success_last: list[bool]
+    steps: list[int]
+    seconds: float
+    animation: bytes | None  # GIF of the first episode
+
+
+@dataclass(frozen=True)
+class Imitated:
+    """Agreement of some policies with the expert, moment by moment."""
+
+    condition: Any  # (N,) names
+    episode: Any  # (N,) int, index of the episode's start
+    agreement: dict[str, Any]  # digest of a policy → (N,) in [0, 1]
+
+
+@dataclass(frozen=True)
+class Looked:
+    """Images of a task with every encoder's saliency over them."""
+
+    images: Any  # (B, H, W, 3) uint8
+    robot: Any  # (B, H, W) bool
+    objects: Any  # (B, H, W) bool
+    saliency: dict[str, Any]  # digest of an encoder → (B, G, G)
+
+
+class Worker:
+    """Keeps the scenes of a task and an encoder or two loaded between calls."""
+
+    def __init__(self) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+        self._scenes: list[Any] = []
+        self._scene_key: tuple[str, int] | None = None
+        self._encoders: dict[str, Any] = {}
+        self._views: tuple[Any, Any] | None = None
+        self._frames: dict[str, Any] = {}
+
+    def fit(self, specs: list[PolicySpec]) -> dict[str, dict[str, Any]]:
+        """Fit policies that share encoder and demonstrations: digest → state dict.
+
+        Features are computed once for all of them, and in no minibatch.
+        """
+        import numpy as np
+
+        from dynaflip.eval.policies.base import Demonstrations
+        from dynaflip.eval.policies.encoder_policy import check_encoder, features_of
+
+        encoder = self._encoder(specs[0].encoder)
+        parts = [self._frames_of(d) for d in specs[0].demonstrations]
+        check_encoder(encoder, parts[0].images[:4])
+        if specs[0].adaptation != "frozen":
+            return {spec.digest(): _fit_end_to_end(spec, parts[0]) for spec in specs}
+        words = _words(specs[0])
+        features, context, episode = [], [], []
+        for number, part in enumerate(parts):
+            for start in range(0, len(part.images), FEATURE_BATCH):
+                images = part.images[start : start + FEATURE_BATCH]
+                features.append(features_of(encoder, images))
+            if words is not None:
+                context.append(np.repeat(words[number : number + 1], len(part.images), 0))
+            episode.append(part.episode + 10**6 * number)
+        demonstrations = Demonstrations(
+            features=np.concatenate(features),
+            proprioception=np.concatenate([part.proprioception for part in parts]),
+            actions=np.concatenate([part.actions for part in parts]),
+            episode=np.concatenate(episode),
+            context=np.concatenate(context) if words is not None else None,
+        )
+        return {spec.digest(): _fit_head(spec, demonstrations).state_dict() for spec in specs}
+
+    def roll_out(self, cell: Cell, weights: dict[str, Any] | None) -> CellResult:
+        """Run a cell's episodes with a fitted policy."""
+        from dynaflip.eval.rollout import roll_out
+
+        began = time.monotonic()
+        scenes = self._scenes_for(cell)
+        policy = self._policy(cell, weights)
+        results = roll_out(
+            scenes,
+            cell.starts,
+            policy,
+            horizon_steps=cell.horizon_steps,
+            steps_after_success=cell.steps_after_success,
+            record_first=cell.recorded,
+        )
+        if weights is not None:
+            policy.check_features()
+        images = results[0].images
+        return CellResult(
+            [r.success_ever for r in results],
+            [r.success_last for r in results],
+            [r.steps for r in results],
+            time.monotonic() - began,
+            _animation(images) if images else None,
+        )
+
+    def imitate(self, cells: list[Cell], weights: dict[str, Any]) -> Imitated:
+        """Hold policies of one encoder and task against the expert, under all conditions.
+
+        Args:
+            cells: one a policy and condition; those of a policy differ in condition alone.
+            weights: digest of a policy → its fitted tensors (none for those without an encoder).
+        """
+        import numpy as np
+
+        from dynaflip.eval.metrics.action_error import agreement
+        from dynaflip.eval.rollout import Observation
+
+        views = self._expert_views(cells)
+        unit = views.actions[views.condition == views.condition[0]]  # each moment once
+        found = {}
+        for cell in {cell.policy.digest(): cell for cell in cells}.values():
+            digest = cell.policy.digest()
+            policy, actions = self._policy(cell, weights.get(digest)), []
+            for start in range(0, len(views.images), FEATURE_BATCH):
+                part = slice(start, start + FEATURE_BATCH)
+                seen = Observation(views.images[part], views.proprioception[part])
+                plan = views.actions[part, None] if policy is None else policy.act(seen)
+                actions.append(plan[:, 0])
+            found[digest] = agreement(np.concatenate(actions), views.actions, unit)
+        return Imitated(views.condition, views.episode, found)
+
+    def look(
+        self, task: str, image_px: int, layout_seeds: list[int], encoders: list[Encoder]
+    ) -> Looked:
+        """Where encoders look in a task: the middle of the expert's episodes, unperturbed."""
+        import numpy as np
+
+        from dynaflip.eval.metrics.saliency import saliency
+
+        scene = self._load_scenes(task, image_px, 1)[0]
+        seen = []
+        for seed in layout_seeds:
+            observation = scene.reset(seed)
+            for _ in range(LOOK_AT_STEP):
+                observation, _ = scene.step(scene.expert_action(observation))
+            seen.append((scene.rgb(), *scene.robot_and_object()))
+        images, robot, objects = (np.stack(column) for column in zip(*seen, strict=True))
+        found = {e.digest: saliency(self._encoder(e), images) for e in encoders}
+        return Looked(images, robot, objects, found)
+
+    def _expert_views(self, cells: list[Cell]) -> Any:
+        """Those of the cells' task and conditions; the last ones are kept."""
+        from dynaflip.eval.metrics.action_error import show_expert
+
+        starts = {cell.condition.name: cell.starts for cell in cells}
+        key = (cells[0].task, cells[0].image_px, cells[0].horizon_steps, tuple(starts.items()))
+        if self._views is None or self._views[0] != key:
+            scene = self._load_scenes(cells[0].task, cells[0].image_px, 1)[0]
+            views = show_expert(scene, starts, horizon_steps=cells[0].horizon_steps)
+            self._views = key, views
+        return self._views[1]
+
+    def _scenes_for(self, cell: Cell) -> list[Any]:
+        number = min(cell.environments, len(cell.starts))
+        return self._load_scenes(cell.task, cell.image_px, number)
+
+    def _load_scenes(self, task: str, px: int, number: int) -> list[Any]:
+        from dynaflip.eval.envs.metaworld import Scene
+
+        if self._scene_key != (task, px):
+            for scene in self._scenes:
+                scene.close()
+            self._scenes, self._scene_key = [], (task, px)
+        while len(self._scenes) < number:
+            self._scenes.append(Scene(task, height_px=px, width_px=px))
+        return self._scenes
+
+    def _frames_of(self, demonstrations: DemonstrationSet) -> Any:
+        """Decoded once for the encoders that follow; 25 episodes at 112 px are 80 MB."""
+        from dynaflip.platform.evaluation.demonstrations import read_demonstrations
+
+        if demonstrations.digest not in self._frames:
+            if len(self._frames) >= KEPT_DEMONSTRATIONS:
+                self._frames.pop(next(iter(self._frames)))
+            self._frames[demonstrations.digest] = read_demonstrations(demonstrations)
+        return self._frames[demonstrations.digest]
+
+    def _encoder(self, encoder: Encoder) -> Any:
+        from dynaflip.encoders.checkpoint import load_image_encoder
+
+        assert encoder.folder is not None
+        if encoder.digest not in self._encoders:
+            if len(self._encoders) >= 4:
+                self._encoders.pop(next(iter(self._encoders)))
+            self._encoders[encoder.digest] = load_image_encoder(encoder.folder)
+        return self._encoders[encoder.digest]
+
+    def _policy(self, cell: Cell, weights: dict[str, Any] | None) -> Any:
+        from dynaflip.eval.policies.encoder_policy import EncoderPolicy
+        from dynaflip.eval.policies.random_policy import RandomPolicy
+
+        spec = cell.policy
+        if spec.encoder.name == EXPERT:
+            return None
+        if spec.encoder.name == RANDOM_POLICY:
+            return RandomPolicy(spec.seed)
+        assert weights is not None
+        if spec.adaptation != "frozen":
+            encoder, head = _adapted(spec, weights)
+            return EncoderPolicy(encoder, head, use_proprioception=spec.use_proprioception)
+        words = _words(spec)
+        context = None
+        if words is not None:
+            context = words[[d.task for d in spec.demonstrations].index(cell.task)]
+        return EncoderPolicy(
+            self._encoder(spec.encoder),
+            _head_of(spec, weights),
+            use_proprioception=spec.use_proprioception,
+            context=context,
+        )
+
+
+_ENCODER = "encoder."  # marks an adapted encoder's tensors beside the head's
+
+
+def _fit_end_to_end(spec: PolicySpec, frames: Any) -> dict[str, Any]:
+    """Tensors of head and encoder, trained together."""
+    from dynaflip.encoders.checkpoint import load_image_encoder
+    from dynaflip.eval.policies.base import chunks_of
+    from dynaflip.eval.policies.end_to_end import fit_end_to_end
+
+    assert spec.encoder.folder is not None
+    settings = BehaviourCloningConfig(**spec.head_settings)
+    encoder, head = fit_end_to_end(
+        load_image_encoder(spec.encoder.folder),  # of its own: it is changed in place
+        frames.images,
+        frames.proprioception if spec.use_proprioception else None,
+        chunks_of(frames.actions, frames.episode, settings.chunk),
+        settings,
+        EndToEndConfig(**spec.end_to_end),
+        mode=spec.adaptation,
+        seed=spec.seed,
+    )
+    adapted = {_ENCODER + name: tensor for name, tensor in encoder.state_dict().items()}
+    return head.state_dict() | adapted
+
+
+def _adapted(spec: PolicySpec, weights: dict[str, Any]) -> tuple[Any, Any]:
+    from dynaflip.encoders.checkpoint import load_image_encoder
+
+    assert spec.encoder.folder is not None
+    encoder = load_image_encoder(spec.encoder.folder)
+    encoder.load_state_dict(
+        {k.removeprefix(_ENCODER): v for k, v in weights.items() if k.startswith(_ENCODER)}
+    )
+    head = {k: v for k, v in weights.items() if not k.startswith(_ENCODER)}
+    return encoder.eval(), _head_of(spec, head)
+
+
+def _fit_head(spec: PolicySpec, demonstrations: Any) -> Any:
+    options: dict[str, Any] = {
+        "use_proprioception": spec.use_proprioception,
+        "seed": spec.seed,
+    }
+    if spec.head == "diffusion":
+        from dynaflip.eval.policies.diffusion import fit_diffusion
+
+        return fit_diffusion(demonstrations, DiffusionConfig(**spec.head_settings), **options)
+    from dynaflip.eval.policies.behaviour_cloning import fit_behaviour_cloning
+
+    settings = BehaviourCloningConfig(**spec.head_settings)
+    return fit_behaviour_cloning(demonstrations, settings, **options)
+
+
+def _head_of(spec: PolicySpec, weights: dict[str, Any]) -> Any:
+    from dynaflip.eval.policies.behaviour_cloning import BehaviourCloning
+    from dynaflip.eval.policies.diffusion import DiffusionPolicy
+
+    input_dim = len(weights["norm.running_mean"])
+    head: Any
+    if spec.head == "diffusion":
+        head = DiffusionPolicy(input_dim, DiffusionConfig(**spec.head_settings))
+    else:
+        head = BehaviourCloning(input_dim, BehaviourCloningConfig(**spec.head_settings))
+    head.load_state_dict(weights)
+    return head.eval()
+
+
+def _words(spec: PolicySpec) -> Any:
+    """(tasks, C) float32 of the tasks' captions, or None where a policy serves one task."""
+    if len(spec.demonstrations) == 1:
+        return None
+    from dynaflip.encoders.config import LanguageConfig
+    from dynaflip.encoders.language import embed_captions
+
+    captions = [d.caption for d in spec.demonstrations]
+    return embed_captions(captions, LanguageConfig()).numpy()
+
+
+def _animation(images: list[Any]) -> bytes:
+    from PIL import Image
+
+    frames = [Image.fromarray(image) for image in images]
+    buffer = io.BytesIO()
+    frames[0].save(
+        buffer, "GIF", save_all=True, append_images=frames[1:], duration=60, loop=0, optimize=False
+    )
+    return buffer.getvalue()

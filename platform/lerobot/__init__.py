@@ -1,0 +1,1 @@
+"""The LeRobot format, shared by what writes it and what reads it."""

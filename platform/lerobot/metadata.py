@@ -1,0 +1,130 @@
+"""What a LeRobot data set says of itself: ``meta/``, of v3.0 and of v2.1.
+
+v2.1 keeps a video and a Parquet file an episode, and lists episodes, tasks and statistics
+in JSON lines; its rows are brought into v3.0's form here, so that one reader serves both.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pyarrow as pa
+
+from dynaflip.errors import UserError
+from dynaflip.platform.triplets.clips import ClipRejected
+from dynaflip.platform.triplets.sources.places import Place, list_files, may_pass, read_table
+
+_PATHS = {
+    "v3": {
+        "video": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
+        "data": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+    },
+    "v2": {
+        "video": "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
+        "data": "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
+    },
+}
+
+
+class Meta:
+    """The ``meta`` folder of a data set; ``info`` is ``info.json``."""
+
+    def __init__(self, root: Place) -> None:
+        self.root = root
+        path = root / "meta" / "info.json"
+        try:
+            self.info: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            version, _ = str(self.info["codebase_version"]), self.info["features"].items()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"source.path: {path} is not a LeRobot info.json") from None
+        self.version = version[:2]
+        if self.version not in _PATHS:
+            raise UserError(f"source.path: {root} is LeRobot {version}, this reads v2.1 and v3.0")
+
+    def episodes(self) -> list[dict[str, Any]]:
+        """Rows of ``meta/episodes`` by ascending index, statistics as ``stats/FEATURE/NAME``."""
+        if self.version == "v2":
+            rows = self._json_lines("episodes.jsonl")
+            stats = {r["episode_index"]: r for r in self._json_lines("episodes_stats.jsonl", True)}
+            for row in rows:
+                for feature, values in stats.get(row["episode_index"], {}).get("stats", {}).items():
+                    row |= {f"stats/{feature}/{name}": value for name, value in values.items()}
+        else:
+            folder = self.root / "meta" / "episodes"
+            files = [n for n in list_files(folder) if n.endswith(".parquet")]
+            rows = [row for name in files for row in read_meta(folder / name).to_pylist()]
+        if not rows:
+            looked = "episodes.jsonl" if self.version == "v2" else "episodes/**/*.parquet"
+            raise UserError(f"source.path: {self.root} has no episodes (looked for meta/{looked})")
+        return sorted(rows, key=lambda row: row["episode_index"])
+
+    def video_path(self, episode: dict[str, Any], key: str) -> str:
+        """Relative path of an episode's video, as the data set says it is."""
+        return self._path("video", episode, key, episode_field=f"videos/{key}")
+
+    def data_path(self, episode: dict[str, Any]) -> str:
+        """Relative path of an episode's Parquet file."""
+        return self._path("data", episode, "", episode_field="data")
+
+    def tasks_file(self) -> str:
+        """Relative path of the table of tasks."""
+        return "meta/tasks.jsonl" if self.version == "v2" else "meta/tasks.parquet"
+
+    def task_names(self) -> dict[int, str]:
+        """Task string by index; in v3.0 the string is the pandas index of the table."""
+        try:
+            if self.version == "v2":
+                return {r["task_index"]: r["task"] for r in self._json_lines("tasks.jsonl")}
+            table = read_meta(self.root / self.tasks_file())
+        except UserError as error:
+            stage = "network" if may_pass(self.root, error.__cause__) else "caption"
+            raise ClipRejected(stage, str(error)) from None
+        text = next(n for n in table.column_names if n != "task_index")
+        return dict(zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True))
+
+    def _path(self, kind: str, episode: dict[str, Any], key: str, episode_field: str) -> str:
+        index = int(episode["episode_index"])
+        template = str(self.info.get(f"{kind}_path") or _PATHS[self.version][kind])
+        try:
+            return template.format(
+                video_key=key,
+                chunk_index=episode.get(f"{episode_field}/chunk_index", 0),
+                file_index=episode.get(f"{episode_field}/file_index", 0),
+                episode_index=index,
+                episode_chunk=index // max(1, int(self.info.get("chunks_size") or 1000)),
+            )
+        except (KeyError, ValueError, IndexError):
+            raise UserError(
+                f"source.path: {self.root}/meta/info.json: {kind}_path {template!r} is not a "
+                f"path of LeRobot"
+            ) from None
+
+    def _json_lines(self, name: str, may_lack: bool = False) -> list[dict[str, Any]]:
+        path = self.root / "meta" / name
+        try:
+            # Not splitlines: a string of JSON may hold U+2028 as it is.
+            lines = path.read_text(encoding="utf-8").split("\n")
+            rows = [json.loads(line) for line in lines if line.strip()]
+            if not all(isinstance(row, dict) for row in rows):
+                raise ValueError("a line is no object")
+        except FileNotFoundError:
+            if may_lack:
+                return []
+            raise UserError(f"source.path: there is no {path}") from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"source.path: cannot read {path}: {first_line(error)}") from error
+        return rows
+
+
+def read_meta(path: Place) -> pa.Table:
+    """A Parquet file of ``meta/``; one that cannot be read is the user's to mend."""
+    try:
+        return read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"source.path: cannot read {path}: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

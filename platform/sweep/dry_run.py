@@ -1,0 +1,108 @@
+"""``--dry-run``: the space, what a trial takes, how many run at once, and what it will cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from pathlib import Path
+
+from dynaflip.platform.paths import default_triplets, input_path
+from dynaflip.platform.sweep import study as studies
+from dynaflip.platform.sweep.config import SweepJobConfig, pretrain_part
+from dynaflip.platform.sweep.resources import Fit
+from dynaflip.platform.sweep.run import join_cluster
+from dynaflip.platform.sweep.space import Dimension, papers_values, parse_space
+from dynaflip.platform.sweep.table import aligned
+from dynaflip.platform.training.config import PretrainConfig
+from dynaflip.platform.training.progress import clock
+
+# A rough figure for a trial's processes (Tune's, Train's controller, worker) and imports.
+START_S = 20.0
+_TIMED_STEPS = 3
+
+
+def dry_run(job: SweepJobConfig) -> str:
+    """What the sweep would do, as text; trains three steps in this process to time them.
+
+    Raises:
+        UserError: what the sweep itself would refuse.
+    """
+    space, base = parse_space(job.sweep.search), pretrain_part(job)
+    papers = papers_values(space, base)
+    base = dataclasses.replace(base, triplets=input_path(base.triplets, default_triplets()))
+    fit = join_cluster(base, job.sweep.concurrent)
+    rows = [["setting", "range", "trial 0"]]
+    rows += [[d.key, _range(d), f"{papers[d.key]}"] for d in space]
+    lines = ["space", *(f"  {line}" for line in aligned(rows)), "", "resources", f"  {fit.text()}"]
+    return "\n".join([*lines, "", "cost", *_cost(job, base, fit)])
+
+
+def _range(dimension: Dimension) -> str:
+    return dimension.text().partition("=")[2]
+
+
+def _cost(job: SweepJobConfig, base: PretrainConfig, fit: Fit) -> list[str]:
+    from dynaflip.platform.training.run import prepare
+
+    with tempfile.TemporaryDirectory() as nowhere:
+        work = prepare(base, Path(nowhere))
+        step_s = time_step(base, work, fit.threads)
+    steps, sweep = work.length.total_steps, job.sweep
+    trial_s = START_S + steps * step_s
+    scorings = len(studies.score_steps(sweep, steps))
+    search_s = trial_s * sweep.trials / sweep.concurrent
+    runs = (sweep.confirm + 1) * sweep.confirm_seeds if sweep.confirm else 0
+    confirm_s = trial_s * runs / sweep.concurrent
+    early = "" if sweep.scheduler == "none" else f" at most ({sweep.scheduler} stops some early)"
+    return [
+        f"  {steps} steps of {step_s:.2f} s (measured now, alone) and {START_S:.0f} s to start: "
+        f"{clock(trial_s)} a trial, and {scorings} scoring(s)",
+        f"  search: {sweep.trials} trials, {sweep.concurrent} at once: {clock(search_s)}{early}",
+        f"  confirmation: {runs} trainings: {clock(confirm_s)}",
+        f"  together {clock(search_s + confirm_s)}, if {sweep.concurrent} at once do not slow "
+        f"each other",
+    ]
+
+
+def time_step(base: PretrainConfig, work: object, threads: int) -> float:
+    """Seconds of a training step on this machine's CPU or GPU, the first left out."""
+    import torch
+
+    from dynaflip.platform.training.backends.ray_train import TrainJob
+    from dynaflip.platform.training.data.collate import Collate
+    from dynaflip.platform.training.data.loader import epoch_batches, plain_tables, sampling_of
+    from dynaflip.platform.training.loop import Context, Pretraining, rank_batch_size
+
+    assert isinstance(work, TrainJob)
+    torch.set_num_threads(threads)
+    train = dataclasses.replace(
+        base.train, steps=_TIMED_STEPS + 1, epochs=None, report_every_steps=1, eval_every_steps=0
+    )
+    config = dataclasses.replace(base, train=train)
+    collate = Collate(
+        config.data, config.model.image.image_px, work.text, seed=config.train.seed, augment=True
+    )
+    moments: list[float] = []
+
+    def note(metrics: dict[str, float]) -> None:
+        moments.append(time.perf_counter())
+
+    on_gpu = base.train.device != "cpu" and torch.cuda.is_available()
+    context = Context(device="cuda" if on_gpu else "cpu", report=note)
+    length = dataclasses.replace(work.length, total_steps=_TIMED_STEPS + 1)
+    sampling = sampling_of(config.data, work.index, config.train.seed)
+    tables = plain_tables(str(base.triplets), "train")
+    Pretraining(config, context, length).run(
+        lambda position: epoch_batches(
+            tables(position.epoch),
+            collate,
+            config.data,
+            sampling,
+            position,
+            batch_size=rank_batch_size(config, 1),
+            rank=0,
+        )
+    )
+    # The first step warms up.
+    return (moments[-1] - moments[0]) / (len(moments) - 1)

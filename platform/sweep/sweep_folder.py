@@ -1,0 +1,86 @@
+"""A sweep's folder, ``<home>/sweeps/NAME``: what it was asked, its frames, its trials.
+
+``sweep.json`` is written once, ``config.yaml`` also where a later session extends the sweep;
+what happens is in the Optuna study.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dynaflip.errors import UserError
+from dynaflip.platform.config_loader import to_yaml
+from dynaflip.platform.paths import home
+
+FILE, CONFIG, FRAMES, LOCK = "sweep.json", "config.yaml", "frames.npz", "running.lock"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What stays the same over all sessions of a sweep."""
+
+    name: str
+    run_id: str  # MLflow's parent run
+    space: list[str]  # as typed
+    papers: dict[str, object]  # trial 0's values
+    data_digest: str
+    score_digest: str  # of the labelled frames
+    base_digest: str  # of the settings that are not searched
+    total_steps: int  # of a trial
+    steps_per_epoch: int
+    storage: str  # Optuna's URL
+    warm_trials: int  # copied from another sweep, before trial 0
+
+
+def sweeps() -> Path:
+    """Folder of all sweeps."""
+    return home() / "sweeps"
+
+
+def default_storage() -> str:
+    """Optuna's database of this home: all sweeps in one file."""
+    return f"sqlite:///{sweeps() / 'studies.db'}"
+
+
+def folder_of(name: str) -> Path:
+    """A sweep's folder, there or not."""
+    return sweeps() / name
+
+
+def write_facts(facts: Facts) -> None:
+    """Write ``sweep.json``, whole or not at all."""
+    path = folder_of(facts.name) / FILE
+    fresh = path.with_suffix(".tmp")
+    fresh.write_text(json.dumps(asdict(facts), indent=1))
+    os.replace(fresh, path)
+
+
+def write_config(name: str, job: Any) -> None:
+    """Write ``config.yaml``, the sweep's settings, whole or not at all."""
+    path = folder_of(name) / CONFIG
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".tmp")
+    fresh.write_text(to_yaml(job))
+    os.replace(fresh, path)
+
+
+def read_facts(name: str, flag: str) -> Facts:
+    """Read ``sweep.json``.
+
+    Args:
+        name: of the sweep.
+        flag: of the command line that named it, for the error.
+
+    Raises:
+        UserError: there is no such sweep; the message names the newest.
+    """
+    path = folder_of(name) / FILE
+    if not path.is_file():
+        known = sorted(sweeps().glob(f"*/{FILE}"), key=lambda p: p.stat().st_mtime, reverse=True)
+        names = ", ".join(p.parent.name for p in known[:3]) or "none"
+        raise UserError(f"{flag} {name}: there is no such sweep in {sweeps()}; newest: {names}")
+    return Facts(**json.loads(path.read_text()))

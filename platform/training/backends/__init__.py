@@ -1,0 +1,1 @@
+"""What runs the training loop: Ray Train, or this process and torchrun."""

@@ -1,0 +1,1 @@
+"""From triplet files to training batches."""

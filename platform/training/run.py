@@ -1,0 +1,272 @@
+"""One pretraining from settings to a registered encoder, and going on with a stopped one.
+
+A run's folder, ``<home>/runs/NAME``, holds ``run.json`` (its MLflow run and settings),
+``progress.log``, Ray Train's checkpoints and the final ``encoder/``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dynaflip.errors import UserError
+from dynaflip.platform import cluster, tracking
+from dynaflip.platform.config_loader import config_digest, load_config, to_dict, to_yaml
+from dynaflip.platform.files import file_lock
+from dynaflip.platform.paths import (
+    default_triplets,
+    input_path,
+    new_run_name,
+    output_path,
+    runs,
+)
+from dynaflip.platform.provenance import git_commit
+from dynaflip.platform.tracking import registry
+from dynaflip.platform.training.config import PRETRAIN_VERSION, PretrainConfig
+from dynaflip.platform.training.progress import heldout_summary
+from dynaflip.platform.triplets.clips import content_hash
+
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished pretraining left behind."""
+
+    run_name: str
+    run_id: str  # MLflow's
+    model_name: str
+    version: int
+    encoder_folder: Path
+    metrics: dict[str, float]  # the last value of every curve
+
+    def uri(self) -> str:
+        """The registered version's URI."""
+        return f"models:/{self.model_name}/{self.version}"
+
+
+def pretrain(config: PretrainConfig, *, alias: str | None = None) -> Outcome:
+    """Train from the beginning, log, and register a version.
+
+    Args:
+        config: the settings.
+        alias: that moves to the new version (``latest`` always names it).
+
+    Raises:
+        UserError: no triplets, too few of them, or too small a cluster.
+        NonFiniteLoss: the run was stopped, and its MLflow run is FAILED.
+    """
+    registry.check_alias(alias)
+    folder = input_path(config.triplets, default_triplets())
+    config = dataclasses.replace(config, triplets=folder)
+    run_folder = runs() / new_run_name("pretrain")
+    work = prepare(config, run_folder)
+    with _alone(run_folder):
+        run = tracking.open_run(config.tracking.experiment, run_folder.name, _tags(work))
+        _write_run_file(run_folder, {"run_id": run.run_id, "config": to_dict(config)})
+        (run_folder / "config.yaml").write_text(to_yaml(config))
+        run.log_settings(config)
+        run.log_dataset(Path(work.index.folder).name, work.index.digest, work.index.folder)
+        return _train_and_register(work, run, run_folder, alias)
+
+
+def find_finished(config: PretrainConfig) -> str | None:
+    """URI of the newest registered encoder with these settings and these triplets, if any."""
+    from dynaflip.platform.triplets.schema import read_manifest
+
+    digest = read_manifest(input_path(config.triplets, default_triplets()))["digest"]
+    same = {"config_digest": settings_digest(config), "data_digest": digest}
+    version = registry.find_version(config.tracking.model_name, same)
+    return None if version is None else f"models:/{config.tracking.model_name}/{version}"
+
+
+def move_alias(uri: str, alias: str) -> None:
+    """Move an alias to the version that ``models:/NAME/VERSION`` names."""
+    name, version = uri.removeprefix("models:/").split("/")
+    registry.set_alias(name, alias, int(version))
+
+
+def resume(run_name: str, *, alias: str | None = None) -> Outcome:
+    """Go on with a run that was stopped or killed, from its newest checkpoint.
+
+    The settings, the order of the data and the MLflow run are those it began with.
+
+    Raises:
+        UserError: there is no such run, it is finished or running, or its triplets have changed.
+    """
+    registry.check_alias(alias)
+    run_folder = runs() / run_name
+    if not (run_folder / RUN_FILE).is_file():
+        known = sorted((p.parent.name for p in runs().glob(f"*/{RUN_FILE}")), reverse=True)
+        raise UserError(
+            f"--resume {run_name}: there is no such run in {runs()}; "
+            f"newest: {', '.join(known[:3]) or 'none'}"
+        )
+    with _alone(run_folder):
+        return _resume(run_folder, alias)
+
+
+def _alone(run_folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Nobody else writes this run's checkpoints, curves and registered version meanwhile."""
+    return file_lock(
+        run_folder / "running.lock", f"--resume {run_folder.name}: the run is running already"
+    )
+
+
+def _resume(run_folder: Path, alias: str | None) -> Outcome:
+    run_name = run_folder.name
+    saved = json.loads((run_folder / RUN_FILE).read_text())
+    if "version" in saved:
+        raise UserError(
+            f"--resume {run_name}: the run is finished; it is version {saved['version']} of "
+            f"{saved['config']['tracking']['model_name']}"
+        )
+    config = load_config(PretrainConfig, str(run_folder / "config.yaml"), {})
+    work = prepare(config, run_folder)
+    run = tracking.reopen_run(saved["run_id"])
+    before = tracking.client().get_run(run.run_id).data.tags.get("data_digest")
+    if before != work.index.digest:
+        run.end("FAILED")
+        raise UserError(
+            f"--resume {run_name}: the triplets in {config.triplets} are not those it began with "
+            f"(digest {work.index.digest}, then {before}); start a new run"
+        )
+    return _train_and_register(work, run, run_folder, alias)
+
+
+def checkpoint_uri(config: PretrainConfig, run_folder: Path) -> str:
+    """Where a run's checkpoints are: in its own folder, or in one of its name elsewhere."""
+    storage = config.train.checkpoint_storage
+    if storage is None:
+        return str(run_folder / "checkpoints")
+    place = output_path(storage, run_folder, setting="train.checkpoint_storage")
+    return f"{place.rstrip('/')}/{run_folder.name}"
+
+
+def prepare(config: PretrainConfig, run_folder: Path) -> Any:
+    """Read the triplets' index, embed the captions, join Ray: everything that can be refused."""
+    from dynaflip.encoders.language import embed_captions
+    from dynaflip.platform.training.data.collate import TextTable
+    from dynaflip.platform.training.data.loader import read_index, sampling_of
+    from dynaflip.platform.training.loop import plan
+
+    assert config.triplets is not None, "resolved by the caller"
+    index = read_index(config.triplets)
+    try:
+        sampling = sampling_of(config.data, index, config.train.seed)
+        length = plan(config, index.counts["train"], weighted=not sampling.is_plain())
+    except ValueError as error:
+        raise UserError(f"triplets {config.triplets}: {error}") from None
+    features = embed_captions(index.captions, config.model.language)
+    text = TextTable({c: i for i, c in enumerate(index.captions)}, features.numpy())
+    cluster.start_ray()
+    from dynaflip.platform.training.backends import ray_train
+
+    cluster.wait_for(ray_train.bundles_of(config), config.train.wait_s)
+    # Refuse before a run is opened.
+    ray_train.scaling_of(config, ray_train.ray.cluster_resources())
+    print(
+        f"triplets {config.triplets}: {index.counts['train']} for training, "
+        f"{index.counts['heldout']} held out; {length.total_steps} steps "
+        f"({length.total_steps / length.steps_per_epoch:.1f} epochs), {config.train.num_workers} "
+        "worker(s)" + (f" x {config.train.threads} threads" if config.train.threads else "")
+    )
+    if "simulator" in index.flow_sources:
+        print("note: flow comes from the simulator's exact state: an upper bound, not a result")
+    work = ray_train.TrainJob(config, index, text, length, checkpoint_uri(config, run_folder))
+    ray_train.checkpoints_of(work).storage.names()  # refused now or never
+    return work
+
+
+def _train_and_register(
+    work: Any, run: tracking.Run, run_folder: Path, alias: str | None
+) -> Outcome:
+    from dynaflip.platform.training import plots
+    from dynaflip.platform.training.backends import ray_train
+
+    config: PretrainConfig = work.config
+    print(f"run {run_folder.name} (MLflow run {run.run_id})")
+    with tracking.ending(run):
+        ray_train.fit(work, run, run_folder)
+        curves = run.curves()
+        last = {name: points[-1][1] for name, points in curves.items()}
+        plots.log_images(run, curves, work.index.folder)
+        encoder_folder = save_encoder(work, run, run_folder, last)
+        version = registry.register(
+            encoder_folder,
+            run,
+            name=config.tracking.model_name,
+            alias=alias,
+            tags={**_tags(work), "run_name": run.run_name, "git_commit": git_commit()},
+        )
+        run.set_tags({"registered_version": version})
+        saved = json.loads((run_folder / RUN_FILE).read_text())
+        _write_run_file(run_folder, {**saved, "version": version})
+    if "heldout/retrieval/all/top1" in last:
+        print(heldout_summary(last))
+    model_name = config.tracking.model_name
+    return Outcome(run_folder.name, run.run_id, model_name, version, encoder_folder, last)
+
+
+def save_encoder(work: Any, run: tracking.Run, run_folder: Path, metrics: dict[str, float]) -> Path:
+    """Write the last checkpoint's model as an encoder folder.
+
+    Raises:
+        UserError: no checkpoint is whole.
+    """
+    from safetensors.torch import load_file
+
+    from dynaflip.encoders.checkpoint import save_folder
+    from dynaflip.encoders.model import DynaFLIP
+    from dynaflip.platform.training.backends.ray_train import checkpoints_of
+
+    model = DynaFLIP(work.config.model)
+    with checkpoints_of(work).last() as checkpoint:
+        average = checkpoint / "average.safetensors"
+        weights = average if average.exists() else checkpoint / "model.safetensors"
+        model.load_state_dict(load_file(str(weights)))
+    info = {
+        "config": to_dict(work.config),
+        "git_commit": git_commit(),
+        **work.index.provenance(),
+        "run_name": run.run_name,
+        "mlflow_run_id": run.run_id,
+        "steps": work.length.total_steps,
+        "metrics": metrics,
+    }
+    return save_folder(run_folder / "encoder", model, info)
+
+
+def settings_digest(config: PretrainConfig) -> str:
+    """Digest of what decides the weights: not where the triplets lie, which have their own."""
+    settings = to_dict(dataclasses.replace(config, triplets=None))
+    del settings["train"]["wait_s"]
+    return content_hash(config_digest(settings), str(PRETRAIN_VERSION))[:16]
+
+
+def _tags(work: Any) -> dict[str, Any]:
+    """What tells runs apart at a glance; simulator flow is named as the upper bound it is."""
+    index = work.index
+    tags = {
+        "kind": "pretrain",
+        "config_digest": settings_digest(work.config),
+        "data_digest": index.digest,
+        "triplets": index.folder,
+        "train_triplets": index.counts["train"],
+        "heldout_triplets": index.counts["heldout"],
+        "flow_source": ",".join(index.flow_sources),
+        "depth_kind": ",".join(index.depth_kinds),
+    }
+    if "simulator" in index.flow_sources:
+        tags["upper_bound"] = "flow from the simulator's exact state"
+    return tags
+
+
+def _write_run_file(run_folder: Path, values: dict[str, Any]) -> None:
+    fresh = run_folder / (RUN_FILE + ".tmp")
+    fresh.write_text(json.dumps(values, indent=1))
+    fresh.replace(run_folder / RUN_FILE)

@@ -1,0 +1,1 @@
+"""3D flow of a window: tracking, lifting and camera motion."""

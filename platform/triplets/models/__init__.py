@@ -1,0 +1,1 @@
+"""The user's own models in preprocessing: depth and captions, on actors."""

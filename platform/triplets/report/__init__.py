@@ -1,0 +1,1 @@
+"""What a triplet folder holds: summary, inspection, data card and overlays."""

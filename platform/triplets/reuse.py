@@ -1,0 +1,127 @@
+"""When finished work is reused, and what makes a new version of a triplet folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from dynaflip.platform.config_loader import flatten
+from dynaflip.platform.triplets.clips import PASSING_STAGES, Clip, content_hash
+from dynaflip.platform.triplets.digest import code_digest
+from dynaflip.platform.triplets.shard import WorkFolder
+
+# Settings that do not change any triplet; and those of sources, of which each clip holds what
+# matters to it, so that a source that is added costs its own clips alone.
+_BESIDE = ("max_rejected_share", "example_images", "clips_per_shard", "source", "sources")
+
+
+def work_of(settings: dict[str, Any], clips: list[Clip], models: dict[str, str]) -> dict[str, Any]:
+    """What a triplet folder is made from: settings that matter, input, models and code."""
+    flat = flatten({k: v for k, v in settings.items() if k not in _BESIDE})
+    inputs = hashlib.sha256("".join(clip.digest() for clip in clips).encode()).hexdigest()
+    return {"settings": flat, "input": inputs, "models": models, "code": code_digest()}
+
+
+def work_key(work: dict[str, Any]) -> str:
+    """Equal for equal work."""
+    return content_hash(json.dumps(work, sort_keys=True))
+
+
+def changes(old: dict[str, Any] | None, new: dict[str, Any]) -> list[str]:
+    """What differs between two pieces of work, a line each; empty where there is no old one."""
+    if old is None:
+        return []
+    before, after = old["settings"], new["settings"]
+    lines = [
+        f"{key}: {before.get(key, 'not there')} → {after.get(key, 'not there')}"
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key)
+    ]
+    known = old.get("models", {})
+    lines += [
+        f"{name}: its weights or code"
+        for name, digest in new["models"].items()
+        if known.get(name, digest) != digest
+    ]
+    if old["input"] != new["input"]:
+        lines.append("input: other recordings or captions, or other settings of a source")
+    lines += ["code: preprocessing itself"] if old["code"] != new["code"] else []
+    return lines
+
+
+def adopt_shards(
+    folder: Path, made_from: dict[str, Any], clips: list[Clip], work: WorkFolder
+) -> dict[int, list[Clip]]:
+    """Take over from a finished folder the shards that would be made again just the same.
+
+    Those are the shards whose clips are all still there as they were, if settings and code are
+    the folder's own, and none was rejected for what may have passed. So a recording that was
+    added costs its own time alone.
+
+    Returns:
+        The clips of each shard that the work folder now holds, by its number.
+    """
+    before = read_finished(folder).get("made_from", {})
+    if any(before.get(name) != made_from[name] for name in ("settings", "code")):
+        return {}
+    # A model that was not there before made none of the shards: clips name theirs.
+    if any(before["models"].get(n, digest) != digest for n, digest in made_from["models"].items()):
+        return {}
+    by_digest = {clip.digest(): clip for clip in clips}
+    wanted = Counter(clip.digest() for clip in clips)  # a file may be listed twice
+    adopted: dict[int, list[Clip]] = {}
+    for done in sorted((folder / work.done.name).glob("part-*.json")):
+        summaries = json.loads(done.read_text())
+        digests = [summary["clip_digest"] for summary in summaries]
+        may_pass = any(summary["stage"] in PASSING_STAGES for summary in summaries)
+        if may_pass or not Counter(digests) <= wanted:
+            continue
+        wanted -= Counter(digests)
+        for file in (folder / work.triplets.name).glob(f"{done.stem}-*.parquet"):
+            _link(file, work.triplets / file.name)
+        _link(done, work.done / done.name)  # last: it says that the others are there
+        adopted[int(done.stem.removeprefix("part-"))] = [by_digest[d] for d in digests]
+    return adopted
+
+
+def may_have_passed(folder: Path) -> int:
+    """How many clips of a finished folder were rejected for what may have passed since."""
+    file = folder / "rejected.parquet"
+    if not file.is_file():
+        return 0
+    stages = pq.read_table(file, columns=["stage"])["stage"].to_pylist()
+    return sum(stage in PASSING_STAGES for stage in stages)
+
+
+def _link(file: Path, to: Path) -> None:
+    if to.exists():
+        return
+    try:
+        os.link(file, to)
+    except OSError:  # a file system without hard links
+        part = to.with_name(f".{to.name}.part")
+        shutil.copy2(file, part)
+        os.replace(part, to)
+
+
+def read_finished(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder, or {} where there is none that can be read."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write ``manifest.json`` so that it is there whole or not at all."""
+    part = folder / ".manifest.json.part"
+    part.write_text(json.dumps(manifest, indent=1))
+    os.replace(part, folder / "manifest.json")

@@ -1,0 +1,126 @@
+"""The layout's promises: the import rule, the wheel, quick help, the standard module intact."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from checkout import REPOSITORY
+
+JOBS = sorted(p.stem for p in (REPOSITORY / "jobs").glob("*.py") if p.stem != "__init__")
+
+
+def run(*words: str, cwd: Path = REPOSITORY, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_the_standard_platform_module_is_intact_from_the_root() -> None:
+    assert platform.python_version() == ".".join(map(str, sys.version_info[:3]))
+    result = run("-c", "import platform, ray; print(platform.system())")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == platform.system()
+
+
+@pytest.mark.ray
+def test_the_standard_platform_module_is_intact_in_a_worker(ray_cluster: None) -> None:
+    import ray
+
+    @ray.remote(num_cpus=0.5)
+    def where() -> tuple[str, str]:
+        import platform
+
+        import dynaflip.platform.paths
+
+        return platform.system(), str(dynaflip.platform.paths.home())
+
+    assert ray.get(where.remote()) == (platform.system(), os.environ["DYNAFLIP_HOME"])
+
+
+def test_imports_keep_the_house_rules() -> None:
+    result = run("infra/check_imports.py")
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "said"),
+    [
+        ("platform/a.py", "import losses", "import dynaflip.losses, not losses"),
+        ("platform/a.py", "from encoders.image import X", "import dynaflip.encoders.image.X"),
+        ("losses/a.py", "def f():\n    import ray", "losses/ knows no ray"),
+        ("encoders/a.py", "import dynaflip.eval.metrics.probes", "encoders/ may not import"),
+        ("eval/a.py", "from dynaflip.platform import home", "eval/ may not import"),
+        ("platform/a.py", "import dynaflip.jobs.pretrain", "platform/ may not import"),
+        ("platform/a.py", "import mlflow", "import mlflow"),
+        ("platform/__init__.py", "", "shadows the standard module"),
+        ("tests/platform/__init__.py", "", "shadows the standard module"),
+    ],
+)
+def test_a_breach_of_the_import_rule_is_found(
+    tmp_path: Path, file: str, line: str, said: str
+) -> None:
+    (tmp_path / "infra").mkdir()
+    shutil.copy(REPOSITORY / "infra" / "check_imports.py", tmp_path / "infra")
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(line)
+    result = run(str(tmp_path / "infra" / "check_imports.py"), cwd=tmp_path)
+    assert result.returncode == 1
+    assert said in result.stdout
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_help_needs_neither_torch_nor_ray(job: str, tmp_path: Path) -> None:
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['{job}', '--help']\n"
+        "try:\n"
+        f"    runpy.run_path('jobs/{job}.py', run_name='__main__')\n"
+        "except SystemExit as stop:\n"
+        "    assert not stop.code, stop.code\n"
+        "heavy = {'torch', 'ray', 'mlflow', 'transformers', 'mujoco'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    result = run("-c", code, DYNAFLIP_HOME=str(tmp_path), PYTHONPATH=str(REPOSITORY))
+    assert result.returncode == 0, result.stderr
+    assert "usage" in result.stdout or job == "cli"
+
+
+def test_a_wheel_holds_every_subpackage_and_works_alone(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    ignore = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__", "data")
+    shutil.copytree(REPOSITORY, source, ignore=ignore)
+    pip = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", "."]
+    result = run(*pip, str(source), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    alone = tmp_path / "alone"
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        archive.extractall(alone)
+    folders = ("losses", "encoders", "platform", "eval", "jobs")
+    expected = {
+        f"dynaflip/{path.relative_to(REPOSITORY).as_posix()}"
+        for folder in folders
+        for pattern in ("*.py", "*.yaml")
+        for path in (REPOSITORY / folder).rglob(pattern)
+    }
+    assert expected <= names, expected - names
+    code = (
+        "import dynaflip, dynaflip.platform.config_loader as c, dynaflip.losses.config as o\n"
+        f"assert c.__file__.startswith({str(alone)!r}), c.__file__\n"
+        f"assert o.__file__.startswith({str(alone)!r}), o.__file__\n"
+    )
+    result = run("-c", code, cwd=tmp_path, PYTHONPATH=str(alone))
+    assert result.returncode == 0, result.stderr

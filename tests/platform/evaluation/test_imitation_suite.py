@@ -1,0 +1,56 @@
+"""Policies held against the scripted expert, on real Ray in the real simulator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_rollouts import encoder_folder, tiny
+
+from dynaflip.errors import UserError
+
+
+def test_agreement_is_one_for_the_expert_and_nothing_for_its_mean_or_worse() -> None:
+    from dynaflip.eval.metrics.action_error import agreement
+
+    expert = np.array([[1.0, 0, 0, 0], [-1.0, 0, 0, 0]])
+    np.testing.assert_array_equal(agreement(expert, expert, expert), [1, 1])
+    np.testing.assert_array_equal(agreement(0 * expert, expert, expert), [0, 0])
+    np.testing.assert_array_equal(agreement(5 * expert, expert, expert), [0, 0])
+    # By hand: V = 1, half of the way to the mean is 1 - 0.25.
+    np.testing.assert_allclose(agreement(0.5 * expert, expert, expert), [0.75, 0.75])
+
+
+@pytest.mark.ray
+@pytest.mark.sim
+def test_the_expert_agrees_with_itself_and_a_policy_with_it_more_than_chance(
+    tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dynaflip.platform import tracking
+    from dynaflip.platform.evaluation.suites.imitation import evaluate_imitation
+
+    monkeypatch.setenv("DYNAFLIP_HOME", str(tmp_path / "home"))
+    encoder = encoder_folder(tmp_path / "encoder")
+    outcome = evaluate_imitation(tiny(encoder, all_at_once=True))
+
+    name = "agreement/proprioception/in_distribution"
+    assert outcome.metrics[f"{name}/scripted_expert"] == 1
+    assert outcome.metrics[f"{name}/random_policy"] < outcome.metrics[f"{name}/trained"] < 1
+    # The trained encoder is its own initialisation here: the same policies.
+    assert outcome.metrics[f"{name}/initialization"] == outcome.metrics[f"{name}/trained"]
+    conditions = outcome.episodes.group_by("factor").len().sort("factor")
+    # 4 arms x 2 seeds x 2 initial states, unperturbed, one factor and all at once.
+    assert conditions.rows() == [("all", 16), ("light_tint", 16), ("none", 16)]
+    assert "agreement" in outcome.table.lower()
+    assert tracking.read_artifact(outcome.run_id, "table.txt")
+
+    again = evaluate_imitation(tiny(encoder, all_at_once=True))
+    assert again.metrics == outcome.metrics
+
+
+def test_it_is_for_tuning_and_refuses_test(tmp_path: Path) -> None:
+    from dynaflip.platform.evaluation.suites.imitation import evaluate_imitation
+
+    with pytest.raises(UserError, match="shown dev alone"):
+        evaluate_imitation(tiny(tmp_path, split="test"))

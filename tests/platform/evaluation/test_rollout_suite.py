@@ -1,0 +1,252 @@
+"""A whole policy evaluation on real Ray, in the real simulator: right, resumable, comparable."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+import pytest
+from checkout import REPOSITORY
+from tiny_rollouts import encoder_folder, tiny
+
+from dynaflip.errors import UserError
+
+if TYPE_CHECKING:
+    from dynaflip.platform.evaluation.suites.rollouts import Outcome
+
+pytestmark = [pytest.mark.ray, pytest.mark.sim]
+
+
+@pytest.fixture(scope="module")
+def module_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rollouts")
+    previous = os.environ["DYNAFLIP_HOME"]
+    os.environ["DYNAFLIP_HOME"] = str(folder / "home")
+    yield folder
+    os.environ["DYNAFLIP_HOME"] = previous
+
+
+def command(encoder: Path) -> list[str]:
+    """What a user types for the settings of :func:`tiny`."""
+    words = [sys.executable, "jobs/evaluate.py", "--suite", "metaworld", "--encoder", str(encoder)]
+    words += ["--baselines", "initialization", "--tasks", "reach", "--seeds", "2"]
+    words += ["--factors", '["light_tint"]', "--all_at_once", "false", "--episodes", "2"]
+    words += ["--demonstrations", "3", "--image_px", "32", "--horizon_steps", "60"]
+    words += ["--steps_after_success", "5", "--environments", "2", "--check_harness", "true"]
+    words += ["--behaviour_cloning.hidden_dim", "16", "--behaviour_cloning.layers", "1"]
+    return [*words, "--behaviour_cloning.steps", "50"]
+
+
+def test_a_killed_evaluation_goes_on_to_the_table_of_an_uninterrupted_one_and_is_right(
+    module_home: Path, ray_cluster: None
+) -> None:
+    from dynaflip.platform import tracking
+    from dynaflip.platform.evaluation.suites.rollouts import evaluate_policies
+
+    encoder = encoder_folder(module_home / "encoder")
+    home = module_home / "home"
+    killed = subprocess.Popen(
+        command(encoder),
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    cells = home / "evaluation" / "cells"
+    deadline = time.monotonic() + 240
+    while not list(cells.glob("*.json")) and killed.poll() is None:
+        assert time.monotonic() < deadline, "no cell was finished"
+        time.sleep(0.05)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    (begun,) = tracking.newest_run_names("policies")
+    run_id = tracking.find_run(begun).info.run_id
+    assert b"episodes: 2" in tracking.read_artifact(run_id, "config.yaml"), "a look without config"
+    before = {path: path.stat().st_mtime_ns for path in cells.glob("*.json")}
+    assert before
+
+    outcome = evaluate_policies(tiny(encoder))
+    after = {path: path.stat().st_mtime_ns for path in cells.glob("*.json")}
+    assert before.items() <= after.items(), "a finished cell was run again"
+    # Arms of equal weights share cells: trained is its own initialisation here.
+    assert len(after) == 3 * 2 * 2
+
+    name = "success_ever/proprioception/in_distribution"
+    assert outcome.metrics[f"{name}/scripted_expert"] == 1
+    assert outcome.metrics[f"{name}/random_policy"] < 1
+    assert outcome.metrics[f"{name}/initialization/trained_minus_this"] == 0
+    assert any("one pretraining seed" in note for note in outcome.notes)
+    assert any("held out of pretraining: reach-v3" in note for note in outcome.notes)
+
+    policies = home / "evaluation" / "policies"
+    fitted = {path: path.read_bytes() for path in policies.iterdir()}
+    for path in [*sorted(cells.iterdir())[::3], *fitted]:
+        path.unlink()
+    again = evaluate_policies(tiny(encoder))
+    assert again.episodes.equals(outcome.episodes)
+    assert again.table == outcome.table
+    for path in policies.iterdir():
+        assert path.read_bytes() == fitted[path], "fitted to other weights by the same seed"
+
+    run = tracking.client().get_run(outcome.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["perturbation_split"] == "dev"
+    assert "test_look" not in run.data.tags
+    # A network of random weights looks everywhere about evenly.
+    assert 0 < outcome.metrics["gaze/robot/trained"] < 1
+    assert outcome.metrics["gaze/robot/trained"] == outcome.metrics["gaze/robot/initialization"]
+    page = outcome.report.read_text()
+    assert page.count("data:image/gif") == 2
+    assert "http" not in page
+
+
+def _with_one_policy(outcome: Outcome, folder: Path) -> str:
+    """Id of a run with an evaluation's first policy alone: a version that was one of several."""
+    from dynaflip.platform import tracking
+    from dynaflip.platform.evaluation.suites.rollouts import EPISODES_FILE, KIND
+
+    run = tracking.open_run("dynaflip-evaluate", "one-policy", {"kind": KIND})
+    settings = tracking.read_artifact(outcome.run_id, "config.yaml")
+    run.log_text(str(settings, "utf-8"), "config.yaml")
+    outcome.episodes.filter(pl.col("seed") == 0).write_parquet(folder / EPISODES_FILE)
+    run.log_file(folder / EPISODES_FILE)
+    run.end("FINISHED")
+    return run.run_id
+
+
+def test_runs_are_compared_in_pairs_and_promotion_asks_for_test(
+    module_home: Path, ray_cluster: None
+) -> None:
+    from dynaflip.platform import tracking
+    from dynaflip.platform.evaluation.compare import compare
+    from dynaflip.platform.evaluation.suites.rollouts import (
+        CELLS_TAG,
+        evaluate_policies,
+        looks_at_test,
+    )
+    from dynaflip.platform.promotion import RUN_TAG, promote
+    from dynaflip.platform.tracking import registry
+
+    encoder = encoder_folder(module_home / "encoder")
+    run = tracking.open_run("dynaflip-pretrain", "maker", {"kind": "pretrain"})
+    registered = _registered(encoder, run, module_home / "registered")
+    uri = f"models:/{registry.DEFAULT_NAME}/{registered}"
+    on_dev = evaluate_policies(tiny(encoder, check_harness=False))
+    shown = compare(on_dev.run_name, on_dev.run_id)
+    assert "+0.0" in shown
+    assert "not distinguishable" in shown
+    with pytest.raises(UserError, match=r"has not been evaluated on test; run python"):
+        promote(registry.DEFAULT_NAME, str(registered))
+
+    on_test = evaluate_policies(tiny(Path(uri), split="test", check_harness=False))
+    tags = tracking.client().get_run(on_test.run_id).data.tags
+    assert tags["test_look"] == "1"
+    assert looks_at_test(tags[CELLS_TAG]) == 1, "the same cells are the same look"
+    assert looks_at_test("others") == 2
+    on_maker = tracking.client().list_artifacts(run.run_id, "evaluation")
+    assert [artifact.path for artifact in on_maker] == [f"evaluation/{on_test.report.name}"]
+    assert any("look 1 at the test split" in note for note in on_test.notes)
+    with pytest.raises(UserError, match="split"):
+        compare(on_dev.run_name, on_test.run_name)
+    with pytest.raises(UserError, match=r"lack assembly-v3, .*camera.*headline\.yaml"):
+        promote(registry.DEFAULT_NAME, str(registered))
+    scored = registry.version_tags(registry.DEFAULT_NAME, str(registered))
+    name = "success_ever/proprioception/out_of_distribution"
+    assert float(scored[f"test/{name}"]) == on_test.metrics[f"{name}/trained"]
+    assert scored["policies_test_number"] == "2"
+    assert registry.version_of_alias(registry.DEFAULT_NAME, "champion") is None
+
+    headline = {"policies_test_breadth": "whole", RUN_TAG: "headline"}
+    for key, value in headline.items():
+        tracking.client().set_model_version_tag(registry.DEFAULT_NAME, str(registered), key, value)
+    evaluate_policies(tiny(Path(uri), split="test", check_harness=False))
+    kept = registry.version_tags(registry.DEFAULT_NAME, str(registered))
+    assert kept.items() >= headline.items(), "narrow evidence in the place of the headline's"
+
+    forced = promote(registry.DEFAULT_NAME, str(registered), force="a test of the alias")
+    assert forced.promoted
+    assert registry.version_of_alias(registry.DEFAULT_NAME, "champion") == str(registered)
+    evidence = registry.version_tags(registry.DEFAULT_NAME, str(registered))["champion_evidence"]
+    assert "a test of the alias" in evidence
+    other = encoder_folder(module_home / "other", seed=5)
+    maker = tracking.open_run("dynaflip-pretrain", "other-maker", {"kind": "pretrain"})
+    borrowed = str(_registered(other, maker, module_home / "other-registered"))
+    tracking.client().set_model_version_tag(
+        registry.DEFAULT_NAME, borrowed, RUN_TAG, on_test.run_id
+    )
+    with pytest.raises(UserError, match="has evaluated other weights than those of"):
+        promote(registry.DEFAULT_NAME, borrowed)
+    with pytest.raises(UserError, match="does not exist"):
+        promote(registry.DEFAULT_NAME, "99")
+    alone = _with_one_policy(on_test, module_home)
+    tracking.client().delete_registered_model_alias(registry.DEFAULT_NAME, "champion")
+    tracking.client().set_model_version_tag(registry.DEFAULT_NAME, str(registered), RUN_TAG, alone)
+    with pytest.raises(UserError, match="one-policy has 1 policy of its weights"):
+        promote(registry.DEFAULT_NAME, str(registered))
+    with pytest.raises(UserError, match="no run nothing-like-it"):
+        compare("nothing-like-it", on_dev.run_name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"head": "diffusion"},
+        {"multitask": True, "tasks": ("reach", "button-press-topdown")},
+        {"adaptation": "lora"},
+        {"adaptation": "full", "baselines": ("random",)},  # its random arm is from scratch
+    ],
+    ids=["diffusion", "multitask", "lora", "full"],
+)
+def test_other_policies_than_cloning_on_a_frozen_encoder_go_the_same_way(
+    module_home: Path, ray_cluster: None, change: dict
+) -> None:
+    from dynaflip.eval.policies.config import (
+        BehaviourCloningConfig,
+        DiffusionConfig,
+        EndToEndConfig,
+    )
+    from dynaflip.platform.evaluation.suites.rollouts import evaluate_policies
+
+    brief = {
+        "diffusion": DiffusionConfig(hidden_dim=16, blocks=1, steps=50),
+        "end_to_end": EndToEndConfig(steps=20, lora_rank=2),
+        "check_harness": False,
+        "seeds": 1,
+    }
+    if "adaptation" in change:  # steps are of frozen encoders' policies
+        brief["behaviour_cloning"] = BehaviourCloningConfig(hidden_dim=16, layers=1)
+    config = tiny(encoder_folder(module_home / "encoder"), **brief, **change)
+    outcome = evaluate_policies(config)
+    page = outcome.report.read_text()
+    assert config.adaptation in page.split("</h1>")[0]
+    assert ("Where it looks" in page) == (config.adaptation == "frozen")
+    episodes = len(config.tasks) * 2 * len(("trained", "other")) * config.episodes
+    assert len(outcome.episodes) == episodes
+    (held_out,) = [note for note in outcome.notes if "held out" in note]
+    assert "reach-v3" in held_out
+    again = evaluate_policies(config)
+    assert again.table == outcome.table
+
+
+def _registered(encoder: Path, run, folder: Path) -> int:
+    """The encoder as a registered version that its run made."""
+    import json
+    import shutil
+
+    from dynaflip.platform.tracking import registry
+
+    shutil.copytree(encoder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["info"]["mlflow_run_id"] = run.run_id
+    (folder / "config.json").write_text(json.dumps(config))
+    version = registry.register(folder, run)
+    run.end("FINISHED")
+    return version

@@ -1,0 +1,186 @@
+"""Promotion by evidence: only the better one, by the right sign, on enough of everything."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from tiny_rollouts import encoder_folder
+
+from dynaflip.errors import UserError
+from dynaflip.eval.envs.metaworld_task_sets import TASK_SETS
+from dynaflip.eval.perturbations import FACTORS
+from dynaflip.platform.evaluation.rollout_config import RolloutConfig
+
+NAME = "promotion-test"
+CONFIG = RolloutConfig(split="test", all_at_once=False, baselines=("initialization",))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Path]:
+    previous = os.environ["DYNAFLIP_HOME"]
+    os.environ["DYNAFLIP_HOME"] = str(tmp_path / "home")
+    yield tmp_path
+    os.environ["DYNAFLIP_HOME"] = previous
+
+
+def evaluated(
+    folder: Path,
+    inside: float,
+    outside: float,
+    *,
+    config: RolloutConfig = CONFIG,
+    tasks: tuple[str, ...] = TASK_SETS["r3m5"],
+    factors: tuple[str, ...] = FACTORS,
+    level: int = 3,
+) -> tuple[str, str]:
+    """A registered version and the run that found it to succeed that often on ``test``.
+
+    Its initialisation succeeds in 0.5 of the episodes in distribution and 0.2 out of it. Layouts
+    are as hard for all, and a policy's luck is its own.
+    """
+    from dynaflip.platform import tracking
+    from dynaflip.platform.evaluation.encoders_under_test import weights_digest
+    from dynaflip.platform.evaluation.plan import ROLLOUT_VERSION
+    from dynaflip.platform.evaluation.suites.rollouts import EPISODES_FILE, KIND, VERSION_TAG
+    from dynaflip.platform.promotion import RUN_TAG
+    from dynaflip.platform.tracking import registry
+
+    number = len(list(folder.glob("encoder-*")))
+    encoder = encoder_folder(folder / f"encoder-{number}", seed=number)
+    maker = tracking.open_run("dynaflip-pretrain", f"maker-{number}", {"kind": "pretrain"})
+    version = str(registry.register(encoder, maker, name=NAME))
+    maker.end("FINISHED")
+    digest = weights_digest(f"models:/{NAME}/{version}")
+    hardness = np.random.default_rng(0).random((len(tasks), 1 + len(factors), config.episodes))
+    rows = []
+    for arm, rates in (("trained", (inside, outside)), ("initialization", (0.5, 0.2))):
+        for seed in range(config.seeds):
+            luck = np.random.default_rng([number, seed, len(arm)]).normal(0, 0.02, hardness.shape)
+            for t, task in enumerate(tasks):
+                for c, factor in enumerate(("none", *factors)):
+                    won = hardness[t, c] + luck[t, c] < rates[factor != "none"]
+                    rows += [
+                        {
+                            "arm": arm, "encoder": arm, "seed": seed, "task": task, "episode": e,
+                            "encoder_digest": digest if arm == "trained" else "initial",
+                            "proprioception": True, "factor": factor,
+                            "level": 0 if factor == "none" else level, "layout_seed": e,
+                            "success_ever": bool(won[e]), "success_last": bool(won[e]), "steps": 9,
+                        }
+                        for e in range(config.episodes)
+                    ]  # fmt: skip
+    run = tracking.open_run(
+        "dynaflip-evaluate", f"policies-{number}", {"kind": KIND, VERSION_TAG: ROLLOUT_VERSION}
+    )
+    run.log_settings(config)
+    pl.DataFrame(rows).write_parquet(folder / EPISODES_FILE)
+    run.log_file(folder / EPISODES_FILE)
+    run.end("FINISHED")
+    tracking.client().set_model_version_tag(NAME, version, RUN_TAG, run.run_id)
+    return version, run.run_name
+
+
+def champion() -> str | None:
+    from dynaflip.platform.tracking import registry
+
+    return registry.version_of_alias(NAME, "champion")
+
+
+def test_the_better_one_is_promoted_over_the_worse_and_not_the_other_way(store: Path) -> None:
+    from dynaflip.platform.evaluation.compare import compare
+    from dynaflip.platform.promotion import promote
+    from dynaflip.platform.tracking import registry
+
+    good, good_run = evaluated(store, inside=0.5, outside=0.4)
+    first = promote(NAME, good)
+    assert first.promoted, first.explanation
+    assert champion() == good
+    evidence = json.loads(registry.version_tags(NAME, good)["champion_evidence"])
+    gain, low, high = evidence["differences"]["out of distribution"]
+    assert 0.1 < low < gain < high < 0.3
+    assert evidence["instead_of"] is None
+    assert evidence["tasks"] == list(TASK_SETS["r3m5"])
+    assert set(evidence["conditions"]) == {f"{kind}-3" for kind in FACTORS}
+
+    worse, worse_run = evaluated(store, inside=0.5, outside=0.3)
+    refused = promote(NAME, worse)
+    assert not refused.promoted
+    assert "must be above 0" in refused.explanation
+    assert champion() == good
+    for runs, sign, verdict in (((good_run, worse_run), "+", "better"),
+                                ((worse_run, good_run), "-", "worse")):  # fmt: skip
+        (row,) = [line for line in compare(*runs).splitlines() if "out of distribution" in line]
+        assert row.split()[-1] == verdict
+        assert f" {sign}1" in row
+
+    best, _ = evaluated(store, inside=0.5, outside=0.6)
+    assert promote(NAME, best).promoted, "equal in distribution is enough"
+    assert champion() == best
+    evidence = json.loads(registry.version_tags(NAME, best)["champion_evidence"])
+    assert evidence["instead_of"] == good
+
+
+def test_what_is_lost_in_distribution_is_not_made_up_for_out_of_it(store: Path) -> None:
+    from dynaflip.platform.promotion import promote
+
+    version, _ = evaluated(store, inside=0.35, outside=0.6)
+    refused = promote(NAME, version)
+    assert not refused.promoted
+    assert "in distribution -1" in refused.explanation
+    assert champion() is None
+
+
+@pytest.mark.parametrize(
+    ("change", "lacks"),
+    [
+        ({"tasks": ("drawer-open-v3",)}, "assembly-v3, bin-picking-v3"),
+        ({"factors": ("light_tint", "camera")}, "distractors-3, floor-3"),
+        ({"level": 1}, "camera-3, distractors-3"),
+        ({"config": replace(CONFIG, episodes=5)}, "20 episodes a cell"),
+        ({"config": replace(CONFIG, adaptation="lora")}, "frozen encoders"),
+    ],
+    ids=["tasks", "factors", "level", "episodes", "tuned"],
+)
+def test_narrow_evidence_is_refused(store: Path, change: dict, lacks: str) -> None:
+    from dynaflip.platform.promotion import promote
+
+    version, _ = evaluated(store, inside=0.6, outside=0.6, **change)
+    with pytest.raises(UserError, match=f"lack {lacks}"):
+        promote(NAME, version)
+    assert champion() is None
+
+
+def test_policies_of_many_tasks_are_pairs_where_they_learnt_the_same_tasks(store: Path) -> None:
+    from dynaflip.platform.evaluation.compare import compare
+
+    many = replace(CONFIG, multitask=True)
+    _, five = evaluated(store, inside=0.5, outside=0.4, config=many)
+    _, ten = evaluated(store, inside=0.5, outside=0.4, config=replace(many, tasks=("mt10",)))
+    with pytest.raises(UserError, match=r"has tasks \['r3m5'\]"):
+        compare(five, ten)
+
+
+def test_runs_whose_episodes_are_no_pairs_are_refused(store: Path) -> None:
+    from dynaflip.platform import tracking
+    from dynaflip.platform.evaluation.compare import compare, paired_groups, read_evaluation
+    from dynaflip.platform.evaluation.suites.rollouts import SIMULATOR_TAG
+
+    _, mine = evaluated(store, inside=0.5, outside=0.4)
+    _, theirs = evaluated(store, inside=0.5, outside=0.4)
+    found = read_evaluation(mine)
+    of_two = replace(found, episodes=found.episodes.filter(pl.col("seed") < 2))
+    with pytest.raises(UserError, match=r"2 policies of these weights, policies-1 3: .* no pairs"):
+        paired_groups(of_two, read_evaluation(theirs), proprioception=True)
+    for run, simulator in ((mine, "mujoco 3.2.0"), (theirs, "mujoco 3.3.0")):
+        assert "out of distribution" in compare(mine, theirs)
+        run_id = read_evaluation(run).run_id
+        tracking.client().set_tag(run_id, SIMULATOR_TAG, simulator)
+    with pytest.raises(UserError, match=r"rolled out in mujoco 3.2.0, policies-1 in mujoco 3.3.0"):
+        compare(mine, theirs)

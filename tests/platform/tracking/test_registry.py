@@ -1,0 +1,157 @@
+"""Registering and loading encoders from a real store."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import dynaflip
+from dynaflip.encoders.checkpoint import load_model, save_folder
+from dynaflip.encoders.config import FlowConfig, ImageConfig, ModelConfig
+from dynaflip.encoders.model import DynaFLIP
+from dynaflip.errors import UserError
+from dynaflip.platform import tracking
+from dynaflip.platform.tracking import registry
+
+TINY = ModelConfig(
+    image=ImageConfig(image_px=32, pretrained=False),
+    flow=FlowConfig(width=32, layers=1, heads=2, channels=8),
+    embedding_dim=16,
+    hidden_dim=32,
+)
+IMAGES = np.random.default_rng(0).integers(0, 256, (2, 40, 48, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def registered(home: Path, tmp_path: Path) -> Path:
+    """An encoder's folder, registered twice; candidate is version 1."""
+    folder = save_folder(tmp_path / "encoder", DynaFLIP(TINY, text_dim=384), {"steps": 3})
+    run = tracking.open_run("test", "register")
+    with tracking.ending(run):
+        tags = {"data_digest": "abc"}
+        assert registry.register(folder, run, alias="candidate", tags=tags) == 1
+        assert registry.register(folder, run) == 1, "a run that was killed then keeps its version"
+    run = tracking.open_run("test", "second")
+    with tracking.ending(run):
+        assert registry.register(folder, run) == 2
+    return folder
+
+
+def test_every_uri_finds_the_same_encoder(
+    registered: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = load_model(registered).image(IMAGES)
+
+    def no_pickle(*args: object, **kwargs: object) -> None:
+        raise AssertionError("unpickled")
+
+    monkeypatch.setattr(pickle, "load", no_pickle)
+    monkeypatch.setattr(pickle, "loads", no_pickle)
+    monkeypatch.setattr(torch, "load", no_pickle)
+    for uri in (
+        "models:/dynaflip-encoder@candidate",
+        "models:/dynaflip-encoder@latest",
+        "models:/dynaflip-encoder/latest",
+        "models:/dynaflip-encoder/1",
+        "2",
+        1,
+        str(registered),
+    ):
+        encoder = dynaflip.load_encoder(uri, device="cpu")
+        assert not encoder.training
+        with torch.no_grad():
+            assert torch.equal(encoder(IMAGES), wanted)
+        assert encoder.info["steps"] == 3
+
+
+def test_latest_moves_by_itself_and_candidate_on_request(registered: Path) -> None:
+    store = tracking.client()
+    name = registry.DEFAULT_NAME
+    assert int(store.get_model_version_by_alias(name, "latest").version) == 2
+    assert int(store.get_model_version_by_alias(name, "candidate").version) == 1
+    assert store.get_model_version(name, "1").tags["data_digest"] == "abc"
+    run = tracking.open_run("test", "again")
+    assert registry.register(registered, run, alias="candidate") == 3
+    assert int(store.get_model_version_by_alias(name, "candidate").version) == 3
+    # Registering leaves the run to its owner.
+    assert store.get_run(run.run_id).info.status == "RUNNING"
+
+
+def test_a_store_that_does_not_answer_is_not_an_alias_that_nobody_has(
+    registered: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    assert registry.version_of_alias(registry.DEFAULT_NAME, "champion") is None
+    assert registry.version_of_alias("no-such-model", "champion") is None
+
+    class Down:
+        def get_model_version_by_alias(self, name: str, alias: str) -> None:
+            raise MlflowException("connection refused")
+
+    monkeypatch.setattr(tracking, "client", Down)
+    with pytest.raises(UserError, match="cannot read it from"):
+        registry.version_of_alias(registry.DEFAULT_NAME, "champion")
+
+
+def test_a_version_is_served_by_mlflow_itself_without_pickle(registered: Path) -> None:
+    import mlflow
+
+    tracking.client()
+    served = mlflow.pyfunc.load_model("models:/dynaflip-encoder/1")
+    vectors = served.predict(IMAGES)
+    assert vectors.shape == (2, 1280)
+    assert vectors.dtype == np.float32
+    source = tracking.client().get_model_version_download_uri("dynaflip-encoder", "1")
+    folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=source))
+    names = [path.name for path in folder.rglob("*") if path.is_file()]
+    assert "encoder.safetensors" in names
+    assert not [name for name in names if name.endswith((".pkl", ".pt", ".pth", ".bin"))]
+    assert "torch==" in (folder / "requirements.txt").read_text()
+
+
+def test_what_does_not_exist_is_one_line_that_lists_what_does(
+    registered: Path, tmp_path: Path
+) -> None:
+    there = r"dynaflip-encoder versions 1, 2 \(candidate = 1\)"
+    for uri in ("models:/dynaflip-encoder@nobody", "models:/dynaflip-encoder/9", "17", "models:/x"):
+        with pytest.raises(UserError, match=there) as caught:
+            dynaflip.load_encoder(uri)
+        assert uri in str(caught.value)
+    with pytest.raises(UserError, match="models: dynaflip-encoder"):
+        dynaflip.load_encoder("models:/other@candidate")
+    with pytest.raises(UserError, match=f"folder .*nowhere does not exist; registered: {there}"):
+        dynaflip.load_encoder(str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="not an encoder's folder"):
+        dynaflip.load_encoder(str(tmp_path))
+
+
+def test_an_empty_home_says_so_and_stays_empty(home: Path) -> None:
+    with pytest.raises(UserError, match="nothing yet in"):
+        dynaflip.load_encoder("models:/dynaflip-encoder@candidate")
+    assert not (home / "mlflow").exists()
+
+
+@pytest.mark.parametrize("alias", ["v3", "12", "Latest ", "a b", "a@b", ""])
+def test_a_bad_alias_is_refused_before_any_work(alias: str) -> None:
+    with pytest.raises(UserError, match="--alias"):
+        registry.check_alias(alias)
+
+
+def test_a_checkout_called_dynaflip_is_not_taken_for_the_installed_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Taken whole it would bring its .venv: 90,000 files in every registered version.
+    checkout = tmp_path / "dynaflip"
+    monkeypatch.setattr(
+        registry, "__file__", str(checkout / "platform" / "tracking" / "registry.py")
+    )
+    folders = {Path(path).relative_to(checkout).as_posix() for path in registry._code_paths()}
+    assert folders == {"dynaflip", "encoders", "losses", "platform"}
+    checkout.mkdir(parents=True)
+    (checkout / "__init__.py").touch()
+    assert registry._code_paths() == [str(checkout)]

@@ -1,0 +1,254 @@
+"""What makes a run larger must not change what it computes; what may go wrong must show."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_golden_curve import batch_of, tiny_model
+from torch import Tensor
+
+from dynaflip.encoders.config import FlowConfig, ImageConfig, ModelConfig
+from dynaflip.encoders.image import build_image_encoder
+from dynaflip.encoders.model import FRAMES
+from dynaflip.losses.config import ObjectiveConfig
+from dynaflip.losses.objective import Objective
+from dynaflip.platform.training.ablations import apply_variant
+from dynaflip.platform.training.config import (
+    DataConfig,
+    OptimizerConfig,
+    PretrainConfig,
+    TrainConfig,
+)
+from dynaflip.platform.training.data.loader import (
+    Position,
+    Sampling,
+    plain_tables,
+    read_index,
+    rows_of,
+    sampling_of,
+)
+from dynaflip.platform.training.diagnostics import Collapsed, CollapseGuard, diagnose
+from dynaflip.platform.training.grad_cache import forward
+from dynaflip.platform.training.optimizer import build_optimizer, build_schedule
+from dynaflip.platform.training.step import train_step
+from dynaflip.platform.training.train_state import TrainingState
+
+OBJECTIVE = ObjectiveConfig(negatives=("others", "shuffled"), shuffles=3)
+
+
+def batch(seed: int = 1) -> dict[str, Tensor]:
+    return batch_of(np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("parts", [1, 3, 8, 100])
+def test_a_batch_in_parts_has_the_whole_batch_s_loss_and_gradient(parts: int) -> None:
+    whole, split = tiny_model(), tiny_model()
+    losses = []
+    for model, size in ((whole, None), (split, parts)):
+        outputs, backward = forward(model, batch(), size)
+        loss = Objective(OBJECTIVE)(outputs, batch())["loss"]
+        backward(loss)
+        losses.append(loss.item())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-12)
+    for (name, a), b in zip(whole.named_parameters(), split.parameters(), strict=True):
+        torch.testing.assert_close(b.grad, a.grad, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_the_second_pass_sees_the_first_one_s_dropout() -> None:
+    model = tiny_model()
+    model.flow.config = dataclasses.replace(model.flow.config, condition_dropout=0.5)
+    seen: list[Tensor] = []
+    model.register_forward_hook(lambda module, args, out: seen.append(out["z_flow"].detach()))
+    outputs, backward = forward(model, batch(), 3)
+    backward(outputs["z_flow"].sum())
+    first, second = torch.cat(seen[:3]), torch.cat(seen[3:])
+    assert torch.equal(first, second)
+    again, _ = forward(model, batch(), 3)
+    assert not torch.equal(again["z_flow"], first), "chance is at work at all"
+
+
+@pytest.mark.parametrize("kind", ["efficientnet", "vit"])
+def test_recomputed_activations_give_the_same_gradient(kind: str, tmp_path: Path) -> None:
+    config = ImageConfig(image_px=32, pretrained=False, frozen_blocks=1)
+    if kind == "vit":
+        from transformers import ViTConfig
+
+        sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+        ViTConfig(**sizes, intermediate_size=16, image_size=32, patch_size=8).save_pretrained(
+            tmp_path
+        )
+        config = dataclasses.replace(config, name=str(tmp_path))
+    plain = build_image_encoder(config).train()
+    thrifty = copy.deepcopy(plain)
+    thrifty.recompute_activations()
+    kept = [0, 0]
+    for number, encoder in enumerate((plain, thrifty)):
+
+        def count(tensor: Tensor, number: int = number) -> Tensor:
+            kept[number] += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            out = encoder(torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+        out.square().sum().backward()
+    assert kept[1] < kept[0]
+    for (name, a), b in zip(plain.named_parameters(), thrifty.named_parameters(), strict=True):
+        torch.testing.assert_close(b[1].grad, a.grad, msg=name)
+
+
+def state_of(**train: object) -> TrainingState:
+    flow = FlowConfig(width=16, layers=1, heads=2, channels=4, cnn_layers=2)
+    image = ImageConfig(image_px=32, pretrained=False, frozen_blocks=15)
+    model = ModelConfig(image=image, flow=flow, embedding_dim=8, hidden_dim=8)
+    return TrainingState(PretrainConfig(model=model, train=TrainConfig(**train)), "cpu", 10)  # type: ignore[arg-type]
+
+
+def test_the_average_of_the_weights_is_the_one_that_is_kept() -> None:
+    state = state_of(ema_decay=0.75)
+    weight = state.model.fuse[1].weight
+    expected = torch.zeros_like(weight)
+    for step in range(3):
+        with torch.no_grad():
+            weight.add_(1.0)
+        state.advance(torch.arange(4))
+        now = weight.detach().clone()
+        expected = now if step == 0 else 0.75 * expected + 0.25 * now
+    torch.testing.assert_close(state.kept().fuse[1].weight, expected)
+    assert state_of().kept() is not None
+    assert state.kept() is not state.model
+    snapshot = state.snapshot([])
+    assert torch.equal(snapshot.tensors["average"]["fuse.1.weight"], expected)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_computes_the_same() -> None:
+    plain, compiled = state_of(), state_of(compile=True)
+    model, _ = compiled.parallel()
+    data = {k: v.float() if v.is_floating_point() else v for k, v in batch().items()}
+    data["text_features"] = torch.randn(8, 384)
+    with torch.no_grad():
+        for name, value in plain.model(data).items():
+            torch.testing.assert_close(model(data)[name], value, rtol=1e-3, atol=1e-4)
+    assert set(plain.model.state_dict()) == set(model.state_dict())
+
+
+def test_diagnostics_of_a_batch_change_nothing() -> None:
+    model = tiny_model().train()
+    objective = Objective(dataclasses.replace(OBJECTIVE, temporal=0.0, queue_size=8), 8).double()
+    before = {k: v.clone() for k, v in objective.state_dict().items()}
+    found = diagnose(model, objective, batch())
+    assert model.training
+    assert objective.training
+    assert all(torch.equal(v, before[k]) for k, v in objective.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    assert found["diagnostics/gradient_norm/temporal"] == 0
+    assert found["diagnostics/gradient_norm/contrastive"] > 0
+    for name in ("image", "language", "flow"):
+        assert 1 <= found[f"diagnostics/effective_rank/{name}"] <= 7
+        assert 0 <= found[f"diagnostics/spread/{name}"] <= 1
+        assert -4 <= found[f"diagnostics/uniformity/{name}"] <= 0
+    for pair in ("image_language", "image_flow", "language_flow"):
+        assert 0 <= found[f"diagnostics/retrieval/{pair}"] <= 1
+        assert found[f"diagnostics/alignment/{pair}"] >= 0
+
+
+@pytest.mark.parametrize(("negatives", "collapses"), [((), True), (("others",), False)])
+def test_a_collapse_is_found_where_there_is_one(
+    negatives: tuple[str, ...], collapses: bool
+) -> None:
+    model = tiny_model()
+    aligned = ObjectiveConfig(negatives=negatives, modalities=("image", "language"), flow=0.0)
+    objective = Objective(aligned)
+    config = OptimizerConfig(lr=5e-3, warmup_share=0)
+    optimizer = build_optimizer(model, objective, config)
+    schedule = build_schedule(optimizer, config, 60)
+    guard = CollapseGuard(0.05, 3, "warn")
+    said = []
+    for step in range(60):
+        train_step(model, objective, optimizer, schedule, batch(step % 4))
+        if step % 20 == 19:
+            said.append(guard.check(step + 1, diagnose(model, objective, batch(step % 4))))
+    lines = [line for line in said if line]
+    assert len(lines) == collapses, said
+    if collapses:
+        assert "embeddings collapsed in 3 checks in a row" in lines[0]
+        assert "effective rank" in lines[0]
+
+
+def test_the_guard_stops_where_it_is_asked_to_and_forgets_a_single_find() -> None:
+    flat = {"diagnostics/spread/image": 0.01, "diagnostics/effective_rank/image": 1.2}
+    fine = {"diagnostics/spread/image": 0.5, "diagnostics/effective_rank/image": 5.0}
+    guard = CollapseGuard(0.05, 2, "stop")
+    assert guard.check(1, flat) is None
+    assert guard.check(2, fine) is None
+    assert guard.check(3, flat) is None
+    with pytest.raises(Collapsed, match=r"step 4: .*image \(spread 0.01, effective rank 1.2\)"):
+        guard.check(4, flat)
+
+
+def test_source_weights_set_the_shares_and_keep_an_epoch_s_length(triplet_folder: Path) -> None:
+    rows = [r for t in plain_tables(str(triplet_folder), "train")(0) for r in rows_of(t)]
+    rows = [
+        {**row, "source": "robot" if i % 4 else "human", "triplet_id": f"{i}-{copy}"}
+        for copy in range(40)
+        for i, row in enumerate(rows)
+    ]
+    index = read_index(str(triplet_folder))
+    index = dataclasses.replace(index, sources={"robot": 27 * 40, "human": 9 * 40})
+    config = DataConfig(source_weights={"robot": 1, "human": 1})
+    sampling = sampling_of(config, index, seed=0)
+    drawn = list(sampling(rows, Position()))
+    share = np.mean([row["source"] == "human" for row in drawn])
+    assert share == pytest.approx(0.5, abs=0.04)
+    assert len(drawn) == pytest.approx(len(rows), rel=0.05)
+    assert len({row["example"] for row in drawn}) == len(drawn), "repetitions have own ids"
+    again = list(sampling(rows, Position()))
+    assert [r["example"] for r in again] == [r["example"] for r in drawn]
+    other = list(sampling(rows, Position(1)))
+    assert [r["example"] for r in other] != [r["example"] for r in drawn]
+    alone = sampling_of(DataConfig(source_weights={"human": 3}), index, seed=0)
+    assert {row["source"] for row in alone(rows, Position())} == {"human"}
+    with pytest.raises(ValueError, match="no source ego; theirs are robot, human"):
+        sampling_of(DataConfig(source_weights={"ego": 1}), index, seed=0)
+
+
+def test_the_rest_of_an_epoch_is_what_was_not_seen(triplet_folder: Path) -> None:
+    rows = [r for t in plain_tables(str(triplet_folder), "train")(0) for r in rows_of(t)]
+    everything = Sampling({}, 0)
+    ids = [row["example"] for row in everything(rows, Position())]
+    assert len(set(ids)) == read_index(str(triplet_folder)).counts["train"]
+    seen = np.sort(np.array(ids[::3], np.int64))
+    rest = [row["example"] for row in everything(rows, Position(0, 0, seen))]
+    assert sorted([*rest, *seen.tolist()]) == sorted(ids)
+
+
+@pytest.mark.parametrize("arm", ["full", "no_temporal", "flow_prediction_only"])
+def test_frames_that_no_term_reads_get_no_gradient_and_change_none(arm: str) -> None:
+    config = apply_variant(PretrainConfig(), arm).objective
+    read = {"full": FRAMES, "no_temporal": ("t", "next"), "flow_prediction_only": ("t",)}
+    assert config.frames() == read[arm]
+    gradients = []
+    for frames, parts in ((FRAMES, None), (config.frames(), None), (config.frames(), 3)):
+        model = tiny_model()
+        model.learnt_frames = frames
+        outputs, backward = forward(model, batch(), parts)
+        if parts is None:
+            assert outputs["d_far"].requires_grad == ("far" in frames)
+        backward(Objective(config)(outputs, batch())["loss"])
+        gradients.append([p.grad for p in model.parameters()])
+    for narrow in gradients[1:]:
+        for expected, found in zip(gradients[0], narrow, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_run_learns_from_the_frames_that_its_objective_reads() -> None:
+    config = dataclasses.replace(
+        apply_variant(PretrainConfig(), "language_image_only"),
+        model=ModelConfig(image=ImageConfig(image_px=32)),
+    )
+    assert TrainingState(config, "cpu", 10).model.learnt_frames == ("t", "next")

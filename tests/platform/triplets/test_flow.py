@@ -1,0 +1,273 @@
+"""Alignment of pieces, fitted cameras, filters, the motion-focused grid and learned trackers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from triplet_recordings import moving_square, textured
+
+from dynaflip.errors import UserError
+from dynaflip.platform.triplets.clips import ClipRejected
+from dynaflip.platform.triplets.config import (
+    CameraConfig,
+    FilterConfig,
+    PreprocessConfig,
+    RegisterConfig,
+    TrackConfig,
+)
+from dynaflip.platform.triplets.filters import check_flow, check_images, sharpness
+from dynaflip.platform.triplets.flow.camera_motion import compensated, fit_camera
+from dynaflip.platform.triplets.flow.estimate import Flow, flow_of_window
+from dynaflip.platform.triplets.flow.grid import place_grid
+from dynaflip.platform.triplets.flow.learned_tracker import track_learned
+from dynaflip.platform.triplets.flow.rejection import WindowRejected
+from dynaflip.platform.triplets.flow.tracking import grid_px
+from dynaflip.platform.triplets.flow.window import Shot
+from dynaflip.platform.triplets.models.actor import digests_of_models
+from dynaflip.platform.triplets.models.depth_scale import align_depth
+
+HEIGHT, WIDTH, FOCAL_PX = 120, 160, 160.0
+INTRINSICS_PX = np.array([FOCAL_PX, FOCAL_PX, WIDTH / 2, HEIGHT / 2])
+
+
+EGG_M = np.array([0.34, 0.2, 0.3])  # half axes
+STEP_M = 0.03
+
+
+def egg(frames: int = 8) -> Shot:
+    """An egg of a single colour goes right before textured ground: only its shape tells."""
+    ground = textured(HEIGHT, WIDTH, 4)
+    y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
+    ray = np.stack([(x - WIDTH / 2) / FOCAL_PX, (y - HEIGHT / 2) / FOCAL_PX, 0 * x + 1], -1)
+    images, depths = [], []
+    for n in range(frames):
+        middle = np.array([STEP_M * n - 0.15, 0.0, 1.6])
+        # |(s ray - middle) / axes| = 1 at the nearer of its two solutions.
+        a, b = ray / EGG_M, middle / EGG_M
+        aa, ab = (a * a).sum(-1), a @ b
+        root = ab**2 - aa * (b @ b - 1)
+        depth_m = np.where(root > 0, (ab - np.sqrt(np.maximum(root, 0))) / aa, 2.0)
+        images.append(np.where(root[..., None] > 0, np.uint8(120), ground))
+        depths.append(depth_m)
+    many = np.tile(INTRINSICS_PX, (frames, 1))
+    return Shot(np.stack(images), np.stack(depths).astype(np.float32), many, None)
+
+
+def wall(frames: int = 6, shift_m: float = 0.02, seed: int = 5) -> Shot:
+    """A wall 2 m away with a square that moves on its own; the camera goes right."""
+    big = textured(HEIGHT, WIDTH + 80, seed)
+    images = []
+    for n in range(frames):
+        at = shift_m * n / 2.0 * FOCAL_PX
+        move = np.float32([[1, 0, -at], [0, 1, 0]])
+        image = cv2.warpAffine(big, move, (WIDTH, HEIGHT))
+        image[20:50, 20 + 4 * n : 50 + 4 * n] = textured(30, 30, 9)
+        images.append(image)
+    depth_m = np.full((frames, HEIGHT, WIDTH), 2.0, np.float32)
+    for n in range(frames):
+        depth_m[n, 20:50, 20 + 4 * n : 50 + 4 * n] = 1.5
+    return Shot(np.stack(images), depth_m, np.tile(INTRINSICS_PX, (frames, 1)), None)
+
+
+def end_errors(config: PreprocessConfig) -> tuple[np.ndarray, float]:
+    """Errors in metres of the egg's grid points that are kept, and their share."""
+    flow = flow_of_window(egg(), np.arange(8) / 30, grid_px(HEIGHT, WIDTH), config)
+    on_egg = flow.origin_m[..., 2] < 1.55
+    error_m = np.linalg.norm(flow.displacement_m[-1] - [7 * STEP_M, 0, 0], axis=-1)
+    kept = flow.visible[-1][on_egg]
+    return error_m[on_egg][kept], float(kept.mean())
+
+
+def test_shape_is_followed_where_colour_slides() -> None:
+    aligned_m, kept = end_errors(PreprocessConfig())
+    alone_m, _ = end_errors(PreprocessConfig(register=RegisterConfig(enabled=False)))
+    assert kept > 0.6
+    assert np.median(aligned_m) < 0.002
+    assert not len(alone_m) or np.median(aligned_m) < 0.5 * np.median(alone_m)
+
+
+def test_a_hidden_camera_motion_is_found() -> None:
+    fit = fit_camera(wall(), PreprocessConfig())
+    assert fit is not None
+    expected_m = 0.02 * np.arange(6)
+    np.testing.assert_allclose(fit.poses[:, 0, 3], expected_m, atol=0.003)
+    np.testing.assert_allclose(fit.poses[:, 1:3, 3], 0, atol=0.003)
+    cosine = (np.trace(fit.poses[:, :3, :3], axis1=1, axis2=2) - 1) / 2
+    assert np.degrees(np.arccos(np.clip(cosine, -1, 1))).max() < 0.3
+    # The square, a sixteenth of the image, and its edges do not agree.
+    assert 0.7 < fit.inlier_share < 0.99
+
+
+def test_a_still_camera_is_called_still() -> None:
+    fit = fit_camera(wall(shift_m=0.0), PreprocessConfig())
+    assert fit is not None
+    np.testing.assert_array_equal(fit.poses, np.tile(np.eye(4), (6, 1, 1)))
+
+
+def test_where_no_camera_fits_the_setting_decides() -> None:
+    shot = wall()
+    noise = np.random.default_rng(0).integers(0, 255, shot.frames.shape, dtype=np.uint8)
+    shot = replace(shot, frames=noise)
+    with pytest.raises(WindowRejected, match="no motion of the camera"):
+        compensated(shot, PreprocessConfig())
+    keep = PreprocessConfig(camera=CameraConfig(on_failure="uncompensated"))
+    kept, camera = compensated(shot, keep)
+    assert kept.poses is None
+    assert camera.kind == "failed"
+    assert camera.inlier_share is not None
+    assert camera.inlier_share < 0.4
+
+
+def test_what_is_known_of_a_camera_is_said() -> None:
+    poses = np.tile(np.eye(4), (6, 1, 1))
+    known = replace(wall(), poses=poses)
+    assert compensated(known, PreprocessConfig())[1].kind == "pose"
+    flat = replace(wall(), depth_m=None)
+    assert compensated(flat, PreprocessConfig())[1].kind == "none"
+    with pytest.raises(WindowRejected, match="no pose recorded"):
+        compensated(wall(), PreprocessConfig(camera=CameraConfig(motion="recorded")))
+    assert compensated(known, PreprocessConfig(camera=CameraConfig(motion="none")))[0].poses is None
+
+
+def test_a_recorded_pose_is_taken_where_depth_is_in_metres() -> None:
+    """Metres of a camera beside depth of another scale would move a wall that rests."""
+    poses = np.tile(np.eye(4), (6, 1, 1))
+    poses[:, 0, 3] = 0.02 * np.arange(6)
+    config = PreprocessConfig()
+    recorded = CameraConfig(motion="recorded")
+    for scale in ("metric", "aligned"):
+        shot, camera = compensated(replace(wall(), poses=poses, depth_scale=scale), config)
+        assert camera.kind == "pose"
+        assert shot.poses is poses
+    flat = replace(wall(), poses=poses, depth_m=None, depth_scale="relative")
+    shot, camera = compensated(flat, config)
+    assert (shot.poses, camera.kind) == (None, "none")
+    with pytest.raises(WindowRejected, match="the recorded pose is in metres"):
+        compensated(flat, replace(config, camera=recorded))
+    # A model's depth, half as large as the truth: so is the motion that is fitted with it.
+    small = replace(wall(), poses=poses, depth_scale="relative")
+    small = replace(small, depth_m=small.depth_m / 2)
+    shot, camera = compensated(small, config)
+    assert camera.kind == "fit"
+    assert shot.poses is not None
+    np.testing.assert_allclose(shot.poses[:, 0, 3], 0.01 * np.arange(6), atol=0.0015)
+    flow = flow_of_window(shot, np.arange(6) / 30, grid_px(HEIGHT, WIDTH), config)
+    rests = flow.visible[-1] & (flow.origin_m[..., 2] > 0.9)
+    assert np.median(np.linalg.norm(flow.displacement_m[-1], axis=-1)[rests]) < 0.002
+    exact = replace(config, flow_source="simulator")
+    assert compensated(flat, exact)[1].kind == "pose"
+
+
+def test_cuts_and_blur_are_refused_and_motion_is_not() -> None:
+    config = FilterConfig()
+    frames = moving_square(12, step_px=4.0)
+    check_images(frames, config)
+    cut = np.concatenate([frames[:6], 255 - frames[6:]])
+    with pytest.raises(WindowRejected, match="shot cut"):
+        check_images(cut, config)
+    soft = np.stack([cv2.GaussianBlur(frame, (0, 0), 12) for frame in frames])
+    assert sharpness(soft[0]) < 0.02 * sharpness(frames[0])
+    with pytest.raises(WindowRejected, match="blurred"):
+        check_images(soft, config)
+
+
+def test_windows_of_rest_or_of_lost_points_are_refused() -> None:
+    grid = np.zeros((20, 20, 3), np.float32)
+    seen = np.ones((7, 20, 20), bool)
+    flow = Flow(grid, np.zeros((7, 20, 20, 3)), seen, grid[..., :2], seen[..., None], grid[..., 0])
+    check_flow(flow, 0.02, FilterConfig())
+    with pytest.raises(WindowRejected, match="no motion"):
+        check_flow(flow, 0.0, FilterConfig())
+    with pytest.raises(WindowRejected, match="too few trusted"):
+        check_flow(replace(flow, visible=~seen), 0.02, FilterConfig())
+
+
+def test_the_motion_grid_is_denser_where_things_move() -> None:
+    frames = moving_square(8, step_px=2.0)
+    shot = Shot(frames, None, np.tile(INTRINSICS_PX, (8, 1)), None)
+    even, dense = (place_grid(shot, PreprocessConfig(grid=g)) for g in ("uniform", "motion"))
+
+    def on_square(grid: np.ndarray) -> int:
+        x, y = grid[..., 0], grid[..., 1]
+        return int(((x > 20) & (x < 82) & (y > 36) & (y < 84)).sum())
+
+    assert on_square(dense) > 1.5 * on_square(even)
+    assert dense.shape == (20, 20, 2)
+    assert (np.diff(dense[0, :, 0]) > 0).all()
+    assert (np.diff(dense[:, 0, 1]) > 0).all()
+    assert dense.min() > 0
+    assert dense[..., 0].max() < WIDTH
+    rest = replace(shot, frames=np.repeat(frames[:1], 8, 0))
+    np.testing.assert_array_equal(place_grid(rest, PreprocessConfig(grid="motion")), even)
+
+
+class ShiftTracker(torch.nn.Module):
+    """Moves every point by two pixels a frame, and loses those that start on the left."""
+
+    def forward(
+        self, video: torch.Tensor, queries: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        steps = torch.arange(video.shape[1]).float()[None, :, None]
+        at = queries[:, None, :, 1:] + torch.stack([2 * steps, 0 * steps], -1)
+        seen = (queries[:, None, :, 1] > 10).expand(1, video.shape[1], queries.shape[1])
+        return at, seen
+
+
+class Broken:
+    """Gives nothing for any frame."""
+
+    def __call__(self, frames: np.ndarray, points_px: np.ndarray):
+        return np.zeros((0, 1, 2)), np.zeros((0, 1))
+
+
+def test_a_torchscript_tracker_takes_the_place_of_the_built_in_one(tmp_path: Path) -> None:
+    file = tmp_path / "shift.pt"
+    torch.jit.script(ShiftTracker()).save(str(file))
+    points = np.array([[5.0, 5.0], [40.0, 30.0], [70.0, 60.0]], np.float32)
+    frames = moving_square(6)
+    tracks, misses = track_learned(frames, points, f"torchscript:{file}")
+    np.testing.assert_allclose(tracks[3, 1:], points[1:] + np.array([6, 0]), atol=1e-4)
+    assert np.isinf(misses[:, 0]).all()
+    assert (misses[:, 1:] == 0).all()
+    config = PreprocessConfig(track=TrackConfig(tracker=f"torchscript:{file}"))
+    before = digests_of_models(config)
+    torch.jit.script(ShiftTracker().train(False)).save(str(file))
+    assert list(before) == [config.track.tracker]
+    assert digests_of_models(config) != before, "other weights make other triplets"
+    shot = Shot(moving_square(6, step_px=2.0), None, np.tile(INTRINSICS_PX, (6, 1)), None)
+    flow = flow_of_window(shot, np.arange(6) / 30, grid_px(HEIGHT, WIDTH), config)
+    x, y = flow.origin_px[..., 0], flow.origin_px[..., 1]
+    square = (x > 26) & (x < 62) & (y > 42) & (y < 78) & flow.visible[-1]
+    assert square.sum() > 10
+    np.testing.assert_allclose((flow.tracks_px[-1] - flow.origin_px)[square] - [10, 0], 0, atol=0.5)
+
+
+def test_trackers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    frames, points = moving_square(4), np.full((3, 2), 40.0, np.float32)
+    with pytest.raises(UserError, match="there is no file"):
+        track_learned(frames, points, f"torchscript:{tmp_path / 'none.pt'}")
+    (tmp_path / "text.pt").write_text("not a module")
+    with pytest.raises(UserError, match="no TorchScript module"):
+        track_learned(frames, points, f"torchscript:{tmp_path / 'text.pt'}")
+    with pytest.raises(UserError, match="cannot import"):
+        track_learned(frames, points, "class:test_flow:Missing")
+    with pytest.raises(ClipRejected, match="for 4 frames and 3 points"):
+        track_learned(frames, points, f"class:{__name__}:Broken")
+
+
+def test_relative_depth_is_brought_to_metres_where_some_was_measured() -> None:
+    rng = np.random.default_rng(1)
+    truth_m = rng.uniform(0.6, 3.0, (4, 40, 50)).astype(np.float32)
+    relative = 1 / (2.5 / truth_m + 0.4)
+    measured = np.where(rng.random((40, 50)) < 0.3, truth_m[0], np.nan)
+    measured[:4] = 5.0  # a reflection
+    found = align_depth(relative, measured.astype(np.float32))
+    assert found is not None
+    np.testing.assert_allclose(found, truth_m, rtol=1e-3)
+    assert align_depth(relative, np.full((40, 50), np.nan, np.float32)) is None
+    assert align_depth(relative, rng.permuted(truth_m[0], axis=1)) is None

@@ -1,0 +1,260 @@
+"""Sources in S3, against a real server: same triplets, ranges only, failures survived or said."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from checkout import REPOSITORY
+from s3_server import BUCKET, Failures, failing_proxy, s3_server, upload
+from triplet_recordings import moving_square, textured, write_lerobot, write_video
+
+from dynaflip.errors import UserError
+from dynaflip.platform import s3
+from dynaflip.platform.s3 import NetworkError, RangedFile, S3Path
+from dynaflip.platform.triplets.build import clip_table
+from dynaflip.platform.triplets.clips import ClipRejected
+from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
+from dynaflip.platform.triplets.digest import row_digests
+from dynaflip.platform.triplets.sources.formats import open_sources
+from dynaflip.platform.triplets.sources.places import fingerprint, list_files
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with s3_server() as url:
+        yield url
+
+
+@pytest.fixture
+def proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Failures]:
+    """The server behind a proxy, in this process's environment."""
+    monkeypatch.setattr(s3, "_FIRST_WAIT_S", 0.01)
+    with failing_proxy(server) as (url, failures):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        yield failures
+
+
+def digests(path: str, **settings) -> list[list[str]]:
+    config = PreprocessConfig(
+        source=SourceConfig(path=path, name="same", **settings), depth="plane", draws_per_clip=1
+    )
+    mix = open_sources(config)
+    return [row_digests(clip_table(c, mix.open(c), config)) for c in mix.list_clips()]
+
+
+def test_triplets_from_s3_are_those_of_the_folder(
+    server: str, proxy: Failures, video_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = video_folder(2)
+    assert digests(upload(server, folder, "videos")) == digests(str(folder))
+    episodes = [{"top": moving_square(30 + n)} for n in range(2)]
+    root = write_lerobot(tmp_path / "set", episodes, ["push", "pull"])
+    assert digests(upload(server, root, "lerobot")) == digests(str(root))
+
+
+def test_real_records_from_s3(
+    server: str, proxy: Failures, shared_clips: Path, tmp_path: Path
+) -> None:
+    path = shared_clips / "bridge_debug.tfrecord"
+    (tmp_path / path.name).write_bytes(path.read_bytes())
+    uri = upload(server, tmp_path, "rlds")
+    assert digests(uri, cameras=("image_0",)) == digests(str(tmp_path), cameras=("image_0",))
+
+
+def test_a_piece_of_a_long_video_is_not_downloaded_whole(
+    server: str, proxy: Failures, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    frames = np.stack([textured(240, 320, int(rng.integers(1 << 30))) for _ in range(480)])
+    write_video(tmp_path / "v" / "long.mp4", frames, options={"g": "12", "bf": "0"})
+    (tmp_path / "v" / "captions.csv").write_text(
+        "file,caption,start_s,end_s\nlong.mp4,shake,9.0,9.4\n"
+    )
+    size = (tmp_path / "v" / "long.mp4").stat().st_size
+    uri = upload(server, tmp_path / "v", "long")
+    mix = open_sources(PreprocessConfig(source=SourceConfig(path=uri)))
+    clip = mix.list_clips()[0]
+    before = proxy.bytes_sent
+    shown = mix.open(clip).read_frames([0, 5], 96)
+    assert shown.shape[0] == 2
+    asked = proxy.bytes_sent - before
+    print(f"\n{asked} of {size} bytes")
+    assert asked < 0.5 * size
+
+
+def test_a_ranged_file_reads_what_a_file_reads(
+    server: str, proxy: Failures, tmp_path: Path
+) -> None:
+    data = np.random.default_rng(1).integers(0, 256, 1_300_001, dtype=np.uint8).tobytes()
+    (tmp_path / "data.bin").write_bytes(data)
+    path = S3Path.parse(upload(server, tmp_path, "plain")) / "data.bin"
+    with RangedFile(path) as file:
+        for offset, size in ((0, 10), (262_140, 9), (1_300_000, 50), (7, 700_000)):
+            file.seek(offset)
+            assert file.read(size) == data[offset : offset + size]
+            assert file.tell() == min(len(data), offset + size)
+        file.seek(-3, 2)
+        assert file.read() == data[-3:]
+    assert fingerprint(path) == fingerprint(tmp_path / "data.bin")
+
+
+def test_passing_failures_are_tried_again(
+    server: str, proxy: Failures, video_folder: Callable[..., Path]
+) -> None:
+    folder = video_folder(2)
+    uri = upload(server, folder, "flaky")
+    expected = digests(str(folder))
+    proxy.rule = lambda path, number: {0: "500", 1: "cut"}.get(number % 4)
+    assert digests(uri) == expected
+    assert any(proxy.rule("", n) == "cut" for n in range(len(proxy.requests)))
+
+
+def test_lasting_failures_are_the_clips_and_an_outage_is_the_jobs(
+    server: str, proxy: Failures, tmp_path: Path
+) -> None:
+    for name in ("good", "gone"):
+        write_video(tmp_path / "v" / f"{name}.mp4", moving_square(30, step_px=len(name) / 3))
+    (tmp_path / "v" / "captions.csv").write_text("file,caption\ngood.mp4,push\ngone.mp4,pull\n")
+    uri = upload(server, tmp_path / "v", "partly")
+    config = PreprocessConfig(source=SourceConfig(path=uri), depth="plane")
+    mix = open_sources(config)
+    gone, good = mix.list_clips()
+    assert good.path == "good.mp4"
+    proxy.rule = lambda path, number: "500" if "gone" in path else None
+    with pytest.raises(ClipRejected, match="gave up after 6 attempts") as caught:
+        mix.open(gone).times_s()
+    assert caught.value.stage == "network"
+    assert len(mix.open(good).times_s()) == 30
+    again = {c.path: c for c in mix.list_clips()}
+    assert again["gone.mp4"].problem is not None
+    assert "gave up" in again["gone.mp4"].problem[1]
+    proxy.rule = lambda path, number: "500"
+    with pytest.raises(UserError, match="cannot be read"):
+        open_sources(config)
+
+
+@pytest.mark.parametrize("verdict", ["403", "401", "expired"])
+def test_credentials_that_ran_out_are_no_fault_of_the_clips(
+    server: str, proxy: Failures, tmp_path: Path, verdict: str
+) -> None:
+    write_video(tmp_path / "v" / "a.mp4", moving_square(10))
+    np.save(tmp_path / "v" / "a.npy", np.ones((10, 120, 160), np.float32))
+    (tmp_path / "v" / "captions.csv").write_text("file,caption,depth\na.mp4,push,a.npy\n")
+    videos = SourceConfig(path=upload(server, tmp_path / "v", f"expired{verdict}"))
+    root = write_lerobot(tmp_path / "set", [{"top": moving_square(20)}], ["push"])
+    robot = SourceConfig(path=upload(server, root, f"robot{verdict}"))
+    mix = open_sources(PreprocessConfig(sources=(videos, robot)))
+    video, episode = map(mix.open, mix.list_clips())
+    assert len(video.times_s()) == 10
+    assert len(episode.times_s()) == 20
+    proxy.rule = lambda path, number: verdict
+    for read in (lambda: video.read_frames([0], 96), lambda: video.read_depth_m([0])):
+        with pytest.raises(ClipRejected) as caught:
+            read()
+        assert caught.value.stage == "network"
+    with pytest.raises(ClipRejected) as caught:
+        episode.cameras([0])  # by pyarrow, whose failures are plain OSErrors
+    assert caught.value.stage == "network"
+
+
+def test_a_missing_table_of_an_episode_does_not_pass(
+    server: str, proxy: Failures, tmp_path: Path
+) -> None:
+    root = write_lerobot(tmp_path / "set", [{"top": moving_square(20)}], ["push"])
+    (root / "data/chunk-000/file-000.parquet").unlink()
+    mix = open_sources(PreprocessConfig(source=SourceConfig(path=upload(server, root, "lost"))))
+    with pytest.raises(ClipRejected) as caught:
+        mix.open(mix.list_clips()[0]).cameras([0])
+    assert caught.value.stage == "decode"
+
+
+def test_a_failure_while_another_is_explained_is_the_networks(
+    server: str, proxy: Failures, tmp_path: Path
+) -> None:
+    """A damaged video is looked at once more, to say what is wrong with it."""
+    (tmp_path / "v").mkdir()
+    (tmp_path / "v" / "a.mp4").write_bytes(b"noise" * 100)
+    (tmp_path / "v" / "captions.csv").write_text("file,caption\na.mp4,push\n")
+    source = SourceConfig(path=upload(server, tmp_path / "v", "noise"))
+    mix = open_sources(PreprocessConfig(source=source))
+    recording = mix.open(mix.list_clips()[0])
+    with pytest.raises(ClipRejected) as caught:
+        recording.times_s()
+    assert caught.value.stage == "decode"
+    begun = len(proxy.requests)
+    proxy.rule = lambda path, number: (
+        "403" if number > begun + 1 and not proxy.requests[-1][1] else None
+    )
+    with pytest.raises(ClipRejected) as caught:
+        recording.times_s()
+    assert caught.value.stage == "network"
+
+
+@pytest.mark.fuzz
+def test_a_flaky_bucket_costs_the_clips_that_it_keeps_back_and_no_other(
+    server: str, proxy: Failures, video_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = video_folder(4)
+    write_video(folder / "gone.mp4", moving_square(30, step_px=1.9))
+    with (folder / "captions.csv").open("a") as file:
+        file.write("\ngone.mp4,pull\n")
+    uri = upload(server, folder, "job")
+    job = str(REPOSITORY / "jobs" / "preprocess.py")
+    words = ["--depth", "plane", "--draws_per_clip", "1", "--max_rejected_share", "0.5"]
+
+    def manifest_of(source: str, name: str) -> dict[str, Any]:
+        out = tmp_path / name
+        done = subprocess.run(
+            [sys.executable, job, "--source", source, "--output", str(out), *words],
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        return json.loads((out / "manifest.json").read_text())
+
+    proxy.rule = lambda path, number: (
+        "500" if "gone" in path else {0: "500", 2: "cut"}.get(number % 5)
+    )
+    counts = manifest_of(uri, "flaky")["counts"]
+    assert (counts["read"], counts["kept"], counts["rejected"]) == (5, 4, 1)
+    (rejected,) = pq.read_table(tmp_path / "flaky" / "rejected.parquet").to_pylist()
+    assert (rejected["path"], rejected["stage"]) == ("gone.mp4", "list")  # no fingerprint
+    assert "gave up" in rejected["reason"]
+    proxy.rule = lambda path, number: None
+    whole = manifest_of(uri, "calm")["counts"]
+    assert (whole["read"], whole["kept"], whole["rejected"]) == (5, 5, 0)
+    assert whole["triplets"] > counts["triplets"]
+
+
+def test_an_empty_prefix_is_a_users_mistake(server: str, proxy: Failures) -> None:
+    with pytest.raises(UserError, match="no folder s3:"):
+        open_sources(PreprocessConfig(source=SourceConfig(path=f"s3://{BUCKET}/nothing")))
+    with pytest.raises(UserError, match="cannot be read"):
+        open_sources(PreprocessConfig(source=SourceConfig(path="s3://no-such-bucket/x")))
+
+
+def test_names_are_joined_and_listed(server: str, proxy: Failures, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for name in ("a/one.txt", "two.txt", ".hidden"):
+        (tmp_path / name).write_text(name)
+    root = S3Path.parse(upload(server, tmp_path, "names") + "/")
+    assert list_files(root) == ["a/one.txt", "two.txt"]
+    assert (root / "a/one.txt").read_text() == "a/one.txt"
+    assert (root / "a").is_dir()
+    assert not (root / "a").is_file()
+    assert (root / "a/one.txt").parent == root / "a"
+    with pytest.raises(FileNotFoundError):
+        (root / "three.txt").stat()
+    proxy.rule = lambda path, number: "500"
+    with pytest.raises(NetworkError, match=r"two\.txt"):
+        (root / "two.txt").stat()
