@@ -16,19 +16,23 @@ FLOW_INPUTS = ("positions", "displacements", "both")
 class ImageConfig:
     """The image encoder. The paper's is DINOv2-Base at 224 px, fully trained."""
 
-    # "efficientnet-lite0" (its ImageNet weights ship in a package), or the folder or hub id
-    # of any transformers vision model, e.g. facebook/dinov2-base.
     name: str = EFFICIENTNET_LITE0
-    # Start from the pretrained weights; False starts from random ones.
+    """``efficientnet-lite0`` (its ImageNet weights ship in a package), or the folder or hub id of
+    any transformers vision model, e.g. facebook/dinov2-base."""
+
     pretrained: bool = True
-    # Side of the square image that the network sees, in pixels.
+    """Start from the pretrained weights; False starts from random ones."""
+
     image_px: int = 112
-    # Use the batch's own statistics in BatchNorm and update the running ones. Off: batches are
-    # small, and the same function is then trained as is used.
+    """Side of the square image that the network sees, in pixels."""
+
     train_batchnorm: bool = False
-    # First blocks that are not trained (the stem or patch embedding counts with the first).
-    # Freezing early blocks saves most of a CNN's training time.
+    """Use the batch's own statistics in BatchNorm and update the running ones. Off: batches are
+    small, and the same function is then trained as is used."""
+
     frozen_blocks: int = 0
+    """First blocks that are not trained (the stem or patch embedding counts with the first).
+    Freezing early blocks saves most of a CNN's training time."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, "frozen_blocks")
@@ -41,14 +45,16 @@ class ImageConfig:
 class LanguageConfig:
     """The frozen language encoder. The paper's is T5-Base with end-of-sequence pooling."""
 
-    # "minilm" (all-MiniLM-L6-v2, ships in a package), or the folder or hub id of a
-    # transformers text model: T5, CLIP text, BERT.
     name: str = MINILM
-    # Longest caption in tokens; the rest is cut off.
+    """``minilm`` (all-MiniLM-L6-v2, ships in a package), or the folder or hub id of a transformers
+    text model: T5, CLIP text, BERT."""
+
     max_tokens: int = 77
-    # How tokens become one vector: "mean", "eos" (the last token), "cls" (the first), or
-    # "auto": eos for T5 and CLIP, mean for others.
+    """Longest caption in tokens; the rest is cut off."""
+
     pooling: str = "auto"
+    """How tokens become one vector: ``mean``, ``eos`` (the last token), ``cls`` (the first), or
+    ``auto``: eos for T5 and CLIP, mean for others."""
 
     def __post_init__(self) -> None:
         at_least(self, 2, "max_tokens")
@@ -59,31 +65,40 @@ class LanguageConfig:
 class FlowConfig:
     """The flow encoder: a CNN over the grid of each step, a transformer over the steps."""
 
-    # Steps of the flow and grid points a side; the triplet format has 7 and 20 (as the paper).
     steps: int = 7
+    """Steps of the flow and grid points a side; the triplet format has 7 and 20 (as the paper)."""
+
     grid: int = 20
-    # Width of the transformer's tokens.
     width: int = 192
-    # Layers of the transformer over the K steps (paper: 4).
+    """Width of the transformer's tokens."""
+
     layers: int = 4
-    # Attention heads of the transformer; they divide the width.
+    """Layers of the transformer over the K steps (paper: 4)."""
+
     heads: int = 4
-    # Channels of the CNN's first layer; they double to at most the width.
+    """Attention heads of the transformer; they divide the width."""
+
     channels: int = 32
-    # Layers of the CNN over the grid of a step (paper: 4).
+    """Channels of the CNN's first layer; they double to at most the width."""
+
     cnn_layers: int = 4
-    # What the CNN sees of each point beside its visibility, in units of the frame's median
-    # depth: its "positions" (paper), its "displacements" from frame t, or "both". Displacements
-    # are positions less their start: no more information, but a far easier start of training.
+    """Layers of the CNN over the grid of a step (paper: 4)."""
+
     inputs: str = "both"
-    # Displacements are multiplied by this, because they are small beside the positions.
+    """What the CNN sees of each point beside its visibility, in units of the frame's median depth:
+    its ``positions`` (paper), its ``displacements`` from frame t, or ``both``. Displacements are
+    positions less their start: no more information, but a far easier start of training."""
+
     displacement_gain: float = 10.0
-    # Prepend the frame's embedding, under stop-gradient, as condition token (paper: yes).
+    """Displacements are multiplied by this, because they are small beside the positions."""
+
     condition: bool = True
-    # Share of training examples whose condition token is withheld. The token names the scene,
-    # so image and flow can be matched by recognising the clip; without it only motion is left.
-    # Ours; the paper has 0.
+    """Prepend the frame's embedding, under stop-gradient, as condition token (paper: yes)."""
+
     condition_dropout: float = 0.0
+    """Share of training examples whose condition token is withheld. The token names the scene, so
+    image and flow can be matched by recognising the clip; without it only motion is left. Ours;
+    the paper has 0."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "grid", "width", "layers", "heads", "channels", "cnn_layers")
@@ -101,12 +116,14 @@ class ModelConfig:
     image: ImageConfig = field(default_factory=ImageConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
-    # Width of the shared space of z_image, z_language and z_flow.
     embedding_dim: int = 256
-    # Hidden width of the fuse network, the language adapter and the flow prediction head.
+    """Width of the shared space of z_image, z_language and z_flow."""
+
     hidden_dim: int = 512
-    # Let the flow prediction see the caption too. The paper predicts from the frame alone.
+    """Hidden width of the fuse network, the language adapter and the flow prediction head."""
+
     flow_head_language: bool = False
+    """Let the flow prediction see the caption too. The paper predicts from the frame alone."""
 
     def __post_init__(self) -> None:
         at_least(self, 2, "embedding_dim", "hidden_dim")

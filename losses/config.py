@@ -25,61 +25,80 @@ class ObjectiveConfig:
         ValueError: a value out of range; the message starts with the setting's name.
     """
 
-    # Modalities that are aligned. Two span a segment, whose volume is its length.
     modalities: tuple[str, ...] = MODALITIES
-    # Weight of the simplex volume (the triangle's area A) inside the energy.
+    """Modalities that are aligned. Two span a segment, whose volume is its length."""
+
     volume: float = 1.0
-    # Weight of the cosine regularizer ⟨z_L, z_F⟩ inside the energy (the paper's α). Of two
-    # modalities it is their cosine.
+    """Weight of the simplex volume (the triangle's area A) inside the energy."""
+
     cosine: float = 1.0
-    # Weight of the contrastive alignment over energies (L_align).
+    """Weight of the cosine regularizer ⟨z_L, z_F⟩ inside the energy (the paper's α). Of two
+    modalities it is their cosine."""
+
     contrastive: float = 1.0
-    # Weight of the temporal term (L_tcn).
+    """Weight of the contrastive alignment over energies (L_align)."""
+
     temporal: float = 1.0
-    # Weight of the flow prediction (L_act).
+    """Weight of the temporal term (L_tcn)."""
+
     flow: float = 1.0
-    # Weight of the matched triples' energy minimised directly. It collapses the embeddings at
-    # large values while the loss curve looks healthy, so it is off.
+    """Weight of the flow prediction (L_act)."""
+
     direct: float = 0.0
-    # Temperature τ of the contrastive alignment.
+    """Weight of the matched triples' energy minimised directly. It collapses the embeddings at
+    large values while the loss curve looks healthy, so it is off."""
+
     temperature: float = 0.07
-    # Learn the temperature, from `temperature` on; it stays above 0.01, as CLIP's does.
+    """Temperature τ of the contrastive alignment."""
+
     learn_temperature: bool = False
-    # "simplex": contrast the energies of whole triples (paper); "pairwise": InfoNCE over cosines
-    # of one modality with each other one, both ways (the paper's baseline).
+    """Learn the temperature, from `temperature` on; it stays above 0.01, as CLIP's does."""
+
     alignment: str = "simplex"
-    # The modality that the others are aligned with by "pairwise". Open in the paper; language is
-    # the corner that the paper's triangle is written from.
+    """``simplex``: contrast the energies of whole triples (paper); ``pairwise``: InfoNCE over
+    cosines of one modality with each other one, both ways (the paper's baseline)."""
+
     pairwise_anchor: str = "language"
-    # Anchored modalities: each gives one N×N energy matrix. Open in the paper; empty takes all
-    # that are aligned.
+    """The modality that the others are aligned with by ``pairwise``. Open in the paper; language
+    is the corner that the paper's triangle is written from."""
+
     anchors: tuple[str, ...] = ()
-    # Which shuffles are negatives, open in the paper. "others": the two other modalities come
-    # from one other example; "swapped": the anchored modality does; "shuffled": all three
-    # modalities come from three examples (`shuffles` per example). Empty: no negatives at all,
-    # in the temporal term neither. Both lose their denominators: L_align = E/τ and
-    # L_tcn = ‖d(t1) − d(t2)‖. It collapses; the paper's ablation.
+    """Anchored modalities: each gives one N×N energy matrix. Open in the paper; empty takes all
+    that are aligned."""
+
     negatives: tuple[str, ...] = ("others",)
-    # Examples of past steps, without gradient, that "others" is held against beside the batch;
-    # 0 = the batch alone (paper). The example itself, a while ago, is left out.
+    """Which shuffles are negatives, open in the paper. ``others``: the two other modalities come
+    from one other example; ``swapped``: the anchored modality does; ``shuffled``: all three
+    modalities come from three examples (`shuffles` per example). Empty: no negatives at all, in
+    the temporal term neither. Both lose their denominators: L_align = E/τ and L_tcn = ‖d(t1) −
+    d(t2)‖. It collapses; the paper's ablation."""
+
     queue_size: int = 0
-    # Number of all-shuffled negatives of each example, used with negatives "shuffled" only.
+    """Examples of past steps, without gradient, that ``others`` is held against beside the batch;
+    0 = the batch alone (paper). The example itself, a while ago, is left out."""
+
     shuffles: int = 16
-    # Anchors in whose matrix an entry between equal caption groups is left out. With language
-    # anchored, (L_i, I_j, F_j) of equal groups is a true triple. With image or flow anchored,
-    # (L_j, I_i, F_j) pairs a motion with another motion of that caption: a true negative. Of two
-    # modalities with language both anchors ask for the same pairs: one of them masks both.
+    """Number of all-shuffled negatives of each example, used with negatives ``shuffled`` only."""
+
     mask_same_caption: tuple[str, ...] = ("language",)
-    # Frames of other clips that a pair (t1, t2) is held against in the temporal term (R3M: 3).
+    """Anchors in whose matrix an entry between equal caption groups is left out. With language
+    anchored, (L_i, I_j, F_j) of equal groups is a true triple. With image or flow anchored, (L_j,
+    I_i, F_j) pairs a motion with another motion of that caption: a true negative. Of two
+    modalities with language both anchors ask for the same pairs: one of them masks both."""
+
     temporal_negatives: int = 3
-    # ℓ2 distance of two frame embeddings that counts as one nat in the temporal term (R3M: 1).
+    """Frames of other clips that a pair (t1, t2) is held against in the temporal term (R3M: 3)."""
+
     temporal_temperature: float = 1.0
-    # Unit of the flow error. "motion": the batch's mean squared motion, so that predicting no
-    # motion scores 1; "none": squared median depths. Open in the paper.
+    """ℓ2 distance of two frame embeddings that counts as one nat in the temporal term (R3M: 1)."""
+
     flow_scale: str = "motion"
-    # Smallest root-mean-square motion of a batch, in median depths, that "motion" divides by:
-    # a batch where hardly anything moves must not blow up tracking noise.
+    """Unit of the flow error. ``motion``: the batch's mean squared motion, so that predicting no
+    motion scores 1; ``none``: squared median depths. Open in the paper."""
+
     flow_scale_floor: float = 0.01
+    """Smallest root-mean-square motion of a batch, in median depths, that ``motion`` divides by: a
+    batch where hardly anything moves must not blow up tracking noise."""
 
     def __post_init__(self) -> None:
         weights = ("volume", "cosine", "contrastive", "temporal", "flow", "direct")

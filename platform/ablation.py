@@ -45,16 +45,20 @@ def _rollouts() -> RolloutConfig:
 class AblationConfig:
     """Everything that ``jobs/ablate.py`` can be told."""
 
-    # Arms by name; empty takes all.
     arms: tuple[str, ...] = ()
-    # Pretraining seeds: one encoder each an arm.
+    """Arms by name; empty takes all."""
+
     seeds: tuple[int, ...] = (0, 1, 2)
-    # MLflow experiment of the table.
+    """Pretraining seeds: one encoder each an arm."""
+
     experiment: str = "dynaflip-ablate"
-    # What every arm is laid over.
+    """MLflow experiment of the table."""
+
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
-    # How encoders are scored; its `encoder`, `arms` and `seeds` are this job's own.
+    """What every arm is laid over."""
+
     rollouts: RolloutConfig = field(default_factory=_rollouts)
+    """How encoders are scored; its `encoder`, `arms` and `seeds` are this job's own."""
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.arms) - set(VARIANTS)):

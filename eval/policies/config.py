@@ -13,14 +13,16 @@ INPUT_NORMS = ("batch", "floored")
 class BehaviourCloningConfig:
     """Behaviour cloning: see :mod:`dynaflip.eval.policies.behaviour_cloning`."""
 
-    # Actions foreseen together, and all done before looking again (CortexBench: 1). Each is 1/80
-    # of a second; robots look 10 to 30 times a second.
     chunk: int = 1
-    # How inputs are brought to one scale: "batch" (CortexBench's BatchNorm) or "floored": by the
-    # demonstrations' mean and spread, the spread of a feature not below a tenth of its fellows'.
-    # BatchNorm divides units that are all but dead on demonstrations by next to nothing, and
-    # under perturbation they wake: encoders with many such units lose by it, not by what they see.
+    """Actions foreseen together, and all done before looking again (CortexBench: 1). Each is 1/80
+    of a second; robots look 10 to 30 times a second."""
+
     input_norm: str = "batch"
+    """How inputs are brought to one scale: ``batch`` (CortexBench's BatchNorm) or ``floored``: by
+    the demonstrations' mean and spread, the spread of a feature not below a tenth of its fellows'.
+    BatchNorm divides units that are all but dead on demonstrations by next to nothing, and under
+    perturbation they wake: encoders with many such units lose by it, not by what they see."""
+
     hidden_dim: int = 256
     layers: int = 3
     steps: int = 1500
@@ -37,17 +39,21 @@ class BehaviourCloningConfig:
 class DiffusionConfig:
     """Diffusion policy: see :mod:`dynaflip.eval.policies.diffusion`."""
 
-    # Actions foreseen together …
     chunk: int = 16
-    # … and how many of these are done before looking again.
+    """Actions foreseen together …"""
+
     execute: int = 8
-    # As behaviour cloning's.
+    """… and how many of these are done before looking again."""
+
     input_norm: str = "batch"
+    """As behaviour cloning's."""
+
     hidden_dim: int = 256
     blocks: int = 4
     diffusion_steps: int = 50
-    # Denoising steps when acting.
     sampling_steps: int = 10
+    """Denoising steps when acting."""
+
     steps: int = 3000
     batch_size: int = 128
     lr: float = 1.0e-3
@@ -71,8 +77,8 @@ class EndToEndConfig:
     steps: int = 1000
     batch_size: int = 32
     encoder_lr: float = 1.0e-4
-    # Of the low-rank additions.
     lora_rank: int = 16
+    """Of the low-rank additions."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "batch_size", "lora_rank")

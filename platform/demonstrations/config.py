@@ -33,22 +33,29 @@ class CollectConfig:
     """
 
     tasks: tuple[str, ...] = DEFAULT_TASKS
-    # Episodes of each task.
     episodes_per_task: int = 12
-    # Height and width of the images.
+    """Episodes of each task."""
+
     image_px: int = 160
-    # Share of the episodes whose look is perturbed, within the pretraining ranges.
+    """Height and width of the images."""
+
     perturbed_share: float = 0.5
-    # Share of the episodes with a moving camera, within the same range of the camera.
+    """Share of the episodes whose look is perturbed, within the pretraining ranges."""
+
     moving_camera_share: float = 0.2
-    # Standard deviation of the noise on the expert's hand velocity (actions are in [-1, 1]).
+    """Share of the episodes with a moving camera, within the same range of the camera."""
+
     action_noise: float = 0.1
-    # An episode ends this many steps after it is first solved, …
+    """Standard deviation of the noise on the expert's hand velocity (actions are in [-1, 1])."""
+
     steps_after_success: int = 10
-    # … and after this many at the latest.
+    """An episode ends this many steps after it is first solved, …"""
+
     max_steps: int = 200
-    # Episode i's layout, phrasing and look depend on this and on i alone.
+    """… and after this many at the latest."""
+
     seed: int = 0
+    """Episode i's layout, phrasing and look depend on this and on i alone."""
 
     def __post_init__(self) -> None:
         unknown = [task for task in self.tasks if task not in KNOWN_TASKS]

@@ -11,22 +11,29 @@ from dynaflip.checks import at_least, within
 class ViewsConfig:
     """Episodes that the evaluation renders itself: layouts that no training has seen."""
 
-    # Meta-World tasks; empty takes those of the data set.
     tasks: tuple[str, ...] = ()
-    # Expert episodes a task, each with a layout of its own.
+    """Meta-World tasks; empty takes those of the data set."""
+
     episodes_per_task: int = 4
-    # Moments of an episode, shown unperturbed and with all factors perturbed together.
+    """Expert episodes a task, each with a layout of its own."""
+
     frames_per_episode: int = 6
-    # How many of these are also shown with each factor perturbed alone.
+    """Moments of an episode, shown unperturbed and with all factors perturbed together."""
+
     frames_per_factor: int = 3
-    # Strength of the perturbation, 1…5.
+    """How many of these are also shown with each factor perturbed alone."""
+
     level: int = 3
-    # Factors that are also shown alone; empty takes all.
+    """Strength of the perturbation, 1…5."""
+
     factors: tuple[str, ...] = ()
-    # The expert gives up after so many steps of 1/80 s.
+    """Factors that are also shown alone; empty takes all."""
+
     horizon_steps: int = 150
-    # Changes every draw of factor values.
+    """The expert gives up after so many steps of 1/80 s."""
+
     seed: int = 0
+    """Changes every draw of factor values."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "episodes_per_task", "horizon_steps", "frames_per_factor")
@@ -39,14 +46,17 @@ class ViewsConfig:
 class ProbesConfig:
     """Ridge probes from frozen features to positions."""
 
-    # Off: score the retrievals alone (nothing is rendered).
     enabled: bool = True
-    # Frames of each unperturbed training episode that probes are fitted on.
+    """Off: score the retrievals alone (nothing is rendered)."""
+
     frames_per_episode: int = 12
-    # Folds of the cross-validation over episodes that chooses the penalty.
+    """Frames of each unperturbed training episode that probes are fitted on."""
+
     folds: int = 5
-    # Side of the image whose raw pixels are probed for comparison.
+    """Folds of the cross-validation over episodes that chooses the penalty."""
+
     raw_pixels_px: int = 16
+    """Side of the image whose raw pixels are probed for comparison."""
 
     def __post_init__(self) -> None:
         at_least(self, 2, "frames_per_episode", "folds", "raw_pixels_px")
@@ -56,21 +66,28 @@ class ProbesConfig:
 class EvaluationConfig:
     """Everything that ``jobs/evaluate.py`` can be told."""
 
-    # A registered version (models:/NAME@ALIAS, models:/NAME/3, a version number) or a folder.
     encoder: str = "models:/dynaflip-encoder@candidate"
-    # LeRobot data set with simulator labels, which probes are fitted on; none = the
-    # home's data/demo.
+    """A registered version (models:/NAME@ALIAS, models:/NAME/3, a version number) or a folder."""
+
     data: str | None = None
-    # Triplet folder, whose held-out part is the gallery; none = the home's triplets/demo.
+    """LeRobot data set with simulator labels, which probes are fitted on; none = the home's
+    data/demo."""
+
     triplets: str | None = None
-    # Held-out transitions of the fixed gallery.
+    """Triplet folder, whose held-out part is the gallery; none = the home's triplets/demo."""
+
     gallery_size: int = 256
-    # Images a forward pass.
+    """Held-out transitions of the fixed gallery."""
+
     batch_size: int = 64
-    # Seeds the bootstrap.
+    """Images a forward pass."""
+
     seed: int = 0
-    # MLflow experiment of the evaluation's run.
+    """Seeds the bootstrap."""
+
     experiment: str = "dynaflip-evaluate"
+    """MLflow experiment of the evaluation's run."""
+
     views: ViewsConfig = field(default_factory=ViewsConfig)
     probes: ProbesConfig = field(default_factory=ProbesConfig)
 

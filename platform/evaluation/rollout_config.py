@@ -20,53 +20,76 @@ LONGEST_STEPS = 500  # Meta-World refuses further ones
 class RolloutConfig:
     """Everything that ``jobs/evaluate.py --suite metaworld`` can be told."""
 
-    # The encoder under test: a registered version or a folder. Several, with commas between,
-    # are pretraining seeds of one arm.
     encoder: str = "models:/dynaflip-encoder@candidate"
-    # Encoders to compare with that are made here: the encoder's own initialisation, ImageNet
-    # weights, random ones. Equal weights are evaluated once.
+    """The encoder under test: a registered version or a folder. Several, with commas between, are
+    pretraining seeds of one arm."""
+
     baselines: tuple[str, ...] = ("initialization", "imagenet", "random")
-    # More encoders to compare with, as NAME=URI or NAME=URI,URI,… (one URI a pretraining seed).
+    """Encoders to compare with that are made here: the encoder's own initialisation, ImageNet
+    weights, random ones. Equal weights are evaluated once."""
+
     arms: tuple[str, ...] = ()
-    # Sets (r3m5, mt10, mw15) or names of tasks.
+    """More encoders to compare with, as NAME=URI or NAME=URI,URI,… (one URI a pretraining
+    seed)."""
+
     tasks: tuple[str, ...] = ("r3m5",)
-    # Policies an arm: policy k learns from the arm's k-th encoder, or all from its only one.
+    """Sets (r3m5, mt10, mw15) or names of tasks."""
+
     seeds: int = 3
-    # dev for everything that is tuned; test for headlines. Every look at test is counted.
+    """Policies an arm: policy k learns from the arm's k-th encoder, or all from its only one."""
+
     split: str = "dev"
-    # Factors perturbed one at a time; empty takes all.
+    """Dev for everything that is tuned; test for headlines. Every look at test is counted."""
+
     factors: tuple[str, ...] = ()
-    # Strengths of the perturbation, 1…5.
+    """Factors perturbed one at a time; empty takes all."""
+
     levels: tuple[int, ...] = (3,)
-    # Whether all factors at once are a condition too.
+    """Strengths of the perturbation, 1…5."""
+
     all_at_once: bool = True
-    # Episodes of a cell (task, condition, seed): the same initial states for every encoder.
+    """Whether all factors at once are a condition too."""
+
     episodes: int = 20
-    # Longest episode, steps of 1/80 s …
+    """Episodes of a cell (task, condition, seed): the same initial states for every encoder."""
+
     horizon_steps: int = 150
-    # … and how many more there are after it is first solved.
+    """Longest episode, steps of 1/80 s …"""
+
     steps_after_success: int = 25
-    # Side of the images.
+    """… and how many more there are after it is first solved."""
+
     image_px: int = 112
-    # Unperturbed demonstrations of a task.
+    """Side of the images."""
+
     demonstrations: int = 25
-    # Whether a policy is given hand position and gripper: true, false, or both.
+    """Unperturbed demonstrations of a task."""
+
     proprioception: tuple[bool, ...] = (True,)
-    # What learns from the features: behaviour_cloning or diffusion.
+    """Whether a policy is given hand position and gripper: true, false, or both."""
+
     head: str = "behaviour_cloning"
-    # The encoder inside the policy: frozen, lora (low-rank additions are trained) or full (all
-    # of it; the random baseline is then trained from scratch). Hours on a CPU unless frozen.
+    """What learns from the features: behaviour_cloning or diffusion."""
+
     adaptation: str = "frozen"
-    # One policy for all tasks, told in words which one it is.
+    """The encoder inside the policy: frozen, lora (low-rank additions are trained) or full (all of
+    it; the random baseline is then trained from scratch). Hours on a CPU unless frozen."""
+
     multitask: bool = False
-    # Environments that a process runs in lockstep.
+    """One policy for all tasks, told in words which one it is."""
+
     environments: int = 10
-    # Changes every draw of factor values and of the demonstrations.
+    """Environments that a process runs in lockstep."""
+
     seed: int = 0
-    # Adds the scripted expert and a random policy as arms: they check the harness.
+    """Changes every draw of factor values and of the demonstrations."""
+
     check_harness: bool = False
-    # MLflow experiment of the evaluation's run.
+    """Adds the scripted expert and a random policy as arms: they check the harness."""
+
     experiment: str = "dynaflip-evaluate"
+    """MLflow experiment of the evaluation's run."""
+
     behaviour_cloning: BehaviourCloningConfig = field(default_factory=BehaviourCloningConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     end_to_end: EndToEndConfig = field(default_factory=EndToEndConfig)

@@ -24,21 +24,26 @@ UNITS = {PERTURBED: "cm", UNPERTURBED: "cm", POLICY: "% failed"}
 class PolicyScoreConfig:
     """The small policy of the objective `policy`: behaviour cloning on the frozen encoder."""
 
-    # Sets or names of tasks.
     tasks: tuple[str, ...] = ("button-press-topdown-v3", "drawer-open-v3")
-    # Factors perturbed one at a time, dev values, and how strongly, 1…5.
+    """Sets or names of tasks."""
+
     factors: tuple[str, ...] = ("light_gain", "table_colour")
+    """Factors perturbed one at a time, dev values, and how strongly, 1…5."""
+
     level: int = 1
-    # Episodes of a task under a factor: the same initial states for every trial.
     episodes: int = 10
-    # Unperturbed demonstrations of a task.
+    """Episodes of a task under a factor: the same initial states for every trial."""
+
     demonstrations: int = 25
-    # Side of the images.
+    """Unperturbed demonstrations of a task."""
+
     image_px: int = 112
-    # The policy on the features: as the headline's.
+    """Side of the images."""
+
     behaviour_cloning: BehaviourCloningConfig = field(
         default_factory=lambda: BehaviourCloningConfig(chunk=16, input_norm="floored")
     )
+    """The policy on the features: as the headline's."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
@@ -66,25 +71,31 @@ class PolicyScoreConfig:
 class ScoreConfig:
     """The probe error that ranks trials; one protocol for all trials of a sweep."""
 
-    # A file of labelled frames (.npz, see platform/sweep/frames.py); none = recordings of
-    # `data` to fit probes on and rendered `dev` views to test them on.
     frames: str | None = None
-    # LeRobot data set with simulator labels; none = the home's data/demo.
+    """A file of labelled frames (.npz, see platform/sweep/frames.py); none = recordings of `data`
+    to fit probes on and rendered `dev` views to test them on."""
+
     data: str | None = None
-    # Frames of each unperturbed training episode that probes are fitted on.
+    """LeRobot data set with simulator labels; none = the home's data/demo."""
+
     frames_per_episode: int = 8
-    # Folds of the cross-validation over episodes that chooses the probes' penalty.
+    """Frames of each unperturbed training episode that probes are fitted on."""
+
     folds: int = 5
-    # Images a forward pass.
+    """Folds of the cross-validation over episodes that chooses the probes' penalty."""
+
     batch_size: int = 64
-    # Views that probes are tested on: fewer than an evaluation's, because every trial pays.
+    """Images a forward pass."""
+
     views: ViewsConfig = field(
         default_factory=lambda: ViewsConfig(
             episodes_per_task=3, frames_per_episode=2, frames_per_factor=2
         )
     )
-    # Used where `policy` is an objective.
+    """Views that probes are tested on: fewer than an evaluation's, because every trial pays."""
+
     policy: PolicyScoreConfig = field(default_factory=PolicyScoreConfig)
+    """Used where `policy` is an objective."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
@@ -96,42 +107,59 @@ class ScoreConfig:
 class SweepConfig:
     """What is searched, how, and what becomes of the best."""
 
-    # Name of the sweep; none = a fresh one from the date.
     name: str | None = None
-    # What is searched: KEY=log(a,b), uniform(a,b), int(a,b) or choice(a,b,…), KEY any setting.
+    """Name of the sweep; none = a fresh one from the date."""
+
     search: tuple[str, ...] = ()
-    # Trials; the first has the paper's weights.
+    """What is searched: KEY=log(a,b), uniform(a,b), int(a,b) or choice(a,b,…), KEY any setting."""
+
     trials: int = 20
-    # Trials at once.
+    """Trials; the first has the paper's weights."""
+
     concurrent: int = 1
-    # tpe | random.
+    """Trials at once."""
+
     sampler: str = "tpe"
-    # Random trials before TPE models the scores.
+    """Tpe | random."""
+
     startup_trials: int = 6
-    # Seeds the sampler (a trial's own seed is train.seed).
+    """Random trials before TPE models the scores."""
+
     seed: int = 0
-    # Early stopping by intermediate scores: none | median | asha.
+    """Seeds the sampler (a trial's own seed is train.seed)."""
+
     scheduler: str = "none"
-    # asha: of the trials that reach a rung 1/reduction go on; rungs at T/r², T/r of T steps.
+    """Early stopping by intermediate scores: none | median | asha."""
+
     reduction: int = 3
-    # perturbed, and by choice a second one, unperturbed or policy: a search for the Pareto front.
-    # What is confirmed and registered is chosen by the first.
+    """Asha: of the trials that reach a rung 1/reduction go on; rungs at T/r², T/r of T steps."""
+
     objectives: tuple[str, ...] = (PERTURBED,)
-    # Optuna's database; none = SQLite in the home's sweeps folder.
+    """Perturbed, and by choice a second one, unperturbed or policy: a search for the Pareto front.
+    What is confirmed and registered is chosen by the first."""
+
     storage: str | None = None
-    # A sweep of the same database and space whose finished trials the sampler begins with.
+    """Optuna's database; none = SQLite in the home's sweeps folder."""
+
     warm_start: str | None = None
-    # Best trials that are trained again, with the paper's weights beside them; 0 = none.
+    """A sweep of the same database and space whose finished trials the sampler begins with."""
+
     confirm: int = 2
-    # Other seeds of each of them.
+    """Best trials that are trained again, with the paper's weights beside them; 0 = none."""
+
     confirm_seeds: int = 3
-    # When the alias `candidate` moves: auto = confirmed, and better than the present one
-    # beyond noise | always | never.
+    """Other seeds of each of them."""
+
     promote: str = "auto"
-    # How often a trial whose driver process dies is started again from its last checkpoint.
+    """When the alias `candidate` moves: auto = confirmed, and better than the present one beyond
+    noise | always | never."""
+
     max_failures: int = 2
-    # MLflow experiment of the sweep and its trials.
+    """How often a trial whose driver process dies is started again from its last checkpoint."""
+
     experiment: str = "dynaflip-sweep"
+    """MLflow experiment of the sweep and its trials."""
+
     score: ScoreConfig = field(default_factory=ScoreConfig)
 
     def __post_init__(self) -> None:

@@ -17,33 +17,40 @@ PRETRAIN_VERSION = 3
 class DataConfig:
     """How triplets become batches."""
 
-    # Samples per worker and step; the negatives come from the batches of all workers.
     batch_size: int = 32
-    # Rows (images still encoded, about 100 kB each) that are mixed before batching.
+    """Samples per worker and step; the negatives come from the batches of all workers."""
+
     shuffle_buffer_rows: int = 2048
-    # Colour jitter, the paper's: half widths of brightness, contrast, saturation (factors
-    # around 1) and hue (turns of the colour circle). 0 switches one off.
+    """Rows (images still encoded, about 100 kB each) that are mixed before batching."""
+
     jitter_brightness: float = 0.1
+    """Colour jitter, the paper's: half widths of brightness, contrast, saturation (factors around
+    1) and hue (turns of the colour circle). 0 switches one off."""
+
     jitter_contrast: float = 0.1
     jitter_saturation: float = 0.05
     jitter_hue: float = 0.02
-    # Draw new jitter for each image of a sample. Off: the images of one sample change
-    # alike, so that their difference shows motion and not jitter.
     jitter_per_image: bool = False
-    # Most patches of random texture that are laid over an image, drawn for each image of a
-    # sample alone (random erasing, with shadows and surfaces among them). 0 = none; ours.
+    """Draw new jitter for each image of a sample. Off: the images of one sample change alike, so
+    that their difference shows motion and not jitter."""
+
     patches: int = 0
-    # Random crop: the smallest share of the image's sides that is kept, the same window for
-    # all images of a sample. 1 = no crop: the flow's grid covers the whole image, so a crop
-    # makes its prediction harder (the 3D flow stays that of the whole image).
+    """Most patches of random texture that are laid over an image, drawn for each image of a sample
+    alone (random erasing, with shadows and surfaces among them). 0 = none; ours."""
+
     crop_min_share: float = 1.0
-    # Batches that are decoded ahead of the training step.
+    """Random crop: the smallest share of the image's sides that is kept, the same window for all
+    images of a sample. 1 = no crop: the flow's grid covers the whole image, so a crop makes its
+    prediction harder (the 3D flow stays that of the whole image)."""
+
     prefetch_batches: int = 2
-    # Share of samples from each source (a triplet's column `source`), as weights: {sim: 1, ego: 2}.
-    # Rows of a source are repeated or left out by chance until the shares are met, and an epoch
-    # keeps its length; a source that is not named has 0. Empty = the weights that the triplets
-    # were made with, and where those are all the same every triplet once an epoch.
+    """Batches that are decoded ahead of the training step."""
+
     source_weights: dict[str, float] = field(default_factory=dict)
+    """Share of samples from each source (a triplet's column `source`), as weights: {sim: 1, ego:
+    2}. Rows of a source are repeated or left out by chance until the shares are met, and an epoch
+    keeps its length; a source that is not named has 0. Empty = the weights that the triplets were
+    made with, and where those are all the same every triplet once an epoch."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
@@ -64,21 +71,28 @@ class DataConfig:
 class OptimizerConfig:
     """AdamW with warm-up and cosine decay."""
 
-    # Peak learning rate (the paper's).
     lr: float = 1e-4
-    # Factor on the rate of the image backbone: below 1 it keeps more of its initialisation.
+    """Peak learning rate (the paper's)."""
+
     backbone_lr_scale: float = 1.0
-    # Decoupled weight decay (the paper's); norms, biases and single learned tokens are left out.
+    """Factor on the rate of the image backbone: below 1 it keeps more of its initialisation."""
+
     weight_decay: float = 1e-2
-    # AdamW's averaging of gradients and of their squares.
+    """Decoupled weight decay (the paper's); norms, biases and single learned tokens are left
+    out."""
+
     beta1: float = 0.9
+    """AdamW's averaging of gradients and of their squares."""
+
     beta2: float = 0.999
-    # Share of all steps over which the rate rises linearly from 0.
     warmup_share: float = 0.05
-    # Rate at the last step, as a share of the peak.
+    """Share of all steps over which the rate rises linearly from 0."""
+
     final_lr_share: float = 0.01
-    # Gradients are scaled down to this global norm; 0 = never.
+    """Rate at the last step, as a share of the peak."""
+
     clip_norm: float = 1.0
+    """Gradients are scaled down to this global norm; 0 = never."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
@@ -92,72 +106,99 @@ class OptimizerConfig:
 class TrainConfig:
     """How long, on what, and how often to save and look."""
 
-    # Optimizer steps. Give this or epochs, not both; without either, 2000 steps.
     steps: int | None = None
-    # Passes over the training triplets, instead of steps.
+    """Optimizer steps. Give this or epochs, not both; without either, 2000 steps."""
+
     epochs: float | None = None
-    # Training workers; each holds a full copy of the model.
+    """Passes over the training triplets, instead of steps."""
+
     num_workers: int = 1
-    # Elastic: go on with as few workers when machines are lost, and with up to num_workers when
-    # they come back. The remaining workers share the same whole batch (less what does not divide
-    # by their number), in more passes each, so that steps and negatives stay what they are.
-    # None = num_workers, neither more nor less.
+    """Training workers; each holds a full copy of the model."""
+
     min_workers: int | None = None
-    # auto = a GPU a worker where the cluster has enough of them | cpu | gpu.
+    """Elastic: go on with as few workers when machines are lost, and with up to num_workers when
+    they come back. The remaining workers share the same whole batch (less what does not divide by
+    their number), in more passes each, so that steps and negatives stay what they are. None =
+    num_workers, neither more nor less."""
+
     device: str = "auto"
-    # CPUs that Ray reserves for a worker; none = what is left beside one CPU for Ray Data,
-    # at most one. It reserves, it does not limit: `threads` does.
+    """Auto = a GPU a worker where the cluster has enough of them | cpu | gpu."""
+
     cpus_per_worker: float | None = None
-    # GPUs of a worker, where it has one: below 1 several workers or trials share a GPU.
+    """CPUs that Ray reserves for a worker; none = what is left beside one CPU for Ray Data, at
+    most one. It reserves, it does not limit: `threads` does."""
+
     gpus_per_worker: float = 1.0
-    # Seconds to wait for machines that the cluster's autoscaler starts; they are asked for. 0: what
-    # is up must do.
+    """GPUs of a worker, where it has one: below 1 several workers or trials share a GPU."""
+
     wait_s: float = 0.0
-    # Torch threads of a worker; none = its share of the machine's CPUs.
+    """Seconds to wait for machines that the cluster's autoscaler starts; they are asked for. 0:
+    what is up must do."""
+
     threads: int | None = None
-    # float32 | bfloat16 (autocast; the energy stays float32).
+    """Torch threads of a worker; none = its share of the machine's CPUs."""
+
     precision: str = "float32"
-    # Samples of one forward and backward pass; none = the whole batch. Negatives are those of
-    # the whole batch all the same: embeddings first, then each part again for its gradient
-    # (a third more work, memory of one part).
+    """Float32 | bfloat16 (autocast; the energy stays float32)."""
+
     micro_batch_size: int | None = None
-    # Recompute activations in the backward pass: about a third more work, a fraction of the memory.
+    """Samples of one forward and backward pass; none = the whole batch. Negatives are those of the
+    whole batch all the same: embeddings first, then each part again for its gradient (a third more
+    work, memory of one part)."""
+
     activation_checkpointing: bool = False
-    # Compile the model (torch.compile); the first steps take minutes.
+    """Recompute activations in the backward pass: about a third more work, a fraction of the
+    memory."""
+
     compile: bool = False
-    # Decay of an exponential moving average of the weights, which is then what is evaluated and
-    # registered; 0 = none.
+    """Compile the model (torch.compile); the first steps take minutes."""
+
     ema_decay: float = 0.0
-    # Seeds weights, order, augmentation and negatives; same seed, same run.
+    """Decay of an exponential moving average of the weights, which is then what is evaluated and
+    registered; 0 = none."""
+
     seed: int = 0
-    # Steps between two points of the curves (means over the steps between).
+    """Seeds weights, order, augmentation and negatives; same seed, same run."""
+
     report_every_steps: int = 10
-    # Steps between checkpoints; the last step always saves one. They are written while training
-    # goes on: what is lost with a machine is at most these and the steps of the writing.
+    """Steps between two points of the curves (means over the steps between)."""
+
     checkpoint_every_steps: int = 200
-    # Steps between retrievals on the held-out gallery; first and last step always. 0 = never.
+    """Steps between checkpoints; the last step always saves one. They are written while training
+    goes on: what is lost with a machine is at most these and the steps of the writing."""
+
     eval_every_steps: int = 200
-    # Held-out transitions of the fixed gallery.
+    """Steps between retrievals on the held-out gallery; first and last step always. 0 = never."""
+
     gallery_size: int = 256
-    # Steps between diagnostics on the batch: alignment, uniformity, effective rank, retrieval by
-    # modality, gradient norm by term. 0 = never.
+    """Held-out transitions of the fixed gallery."""
+
     diagnostics_every_steps: int = 100
-    # A modality whose embeddings vary less about their mean (squared distance; 1 = all over the
-    # sphere, 0 = one point) counts as collapsed.
+    """Steps between diagnostics on the batch: alignment, uniformity, effective rank, retrieval by
+    modality, gradient norm by term. 0 = never."""
+
     collapse_spread: float = 0.05
-    # Diagnostics in a row that must find a collapse before it is acted on, and how: warn | stop.
+    """A modality whose embeddings vary less about their mean (squared distance; 1 = all over the
+    sphere, 0 = one point) counts as collapsed."""
+
     collapse_checks: int = 3
+    """Diagnostics in a row that must find a collapse before it is acted on, and how: warn |
+    stop."""
+
     collapse_action: str = "warn"
-    # Where checkpoints go: a folder that all workers see, or s3://bucket/prefix; a folder of the
-    # run's name is made in it. None = the run's own folder.
     checkpoint_storage: str | None = None
-    # Newest checkpoints that are kept; with 1, nothing is left where that one is damaged.
+    """Where checkpoints go: a folder that all workers see, or s3://bucket/prefix; a folder of the
+    run's name is made in it. None = the run's own folder."""
+
     keep_checkpoints: int = 2
-    # The checkpoint with the highest value of this curve is kept too, and one is written at every
-    # retrieval; empty = none. The encoder that is registered is the last one's all the same.
+    """Newest checkpoints that are kept; with 1, nothing is left where that one is damaged."""
+
     best_metric: str = "heldout/retrieval/all/top1"
-    # How often a crashed worker is started again from the last checkpoint.
+    """The checkpoint with the highest value of this curve is kept too, and one is written at every
+    retrieval; empty = none. The encoder that is registered is the last one's all the same."""
+
     max_failures: int = 1
+    """How often a crashed worker is started again from the last checkpoint."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
@@ -186,10 +227,11 @@ class TrainConfig:
 class TrackingConfig:
     """Where the run is written down."""
 
-    # MLflow experiment.
     experiment: str = "dynaflip-pretrain"
-    # Registered model that the run adds a version to.
+    """MLflow experiment."""
+
     model_name: str = "dynaflip-encoder"
+    """Registered model that the run adds a version to."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""
@@ -204,8 +246,9 @@ class TrackingConfig:
 class PretrainConfig:
     """Everything that decides a pretraining."""
 
-    # Triplet folder; none = the home's triplets/demo.
     triplets: str | None = None
+    """Triplet folder; none = the home's triplets/demo."""
+
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     data: DataConfig = field(default_factory=DataConfig)

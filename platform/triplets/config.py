@@ -16,37 +16,50 @@ DEPTH_CHOICES = "auto, plane or model:FOLDER-OR-HUB-ID"
 class SourceConfig:
     """Where recordings come from. The format is detected from what lies there."""
 
-    # Folder or s3:// prefix: LeRobot v3.0 or v2.1, RLDS (*.tfrecord), Something-Something V2,
-    # Ego4D-style narrations, or videos with captions.csv, .jsonl or .parquet; or a single file.
     path: str = ""
-    # Name that triplets carry as their source; "" takes the folder's own name.
+    """Folder or s3:// prefix: LeRobot v3.0 or v2.1, RLDS (*.tfrecord), Something-Something V2,
+    Ego4D-style narrations, or videos with captions.csv, .jsonl or .parquet; or a single file."""
+
     name: str = ""
-    # How often pretraining draws from this source, relative to the others of a mix.
+    """Name that triplets carry as their source; ```` takes the folder's own name."""
+
     weight: float = 1.0
-    # Cameras to read, by name; empty reads all that are there.
+    """How often pretraining draws from this source, relative to the others of a mix."""
+
     cameras: tuple[str, ...] = ()
-    # Written into triplets whose source does not say: robot | human | unknown.
+    """Cameras to read, by name; empty reads all that are there."""
+
     embodiment: str = ""
-    # Licence of the material, where the source itself does not say.
+    """Written into triplets whose source does not say: robot | human | unknown."""
+
     licence: str = ""
-    # Captions of a folder of videos, where they lie elsewhere: .csv, .jsonl or .parquet.
+    """Licence of the material, where the source itself does not say."""
+
     captions: str = ""
-    # Caption of videos that have none: {name} and {folder} of the file, {source}.
+    """Captions of a folder of videos, where they lie elsewhere: .csv, .jsonl or .parquet."""
+
     caption_template: str = ""
-    # Clips that are left without caption are described by this transformers model
-    # (image-text-to-text, FOLDER-OR-HUB-ID); asked with the prompt, where it can chat.
+    """Caption of videos that have none: {name} and {folder} of the file, {source}."""
+
     captioner: str = ""
+    """Clips that are left without caption are described by this transformers model (image-text-to-
+    text, FOLDER-OR-HUB-ID); asked with the prompt, where it can chat."""
+
     captioner_prompt: str = "Say in one short sentence what is done from left to right."
-    # Steps a second of RLDS data sets, which do not say; 0 takes that of known ones.
     fps: float = 0.0
-    # Seconds around a narrated moment that are its clip (Ego4D).
+    """Steps a second of RLDS data sets, which do not say; 0 takes that of known ones."""
+
     narration_s: float = 2.0
-    # Read only the first so many clips (trials); 0 reads all.
+    """Seconds around a narrated moment that are its clip (Ego4D)."""
+
     max_clips: int = 0
-    # Where this source's depth is from, if not from where `depth` says for all.
+    """Read only the first so many clips (trials); 0 reads all."""
+
     depth: str = ""
-    # Longest flow window of this source; 0 = `flow_window_s` of all.
+    """Where this source's depth is from, if not from where `depth` says for all."""
+
     flow_window_s: float = 0.0
+    """Longest flow window of this source; 0 = `flow_window_s` of all."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, "max_clips", "flow_window_s")
@@ -68,22 +81,28 @@ class SourceConfig:
 class TrackConfig:
     """Who follows the grid's points through the window, in 2D."""
 
-    # lk: pyramidal Lucas-Kanade; dis: dense inverse search, both with a forward-backward
-    # check. torchscript:FILE or class:MODULE:NAME: a learned tracker (see stages/learned_track.py).
     tracker: str = "lk"
-    # Short side of the images that are tracked; smaller recordings stay as they are.
+    """Lk: pyramidal Lucas-Kanade; dis: dense inverse search, both with a forward-backward check.
+    torchscript:FILE or class:MODULE:NAME: a learned tracker (see stages/learned_track.py)."""
+
     short_side_px: int = 224
-    # Side of the window around a point.
+    """Short side of the images that are tracked; smaller recordings stay as they are."""
+
     lk_window_px: int = 15
-    # Track in depth as well as in grey, where depth is known.
+    """Side of the window around a point."""
+
     use_depth: bool = True
-    # Pyramid levels above the image itself.
+    """Track in depth as well as in grey, where depth is known."""
+
     lk_levels: int = 3
-    # A point is lost where going one frame forward and back misses it by more.
+    """Pyramid levels above the image itself."""
+
     max_backward_error_px: float = 1.0
-    # Shortest mean time between tracked frames: faster video is thinned to it (0: every frame).
-    # At 80 fps 0.024 s costs half of every frame, and drifts less.
+    """A point is lost where going one frame forward and back misses it by more."""
+
     min_frame_gap_s: float = 0.024
+    """Shortest mean time between tracked frames: faster video is thinned to it (0: every frame).
+    At 80 fps 0.024 s costs half of every frame, and drifts less."""
 
     def __post_init__(self) -> None:
         kind, _, rest = self.tracker.partition(":")
@@ -101,14 +120,16 @@ class TrackConfig:
 class LiftConfig:
     """From 2D tracks and depth to 3D flow in the camera frame of frame t."""
 
-    # Radius in which a track's depth is looked for, so that a track half a pixel
-    # off an edge does not fall onto the background.
     search_px: int = 1
-    # Depth may change by this share of itself between two lifted frames; more is
-    # a track that slipped over an edge, and the point is lost.
+    """Radius in which a track's depth is looked for, so that a track half a pixel off an edge does
+    not fall onto the background."""
+
     max_depth_jump: float = 0.04
-    # A clip is rejected when a frame has a larger share of pixels without depth.
+    """Depth may change by this share of itself between two lifted frames; more is a track that
+    slipped over an edge, and the point is lost."""
+
     max_invalid_share: float = 0.3
+    """A clip is rejected when a frame has a larger share of pixels without depth."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, "search_px")
@@ -120,19 +141,23 @@ class LiftConfig:
 class CameraConfig:
     """Whose motion is taken out of the flow."""
 
-    # auto: the recorded pose (where depth is in metres, as it is), else a fit, else (without
-    # depth) none. recorded, fitted and none: only that; a clip without it is then rejected.
     motion: str = "auto"
-    # reject: a window whose camera cannot be fitted is left out. uncompensated: it is kept
-    # as if the camera stood still, and says so.
+    """Auto: the recorded pose (where depth is in metres, as it is), else a fit, else (without
+    depth) none. recorded, fitted and none: only that; a clip without it is then rejected."""
+
     on_failure: str = "reject"
-    # A fit fails where a smaller share of the points agrees.
+    """Reject: a window whose camera cannot be fitted is left out. uncompensated: it is kept as if
+    the camera stood still, and says so."""
+
     min_inlier_share: float = 0.4
-    # A point agrees when it misses by no more in the image, and in depth as a share of it.
+    """A fit fails where a smaller share of the points agrees."""
+
     inlier_px: float = 1.0
+    """A point agrees when it misses by no more in the image, and in depth as a share of it."""
+
     inlier_depth_share: float = 0.01
-    # Triples of points that are tried for each frame.
     trials: int = 100
+    """Triples of points that are tried for each frame."""
 
     def __post_init__(self) -> None:
         one_of(self, ("auto", "recorded", "fitted", "none"), "motion")
@@ -145,18 +170,24 @@ class CameraConfig:
 class StillConfig:
     """Points that stand still are told from those the tracker drags along."""
 
-    # false: believe the tracker alone.
     enabled: bool = True
-    # Radius of the patch that is compared: 1 is 3 × 3 pixels.
+    """False: believe the tracker alone."""
+
     patch_radius_px: int = 1
-    # Mean difference of colour (of 255) at which a patch is still the same.
+    """Radius of the patch that is compared: 1 is 3 × 3 pixels."""
+
     max_colour_difference: float = 10.0
-    # Without recorded or estimated depth, colour decides alone: this share of it.
+    """Mean difference of colour (of 255) at which a patch is still the same."""
+
     without_depth: float = 0.5
-    # Difference of depth, as a share of it, at which a point is still the same.
+    """Without recorded or estimated depth, colour decides alone: this share of it."""
+
     max_depth_difference: float = 0.007
-    # A point that was followed rests after all where standing still fits better by this (of 2).
+    """Difference of depth, as a share of it, at which a point is still the same."""
+
     min_still_gain: float = 0.1
+    """A point that was followed rests after all where standing still fits better by this (of
+    2)."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, "patch_radius_px", "max_colour_difference", "without_depth")
@@ -170,29 +201,38 @@ class RegisterConfig:
     Defaults were tuned on 24 simulated clips at 224 px (see LOG.md).
     """
 
-    # false: believe the tracker's points, corrected by their neighbours.
     enabled: bool = True
-    # Radius of a piece in the tracked image, …
+    """False: believe the tracker's points, corrected by their neighbours."""
+
     radius_px: int = 20
-    # … distance of its samples, and how many of them are compared at most.
+    """Radius of a piece in the tracked image, …"""
+
     stride_px: int = 4
+    """… distance of its samples, and how many of them are compared at most."""
+
     samples: int = 48
-    # A piece of fewer samples is left to the tracker.
     min_samples: int = 12
-    # Samples belong to a piece when their depth differs by no more than this share.
+    """A piece of fewer samples is left to the tracker."""
+
     depth_share: float = 0.08
-    # Differences of brightness (of 255) and of depth (as a share of it) that count half.
+    """Samples belong to a piece when their depth differs by no more than this share."""
+
     grey_scale: float = 30.0
+    """Differences of brightness (of 255) and of depth (as a share of it) that count half."""
+
     depth_scale_share: float = 0.0015
-    # What a step of a hundredth of the distance has to gain, in squared scales.
     damping: float = 0.5
-    # Iterations on blurred and on sharp images, for each frame.
+    """What a step of a hundredth of the distance has to gain, in squared scales."""
+
     coarse_iterations: int = 1
+    """Iterations on blurred and on sharp images, for each frame."""
+
     fine_iterations: int = 2
-    # Neighbours whose motion a piece tries as its own.
     neighbours: int = 8
-    # A piece is lost in frames that it fits worse: 0 fits everywhere, 1 nowhere.
+    """Neighbours whose motion a piece tries as its own."""
+
     max_misfit: float = 0.5
+    """A piece is lost in frames that it fits worse: 0 fits everywhere, 1 nowhere."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "radius_px", "stride_px", "samples", "min_samples", "fine_iterations")
@@ -205,18 +245,23 @@ class RegisterConfig:
 class PiecesConfig:
     """Neighbours on one surface correct each other: things move in one piece."""
 
-    # false: every point for itself.
     enabled: bool = True
-    # Neighbours are on one surface when their depth differs by no more than this share.
+    """False: every point for itself."""
+
     depth_share: float = 0.05
-    # Reach, in grid cells, of the rigid motion that is fitted …
+    """Neighbours are on one surface when their depth differs by no more than this share."""
+
     fit_cells: int = 3
-    # … and of the vote on who moves.
+    """Reach, in grid cells, of the rigid motion that is fitted …"""
+
     vote_cells: int = 2
-    # A point that moves is lost where a smaller share of its neighbours does …
+    """… and of the vote on who moves."""
+
     min_moving_share: float = 0.35
-    # … and one that rests where a larger share moves.
+    """A point that moves is lost where a smaller share of its neighbours does …"""
+
     max_moving_share: float = 0.5
+    """… and one that rests where a larger share moves."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "fit_cells", "vote_cells")
@@ -227,14 +272,17 @@ class PiecesConfig:
 class FilterConfig:
     """Windows that are left out, and counted by reason. 0 (for the cut: 1) keeps all."""
 
-    # Least share of the grid's points that are trusted to the end and move.
     min_moving_share: float = 0.005
-    # Least share of the grid's points that are trusted to the end.
+    """Least share of the grid's points that are trusted to the end and move."""
+
     min_visible_share: float = 0.1
-    # A shot cut: change of brightness from one tracked frame to the next, beyond the usual.
+    """Least share of the grid's points that are trusted to the end."""
+
     max_cut_score: float = 0.12
-    # Least mean squared Laplacian of the first and last image (blur lowers it).
+    """A shot cut: change of brightness from one tracked frame to the next, beyond the usual."""
+
     min_sharpness: float = 8.0
+    """Least mean squared Laplacian of the first and last image (blur lowers it)."""
 
     def __post_init__(self) -> None:
         share(self, "min_moving_share", "min_visible_share", "max_cut_score")
@@ -246,43 +294,59 @@ class PreprocessConfig:
     """Everything that ``jobs/preprocess.py`` can be told."""
 
     source: SourceConfig = field(default_factory=SourceConfig)
-    # Several sources in one set, each with settings of its own; then `source` stays empty.
     sources: tuple[SourceConfig, ...] = ()
-    # auto: the recorded depth, or the clip is rejected. plane: everything at 1 m,
-    # relative scale. model:FOLDER-OR-HUB-ID: a transformers depth model.
+    """Several sources in one set, each with settings of its own; then `source` stays empty."""
+
     depth: str = "auto"
-    # Bring a model's relative depth to metres by scale and shift where a window's first
-    # frame has recorded depth (depth_scale then says aligned).
+    """Auto: the recorded depth, or the clip is rejected. plane: everything at 1 m, relative scale.
+    model:FOLDER-OR-HUB-ID: a transformers depth model."""
+
     align_depth: bool = True
-    # tracked: from the images. simulator: the exact flow of a simulated
-    # recording, for upper-bound experiments only.
+    """Bring a model's relative depth to metres by scale and shift where a window's first frame has
+    recorded depth (depth_scale then says aligned)."""
+
     flow_source: str = "tracked"
-    # The flow is followed for the time to R3M's next frame, at most this long.
+    """Tracked: from the images. simulator: the exact flow of a simulated recording, for upper-
+    bound experiments only."""
+
     flow_window_s: float = 0.5
-    # Transitions shorter than this are skipped: nothing moves in them.
+    """The flow is followed for the time to R3M's next frame, at most this long."""
+
     min_window_s: float = 0.1
-    # R3M draws per clip: five frames each, hence four transitions.
+    """Transitions shorter than this are skipped: nothing moves in them."""
+
     draws_per_clip: int = 3
-    # Second image of a pair. window: at t + flow window. r3m: R3M's next frame.
+    """R3M draws per clip: five frames each, hence four transitions."""
+
     image_pair: str = "window"
-    # Short side of the stored images; smaller recordings stay as they are.
+    """Second image of a pair. window: at t + flow window. r3m: R3M's next frame."""
+
     image_px: int = 160
-    # Quality of the stored JPEG images.
+    """Short side of the stored images; smaller recordings stay as they are."""
+
     jpeg_quality: int = 92
-    # uniform: an even grid of key points, as in the paper. motion: lines lie closer where
-    # things move; grid_focus is the share of them that motion draws.
+    """Quality of the stored JPEG images."""
+
     grid: str = "uniform"
+    """Uniform: an even grid of key points, as in the paper. motion: lines lie closer where things
+    move; grid_focus is the share of them that motion draws."""
+
     grid_focus: float = 0.7
-    # Share of recordings held out from pretraining, by hash.
     heldout_share: float = 0.2
-    # Enters the draw of frames, beside each clip's content.
+    """Share of recordings held out from pretraining, by hash."""
+
     seed: int = 0
-    # The job fails when more than this share of the clips is rejected.
+    """Enters the draw of frames, beside each clip's content."""
+
     max_rejected_share: float = 0.5
-    # Clips a Parquet file, at most; also what one task works on.
+    """The job fails when more than this share of the clips is rejected."""
+
     clips_per_shard: int = 4
-    # Flow-overlay examples in images/.
+    """Clips a Parquet file, at most; also what one task works on."""
+
     example_images: int = 12
+    """Flow-overlay examples in images/."""
+
     track: TrackConfig = field(default_factory=TrackConfig)
     lift: LiftConfig = field(default_factory=LiftConfig)
     camera: CameraConfig = field(default_factory=CameraConfig)

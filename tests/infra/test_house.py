@@ -99,7 +99,7 @@ def test_help_needs_neither_torch_nor_ray(job: str, tmp_path: Path) -> None:
 
 def test_a_wheel_holds_every_subpackage_and_works_alone(tmp_path: Path) -> None:
     source = tmp_path / "source"
-    ignore = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__", "data")
+    ignore = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__")
     shutil.copytree(REPOSITORY, source, ignore=ignore)
     pip = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", "."]
     result = run(*pip, str(source), cwd=tmp_path)

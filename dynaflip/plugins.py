@@ -1,0 +1,171 @@
+"""Extension points: one resolver from a name in the settings to the code that it stands for.
+
+A name is looked up in three places, in this order:
+
+1. the room's own table, e.g. ``losses/terms.py``: name → ``module:object``, one line a built-in,
+   imported when it is asked for;
+2. the entry points that installed packages declare in the group ``dynaflip.<kind>``
+   (``[project.entry-points."dynaflip.backbone"]`` in their ``pyproject.toml``);
+3. ``class:MODULE:NAME``, any importable object.
+
+The third is for a user's own settings alone. A name that was read from a file which may have been
+downloaded (an encoder's folder, a manifest, a registered model) is resolved with
+``trusted=False``, which takes built-ins and installed packages only: whoever writes such a file
+must not choose which code runs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dynaflip.errors import UserError
+
+CLASS_PREFIX = "class:"
+
+# Every kind of extension → where its extension point stands. `dynaflip plugins` lists them all.
+EXTENSION_POINTS: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One name of an extension point and where it comes from."""
+
+    name: str
+    target: str  # module:object
+    origin: str  # "built in", or the package that brings it
+
+
+@dataclass(frozen=True)
+class ExtensionPoint:
+    """All extensions of one kind.
+
+    Args:
+        kind: singular, as in the entry points' group ``dynaflip.<kind>``.
+        table: the built-in ones, name → ``module:object``. A name keeps its place: where order
+            matters (which format recognises a folder first) it is this table's.
+        contract: what an extension must offer, as ``module.Class``, named in errors and lists.
+    """
+
+    kind: str
+    table: Mapping[str, str]
+    contract: str = ""
+    _loaded: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def group(self) -> str:
+        """The entry points' group."""
+        return f"dynaflip.{self.kind}"
+
+    def plugins(self) -> Iterator[Plugin]:
+        """The built-in ones in the table's order, then those of installed packages by name."""
+        for name, target in self.table.items():
+            yield Plugin(name, target, "built in")
+        for name, entry in sorted(self._installed().items()):
+            if name not in self.table:
+                yield Plugin(name, entry.value, _origin(entry))
+
+    def names(self) -> list[str]:
+        """All names but ``class:``."""
+        return [plugin.name for plugin in self.plugins()]
+
+    def knows(self, name: str) -> bool:
+        """Whether a name is one of this point's, or has the form ``class:MODULE:NAME``."""
+        return name in self.table or name.startswith(CLASS_PREFIX) or name in self._installed()
+
+    def check(self, name: str, setting: str) -> None:
+        """Refuse an unknown name without importing anything.
+
+        Args:
+            name: as the user gave it.
+            setting: dotted name of the setting that holds it.
+
+        Raises:
+            UserError: it is not known; the message lists what is.
+        """
+        if name.startswith(CLASS_PREFIX):
+            _parts(name, setting)
+        elif not self.knows(name):
+            raise UserError(f"{setting}: {self.unknown(name)}")
+
+    def unknown(self, name: str) -> str:
+        """What to say of a name that nothing has: what there is, and the nearest."""
+        near = difflib.get_close_matches(name, self.names(), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        kind = self.kind.replace("_", " ")
+        return f"there is no {kind} {name!r}{hint}; known: {', '.join(self.names())}, {OWN}"
+
+    def resolve(self, name: str, setting: str = "", *, trusted: bool = True) -> Any:
+        """The object that a name stands for.
+
+        Args:
+            name: a built-in's, an installed package's, or ``class:MODULE:NAME``.
+            setting: where the name was given, for the error's first word.
+            trusted: whether the name is from the user's own settings; False for one that was
+                read from a downloaded encoder, manifest or registered model.
+
+        Raises:
+            UserError: unknown, not importable, or ``class:`` where that is not allowed.
+        """
+        setting = setting or self.kind
+        if name in self._loaded and (trusted or not name.startswith(CLASS_PREFIX)):
+            return self._loaded[name]
+        if name in self.table:
+            found = load_object(self.table[name])
+        elif name.startswith(CLASS_PREFIX):
+            if not trusted:
+                raise UserError(
+                    f"{setting}: {name!r} was read from a file and would run any code that file "
+                    f"names; install a package that declares it as an entry point of "
+                    f"{self.group} and use that name, or give it in your own settings"
+                )
+            module, attribute = _parts(name, setting)
+            found = _import(f"{module}:{attribute}", f"{setting}: cannot import {name}")
+        elif (entry := self._installed().get(name)) is not None:
+            found = _import(entry.value, f"{setting}: {_origin(entry)} does not import")
+        else:
+            raise UserError(f"{setting}: {self.unknown(name)}")
+        self._loaded[name] = found
+        return found
+
+    def _installed(self) -> dict[str, importlib.metadata.EntryPoint]:
+        return {entry.name: entry for entry in importlib.metadata.entry_points(group=self.group)}
+
+
+OWN = f"or {CLASS_PREFIX}MODULE:NAME"
+
+
+def load_object(target: str) -> Any:
+    """The object of ``module:object``, imported now."""
+    module, _, attribute = target.partition(":")
+    found: Any = importlib.import_module(module)
+    for part in attribute.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def extension_points() -> dict[str, ExtensionPoint]:
+    """Every extension point there is, by kind; imports their tables' modules."""
+    return {kind: load_object(target) for kind, target in EXTENSION_POINTS.items()}
+
+
+def _parts(name: str, setting: str) -> tuple[str, str]:
+    module, _, attribute = name.removeprefix(CLASS_PREFIX).rpartition(":")
+    if not module or not attribute:
+        raise UserError(f"{setting}: {name} must be {CLASS_PREFIX}MODULE:NAME")
+    return module, attribute
+
+
+def _import(target: str, failed: str) -> Any:
+    try:
+        return load_object(target)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{failed} ({error})") from None
+
+
+def _origin(entry: importlib.metadata.EntryPoint) -> str:
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist is not None else entry.value
