@@ -44,10 +44,10 @@ slow: $(STAMP)  ## what takes long: every expert through the harness, whole sear
 bench: $(STAMP)  ## benchmarks: ratios of two things measured in one run
 	$(BIN)/python -m pytest -m bench -s
 
-check: $(STAMP) types-tree  ## format, lint, types, import direction
+check: $(STAMP) types-tree  ## format, lint, types, rules of the house
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/python infra/check_imports.py
+	$(BIN)/python infra/ci/check_house.py
 	$(BIN)/mypy -p dynaflip
 
 ui: $(STAMP)  ## MLflow UI on the runs under DYNAFLIP_HOME
@@ -58,7 +58,7 @@ format: $(STAMP)  ## put the code into the house's format
 	$(BIN)/ruff format .
 
 lock:  ## write requirements.lock anew from pyproject.toml
-	$(PYTHON) infra/lock.py
+	$(PYTHON) infra/ci/lock.py
 
 # mypy does not follow __path__: it sees the same folders through links.
 .PHONY: types-tree

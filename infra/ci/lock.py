@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 HEADER = """\
 # Exact versions of everything, direct or not, that CI runs (Python 3.11, CPU).
 # `make lock` writes it anew. Elsewhere than on a CPU machine torch brings CUDA packages of its own.
