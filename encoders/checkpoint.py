@@ -28,6 +28,7 @@ from dynaflip.encoders.image import ImageEncoder, build_image_encoder
 from dynaflip.encoders.model import DynaFLIP
 from dynaflip.encoders.model_card import model_card
 from dynaflip.errors import UserError
+from dynaflip.renames import current_settings
 
 FORMAT_VERSION = 1
 CONFIG, ENCODER, TOWERS = "config.json", "encoder.safetensors", "towers.safetensors"
@@ -149,6 +150,7 @@ def _read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def _model_config(folder: str | Path, saved: Mapping[str, Any]) -> ModelConfig:
+    saved = current_settings(ModelConfig, saved)
     try:
         rest = {k: v for k, v in saved.items() if k not in ("image", "language", "flow")}
         return replace(

@@ -19,6 +19,7 @@ from dynaflip.errors import UserError
 from dynaflip.platform.cli import config_parser, job_parser, parse_config, run_job
 from dynaflip.platform.config_loader import flatten, to_dict
 from dynaflip.platform.sweep.config import SweepJobConfig
+from dynaflip.renames import current_key
 
 # Flags that stand for settings of the section `sweep`.
 FLAGS = {
@@ -81,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 def _refuse_set_and_searched(argv: list[str], specs: Sequence[str]) -> None:
     keys = {spec.partition("=")[0] for spec in specs}
     for word in argv:
-        key = word.removeprefix("--").partition("=")[0]
+        key = current_key(SweepJobConfig, word.removeprefix("--").partition("=")[0])
         if word.startswith("--") and key in keys:
             raise UserError(f"--{key} is set and searched as well: give one of the two")
 
@@ -95,7 +96,11 @@ def _typed(
         key for flag, key in aliases.items() if getattr(args, flag.replace("-", "_")) is not None
     }
     # Typed is typed, though it be the default: the sweep may have begun with another value.
-    flags |= {word.removeprefix("--").partition("=")[0] for word in argv if word.startswith("--")}
+    flags |= {
+        current_key(SweepJobConfig, word.removeprefix("--").partition("=")[0])
+        for word in argv
+        if word.startswith("--")
+    }
     return {k: v for k, v in given.items() if v != default[k] or k in flags}
 
 

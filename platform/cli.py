@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from dynaflip.errors import UserError
 from dynaflip.platform.config_loader import flat_fields, load_config
 from dynaflip.platform.paths import home, in_submitted_job
+from dynaflip.renames import current_flags, current_key
 
 C = TypeVar("C")
 
@@ -59,6 +60,7 @@ def parse_config(
     cls: type[C],
     argv: list[str],
     aliases: dict[str, str],
+    renamed: dict[str, str] | None = None,
 ) -> tuple[argparse.Namespace, C]:
     """Parse a job's command line into its own flags and its settings.
 
@@ -67,14 +69,15 @@ def parse_config(
         cls: the dataclass of the job's settings.
         argv: the words after the program's name.
         aliases: flag of the job (``source``) to the dotted key it stands for.
+        renamed: flag of the job by its old name to its new one; settings list theirs themselves
+            (:mod:`dynaflip.renames`).
 
     Raises:
         UserError: an unknown flag or setting, or a value that does not fit.
     """
     parser.add_argument("--config", metavar="FILE", help="YAML file with some of the settings")
-    known = dict(flat_fields(cls))
-    args, rest = parser.parse_known_args(argv)
-    overrides: dict[str, Any] = dict(_dotted(rest, known))
+    args, rest = parser.parse_known_args(current_flags(argv, renamed or {}))
+    overrides: dict[str, Any] = dict(_dotted(rest, cls))
     for flag, key in aliases.items():
         value = getattr(args, flag.replace("-", "_"))
         if value is not None:
@@ -105,7 +108,8 @@ def run_job(main: Callable[[list[str]], int]) -> typing.NoReturn:
     sys.exit(code)
 
 
-def _dotted(words: list[str], known: dict[str, Any]) -> dict[str, str]:
+def _dotted(words: list[str], cls: type) -> dict[str, str]:
+    known = dict(flat_fields(cls))
     overrides: dict[str, str] = {}
     words = list(words)
     while words:
@@ -113,7 +117,7 @@ def _dotted(words: list[str], known: dict[str, Any]) -> dict[str, str]:
         if not word.startswith("--"):
             raise UserError(f"command line: {word!r} belongs to no flag")
         key, equals, value = word[2:].partition("=")
-        if key not in known:
+        if current_key(cls, key) not in known:
             # load_config words the error, with the nearest key there is.
             return {key: value}
         if not equals:

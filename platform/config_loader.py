@@ -20,32 +20,54 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from dynaflip.errors import UserError
+from dynaflip.renames import (
+    UNTIL,
+    current_key,
+    current_settings,
+    current_value,
+    first_settings,
+    quiet,
+    warn_once,
+)
 
 C = TypeVar("C")
 
 
-def load_config(cls: type[C], yaml_path: str | None, overrides: dict[str, Any]) -> C:
+def load_config(
+    cls: type[C], yaml_path: str | None, overrides: dict[str, Any], *, saved: bool = False
+) -> C:
     """Build settings from defaults, then a YAML file, then dotted overrides.
+
+    Old names (:mod:`dynaflip.renames`) are read as the present ones.
 
     Args:
         cls: a frozen dataclass, whose fields may be dataclasses themselves.
         yaml_path: a file with some of the settings, or None.
         overrides: dotted key to value; text is read as YAML (``"0.5"`` is a number), and
             for a list also as words with commas between (``none``: an empty one).
+        saved: the program wrote the file itself, so old names in it are no warning.
 
     Raises:
-        UserError: the file is missing or damaged, a key does not exist, or a
-            value is of the wrong type or out of range.
+        UserError: the file is missing or damaged, a key does not exist or is given by its old
+            and its new name, or a value is of the wrong type or out of range.
     """
+    warn = quiet if saved else warn_once
+    where = yaml_path or "settings"
     values: dict[str, Any] = _read_yaml(yaml_path) if yaml_path else {}
-    _refuse_unknown(cls, values, prefix="", where=yaml_path or "settings")
+    values = current_settings(cls, values, where=where, warn=warn)
+    _refuse_unknown(cls, values, prefix="", where=where)
     known = dict(flat_fields(cls))
-    for key, value in overrides.items():
+    for given, value in overrides.items():
+        key = current_key(cls, given)
         if key not in known:
             raise UserError(_unknown(key, list(known), "command line"))
+        if key != given:
+            if key in overrides:
+                raise UserError(f"command line: --{given} is the old name of --{key}; give one")
+            warn(f"--{given} is now --{key}; the old name works until {UNTIL}")
         if isinstance(value, str):
             value = _parse_text(value, known[key])
-        _set(values, key, value)
+        _set(values, key, current_value(cls, key, value, f"--{key}", warn))
     try:
         return TypeAdapter(cls).validate_python(values)
     except ValidationError as error:
@@ -84,8 +106,12 @@ def to_yaml(config: Any) -> str:
 
 
 def config_digest(config: Any) -> str:
-    """A short digest that is equal for equal settings, given as such or by :func:`to_dict`."""
-    text = json.dumps(config if isinstance(config, dict) else to_dict(config), sort_keys=True)
+    """A short digest that is equal for equal settings, whatever their names were at the time.
+
+    Args:
+        config: settings, or a dictionary from :func:`dynaflip.renames.first_settings`.
+    """
+    text = json.dumps(first_settings(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

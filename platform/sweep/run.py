@@ -88,7 +88,9 @@ def resume(name: str, typed: dict[str, Any]) -> str:
         UserError: there is no such sweep, it runs already, or a setting differs.
     """
     facts = folders.read_facts(name, "--resume")
-    saved = load_config(SweepJobConfig, str(folders.folder_of(name) / folders.CONFIG), {})
+    saved = load_config(
+        SweepJobConfig, str(folders.folder_of(name) / folders.CONFIG), {}, saved=True
+    )
     job = with_changes(name, saved, typed)
     base = pretrain_part(job)
     with _held(name):

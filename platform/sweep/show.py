@@ -21,7 +21,7 @@ def look_up(name: str, flag: str) -> Sweep:
         UserError: there is no such sweep.
     """
     facts = folders.read_facts(name, flag)
-    job = load_config(SweepJobConfig, str(folders.folder_of(name) / folders.CONFIG), {})
+    job = load_config(SweepJobConfig, str(folders.folder_of(name) / folders.CONFIG), {}, saved=True)
     parent = tracking.Run(facts.run_id, name, tracking.tracking_uri())
     return Sweep(job.sweep, pretrain_part(job), parse_space(facts.space), facts, parent)
 

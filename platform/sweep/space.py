@@ -17,6 +17,7 @@ from dynaflip.errors import UserError
 from dynaflip.losses.config import ObjectiveConfig
 from dynaflip.platform.config_loader import flat_fields, flatten, load_config, to_dict
 from dynaflip.platform.training.config import PretrainConfig
+from dynaflip.renames import UNTIL, current_key, warn_once
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -131,7 +132,9 @@ def _parse(spec: str) -> Dimension:
             f"--search {spec}: write KEY=log(a,b), KEY=uniform(a,b), KEY=int(a,b) or "
             f"KEY=choice(a,b,…)"
         )
-    key, kind = match["key"], match["kind"]
+    key, kind = current_key(PretrainConfig, match["key"]), match["kind"]
+    if key != match["key"]:
+        warn_once(f"--search {match['key']} is now {key}; the old name works until {UNTIL}")
     known = dict(flat_fields(PretrainConfig))
     if key not in known:
         _check(spec, {key: 0})  # refuses, and names the nearest key

@@ -29,6 +29,7 @@ from dynaflip.platform.tracking import registry
 from dynaflip.platform.training.config import PRETRAIN_VERSION, PretrainConfig
 from dynaflip.platform.training.progress import heldout_summary
 from dynaflip.platform.triplets.clips import content_hash
+from dynaflip.renames import first_settings
 
 RUN_FILE = "run.json"
 
@@ -125,7 +126,7 @@ def _resume(run_folder: Path, alias: str | None) -> Outcome:
             f"--resume {run_name}: the run is finished; it is version {saved['version']} of "
             f"{saved['config']['tracking']['model_name']}"
         )
-    config = load_config(PretrainConfig, str(run_folder / "config.yaml"), {})
+    config = load_config(PretrainConfig, str(run_folder / "config.yaml"), {}, saved=True)
     work = prepare(config, run_folder)
     run = tracking.reopen_run(saved["run_id"])
     before = tracking.client().get_run(run.run_id).data.tags.get("data_digest")
@@ -243,7 +244,7 @@ def save_encoder(work: Any, run: tracking.Run, run_folder: Path, metrics: dict[s
 
 def settings_digest(config: PretrainConfig) -> str:
     """Digest of what decides the weights: not where the triplets lie, which have their own."""
-    settings = to_dict(dataclasses.replace(config, triplets=None))
+    settings = first_settings(dataclasses.replace(config, triplets=None))
     del settings["train"]["wait_s"]
     return content_hash(config_digest(settings), str(PRETRAIN_VERSION))[:16]
 

@@ -7,10 +7,12 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from checkout import REPOSITORY
 
+from dynaflip import renames
 from dynaflip.errors import UserError
 from dynaflip.platform.ablation import AblationConfig
 from dynaflip.platform.cli import config_parser, parse_config
@@ -109,6 +111,101 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str, said: str) -> None:
         load_config(Whole, str(file), {})
     assert said in str(caught.value)
     assert str(file) in str(caught.value)
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Settings that were renamed: a value, a section, and words of a list."""
+
+    RENAMED: ClassVar[dict[str, str]] = {"portion": "part", "pace": "rate"}
+    RENAMED_VALUES: ClassVar[dict[str, dict[str, str]]] = {"kinds": {"gaze": "saliency"}}
+
+    part: Part = field(default_factory=Part)
+    parts: tuple[Part, ...] = ()
+    rate: float = 0.5
+    kinds: tuple[str, ...] = ()
+
+
+@pytest.fixture
+def warned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No warning has been printed yet."""
+    monkeypatch.setattr(renames, "_warned", set())
+
+
+@pytest.mark.usefixtures("warned")
+def test_old_names_work_with_one_warning_line_each(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "old.yaml"
+    file.write_text("portion: {weight: 2}\npace: 3\nkinds: [gaze]\n")
+    new = Moved(Part(2.0), rate=3.0, kinds=("saliency",))
+    for _ in range(2):
+        assert load_config(Moved, str(file), {}) == new
+    assert capsys.readouterr().err.splitlines() == [
+        f"warning: {file}: portion is now part; the old name works until 0.3",
+        f"warning: {file}: pace is now rate; the old name works until 0.3",
+        f"warning: {file}: kinds gaze is now saliency; the old value works until 0.3",
+    ]
+    words = ["--portion.weight", "2", "--pace=3", "--kinds", "gaze"]
+    _, config = parse_config(config_parser("", Moved), Moved, words, {})
+    assert config == new
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: --portion.weight is now --part.weight; the old name works until 0.3",
+        "warning: --pace is now --rate; the old name works until 0.3",
+        "warning: --kinds gaze is now saliency; the old value works until 0.3",
+    ]
+
+
+@pytest.mark.usefixtures("warned")
+def test_saved_settings_are_read_without_a_warning_and_keep_their_digest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("portion: {weight: 2}\nkinds: [gaze]\n")
+    config = load_config(Moved, str(file), {}, saved=True)
+    assert config == Moved(Part(2.0), kinds=("saliency",))
+    old = {
+        "portion": to_dict(Part(2.0)),
+        "parts": [],
+        "pace": 0.5,
+        "kinds": ["gaze"],
+    }
+    assert config_digest(config) == config_digest(old)
+    assert renames.current_settings(Moved, old) == to_dict(config)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_setting_under_both_names_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("pace: 3\nrate: 2\n")
+    with pytest.raises(UserError, match=r"c\.yaml: pace is the old name of rate; give one"):
+        load_config(Moved, str(file), {})
+    words = ["--pace", "3", "--rate", "2"]
+    with pytest.raises(UserError, match="--pace is the old name of --rate; give one"):
+        parse_config(config_parser("", Moved), Moved, words, {})
+
+
+def test_errors_list_present_names_alone() -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(Moved, None, {"nonsense": "1"})
+    assert str(caught.value).endswith("known: part.weight, part.names, parts, rate, kinds")
+
+
+@pytest.mark.usefixtures("warned")
+def test_a_jobs_own_flag_by_its_old_name(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = config_parser("", Whole)
+    parser.add_argument("--variant")
+    args, config = parse_config(
+        parser, Whole, ["--arm", "full", "--steps=4"], {}, renamed={"arm": "variant"}
+    )
+    assert (args.variant, config.steps) == ("full", 4)
+    assert renames.current_word("--suite", "metaworld", {"metaworld": "rollouts"}) == "rollouts"
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: --arm is now --variant; the old name works until 0.3",
+        "warning: --suite metaworld is now rollouts; the old value works until 0.3",
+    ]
+    with pytest.raises(UserError, match="--arm is the old name of --variant; give one"):
+        renames.current_flags(["--arm=a", "--variant", "b"], {"arm": "variant"})
 
 
 def test_a_flag_twice_and_a_flag_without_value_are_refused() -> None:
