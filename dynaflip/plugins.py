@@ -28,7 +28,9 @@ from dynaflip.errors import UserError
 CLASS_PREFIX = "class:"
 
 # Every kind of extension → where its extension point stands. `dynaflip plugins` lists them all.
-EXTENSION_POINTS: dict[str, str] = {}
+EXTENSION_POINTS: dict[str, str] = {
+    "loss_term": "dynaflip.losses.terms:TERMS",
+}
 
 
 @dataclass(frozen=True)

@@ -1,42 +1,99 @@
-"""Contrastive alignment over energies of matched and shuffled triples.
+"""Contrastive term: energies of matched triples below those of shuffled ones (InfoNCE).
 
 DynaFLIP (arXiv 2605.30350):
 L_align = −log [ e^{−E_pos/τ} / (e^{−E_pos/τ} + Σ_neg e^{−E_neg/τ}) ].
-The paper does not say which shuffles are negatives; here each anchored modality is held
-against the two others of every other example ("others"), and more by setting.
-Shapes: n examples of this process, N of all processes, C columns (N and the queue's), D width.
+The paper does not say which shuffles are negatives; here each anchored modality is contrasted
+with the two others of every other example ("others"), and more by setting.
+Shapes: n examples of this process, N of all processes, C columns (N and the memory bank's),
+E embedding width.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dynaflip.losses.base import LossTerm, TermSetup
 from dynaflip.losses.config import ObjectiveConfig
-from dynaflip.losses.distributed import gather_rows, global_mean, rank
-from dynaflip.losses.energy import Points, energy, energy_matrix, rolled
-from dynaflip.losses.simplex import full_precision
+from dynaflip.losses.distributed import global_mean, rank
+from dynaflip.losses.energy import energy, energy_matrix, rolled
+from dynaflip.losses.examples import Examples
+from dynaflip.losses.memory_bank import MemoryBank
+from dynaflip.losses.simplex import full_precision, simplex_volume
+
+# A learned temperature stays above this, so that a few wrong captions cannot blow up the loss.
+LOWEST_TEMPERATURE = 0.01
 
 
-@dataclass(frozen=True)
-class Examples:
-    """Embeddings of some examples and who belongs to whom."""
+class ContrastiveTerm(LossTerm):
+    """L_align over energies of matched and shuffled triples.
 
-    points: Points  # modality to (N, D) unit vectors
-    group: Tensor  # (N,) int caption group, so that paraphrases of a caption are equal
-    example: Tensor  # (N,) int id: equal where the same triplet is in the batch twice
+    Its metrics: ``contrastive_<negatives>`` of each set of negatives; ``volume`` and ``cosine``,
+    the energy's two parts over matched examples; ``area_matched`` and ``area_shuffled``, the
+    volume over matched ones and over mixtures of different examples; ``temperature`` where it is
+    learned.
+    """
 
-    def gathered(self) -> Examples:
-        """The examples of all processes, in rank order."""
-        points = {name: gather_rows(z) for name, z in self.points.items()}
-        return Examples(points, gather_rows(self.group), gather_rows(self.example))
+    def __init__(self, setup: TermSetup) -> None:
+        """A learned temperature is a parameter, the memory bank's examples are buffers."""
+        super().__init__(setup)
+        config = self.config = setup.objective
+        self.frames = ("t", "next") if "image" in config.modalities else ()
+        self.log_temperature: nn.Parameter | None = None
+        if config.learn_temperature:
+            above = max(config.temperature - LOWEST_TEMPERATURE, 1e-4)
+            self.log_temperature = nn.Parameter(torch.tensor(math.log(above)))
+        self.memory_bank: MemoryBank | None = None
+        if config.queue_size:
+            assert setup.embedding_dim is not None, "a memory bank needs the embedding's width"
+            self.memory_bank = MemoryBank(config.queue_size, setup.embedding_dim, config.modalities)
+        self.metrics = (
+            *(f"contrastive_{name}" for name in part_names(config)),
+            *("volume", "cosine", "area_matched", "area_shuffled"),
+            *(("temperature",) if config.learn_temperature else ()),
+        )
 
-    def detached(self) -> Examples:
-        """The same without gradient."""
-        points = {name: z.detach() for name, z in self.points.items()}
-        return Examples(points, self.group, self.example)
+    def forward(
+        self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean over the sets of negatives; in training the memory bank takes the batch in."""
+        local = Examples.of(outputs, batch, self.config.modalities)
+        everyone = local.gathered()
+        memory = None if self.memory_bank is None else self.memory_bank.examples()
+        temperature = self.temperature()
+        parts = contrastive_loss(
+            self.config, local, everyone, temperature=temperature, memory=memory
+        )
+        if self.memory_bank is not None and self.training:
+            self.memory_bank.push(everyone.detached())
+        value = parts.pop("loss")
+        metrics = {f"contrastive_{name}": part for name, part in parts.items()}
+        metrics |= _areas(local.detached(), everyone.detached())
+        if isinstance(temperature, Tensor):
+            metrics["temperature"] = temperature
+        return value, metrics
+
+    def temperature(self) -> Tensor | float:
+        """τ: a number, or where it is learned a () tensor with gradient."""
+        if self.log_temperature is None:
+            return self.config.temperature
+        return LOWEST_TEMPERATURE + self.log_temperature.exp()
+
+
+@torch.no_grad()
+def _areas(local: Examples, everyone: Examples) -> dict[str, Tensor]:
+    """Mean volume of matched examples and of mixtures of different ones, and the mean cosine."""
+    matched = simplex_volume(list(local.points.values())).mean()
+    mixed = rolled(everyone.points, {name: k for k, name in enumerate(everyone.points)})
+    return {
+        "volume": matched,
+        "cosine": -energy(local.points, 0.0, 1.0).mean(),
+        "area_matched": matched,
+        "area_shuffled": simplex_volume(list(mixed.values())).mean(),
+    }
 
 
 def contrastive_loss(
@@ -45,7 +102,7 @@ def contrastive_loss(
     everyone: Examples,
     *,
     temperature: Tensor | float | None = None,
-    past: Examples | None = None,
+    memory: Examples | None = None,
 ) -> dict[str, Tensor]:
     """L_align of this process: ``loss`` () and its parts by set of negatives, each ().
 
@@ -54,7 +111,7 @@ def contrastive_loss(
         local: this process's n examples, rows ``rank·n …`` of ``everyone``.
         everyone: the N examples of all processes (:meth:`Examples.gathered`).
         temperature: τ; by default the settings'.
-        past: further examples that "others" is held against.
+        memory: further negatives of "others", of past steps.
     """
     tau = config.temperature if temperature is None else temperature
     if config.alignment == "pairwise":
@@ -62,10 +119,23 @@ def contrastive_loss(
     elif not config.negatives:
         parts = {"attraction": energy(local.points, config.volume, config.cosine) / tau}
     else:
-        parts = _simplex_rows(config, local, everyone, tau, past)
+        parts = _simplex_rows(config, local, everyone, tau, memory)
     count = torch.tensor(float(len(local.group)), device=local.group.device)
     means = {name: global_mean(rows.sum(), count) for name, rows in parts.items()}
     return {"loss": torch.stack(list(means.values())).mean(), **means}
+
+
+def part_names(config: ObjectiveConfig) -> list[str]:
+    """The parts that :func:`contrastive_loss` returns with these settings."""
+    if config.alignment == "pairwise":
+        anchor = config.pairwise_anchor
+        others = [name for name in config.modalities if name != anchor]
+        return [part for o in others for part in (f"{anchor}_to_{o}", f"{o}_to_{anchor}")]
+    if not config.negatives:
+        return ["attraction"]
+    sets = [name for name in ("others", "swapped") if name in config.negatives]
+    parts = [f"{name}_{anchor}" for anchor in config.anchored() for name in sets]
+    return [*parts, "shuffled"] if "shuffled" in config.negatives else parts
 
 
 def _simplex_rows(
@@ -73,7 +143,7 @@ def _simplex_rows(
     local: Examples,
     everyone: Examples,
     tau: Tensor | float,
-    past: Examples | None,
+    memory: Examples | None,
 ) -> dict[str, Tensor]:
     """Loss of each local example in each set of negatives: name → (n,)."""
     weights = (config.volume, config.cosine)
@@ -85,9 +155,9 @@ def _simplex_rows(
         if "others" in config.negatives:
             shuffled = [energy_matrix(anchor, local.points, everyone.points, *weights)]
             unwanted = [left_out]
-            if past is not None:
-                shuffled.append(energy_matrix(anchor, local.points, past.points, *weights))
-                unwanted.append(_left_out(local, past, masked))
+            if memory is not None:
+                shuffled.append(energy_matrix(anchor, local.points, memory.points, *weights))
+                unwanted.append(_left_out(local, memory, masked))
             columns, out = torch.cat(shuffled, 1), torch.cat(unwanted, 1)
             rows[f"others_{anchor}"] = _info_nce(-matched / tau, -columns / tau, out)
         if "swapped" in config.negatives:

@@ -1,4 +1,4 @@
-"""Flow prediction: a frame's embedding must foresee how the scene's points will move.
+"""Flow prediction term: predict from a frame's embedding how the scene's points will move.
 
 L_act of DynaFLIP (arXiv 2605.30350): the 3D flow from the single frame's embedding, squared
 error over visible points. Shapes: n examples, K steps, G×G grid points.
@@ -6,11 +6,32 @@ error over visible points. Shapes: n examples, K steps, G×G grid points.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
+from dynaflip.losses.base import LossTerm
 from dynaflip.losses.distributed import global_sum, world_size
 from dynaflip.losses.simplex import full_precision
+
+
+class FlowPredictionTerm(LossTerm):
+    """L_act: the error of the flow predicted from frame t."""
+
+    frames = ("t",)
+
+    def forward(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
+        """The mean squared error () over visible points, in the unit of `flow_scale`."""
+        config = self.setup.objective
+        return flow_prediction_loss(
+            outputs["flow_prediction"],
+            batch["flow_displacement_m"],
+            batch["flow_visible"],
+            batch["median_depth_m"],
+            scale=config.flow_scale,
+            scale_floor=config.flow_scale_floor,
+        )
 
 
 def flow_prediction_loss(

@@ -1,8 +1,8 @@
-"""Examples of past steps, kept as further negatives (MoCo's queue, arXiv 1911.05722).
+"""Memory bank: examples of past steps as further negatives (MoCo's queue, arXiv 1911.05722).
 
-Embeddings are those of the step that made them, without a momentum encoder: the queue is
-to be short against the pace of training. Every process keeps the same queue, of the
-gathered examples. Shapes: Q places, D width.
+Embeddings are those of the step that made them, without a momentum encoder, so the bank should
+hold a few steps' worth of examples and not thousands. Every process has the same bank, of the
+examples of all processes. Shapes: Q slots, D width.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dynaflip.losses.contrastive import Examples
+from dynaflip.losses.examples import Examples
 
 
 class MemoryBank(nn.Module):
@@ -18,7 +18,7 @@ class MemoryBank(nn.Module):
 
     group: Tensor  # (Q,) int64
     example: Tensor  # (Q,) int64 ids
-    # () int64, examples written so far; the next place is this modulo Q.
+    # () int64, examples written so far; the next slot is this modulo Q.
     written: Tensor
 
     def __init__(self, size: int, dim: int, modalities: tuple[str, ...]) -> None:
@@ -31,25 +31,25 @@ class MemoryBank(nn.Module):
         self.register_buffer("written", torch.zeros((), dtype=torch.int64))
 
     def examples(self) -> Examples | None:
-        """What the queue holds, or None at the beginning."""
+        """The examples in the bank, or None while it is empty."""
         filled = min(int(self.written), self.size)
         if not filled:
             return None
-        # Copies: the places are written anew before the backward pass reads them.
+        # Copies: the slots are overwritten before the backward pass reads them.
         points = {name: self.get_buffer(f"z_{name}")[:filled].clone() for name in self.modalities}
         return Examples(points, self.group[:filled].clone(), self.example[:filled].clone())
 
     @torch.no_grad()
     def push(self, examples: Examples) -> None:
-        """Take in examples of all processes; the oldest leave."""
+        """Add the examples of all processes in place of the oldest."""
         number = len(examples.group)
-        kept = slice(max(0, number - self.size), number)
-        start = int(self.written) + kept.start
-        places = (start + torch.arange(number - kept.start)) % self.size
-        places = places.to(self.group.device)
+        newest = slice(max(0, number - self.size), number)
+        start = int(self.written) + newest.start
+        slots = (start + torch.arange(number - newest.start)) % self.size
+        slots = slots.to(self.group.device)
         for name in self.modalities:
             buffer = self.get_buffer(f"z_{name}")
-            buffer[places] = examples.points[name][kept].to(buffer.dtype)
-        self.group[places] = examples.group[kept]
-        self.example[places] = examples.example[kept]
+            buffer[slots] = examples.points[name][newest].to(buffer.dtype)
+        self.group[slots] = examples.group[newest]
+        self.example[slots] = examples.example[newest]
         self.written += number

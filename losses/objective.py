@@ -1,30 +1,31 @@
-"""The training objective: named terms, weighted and added.
+"""The training objective: the terms of :data:`dynaflip.losses.terms.TERMS`, weighed and added.
 
-L = w_contrastive · L_align + w_temporal · L_tcn + w_flow · L_act (+ w_direct · E_matched),
-DynaFLIP (arXiv 2605.30350). Shapes: B examples of this process, E embedding width, D frame
-embedding width, K steps, G×G grid points.
+L = Σ weight · term: L_align, L_tcn and L_act of DynaFLIP (arXiv 2605.30350) with weights of 1,
+and what else the settings weigh.
 """
 
 from __future__ import annotations
 
-import math
+import inspect
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dynaflip.errors import UserError
+from dynaflip.losses.base import FRAMES, LossTerm, TermSetup
 from dynaflip.losses.config import MODALITIES, ObjectiveConfig
-from dynaflip.losses.contrastive import Examples, contrastive_loss
 from dynaflip.losses.distributed import global_sum, world_size
-from dynaflip.losses.energy import energy, rolled
-from dynaflip.losses.flow_prediction import flow_prediction_loss
-from dynaflip.losses.memory_bank import MemoryBank
-from dynaflip.losses.simplex import simplex_volume
-from dynaflip.losses.time_contrastive import time_contrastive_loss
+from dynaflip.losses.terms import TERMS, curve_of
 
-WEIGHTED = ("contrastive", "temporal", "flow", "direct")
-# A learned temperature stays above this, so that a few wrong captions cannot blow up the loss.
-LOWEST_TEMPERATURE = 0.01
+# Curves that the objective and the training step make themselves.
+_RESERVED = ("loss", "total", "gradient_norm", "epoch", "lr", "lr_backbone", "share")
+# Where the temperature and the memory bank were in checkpoints before terms had modules.
+_EARLIER_NAMES = {
+    "log_temperature": "terms.contrastive.log_temperature",
+    "queue.": "terms.contrastive.memory_bank.",
+}
 
 
 class Objective(nn.Module):
@@ -32,22 +33,44 @@ class Objective(nn.Module):
 
     Under ``torch.distributed`` negatives come from all processes, and ``loss`` is scaled so
     that DDP's averaged gradients are those of one process with the whole batch. Every
-    process must call with the same number of examples. A learned temperature is a parameter
-    and the queue a buffer of this module: where there is one, train and save it too.
+    process must call with the same number of examples. Terms may have parameters (a learned
+    temperature) and buffers (the memory bank): where there are any, train and save them too.
     """
 
-    def __init__(self, config: ObjectiveConfig, embedding_dim: int | None = None) -> None:
-        """``embedding_dim`` is E; a queue needs it."""
+    def __init__(
+        self,
+        config: ObjectiveConfig,
+        embedding_dim: int | None = None,
+        frame_dim: int | None = None,
+    ) -> None:
+        """Build every term that the settings weigh.
+
+        Args:
+            config: the settings.
+            embedding_dim: E, the width of the shared space; a memory bank needs it.
+            frame_dim: D, the width of a frame's embedding; a term of your own may need it.
+
+        Raises:
+            UserError: a term does not exist, does not import, or refuses its arguments.
+        """
         super().__init__()
         self.config = config
-        self.log_temperature: nn.Parameter | None = None
-        if config.learn_temperature:
-            above = max(config.temperature - LOWEST_TEMPERATURE, 1e-4)
-            self.log_temperature = nn.Parameter(torch.tensor(math.log(above)))
-        self.queue: MemoryBank | None = None
-        if config.queue_size:
-            assert embedding_dim is not None, "a queue needs the embedding's width"
-            self.queue = MemoryBank(config.queue_size, embedding_dim, config.modalities)
+        setup = TermSetup(config, embedding_dim, frame_dim)
+        names, self.weights = config.terms(), config.weights()
+        self.terms = nn.ModuleDict(
+            {curve_of(name): _build(name, arguments, setup) for name, arguments in names.items()}
+        )
+        self._check_names()
+        self.register_load_state_dict_pre_hook(_rename_earlier)
+
+    def frames(self) -> tuple[str, ...]:
+        """Of t, next and far the frames whose embedding gets gradient.
+
+        Always t, because the weights of the image encoder need some gradient in every step.
+        """
+        weighted = [self._term(name) for name, weight in self.weights.items() if weight > 0]
+        read = {"t"}.union(*(term.frames for term in weighted))
+        return tuple(name for name in FRAMES if name in read)
 
     def forward(
         self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]
@@ -57,88 +80,102 @@ class Objective(nn.Module):
         ``loss`` is this process's share; their mean over processes is ``total``.
 
         Args:
-            outputs: of ``DynaFLIP.forward``: z_image, z_language, z_flow (B, E) of unit norm,
-                d_t, d_next, d_far (B, D), flow_prediction (B, K, G, G, 3) in median depths.
-            batch: group (B,), triplet (B,), clip (B,), far_valid (B,) bool, flow_displacement_m
-                (B, K, G, G, 3), flow_visible (B, K, G, G) bool, median_depth_m (B,).
+            outputs: of ``DynaFLIP.forward``; see :meth:`dynaflip.losses.base.LossTerm.forward`.
+            batch: of ``Collate``; see there.
 
         Returns:
-            ``loss``, ``total``; the unweighted ``contrastive``, ``temporal``, ``flow``, ``direct``;
-            ``contrastive_<negatives>`` for each set of negatives; ``volume`` and ``cosine``,
-            the energy's two parts over matched examples; ``area_matched``, ``area_shuffled``,
-            the volume over matched ones and over mixtures of different examples;
-            ``temperature`` where it is learned.
+            ``loss``, ``total``, each term unweighted under its name, and the terms' metrics.
         """
-        terms, measures = self.terms(outputs, batch)
+        values, metrics = self.evaluate(outputs, batch)
         # A term of weight 0 stays in the sum: DDP wants a gradient for every parameter.
-        loss = torch.stack([getattr(self.config, name) * terms[name] for name in WEIGHTED]).sum()
-        measures["total"] = loss
+        loss = torch.stack([weight * values[n] for n, weight in self.weights.items()]).sum()
+        metrics["total"] = loss
         for name in set(MODALITIES) - set(self.config.modalities):
             loss = loss + 0.0 * outputs[f"z_{name}"].sum()
-        return {"loss": loss, **_over_processes({**terms, **measures})}
+        return {"loss": loss, **_over_processes({**values, **metrics})}
 
-    def terms(
+    def evaluate(
         self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The unweighted terms, () with gradient, and the other entries of :meth:`forward`."""
-        config = self.config
-        points = {name: outputs[f"z_{name}"] for name in config.modalities}
-        local = Examples(points, batch["group"], batch["triplet"])
-        everyone = local.gathered()
-        past = None if self.queue is None else self.queue.examples()
-        temperature = self.temperature()
-        align = contrastive_loss(config, local, everyone, temperature=temperature, past=past)
-        if self.queue is not None and self.training:
-            self.queue.push(everyone.detached())
-        terms = {
-            "contrastive": align.pop("loss"),
-            "temporal": self._temporal(outputs, batch),
-            "flow": flow_prediction_loss(
-                outputs["flow_prediction"],
-                batch["flow_displacement_m"],
-                batch["flow_visible"],
-                batch["median_depth_m"],
-                scale=config.flow_scale,
-                scale_floor=config.flow_scale_floor,
-            ),
-            "direct": energy(points, config.volume, config.cosine).mean(),
-        }
-        measures = {f"contrastive_{name}": part for name, part in align.items()}
-        measures |= _areas(local.detached(), everyone.detached())
-        if isinstance(temperature, Tensor):
-            measures["temperature"] = temperature
-        return terms, measures
+        """The unweighted terms, () with gradient, and their metrics.
 
-    def temperature(self) -> Tensor | float:
-        """τ: a number, or where it is learned a () tensor with gradient."""
-        if self.log_temperature is None:
-            return self.config.temperature
-        return LOWEST_TEMPERATURE + self.log_temperature.exp()
+        Raises:
+            ValueError: a term's value is no number, or its metrics are not those that it names.
+        """
+        values: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
+        for name in self.terms:
+            term = self._term(name)
+            value = term(outputs, batch)
+            values[name], more = value if isinstance(value, tuple) else (value, {})
+            if values[name].shape != ():
+                shape = tuple(values[name].shape)
+                raise ValueError(f"loss term {name}: returned shape {shape}, not one number")
+            if more.keys() != set(term.metrics):
+                raise ValueError(
+                    f"loss term {name}: returned the metrics {sorted(more)}, but `metrics` names "
+                    f"{sorted(term.metrics)}"
+                )
+            metrics |= more
+        return values, metrics
 
-    def _temporal(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
-        return time_contrastive_loss(
-            outputs["d_t"],
-            outputs["d_next"],
-            outputs["d_far"],
-            batch["far_valid"],
-            batch["clip"],
-            num_negatives=self.config.temporal_negatives,
-            temperature=self.config.temporal_temperature,
-            contrast=bool(self.config.negatives),
-        )
+    def _term(self, name: str) -> LossTerm:
+        term = self.terms[name]
+        assert isinstance(term, LossTerm)
+        return term
+
+    def _check_names(self) -> None:
+        taken = set(_RESERVED)
+        for name in self.terms:
+            term = self._term(name)
+            for curve in (name, *term.metrics):
+                if curve in taken:
+                    raise UserError(
+                        f"objective.extra_terms: the term {name} names a curve {curve}, which "
+                        "another one has; rename the class or its metric"
+                    )
+                taken.add(curve)
+            if unknown := sorted(set(term.frames) - set(FRAMES)):
+                raise UserError(
+                    f"objective.extra_terms: the term {name} reads the frames {unknown}; known: "
+                    f"{', '.join(FRAMES)}"
+                )
 
 
-@torch.no_grad()
-def _areas(local: Examples, everyone: Examples) -> dict[str, Tensor]:
-    """Mean volume of matched examples and of mixtures of different ones, and the mean cosine."""
-    matched = simplex_volume(list(local.points.values())).mean()
-    mixed = rolled(everyone.points, {name: k for k, name in enumerate(everyone.points)})
-    return {
-        "volume": matched,
-        "cosine": -energy(local.points, 0.0, 1.0).mean(),
-        "area_matched": matched,
-        "area_shuffled": simplex_volume(list(mixed.values())).mean(),
-    }
+def term_class(name: str, arguments: Mapping[str, Any]) -> type[LossTerm]:
+    """The class of a term that takes these arguments beside its setup.
+
+    Raises:
+        UserError: it does not exist, does not import, is no :class:`LossTerm`, or has no such
+            argument.
+    """
+    setting = f"objective.extra_terms.{name}"
+    term = TERMS.resolve(name, setting)
+    if not (isinstance(term, type) and issubclass(term, LossTerm)):
+        raise UserError(f"{setting}: must be a subclass of {TERMS.contract}, not {term!r}")
+    try:
+        inspect.signature(term).bind(None, **arguments)
+    except TypeError as error:
+        raise UserError(f"{setting}: {error}") from None
+    return term
+
+
+def _build(name: str, arguments: Mapping[str, Any], setup: TermSetup) -> LossTerm:
+    term = term_class(name, arguments)
+    try:
+        return term(setup, **arguments)
+    except (ValueError, TypeError) as error:
+        if not arguments:
+            raise
+        raise UserError(f"objective.extra_terms.{name}: {error}") from error
+
+
+def _rename_earlier(module: nn.Module, state: dict[str, Any], prefix: str, *unused: object) -> None:
+    """Give what an earlier version saved the names of today."""
+    for key in list(state):
+        for before, now in _EARLIER_NAMES.items():
+            if key.startswith(prefix + before):
+                state[prefix + now + key.removeprefix(prefix + before)] = state.pop(key)
 
 
 def _over_processes(terms: dict[str, Tensor]) -> dict[str, Tensor]:

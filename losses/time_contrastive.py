@@ -1,4 +1,4 @@
-"""Time contrast: frames near in time have near embeddings.
+"""Time-contrastive term: frames near in time have near embeddings.
 
 R3M (arXiv 2203.12601, eq. 1), as DynaFLIP takes it: for frames t1 < t2 < t3 of one clip
 and similarity S = −‖a − b‖₂,
@@ -8,11 +8,34 @@ Shapes: n examples of this process, N of all, D width, M negatives.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
+from dynaflip.losses.base import FRAMES, LossTerm
 from dynaflip.losses.distributed import gather_rows, global_mean, rank
 from dynaflip.losses.simplex import full_precision
+
+
+class TimeContrastiveTerm(LossTerm):
+    """L_tcn over the three frames of each example and frames of other clips."""
+
+    frames = FRAMES
+
+    def forward(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
+        """The mean () over examples that have something to contrast."""
+        config = self.setup.objective
+        return time_contrastive_loss(
+            outputs["d_t"],
+            outputs["d_next"],
+            outputs["d_far"],
+            batch["far_valid"],
+            batch["clip"],
+            num_negatives=config.temporal_negatives,
+            temperature=config.temporal_temperature,
+            contrast=bool(config.negatives),
+        )
 
 
 def time_contrastive_loss(

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from dynaflip.encoders.model import DynaFLIP
 from dynaflip.eval.retrieval import effective_rank, spread, top1
-from dynaflip.losses.contrastive import Examples
 from dynaflip.losses.distributed import global_sum, world_size
-from dynaflip.losses.objective import WEIGHTED, Objective
+from dynaflip.losses.examples import Examples
+from dynaflip.losses.objective import Objective
 from dynaflip.losses.simplex import full_precision
 
 Metrics = dict[str, float]
@@ -39,8 +39,7 @@ def diagnose(model: DynaFLIP, objective: Objective, batch: Mapping[str, Tensor])
     metrics = gradient_norms(model, objective, frames, batch)
     with torch.no_grad():
         outputs = model.heads(*frames, batch)
-        points = {name: outputs[f"z_{name}"] for name in objective.config.modalities}
-        everyone = Examples(points, batch["group"], batch["triplet"]).gathered()
+        everyone = Examples.of(outputs, batch, objective.config.modalities).gathered()
     metrics |= embedding_metrics(everyone)
     model.train(trained)
     objective.train(counted)
@@ -61,10 +60,9 @@ def gradient_norms(
     d_t, d_next, d_far = (full_precision(f.detach()).requires_grad_() for f in frames)
     leaves = [d_t, d_next, d_far]
     outputs = model.heads(d_t, d_next, d_far, batch)
-    terms, _ = objective.terms(outputs, batch)
+    terms, _ = objective.evaluate(outputs, batch)
     metrics = {}
-    for name in WEIGHTED:
-        weight = getattr(objective.config, name)
+    for name, weight in objective.weights.items():
         # A term is this process's share times their number: DDP, which averages, is not here.
         gradients = torch.autograd.grad(
             weight * terms[name] / world_size(), leaves, retain_graph=True, allow_unused=True

@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dynaflip.platform.tracking import Run
 
 Curves = dict[str, list[tuple[int, float]]]
-_TERMS = ("loss", "contrastive", "temporal", "flow")
-
-
 _FLOW_EXAMPLES = 8
 
 
-def log_images(run: Run, curves: Curves, triplets: str) -> None:
+def log_images(run: Run, curves: Curves, triplets: str, terms: Sequence[str]) -> None:
     """Log ``images/curves.png`` and ``images/flow.png`` to the run.
 
     Args:
         run: the open MLflow run.
         curves: of :meth:`Run.curves`.
-        triplets: the folder that the run learnt from.
+        triplets: the folder that the run was trained on.
+        terms: names of the loss terms to draw.
     """
     import cv2
 
     from dynaflip.platform.triplets.report.overlays import draw_tracks, read_examples, sheet
 
-    run.log_figure(curves_figure(curves), "images/curves.png")
+    run.log_figure(curves_figure(curves, terms), "images/curves.png")
     rows = read_examples(Path(triplets), _FLOW_EXAMPLES)
     overlay = sheet([draw_tracks(row) for row in rows], [row["caption"] for row in rows])
     with tempfile.TemporaryDirectory() as folder:
@@ -36,13 +35,14 @@ def log_images(run: Run, curves: Curves, triplets: str) -> None:
         run.log_file(path, "images")
 
 
-def curves_figure(curves: Curves) -> Any:
+def curves_figure(curves: Curves, terms: Sequence[str]) -> Any:
     """Four panels over steps: terms, areas, held-out retrieval against chance, effective rank."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 7), layout="constrained")
     panels = figure.subplots(2, 2)
-    _draw(panels[0, 0], curves, {name: f"train/{name}" for name in _TERMS}, "objective's terms")
+    shown = {name: f"train/{name}" for name in ("loss", *terms)}
+    _draw(panels[0, 0], curves, shown, "loss and its terms, unweighted")
     areas = {f"{k} triples": f"train/area_{k}" for k in ("matched", "shuffled")}
     _draw(panels[0, 1], curves, areas, "area of triples")
     for colour, scope in zip(("C0", "C1", "C2", "C3"), _SCOPES, strict=True):

@@ -1,17 +1,22 @@
-"""What a run says while it trains: one line a report, kept in the run's ``progress.log``."""
+"""Progress of a run: one line for each report, also written to the run's ``progress.log``."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 Metrics = dict[str, float]
-_TERMS = ("contrastive", "temporal", "flow", "direct")
 
 
-def progress_line(metrics: Metrics, total_steps: int) -> str:
-    """``step 120/400  1.9 steps/s  ETA 2:27  loss …  terms …  area matched/shuffled  wait``."""
+def progress_line(metrics: Metrics, total_steps: int, terms: Sequence[str]) -> str:
+    """``step 120/400  1.9 steps/s  ETA 2:27  loss …  terms …  area matched/shuffled  waiting``.
+
+    Args:
+        metrics: of one report.
+        total_steps: of the run.
+        terms: names of the loss terms to show (:meth:`ObjectiveConfig.weighted`).
+    """
     step = int(metrics["step"])
     parts = [f"step {step:>{len(str(total_steps))}}/{total_steps}"]
     rate = metrics.get("speed/steps_per_s")
@@ -19,13 +24,8 @@ def progress_line(metrics: Metrics, total_steps: int) -> str:
         parts.append(f"{rate:.2f} steps/s  ETA {clock((total_steps - step) / rate)}")
     if "train/loss" in metrics:
         parts.append(f"loss {metrics['train/loss']:.3f}")
-        parts.append(
-            " ".join(
-                f"{name} {metrics[f'train/{name}']:.3f}"
-                for name in _TERMS
-                if f"train/{name}" in metrics and (name != "direct")
-            )
-        )
+        values = {name: metrics.get(f"train/{name}") for name in terms}
+        parts.append(" ".join(f"{n} {v:.3f}" for n, v in values.items() if v is not None))
         matched, shuffled = (metrics.get(f"train/area_{k}") for k in ("matched", "shuffled"))
         if matched is not None and shuffled is not None:
             parts.append(f"area {matched:.2f}/{shuffled:.2f}")
@@ -57,19 +57,19 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def follow(path: Path, running: Callable[[], bool], say: Callable[[str], None]) -> None:
-    """Say each line that is added to a file while something runs, and what is left after it."""
+def follow(path: Path, running: Callable[[], bool], log: Callable[[str], None]) -> None:
+    """Pass on each line that is added to a file while something runs, and those left after it."""
     position = path.stat().st_size if path.exists() else 0
     more = True
     while more:
         more = running()
         if path.exists():
-            with path.open() as log:
-                log.seek(position)
-                text = log.read()
+            with path.open() as file:
+                file.seek(position)
+                text = file.read()
             complete = text[: text.rfind("\n") + 1]
             position += len(complete.encode())
             for line in complete.splitlines():
-                say(line)
+                log(line)
         if more:
             time.sleep(0.2)

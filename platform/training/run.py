@@ -195,7 +195,7 @@ def _train_and_register(
         ray_train.fit(work, run, run_folder)
         curves = run.curves()
         last = {name: points[-1][1] for name, points in curves.items()}
-        plots.log_images(run, curves, work.index.folder)
+        plots.log_images(run, curves, work.index.folder, config.objective.weighted())
         encoder_folder = save_encoder(work, run, run_folder, last)
         version = registry.register(
             encoder_folder,

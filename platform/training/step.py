@@ -40,7 +40,9 @@ def train_step(
     backward(terms["loss"])
     limit = clip_norm if clip_norm > 0 else float("inf")
     norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
-    if not torch.isfinite(norm):
+    # The loss terms' own parameters (a learned temperature) are not clipped, but must be finite.
+    own = nn.utils.get_total_norm(p.grad for p in objective.parameters() if p.grad is not None)
+    if not (torch.isfinite(norm) and torch.isfinite(own)):
         raise NonFiniteLoss("gradient_norm not finite")
     optimizer.step()
     schedule.step()

@@ -33,14 +33,15 @@ class TrainingState:
         seed_step(config.train.seed, 0, 0)  # the same weights on every rank
         self.model = DynaFLIP(config.model).to(device).train()
         self.model.image.freeze_unread()
-        self.model.learnt_frames = config.objective.frames()
+        width = config.model.embedding_dim
+        self.objective = Objective(config.objective, width, self.model.image.dim).to(device)
+        self.model.learnt_frames = self.objective.frames()
         self.average: AveragedModel | None = None
         if config.train.ema_decay:
             averaging = get_ema_multi_avg_fn(config.train.ema_decay)
             self.average = AveragedModel(self.model, multi_avg_fn=averaging)
         if config.train.activation_checkpointing:
             self.model.image.recompute_activations()
-        self.objective = Objective(config.objective, config.model.embedding_dim).to(device)
         self.optimizer = build_optimizer(self.model, self.objective, config.optimizer)
         self.schedule = build_schedule(self.optimizer, config.optimizer, total_steps)
         self.step = 0
@@ -55,7 +56,7 @@ class TrainingState:
             self.model.compile()
         if world_size() == 1:
             return self.model, self.objective
-        learns = any(True for _ in self.objective.parameters())
+        learns = any(parameter.requires_grad for parameter in self.objective.parameters())
         return (
             DistributedDataParallel(self.model),
             DistributedDataParallel(self.objective, forward_sync_buffers=False)

@@ -93,7 +93,7 @@ def pretrain_plain(
         if rank == 0 and metrics["step"] > last["step"]:
             with (output / METRICS).open("a") as file:
                 file.write(json.dumps(metrics) + "\n")
-            say(progress_line(metrics, length.total_steps))
+            say(progress_line(metrics, length.total_steps, config.objective.weighted()))
             last.update(metrics)
 
     with _process_group(rank, workers, config.train.device) as device:

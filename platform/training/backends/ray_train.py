@@ -95,7 +95,11 @@ def fit(
     _calm_ray_data()
     checkpoints_of(work)  # makes the folder, which the workers look for
     # Typed for Ray's older callbacks, which the Train of today refuses.
-    listeners: list[Any] = [Reporter(run, run_folder / PROGRESS, work.length.total_steps)]
+    listeners: list[Any] = [
+        Reporter(
+            run, run_folder / PROGRESS, work.length.total_steps, work.config.objective.weighted()
+        )
+    ]
     listeners += callbacks
     trainer = ray.train.torch.TorchTrainer(
         _train_on_worker,
@@ -125,8 +129,9 @@ def checkpoints_of(work: TrainJob) -> Checkpoints:
 class Reporter(ray.train.UserCallback):
     """Runs in Ray Train's controller: one log_batch and one line of progress a report."""
 
-    def __init__(self, run: Run, log: Path, total_steps: int) -> None:
-        self.run, self.log, self.total_steps = run, log, total_steps
+    def __init__(self, run: Run, log: Path, total_steps: int, terms: Sequence[str] = ()) -> None:
+        """``terms`` are the loss terms that the progress line shows."""
+        self.run, self.log, self.total_steps, self.terms = run, log, total_steps, terms
         curves = run.curves().values()
         # A run that goes on reports again what came after its checkpoint; the curves have it.
         self.last_step = max((points[-1][0] for points in curves if points), default=-1)
@@ -145,7 +150,7 @@ class Reporter(ray.train.UserCallback):
         step = int(said["step"])
         lines = list(notes)
         if step > self.last_step:
-            lines.append(progress_line(said, self.total_steps))
+            lines.append(progress_line(said, self.total_steps, self.terms))
             del said["step"]
             self._kept.append((step, {k: v for k, v in said.items() if math.isfinite(v)}))
             self.last_step = step

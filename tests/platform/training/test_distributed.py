@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
 from dynaflip.encoders.config import FlowConfig, ImageConfig, ModelConfig
+from dynaflip.losses.base import LossTerm, TermSetup
 from dynaflip.losses.config import ObjectiveConfig
 from dynaflip.platform.cluster import free_port
 from dynaflip.platform.training.backends.in_process import METRICS, pretrain_plain
@@ -24,6 +26,22 @@ from dynaflip.platform.training.config import (
 )
 
 pytestmark = [pytest.mark.ddp, pytest.mark.slow]
+
+
+class Offset(LossTerm):
+    """An outsider's term with a parameter: distance of the image embeddings to a learned point."""
+
+    frames = ("t", "next")
+
+    def __init__(self, setup: TermSetup) -> None:
+        super().__init__(setup)
+        assert setup.embedding_dim is not None
+        self.point = torch.nn.Parameter(torch.full((setup.embedding_dim,), 0.1))
+
+    def forward(
+        self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        return (outputs["z_image"] - self.point).square().mean()
 
 
 def config_of(folder: Path, **train: object) -> PretrainConfig:
@@ -39,7 +57,12 @@ def config_of(folder: Path, **train: object) -> PretrainConfig:
         ),
         # Everything that processes must agree on; the queue forgets whole batches, because the
         # order within one differs with the number of processes.
-        objective=ObjectiveConfig(learn_temperature=True, queue_size=16, temporal_negatives=8),
+        objective=ObjectiveConfig(
+            learn_temperature=True,
+            queue_size=16,
+            temporal_negatives=8,
+            extra_terms={f"class:{__name__}:Offset": 0.5},
+        ),
         data=DataConfig(batch_size=4, shuffle_buffer_rows=1),
         optimizer=OptimizerConfig(lr=1e-3, warmup_share=0),
         train=TrainConfig(**{**settings, **train}),  # type: ignore[arg-type]
@@ -77,7 +100,7 @@ def test_two_processes_in_parts_have_one_process_s_curve_and_it_can_go_on_alone(
     whole = config_of(triplet_folder, num_workers=1)
     data = dataclasses.replace(whole.data, batch_size=8)
     pretrain_plain(dataclasses.replace(whole, data=data), tmp_path / "whole")
-    terms = ("contrastive", "temporal", "flow", "temperature", "loss")
+    terms = ("contrastive", "temporal", "flow", "temperature", "Offset", "loss")
     expected = reports(tmp_path / "whole")
     for mine, theirs in zip(found, expected, strict=True):
         for term in terms:
@@ -89,6 +112,8 @@ def test_two_processes_in_parts_have_one_process_s_curve_and_it_can_go_on_alone(
 
     # 36 triplets: 4 steps of 2 x 4 leave 4. Go back to step 2 and lose a worker there.
     checkpoints = tmp_path / "run" / "checkpoints"
+    saved = load_file(checkpoints / "step-00000004" / "objective.safetensors")
+    assert (saved["terms.Offset.point"] != 0.1).all(), "trained and saved"
     had = load_file(checkpoints / "step-00000002" / "position.safetensors")["had"]
     assert len(set(had.tolist())) == len(had) == 16
     for path in (checkpoints / "step-00000004").iterdir():

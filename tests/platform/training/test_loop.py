@@ -225,8 +225,9 @@ def test_decay_spares_norms_biases_and_tokens_and_the_backbone_has_its_own_rate(
         assert (id(parameter) in decayed) == (parameter.ndim >= 2 and parameter.shape[0] > 1), name
         scale = 0.1 if name.startswith("image.") else 1.0
         assert rates[id(parameter)] == pytest.approx(config.lr * scale), name
-    assert id(objective.log_temperature) in rates
-    assert id(objective.log_temperature) not in decayed
+    (temperature,) = objective.parameters()
+    assert id(temperature) in rates
+    assert id(temperature) not in decayed
 
 
 def test_the_rate_rises_and_falls_on_a_cosine() -> None:
@@ -278,7 +279,7 @@ def test_steps_and_epochs_exclude_each_other_and_decide_the_length() -> None:
         plan(config, 3)
 
 
-def test_the_progress_line_says_rate_remaining_time_and_terms() -> None:
+def test_the_progress_line_has_rate_remaining_time_and_weighted_terms() -> None:
     metrics = {
         "step": 120,
         "speed/steps_per_s": 2.0,
@@ -287,10 +288,14 @@ def test_the_progress_line_says_rate_remaining_time_and_terms() -> None:
         "train/contrastive": 2.5,
         "train/temporal": 0.5,
         "train/flow": 0.25,
+        "train/direct": 0.125,
+        "train/Smoothness": 7.5,
     }
-    line = progress_line(metrics, 400)
+    line = progress_line(metrics, 400, ("contrastive", "temporal", "flow", "Smoothness"))
     for part in ("step 120/400", "2.00 steps/s", "ETA 2:20", "loss 3.250", "flow 0.250"):
         assert part in line
+    assert "Smoothness 7.500" in line
+    assert "direct" not in line
     assert clock(3725) == "1:02:05"
 
 

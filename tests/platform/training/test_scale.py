@@ -231,9 +231,10 @@ def test_the_rest_of_an_epoch_is_what_was_not_seen(triplet_folder: Path) -> None
 def test_frames_that_no_term_reads_get_no_gradient_and_change_none(arm: str) -> None:
     config = apply_variant(PretrainConfig(), arm).objective
     read = {"full": FRAMES, "no_temporal": ("t", "next"), "flow_prediction_only": ("t",)}
-    assert config.frames() == read[arm]
+    narrowed = Objective(config).frames()
+    assert narrowed == read[arm]
     gradients = []
-    for frames, parts in ((FRAMES, None), (config.frames(), None), (config.frames(), 3)):
+    for frames, parts in ((FRAMES, None), (narrowed, None), (narrowed, 3)):
         model = tiny_model()
         model.learnt_frames = frames
         outputs, backward = forward(model, batch(), parts)
