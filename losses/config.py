@@ -187,13 +187,11 @@ class ObjectiveConfig:
 
     def terms(self) -> dict[str, Mapping[str, Any]]:
         """The terms of the objective by the names that they are resolved by, with arguments."""
-        extra = {
-            name: {key: v for key, v in given.items() if key != "weight"}
-            if isinstance(given, dict)
-            else {}
-            for name, given in self.extra_terms.items()
-        }
-        return {name: {} for name in self._own_weights()} | extra
+        terms: dict[str, Mapping[str, Any]] = {name: {} for name in self._own_weights()}
+        for name, given in self.extra_terms.items():
+            section = given if isinstance(given, dict) else {}
+            terms[name] = {key: value for key, value in section.items() if key != "weight"}
+        return terms
 
     def weights(self) -> dict[str, float]:
         """The weight of each term by its curve's name, in the table's order, extra ones last."""
