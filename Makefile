@@ -9,10 +9,10 @@ unexport PYTHONDONTWRITEBYTECODE
 export MUJOCO_GL ?= egl
 export PYOPENGL_PLATFORM ?= egl
 
-.PHONY: help env demo test chaos fuzz slow bench check ui lock format clean
+.PHONY: help env demo test integration chaos fuzz slow bench check ui lock format clean
 
 help:  ## show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(STAMP): pyproject.toml requirements.lock
 	@infra/system-libraries.sh
@@ -27,10 +27,16 @@ env: $(STAMP)  ## the environment in .venv alone
 demo: $(STAMP)  ## from nothing to a registered encoder and its first score
 	$(BIN)/python jobs/demo.py
 
-test: $(STAMP)  ## the whole test suite (about a quarter of an hour on 2 cores)
-	# Tiny tensors on threads of a busy machine wait for one another: one thread is faster.
-	# Two files at a time, each with a Ray cluster of its own: most of it waits for processes to start.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not chaos and not fuzz and not bench"
+# Tiny tensors on threads of a busy machine wait for one another: one thread is faster.
+# Two files at a time, each with a Ray cluster of its own: most of it waits for processes to start.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
+
+test: $(STAMP)  ## the tests, with one small job of each kind (under 10 minutes on 2 cores)
+	$(PYTEST) $(IN_TWO) -m "not integration and not slow and not gpu and not chaos and not fuzz and not bench"
+
+integration: $(STAMP)  ## whole jobs, the code of the docs, one fault of each kind (about half an hour)
+	$(PYTEST) $(IN_TWO) -m "integration and not gpu"
 
 chaos: $(STAMP)  ## kill drivers, workers and nodes, fill disks, damage checkpoints (slow)
 	$(BIN)/python -m pytest -m chaos

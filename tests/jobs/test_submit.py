@@ -100,6 +100,7 @@ def submit(cluster: dict[str, str], *words: str) -> tuple[int, int | None, str]:
     return result.returncode, info.driver_exit_code, result.stdout + result.stderr
 
 
+@pytest.mark.integration
 def test_a_submitted_pretraining_runs_the_submitted_code_and_registers(
     cluster: dict[str, str], triplet_folder: Path, bare_python: Path
 ) -> None:
@@ -138,6 +139,7 @@ def test_a_submitted_jobs_exit_code_is_its_own(cluster: dict[str, str]) -> None:
     assert "objective.volume" in printed
 
 
+@pytest.mark.integration
 def test_a_submitted_job_refuses_to_write_into_its_temporary_copy(cluster: dict[str, str]) -> None:
     code, own, printed = submit(cluster, "jobs/preprocess.py", "--output", "data/triplets")
     assert code != 0

@@ -69,7 +69,7 @@ def test_an_arm_that_cannot_be_is_refused_before_any_training(tmp_path: Path) ->
         ablate(dataclasses.replace(only, pretrain=settings))
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.ray
 def test_what_is_made_is_reused_and_logged(
     ray_cluster: None, triplet_folder: Path, capsys: pytest.CaptureFixture[str]

@@ -43,6 +43,7 @@ def command(encoder: Path) -> list[str]:
     return [*words, "--behaviour_cloning.steps", "50"]
 
 
+@pytest.mark.integration
 def test_a_killed_evaluation_goes_on_to_the_table_of_an_uninterrupted_one_and_is_right(
     module_home: Path, ray_cluster: None
 ) -> None:
@@ -121,6 +122,7 @@ def _with_one_policy(outcome: Outcome, folder: Path) -> str:
     return run.run_id
 
 
+@pytest.mark.integration
 def test_runs_are_compared_in_pairs_and_promotion_asks_for_test(
     module_home: Path, ray_cluster: None
 ) -> None:
@@ -194,7 +196,7 @@ def test_runs_are_compared_in_pairs_and_promotion_asks_for_test(
         compare("nothing-like-it", on_dev.run_name)
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "change",
     [

@@ -44,6 +44,7 @@ def test_the_job_of_a_lost_worker_is_done_again(
     assert capsys.readouterr().out.count("a worker was lost") == 1
 
 
+@pytest.mark.integration
 def test_a_job_that_kills_every_worker_ends_in_one_line(tmp_path: Path, ray_cluster: None) -> None:
     with pytest.raises(UserError, match=r"workers were lost.*run the same again") as error:
         squares(tmp_path, deaths=1000)
@@ -74,6 +75,7 @@ with Workers() as workers:
 """
 
 
+@pytest.mark.integration
 def test_workers_that_memory_does_not_suffice_for_end_in_one_line() -> None:
     done = subprocess.run(
         [sys.executable, "-c", FULL_MACHINE], capture_output=True, text=True, timeout=240

@@ -63,6 +63,7 @@ def run_both_stages(name: str) -> tuple[Sweep, list[Confirmed]]:
     return sweep, confirmed_of(sweep.study(CONFIRM), chosen_settings(sweep))
 
 
+@pytest.mark.integration
 def test_a_winner_is_confirmed_and_registered_and_moves_the_alias_only_beyond_noise(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,7 +21,7 @@ from dynaflip.platform.sweep.show import show
 from dynaflip.platform.sweep.stages import run_with
 from dynaflip.platform.sweep.study import SEARCH, open_storage
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.integration]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -101,6 +101,7 @@ def process_reasons(trials: list) -> list[str]:
     return [t.user_attrs.get("reason", "") for t in trials]
 
 
+@pytest.mark.integration
 def test_computed_trials_survive_one_death_of_each_kind(home: Path, tmp_path: Path) -> None:
     script, trial = Path(__file__).with_name("computed_sweep.py"), "ray::ImplicitFunc"
     words, log = ["killed", "1"], tmp_path / "sweep.log"

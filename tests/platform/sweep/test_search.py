@@ -68,6 +68,7 @@ def test_failures_are_recorded_with_their_reason_and_end_nothing(home: Path) -> 
     assert "KILLED in MLflow" in found
 
 
+@pytest.mark.integration
 def test_an_outage_ends_the_sweep_and_fails_no_trial(home: Path) -> None:
     mended = home / "mended"
     mended_path = str(mended)

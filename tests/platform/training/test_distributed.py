@@ -25,7 +25,7 @@ from dynaflip.platform.training.config import (
     TrainConfig,
 )
 
-pytestmark = [pytest.mark.ddp, pytest.mark.slow]
+pytestmark = [pytest.mark.ddp, pytest.mark.integration]
 
 
 class Offset(LossTerm):

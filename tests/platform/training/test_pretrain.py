@@ -42,6 +42,16 @@ def config_of(folder: Path, **train: object) -> PretrainConfig:
     )
 
 
+def test_a_short_run_ends_in_a_registered_encoder(ray_cluster: None, triplet_folder: Path) -> None:
+    from dynaflip.platform.training.run import pretrain
+
+    outcome = pretrain(config_of(triplet_folder, steps=2, eval_every_steps=0), alias="short")
+    assert outcome.uri().startswith("models:/dynaflip-encoder/")
+    encoder = dynaflip.load_encoder("models:/dynaflip-encoder@short")
+    assert (encoder.info["run_name"], encoder.info["steps"]) == (outcome.run_name, 2)
+
+
+@pytest.mark.integration
 def test_a_run_survives_its_worker_and_its_driver_and_is_logged_registered_and_loads(
     ray_cluster: None, triplet_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,6 +97,7 @@ def test_a_run_survives_its_worker_and_its_driver_and_is_logged_registered_and_l
 
 
 @pytest.mark.chaos  # that the loop stops and names the batch is tested without Ray
+@pytest.mark.integration
 def test_a_loss_that_is_not_finite_ends_the_run_as_failed(
     ray_cluster: None, triplet_folder: Path
 ) -> None:
@@ -144,6 +155,7 @@ def test_machines_are_waited_for_as_long_as_is_said(
     check_shared("s3://bucket/prefix")
 
 
+@pytest.mark.integration
 def test_checkpoints_in_a_bucket_end_in_an_encoder(triplet_folder: Path, tmp_path: Path) -> None:
     moto = pytest.importorskip("moto.server", reason="an S3 server: pip install moto[server]")
     import boto3

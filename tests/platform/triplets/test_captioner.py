@@ -148,6 +148,7 @@ def test_each_source_asks_its_own_question(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.ray
+@pytest.mark.integration
 def test_clips_without_caption_are_described_once(
     video_folder: Callable[..., Path],
     tmp_path: Path,

@@ -24,7 +24,10 @@ from dynaflip.platform.triplets.models.depth import (
 from dynaflip.platform.triplets.pipeline import preprocess
 
 
-@pytest.fixture(scope="module", params=["relative", "metric"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param("relative", marks=pytest.mark.integration), "metric"],
+)
 def model_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A DepthAnything of a few thousand weights."""
     import torch

@@ -135,6 +135,7 @@ def check_whole(out: Path, manifest: dict, whole: dict) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.integration
 def test_a_worker_the_driver_and_the_node_are_killed(tmp_path: Path, ray_cluster: None) -> None:
     from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
     from dynaflip.platform.triplets.pipeline import preprocess
