@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from expectation import show
 from torch import Tensor
 
 from dynaflip.platform.config_loader import load_config
@@ -104,8 +105,8 @@ def test_feeding(ray_cluster: None, triplets: str) -> None:
         f"\nfeeding, one worker, one thread: bare loop {bare:.2f} steps/s, Ray Data and Ray Train "
         f"{fed:.2f} ({100 * fed / bare:.0f} %), waiting for data {100 * waiting:.1f} %"
     )
-    assert fed >= 0.95 * bare
-    assert waiting < 0.02
+    show("steps/s, fed by Ray / bare loop", fed / bare, at_least=0.95)
+    show("share of the time that waits for data", waiting, at_most=0.02)
 
 
 def test_weak_scaling(ray_cluster: None, triplets: str) -> None:
@@ -121,7 +122,7 @@ def test_weak_scaling(ray_cluster: None, triplets: str) -> None:
         f"{rates[2]:.1f}: {100 * rates[2] / rates[1] / 2:.0f} % of twice; of a step of two "
         f"{json.dumps(shares)}"
     )
-    assert rates[2] > rates[1]
+    show("samples/s, 2 workers / 1", rates[2] / rates[1], at_least=1)
 
 
 def message_shares(config: PretrainConfig) -> dict[str, str]:

@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from expectation import show
 
 from dynaflip.eval.perturbations import layout_seed
 from dynaflip.eval.policies.behaviour_cloning import BehaviourCloning
@@ -108,5 +109,4 @@ def test_rollouts_are_many_times_faster_than_the_plain_loop(ray_cluster: None) -
             f"\n{px} px: plain loop {plain:.1f} steps/s, harness on 2 workers {ours:.1f} steps/s: "
             f"{ours / plain:.1f} times"
         )
-        assert plain > 0
-        assert ours > 0
+        show("steps/s, harness / plain loop", ours / plain, at_least=5)
