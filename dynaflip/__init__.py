@@ -20,7 +20,7 @@ if not os.path.isdir(os.path.join(_here, "losses")):
 if TYPE_CHECKING:
     from dynaflip.encoders.image import ImageEncoder
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def load_encoder(uri: str, **kwargs: Any) -> ImageEncoder:
