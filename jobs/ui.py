@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import _checkout
+
+    _checkout.use_this_checkout()
+
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
+from types import FrameType
 
 from dynaflip.errors import UserError
 from dynaflip.platform.cli import job_parser, run_job
 from dynaflip.platform.paths import mlflow_folder
 
+# The server ends its own workers on SIGTERM; one that does not is killed after this.
+_STOP_S = 10.0
+
 
 def main(argv: list[str]) -> int:
-    """Serve until the user stops it; returns the server's exit code."""
+    """Serve until a signal or the server itself ends it; returns the exit code."""
     parser = job_parser(__doc__ or "")
     parser.add_argument("--port", type=int, default=5000, help="port on 127.0.0.1 (default 5000)")
     args = parser.parse_args(argv)
@@ -29,10 +40,33 @@ def main(argv: list[str]) -> int:
     print(f"MLflow UI on http://127.0.0.1:{args.port} (Ctrl-C ends it)")
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
     command += ["--port", str(args.port), "--workers", "1"]
-    command += ["--backend-store-uri", store or f"sqlite:///{database}"]
-    # Job execution would start seven more processes that a UI does not need.
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    return subprocess.run(command, env=environment, check=False).returncode
+    # In the environment, not in the command: the process list would show a database's password.
+    environment = {
+        **os.environ,
+        "MLFLOW_BACKEND_STORE_URI": store or f"sqlite:///{database}",
+        # Job execution would start seven more processes that a UI does not need.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    return _run_until_stopped(command, environment)
+
+
+def _run_until_stopped(command: list[str], environment: dict[str, str]) -> int:
+    """Run a server in a process group of its own and end all of the group with this process."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _leave)
+    server = subprocess.Popen(command, env=environment, start_new_session=True)
+    try:
+        return server.wait()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.wait(_STOP_S)
+            os.killpg(server.pid, signal.SIGKILL)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":
