@@ -5,6 +5,11 @@ Each word is a job of this folder; in a checkout ``python jobs/pretrain.py`` is 
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import _checkout
+
+    _checkout.use_this_checkout()
+
 import importlib
 import sys
 import typing
@@ -20,6 +25,7 @@ JOBS = {
     "sweep": "search the weights, confirm the best, register its encoder",
     "evaluate": "score a registered encoder: probes, or policies in the simulator",
     "promote": "make a version the champion, with evidence",
+    "home": "where all state lives; adopt a home that was copied or moved",
     "ui": "the MLflow UI on your runs",
     "demo": "all of it, small, from nothing",
 }
@@ -33,7 +39,7 @@ def main() -> typing.NoReturn:
         sys.exit(0 if sys.argv[1:] in ([], ["-h"], ["--help"]) else 2)
     job = importlib.import_module(f"dynaflip.jobs.{sys.argv[1]}")
     sys.argv = [f"dynaflip {sys.argv[1]}", *sys.argv[2:]]
-    run_job(job.main)
+    run_job(job.main, check_home=sys.argv[0] != "dynaflip home")
 
 
 if __name__ == "__main__":

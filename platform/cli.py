@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from dynaflip.errors import UserError
 from dynaflip.platform.config_loader import flat_fields, load_config
-from dynaflip.platform.paths import home, in_submitted_job
+from dynaflip.platform.paths import home, home_folder, in_submitted_job
 from dynaflip.renames import current_flags, current_key
 
 C = TypeVar("C")
@@ -85,8 +85,13 @@ def parse_config(
     return args, load_config(cls, args.config, overrides)
 
 
-def run_job(main: Callable[[list[str]], int]) -> typing.NoReturn:
-    """Run a job's ``main`` and leave with its exit code; a user's mistake is one line and 2."""
+def run_job(main: Callable[[list[str]], int], *, check_home: bool = True) -> typing.NoReturn:
+    """Run a job's ``main`` and leave with its exit code; a user's mistake is one line and 2.
+
+    Args:
+        main: takes the words after the program's name.
+        check_home: refuse a home that was copied or moved before anything is done.
+    """
     argv = sys.argv[1:]
     # A job's output is read while it runs, through a pipe as well as on a terminal.
     typing.cast(Any, sys.stdout).reconfigure(line_buffering=True)
@@ -94,10 +99,21 @@ def run_job(main: Callable[[list[str]], int]) -> typing.NoReturn:
     try:
         if not {"-h", "--help"} & set(argv):
             place = " (submitted job)" if in_submitted_job() else ""
-            print(f"DYNAFLIP_HOME {home()}{place}")
+            print(f"DYNAFLIP_HOME {home() if check_home else home_folder()}{place}")
         code = main(argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in ("", "dynaflip"):
+            raise
+        print(
+            f"error: the package {missing} is not installed in {sys.prefix}; in a checkout "
+            f"`make env && . .venv/bin/activate` installs all of them, elsewhere "
+            f"`pip install 'dynaflip[platform]'`",
+            file=sys.stderr,
+        )
         code = 2
     except KeyboardInterrupt:
         print("stopped by the user", file=sys.stderr)

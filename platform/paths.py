@@ -12,9 +12,38 @@ from pathlib import Path
 
 from dynaflip.errors import UserError
 
+# Homes that this process has found where they were made.
+_in_place: set[Path] = set()
+
 
 def home() -> Path:
-    """The absolute home of all state; made if it is missing."""
+    """The absolute home of all state; made if it is missing.
+
+    Raises:
+        UserError: it cannot be made, or it was copied or moved here from where it was made: the
+            absolute paths stored in it would read and write the old place.
+    """
+    folder = home_folder()
+    if folder in _in_place:
+        return folder
+    from dynaflip.platform.home_move import MARKER, is_same_place, record_home, recorded_home
+
+    recorded = recorded_home(folder)
+    if recorded is not None and not is_same_place(recorded, folder):
+        raise UserError(
+            f"DYNAFLIP_HOME: {folder} was made at {recorded}, and its runs and encoders are stored "
+            f"with that path; if you moved or copied it, type `dynaflip home move` (`python "
+            f"jobs/home.py move`); if it is one folder mounted in two places, mount it at "
+            f"{recorded}"
+        )
+    if not (folder / MARKER).is_file():
+        record_home(folder)
+    _in_place.add(folder)
+    return folder
+
+
+def home_folder() -> Path:
+    """The home's absolute path, without a look at what is in it; made if it is missing."""
     folder = Path(os.environ.get("DYNAFLIP_HOME") or "~/.dynaflip").expanduser()
     if not folder.is_absolute():
         folder = Path.cwd() / folder
