@@ -9,6 +9,11 @@ stands in the paper's order, with the rank correlation to it.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import _checkout
+
+    _checkout.use_this_checkout()
+
 from dynaflip.platform.ablation import AblationConfig
 from dynaflip.platform.cli import config_parser, parse_config, run_job
 

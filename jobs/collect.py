@@ -8,6 +8,11 @@ Layouts and looks come from the pretraining split, and there is no setting for t
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import _checkout
+
+    _checkout.use_this_checkout()
+
 from dynaflip.platform import paths
 from dynaflip.platform.cli import config_parser, parse_config, run_job
 from dynaflip.platform.demonstrations.config import CollectConfig

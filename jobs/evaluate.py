@@ -16,6 +16,11 @@ The score goes to the terminal, to an HTML report and to MLflow.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import _checkout
+
+    _checkout.use_this_checkout()
+
 from dynaflip.errors import UserError
 from dynaflip.platform import paths
 from dynaflip.platform.cli import config_parser, parse_config, run_job

@@ -11,6 +11,11 @@ folder holds, writes data_card.html into it and logs it as a data set.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import _checkout
+
+    _checkout.use_this_checkout()
+
 import json
 import sys
 import time

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import _checkout
+
+    _checkout.use_this_checkout()
+
 import sys
 from pathlib import Path
 

@@ -8,6 +8,11 @@ A second call with the same output goes on from the newest checkpoint there.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import _checkout
+
+    _checkout.use_this_checkout()
+
 import dataclasses
 import sys
 from pathlib import Path

@@ -11,6 +11,11 @@ moves in one step.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import _checkout
+
+    _checkout.use_this_checkout()
+
 from dynaflip.platform.cli import job_parser, run_job
 
 

@@ -10,6 +10,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import _checkout
+
+    _checkout.use_this_checkout()
+
 import argparse
 import sys
 from collections.abc import Sequence

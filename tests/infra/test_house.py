@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from checkout import REPOSITORY
 
-JOBS = sorted(p.stem for p in (REPOSITORY / "jobs").glob("*.py") if p.stem != "__init__")
+JOBS = sorted(p.stem for p in (REPOSITORY / "jobs").glob("*.py") if p.stem[0] != "_")
 
 
 def run(*words: str, cwd: Path = REPOSITORY, **environment: str) -> subprocess.CompletedProcess:
@@ -54,6 +54,7 @@ def test_help_needs_neither_torch_nor_ray(job: str, tmp_path: Path) -> None:
     code = (
         "import runpy, sys\n"
         f"sys.argv = ['{job}', '--help']\n"
+        "sys.path[0] = 'jobs'\n"  # as for `python jobs/JOB.py`
         "try:\n"
         f"    runpy.run_path('jobs/{job}.py', run_name='__main__')\n"
         "except SystemExit as stop:\n"
