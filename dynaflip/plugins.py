@@ -30,6 +30,7 @@ CLASS_PREFIX = "class:"
 # Every kind of extension → where its extension point stands. `dynaflip plugins` lists them all.
 EXTENSION_POINTS: dict[str, str] = {
     "loss_term": "dynaflip.losses.terms:TERMS",
+    "backbone": "dynaflip.encoders.backbones:BACKBONES",
 }
 
 

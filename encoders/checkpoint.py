@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dynaflip.encoders.config import FlowConfig, ImageConfig, LanguageConfig, ModelConfig
-from dynaflip.encoders.image import ImageEncoder, build_image_encoder
+from dynaflip.encoders.image import ImageEncoder, rebuild_image_encoder
 from dynaflip.encoders.model import DynaFLIP
 from dynaflip.encoders.model_card import model_card
 from dynaflip.errors import UserError
@@ -61,6 +61,7 @@ def save_folder(folder: str | Path, model: DynaFLIP, info: Mapping[str, Any]) ->
         "text_dim": model.text_dim,
         "preprocessing": model.image.preprocessing,
         "image_architecture": model.image.architecture,
+        "licence": model.image.backbone.licence,
         "info": dict(info),
     }
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -68,7 +69,7 @@ def save_folder(folder: str | Path, model: DynaFLIP, info: Mapping[str, Any]) ->
         os.chmod(fresh, 0o755)
         save_file(image, fresh / ENCODER)
         save_file(towers, fresh / TOWERS)
-        card = model_card(asdict(model.config), model.image.preprocessing, model.image.dim, info)
+        card = model_card(model.image, info)
         (fresh / CARD).write_text(card, encoding="utf-8")
         (fresh / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
         # mkdtemp and safetensors make files for their owner alone; these are to be shared.
@@ -80,37 +81,56 @@ def save_folder(folder: str | Path, model: DynaFLIP, info: Mapping[str, Any]) ->
     return folder
 
 
-def load_model(folder: str | Path) -> DynaFLIP:
+def load_model(folder: str | Path, *, backbone: str | None = None) -> DynaFLIP:
     """The whole model of a folder, in evaluation mode, on the CPU.
+
+    Args:
+        folder: of :func:`save_folder`.
+        backbone: as of :func:`load_image_encoder`.
 
     Raises:
         UserError: the folder is missing, incomplete or of another format.
     """
     described = _read_config(folder)
     config = _model_config(folder, described["model"])
-    image = _image_encoder(described, config.image)
+    image = _image_encoder(folder, described, config.image, backbone)
     model = DynaFLIP(config, image=image, text_dim=described["text_dim"])
     state = {IMAGE_PREFIX + k: v for k, v in _read_tensors(folder, ENCODER).items()}
     _fill(folder, model, {**state, **_read_tensors(folder, TOWERS)})
     return model.eval()
 
 
-def load_image_encoder(folder: str | Path) -> ImageEncoder:
+def load_image_encoder(folder: str | Path, *, backbone: str | None = None) -> ImageEncoder:
     """The image encoder of a folder, in evaluation mode, on the CPU; ``info`` as saved.
 
+    A folder may have been downloaded, so its backbone is a built-in one or one of an installed
+    package; ``class:MODULE:NAME`` is taken from the caller alone.
+
+    Args:
+        folder: of :func:`save_folder`.
+        backbone: name of the backbone instead of the folder's own.
+
     Raises:
-        UserError: the folder is missing, incomplete or of another format.
+        UserError: the folder is missing, incomplete or of another format, or its backbone is
+            not to be had.
     """
     described = _read_config(folder)
-    encoder = _image_encoder(described, _model_config(folder, described["model"]).image)
+    config = _model_config(folder, described["model"]).image
+    encoder = _image_encoder(folder, described, config, backbone)
     _fill(folder, encoder, _read_tensors(folder, ENCODER))
     return encoder.eval()
 
 
-def _image_encoder(described: Mapping[str, Any], config: ImageConfig) -> ImageEncoder:
-    encoder = build_image_encoder(
-        config, described["image_architecture"], described["preprocessing"]
-    )
+def _image_encoder(
+    folder: str | Path, described: Mapping[str, Any], config: ImageConfig, backbone: str | None
+) -> ImageEncoder:
+    try:
+        encoder = rebuild_image_encoder(
+            config, described["image_architecture"], described["preprocessing"], backbone
+        )
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from None
+    encoder.backbone.licence = described.get("licence") or encoder.backbone.licence
     encoder.info = described["info"]
     return encoder
 

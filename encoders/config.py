@@ -17,8 +17,9 @@ class ImageConfig:
     """The image encoder. The paper's is DINOv2-Base at 224 px, fully trained."""
 
     name: str = EFFICIENTNET_LITE0
-    """``efficientnet-lite0`` (its ImageNet weights ship in a package), or the folder or hub id of
-    any transformers vision model, e.g. facebook/dinov2-base."""
+    """``efficientnet-lite0`` (its ImageNet weights ship in a package), a backbone of an installed
+    package, ``class:MODULE:NAME``, or the folder or hub id of any transformers vision model, e.g.
+    facebook/dinov2-base."""
 
     pretrained: bool = True
     """Start from the pretrained weights; False starts from random ones."""

@@ -1,14 +1,12 @@
 """The image encoder: one RGB image → one vector, and spatial tokens. Nothing else at use.
 
-Frame embedding of DynaFLIP (arXiv 2605.30350): a vision transformer's [CLS] ⊕ the mean of its
-patch tokens; for a convolutional network the mean of its spatial tokens.
-Shapes: B images, D embedding width, P spatial tokens of width D'.
+Shapes: B images, H×W pixels of an image as given, px the side of the square that the backbone
+sees, D embedding width, P spatial tokens of width D'.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,17 +15,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dynaflip.encoders import preprocessing
-from dynaflip.encoders.backbones import transformers_vision
-from dynaflip.encoders.backbones.efficientnet_lite import (
-    HEAD_CHANNELS,
-    EfficientNetLite0,
-    load_packaged_weights,
-)
-from dynaflip.encoders.config import EFFICIENTNET_LITE0, ImageConfig
+from dynaflip.encoders.backbones import backbone_class
+from dynaflip.encoders.backbones.base import Backbone
+from dynaflip.encoders.config import ImageConfig
 from dynaflip.errors import UserError
-
-# EfficientNet-Lite was trained on (value − 127) / 128.
-LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 
 
 class ImageEncoder(nn.Module):
@@ -38,7 +29,8 @@ class ImageEncoder(nn.Module):
         dim: D, width of an embedding.
         token_dim: D', width of a spatial token.
         preprocessing: ``image_px``, ``mean``, ``std``: what happens to an image first.
-        architecture: a transformers model's configuration, None for EfficientNet-Lite0.
+        architecture: what the backbone is rebuilt from beside the settings; None where its name
+            says everything.
         info: free for the checkpoint: config, git commit, data digest, metrics.
     """
 
@@ -49,7 +41,7 @@ class ImageEncoder(nn.Module):
         dim: int,
         token_dim: int,
         preprocessing: Mapping[str, Any],
-        architecture: Mapping[str, Any] | None = None,
+        token_grid: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         self.config = config
@@ -57,10 +49,28 @@ class ImageEncoder(nn.Module):
         self.dim = dim
         self.token_dim = token_dim
         self.preprocessing = dict(preprocessing)
-        self.architecture = None if architecture is None else dict(architecture)
+        self.architecture = backbone.describe()
         self.info: dict[str, Any] = {}
+        self._token_grid = token_grid
         # Torch's stubs do not know this overload.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @property
+    def token_grid(self) -> tuple[int, int]:
+        """Rows and columns of the spatial tokens, P = rows × columns, from the top left.
+
+        The same for every image, because all are resized to one square: a token covers an equal
+        share of the image's height and width, whatever its shape.
+
+        Raises:
+            UserError: the backbone's tokens have no grid.
+        """
+        if self._token_grid is None:
+            raise UserError(
+                f"backbone {self.config.name}: its tokens are no square grid; it must give "
+                "token_grid (rows, columns)"
+            )
+        return self._token_grid
 
     def forward(self, images: Any) -> Tensor:
         """Embeddings of images: (B, D).
@@ -75,8 +85,21 @@ class ImageEncoder(nn.Module):
         return self.features(self._checked(images))[0]
 
     def tokens(self, images: Any) -> Tensor:
-        """Spatial features of images in row-major order: (B, P, D'). As :meth:`forward`."""
+        """Spatial features of images: (B, P, D'), row by row of :attr:`token_grid`.
+
+        ``encoder.tokens(images).unflatten(1, encoder.token_grid)`` is (B, rows, columns, D').
+        Arguments as of :meth:`forward`.
+        """
         return self.features(self._checked(images))[1]
+
+    def token_map(self, images: Any) -> Tensor:
+        """Spatial features as a feature map: (B, D', rows, columns). As :meth:`forward`.
+
+        Raises:
+            UserError: as :meth:`forward`, and where the tokens have no grid.
+        """
+        grid = self.token_grid
+        return self.tokens(images).transpose(1, 2).unflatten(2, grid)
 
     def preprocess(self, images: Any) -> Tensor:
         """Check, resize and normalise: images → (B, 3, px, px) float32."""
@@ -129,116 +152,59 @@ class ImageEncoder(nn.Module):
         return self.preprocess(images.to(device))
 
 
-class Backbone(nn.Module):
-    """A network behind the one interface that :class:`ImageEncoder` uses."""
-
-    # First blocks (and what comes before them) that get no gradient.
-    frozen_blocks: int = 0
-
-    def blocks(self) -> nn.ModuleList:
-        """Its repeated blocks, in order."""
-        raise NotImplementedError
-
-
-class LiteBackbone(Backbone):
-    """EfficientNet-Lite0 with its first blocks frozen."""
-
-    def __init__(self, frozen_blocks: int) -> None:
-        super().__init__()
-        self.network = EfficientNetLite0()
-        if frozen_blocks > len(self.network.blocks):
-            raise UserError(f"frozen_blocks: {frozen_blocks} of {len(self.network.blocks)} blocks")
-        self.frozen_blocks = frozen_blocks
-        if frozen_blocks:
-            for part in (self.network.stem, *self.network.blocks[:frozen_blocks]):
-                part.requires_grad_(False)
-
-    def blocks(self) -> nn.ModuleList:
-        """The inverted residual blocks."""
-        return self.network.blocks
-
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, px, px) → (B, 1280) and (B, P, 1280)."""
-        network, frozen = self.network, self.frozen_blocks
-        # Saliency asks for gradients of the pixels, through frozen blocks too.
-        with torch.no_grad() if frozen and not pixels.requires_grad else nullcontext():
-            x = network.stem(pixels)
-            for block in network.blocks[:frozen]:
-                x = block(x)
-        for block in network.blocks[frozen:]:
-            x = block(x)
-        tokens = network.head(x).flatten(2).transpose(1, 2)
-        return tokens.mean(1), tokens
-
-
-class TransformersBackbone(Backbone):
-    """A transformers vision model: DINOv2, ViT, SigLIP, CLIP, or a convolutional one."""
-
-    def __init__(self, network: nn.Module, frozen_blocks: int) -> None:
-        super().__init__()
-        self.network = network
-        self.prefix_tokens = transformers_vision.prefix_tokens(network)
-        self.call_settings = transformers_vision.call_settings(network)
-        transformers_vision.freeze_first_blocks(network, frozen_blocks)
-
-    def blocks(self) -> nn.ModuleList:
-        """The transformer's layers, or a convolutional network's stages."""
-        return transformers_vision.longest_list(self.network)
-
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, px, px) → (B, D) and (B, P, D')."""
-        out = self.network(pixel_values=pixels, **self.call_settings)
-        hidden = out.last_hidden_state
-        if hidden.ndim == 4:
-            tokens = hidden.flatten(2).transpose(1, 2)
-            return tokens.mean(1), tokens
-        tokens = hidden[:, self.prefix_tokens :]
-        if self.prefix_tokens:
-            return torch.cat([hidden[:, 0], tokens.mean(1)], -1), tokens
-        # SigLIP has no [CLS]: its attention pooling plays that part.
-        pooled = getattr(out, "pooler_output", None)
-        mean = tokens.mean(1)
-        return mean if pooled is None else torch.cat([pooled, mean], -1), tokens
-
-
-def build_image_encoder(
-    config: ImageConfig,
-    architecture: Mapping[str, Any] | None = None,
-    preprocessing: Mapping[str, Any] | None = None,
-) -> ImageEncoder:
-    """The image encoder that the settings name.
-
-    Args:
-        config: the settings.
-        architecture: a saved transformers configuration: the network is then built from it
-            with random weights, to be filled from a checkpoint, and nothing is looked up.
-        preprocessing: saved with it.
+def build_image_encoder(config: ImageConfig) -> ImageEncoder:
+    """A new image encoder: with pretrained weights, or with random ones.
 
     Raises:
         UserError: the model cannot be reached or does not fit the settings.
     """
-    if config.name == EFFICIENTNET_LITE0:
-        lite = LiteBackbone(config.frozen_blocks)
-        if config.pretrained and preprocessing is None:
-            load_packaged_weights(lite.network)
-        pre = {"image_px": config.image_px, "mean": LITE_MEAN, "std": LITE_STD}
-        encoder = ImageEncoder(config, lite, HEAD_CHANNELS, HEAD_CHANNELS, preprocessing or pre)
-        if not config.pretrained and preprocessing is None:
-            _calibrate_batchnorm(encoder)
-        return encoder.train(True)
-    if architecture is None:
-        network, mean, std = transformers_vision.load_vision_model(config.name, config.pretrained)
-        preprocessing = {"image_px": config.image_px, "mean": mean, "std": std}
-    else:
-        assert preprocessing is not None
-        network = transformers_vision.vision_model_from(architecture)
-    backbone = TransformersBackbone(network, config.frozen_blocks)
-    dim, token_dim = _widths(backbone, config)
-    described = transformers_vision.describe(network)
-    encoder = ImageEncoder(config, backbone, dim, token_dim, preprocessing, described)
-    if not config.pretrained and architecture is None:
+    backbone = backbone_class(config.name).from_settings(config)
+    preprocessing = {"image_px": config.image_px, "mean": backbone.mean, "std": backbone.std}
+    encoder = _around(backbone, config, preprocessing)
+    if not config.pretrained:
         _calibrate_batchnorm(encoder)
     return encoder.train(True)
+
+
+def rebuild_image_encoder(
+    config: ImageConfig,
+    architecture: Mapping[str, Any] | None,
+    preprocessing: Mapping[str, Any],
+    backbone: str | None = None,
+) -> ImageEncoder:
+    """An image encoder with random weights, to be filled from a checkpoint; reaches no hub.
+
+    Args:
+        config: the saved settings. Whoever wrote them may not choose which code runs: their name
+            stands for a built-in backbone or one of an installed package.
+        architecture: saved with them, of the backbone's ``describe``.
+        preprocessing: saved with them.
+        backbone: a name from the user's own settings, instead of the saved one.
+
+    Raises:
+        UserError: the backbone is unknown, or its package is missing.
+    """
+    cls = backbone_class(backbone or config.name, trusted=backbone is not None)
+    return _around(cls.from_description(architecture, config), config, preprocessing).train(True)
+
+
+def _around(
+    backbone: Backbone, config: ImageConfig, preprocessing: Mapping[str, Any]
+) -> ImageEncoder:
+    """The encoder around a backbone, its widths measured with a blank image."""
+    backbone.eval()
+    blank = torch.zeros(1, 3, preprocessing["image_px"], preprocessing["image_px"])
+    try:
+        with torch.no_grad():
+            embedding, tokens = backbone(blank)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"image_px: {config.name} does not take {config.image_px} px: {reason}"
+        ) from None
+    grid = backbone.token_grid(tokens.shape[1])
+    dim, token_dim = embedding.shape[1], tokens.shape[2]
+    return ImageEncoder(config, backbone, dim, token_dim, preprocessing, grid)
 
 
 @torch.no_grad()
@@ -266,18 +232,3 @@ def _calibrate_batchnorm(encoder: ImageEncoder) -> None:
     encoder.features(encoder.preprocess(torch.cat(fields)))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-
-
-@torch.no_grad()
-def _widths(backbone: nn.Module, config: ImageConfig) -> tuple[int, int]:
-    """D and D', by one blank image: it also tells whether the size suits the network."""
-    backbone.eval()
-    blank = torch.zeros(1, 3, config.image_px, config.image_px)
-    try:
-        embedding, tokens = backbone(blank)
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"image_px: {config.name} does not take {config.image_px} px: {reason}"
-        ) from None
-    return embedding.shape[1], tokens.shape[2]

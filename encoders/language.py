@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dynaflip.encoders.backbones import transformers_vision
+from dynaflip.encoders import hub
 from dynaflip.encoders.config import MINILM, LanguageConfig
 from dynaflip.errors import UserError
 
@@ -44,7 +44,7 @@ def language_dim(config: LanguageConfig) -> int:
     """
     if config.name == MINILM:
         return MINILM_DIM
-    settings = transformers_vision.load_config(config.name)
+    settings = hub.load_config(config.name)
     settings = getattr(settings, "text_config", None) or settings
     return int(settings.hidden_size)
 
@@ -109,7 +109,6 @@ def build_language_encoder(config: LanguageConfig) -> LanguageEncoder:
     """
     from transformers import (
         AutoModel,
-        AutoTokenizer,
         MT5EncoderModel,
         T5EncoderModel,
         UMT5EncoderModel,
@@ -117,14 +116,11 @@ def build_language_encoder(config: LanguageConfig) -> LanguageEncoder:
 
     encoders = {"t5": T5EncoderModel, "mt5": MT5EncoderModel, "umt5": UMT5EncoderModel}
     name = _folder_or_id(config)
-    settings = transformers_vision.load_config(name)
+    settings = hub.load_config(name)
     kind = settings.model_type
-    network = transformers_vision.load_model(encoders.get(kind, AutoModel), name, settings)
+    network = hub.load_model(encoders.get(kind, AutoModel), name, settings)
     network = getattr(network, "text_model", network)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"model {name!r}: no tokenizer ({str(error).splitlines()[0]})") from None
+    tokenizer = hub.load_tokenizer(name)
     pooling = config.pooling
     if pooling == "auto":
         pooling = "eos" if kind in EOS_MODELS else "mean"

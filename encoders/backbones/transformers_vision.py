@@ -1,117 +1,127 @@
-"""Models of the transformers library by folder or hub id, with one clear line when missing."""
+"""Vision models of the transformers library: DINOv2, ViT, SigLIP, CLIP, or a convolutional one.
+
+Frame embedding of DynaFLIP (arXiv 2605.30350): a vision transformer's [CLS] ⊕ the mean of its
+patch tokens; for a convolutional network the mean of its spatial tokens.
+Shapes: B images, D embedding width, P spatial tokens of width D'.
+"""
 
 from __future__ import annotations
 
 import inspect
 import json
-import os
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from dynaflip.encoders import hub
+from dynaflip.encoders.backbones.base import Backbone
+from dynaflip.encoders.config import ImageConfig
 from dynaflip.errors import UserError
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
+class TransformersBackbone(Backbone):
+    """A vision model by folder or hub id, rebuilt from its saved configuration."""
 
-def _unreachable(name: str, error: Exception) -> UserError:
-    kind = "folder" if os.path.isdir(name) else "hub id"
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return UserError(
-        f"model {name!r}: this {kind} cannot be loaded ({reason}); give a folder with "
-        "config.json and weights, or a hub id while online"
-    )
+    def __init__(self, network: nn.Module, frozen_blocks: int = 0) -> None:
+        super().__init__()
+        self.network = network
+        self.prefix_tokens = prefix_tokens(network)
+        self.call_settings = call_settings(network)
+        freeze_first_blocks(network, frozen_blocks)
 
+    @classmethod
+    def from_settings(cls, config: ImageConfig) -> TransformersBackbone:
+        """With the weights of the folder or hub id, or random ones of its architecture.
 
-def load_config(name: str) -> Any:
-    """The configuration of a model by folder or hub id.
+        Of a model of images and text the image half is taken.
 
-    Raises:
-        UserError: not there, or not a transformers model.
-    """
-    from transformers import AutoConfig
+        Raises:
+            UserError: it cannot be reached or does not take images.
+        """
+        name = config.name
+        settings = hub.load_config(name)
+        from transformers import AutoModel
 
-    try:
-        return AutoConfig.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        raise _unreachable(name, error) from None
+        if config.pretrained:
+            network = hub.load_model(AutoModel, name, settings)
+        else:
+            network = AutoModel.from_config(settings, dtype=torch.float32)
+        network = image_half(network)
+        if "pixel_values" not in inspect.signature(network.forward).parameters:
+            raise UserError(f"model {name!r}: {settings.model_type} takes no images")
+        backbone = cls(network, config.frozen_blocks)
+        processor = hub.processor_settings(name)
+        backbone.mean = tuple(processor.get("image_mean") or cls.mean)
+        backbone.std = tuple(processor.get("image_std") or cls.std)
+        backbone.licence = hub.licence_of(name)
+        return backbone
 
+    @classmethod
+    def from_description(
+        cls, description: Mapping[str, Any] | None, config: ImageConfig
+    ) -> TransformersBackbone:
+        """With random weights, from the configuration that :meth:`describe` gave.
 
-def load_model(auto_class: Any, name: str, config: Any) -> nn.Module:
-    """A pretrained model of one of transformers' Auto classes, in float32.
+        Raises:
+            UserError: transformers is missing, or the configuration is.
+        """
+        if description is None:
+            raise UserError(
+                f"backbone {config.name!r} is no built-in one and none of an installed package, "
+                "and its architecture was not saved"
+            )
+        hub.require_transformers(f"backbone {config.name!r}")
+        from transformers import AutoConfig, AutoModel
 
-    Raises:
-        UserError: weights missing or unreadable.
-    """
-    import torch
-    from transformers.utils import logging
-
-    # A bar for loading a local file is noise in a job's own progress.
-    logging.disable_progress_bar()
-    try:
-        # Safetensors only: nothing is unpickled.
-        return auto_class.from_pretrained(
-            name, config=config, dtype=torch.float32, use_safetensors=True
+        settings = dict(description)
+        network = AutoModel.from_config(
+            AutoConfig.for_model(settings.pop("model_type"), **settings)
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise _unreachable(name, error) from None
+        return cls(image_half(network), config.frozen_blocks)
+
+    def describe(self) -> dict[str, Any]:
+        """The network's configuration."""
+        network: Any = self.network
+        return json.loads(network.config.to_json_string(use_diff=False))
+
+    def blocks(self) -> nn.ModuleList:
+        """The transformer's layers, or a convolutional network's stages."""
+        return longest_list(self.network)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, px, px) → (B, D) and (B, P, D')."""
+        return embedding_and_tokens(self.network, pixels, self.prefix_tokens, self.call_settings)
 
 
-def load_vision_model(
-    name: str, weights: bool
-) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
-    """A vision model and the mean and spread of each channel that it expects.
+def embedding_and_tokens(
+    network: nn.Module, pixels: Tensor, prefix: int, settings: Mapping[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """The frame embedding (B, D) and the spatial tokens (B, P, D') of a transformers network.
 
     Args:
-        name: folder or hub id. Of a model of images and text, the image half is taken.
-        weights: load the pretrained weights; False starts from random ones.
-
-    Raises:
-        UserError: it cannot be reached or does not take images.
+        network: takes ``pixel_values``.
+        pixels: (B, 3, px, px) normalised.
+        prefix: number of tokens before the patches, of :func:`prefix_tokens`.
+        settings: further arguments of the network, of :func:`call_settings`.
     """
-    import torch
-    from transformers import AutoModel
-
-    config = load_config(name)
-    if weights:
-        network = load_model(AutoModel, name, config)
-    else:
-        network = AutoModel.from_config(config, dtype=torch.float32)
-    network = getattr(network, "vision_model", network)
-    if "pixel_values" not in inspect.signature(network.forward).parameters:
-        raise UserError(f"model {name!r}: {config.model_type} takes no images")
-    mean, std = _normalisation(name)
-    return network, mean, std
-
-
-def _normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Channel mean and spread that a model was trained with; ImageNet's where it says nothing."""
-    from transformers.utils import cached_file
-
-    found = cached_file(
-        name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False
-    )
-    settings: dict[str, Any] = {}
-    if found is not None:
-        with open(found, encoding="utf-8") as file:
-            settings = json.load(file)
-    mean = settings.get("image_mean") or IMAGENET_MEAN
-    std = settings.get("image_std") or IMAGENET_STD
-    return tuple(mean), tuple(std)
+    out = network(pixel_values=pixels, **settings)
+    hidden = out.last_hidden_state
+    if hidden.ndim == 4:
+        tokens = hidden.flatten(2).transpose(1, 2)
+        return tokens.mean(1), tokens
+    tokens = hidden[:, prefix:]
+    if prefix:
+        return torch.cat([hidden[:, 0], tokens.mean(1)], -1), tokens
+    # SigLIP has no [CLS]: its attention pooling plays that part.
+    pooled = getattr(out, "pooler_output", None)
+    mean = tokens.mean(1)
+    return mean if pooled is None else torch.cat([pooled, mean], -1), tokens
 
 
-def describe(network: Any) -> dict[str, Any]:
-    """The configuration of a network, as JSON, from which :func:`vision_model_from` rebuilds it."""
-    return json.loads(network.config.to_json_string(use_diff=False))
-
-
-def vision_model_from(architecture: Mapping[str, Any]) -> nn.Module:
-    """A vision network with random weights from what :func:`describe` gave."""
-    from transformers import AutoConfig, AutoModel
-
-    settings = dict(architecture)
-    network = AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
+def image_half(network: Any) -> Any:
+    """The image network of a model of images and text; any other as it is."""
     return getattr(network, "vision_model", network)
 
 
@@ -140,7 +150,7 @@ def freeze_first_blocks(network: nn.Module, count: int) -> None:
     """Do not train the patch embedding and the first ``count`` blocks.
 
     Raises:
-        UserError: the network's blocks are not found, or are fewer.
+        UserError: the network has fewer blocks.
     """
     if not count:
         return

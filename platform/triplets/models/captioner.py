@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from dynaflip.encoders.hub import check_model
 from dynaflip.platform.paths import captions_folder
 from dynaflip.platform.triplets.clips import Clip, ClipRejected, Frames, Recording, content_hash
-from dynaflip.platform.triplets.models.hub_check import check_model
 
 # How a clip's `caption_kind` says who captioned it.
 KIND = "model:"

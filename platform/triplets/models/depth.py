@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from dynaflip.encoders.hub import check_model
 from dynaflip.platform.triplets.clips import Floats, Frames
-from dynaflip.platform.triplets.models.hub_check import check_model
 
 _METRIC_TYPES = ("zoedepth", "depth_pro")
 # Inverse depth below this share of the median is as far as we tell apart.

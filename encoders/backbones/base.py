@@ -1,0 +1,79 @@
+"""The interface of an image backbone; subclass :class:`Backbone` to add one.
+
+The least that a new backbone needs is :meth:`Backbone.from_settings` and ``forward``. Widths are
+measured with a blank image, so a backbone does not state them.
+Shapes: B images, px the side of the square image in pixels, D embedding width, P spatial tokens
+of width D'.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from dynaflip.encoders.config import ImageConfig
+
+
+class Backbone(nn.Module):
+    """A network from normalised pixels to an embedding and spatial tokens.
+
+    Attributes:
+        mean: of each channel over the images that the weights were trained on, of values in
+            [0, 1]; subtracted from an image's.
+        std: of each channel, by which the difference is divided.
+        licence: of the pretrained weights, for the model card.
+        frozen_blocks: number of first blocks, and what comes before them, that are not trained.
+    """
+
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    licence: str = ""
+    frozen_blocks: int = 0
+
+    @classmethod
+    def from_settings(cls, config: ImageConfig) -> Backbone:
+        """A new backbone: with pretrained weights, or random ones without ``config.pretrained``.
+
+        Raises:
+            UserError: the weights cannot be reached, or the settings do not fit the network.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def from_description(
+        cls, description: Mapping[str, Any] | None, config: ImageConfig
+    ) -> Backbone:
+        """A backbone with random weights, to be filled from a checkpoint.
+
+        It must reach no hub and need no package of weights. By default it is built from the
+        settings without pretrained weights.
+
+        Args:
+            description: what :meth:`describe` gave.
+            config: the saved settings.
+        """
+        return cls.from_settings(dataclasses.replace(config, pretrained=False))
+
+    def describe(self) -> dict[str, Any] | None:
+        """What :meth:`from_description` needs beside the settings, as JSON can hold it."""
+        return None
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised pixels (B, 3, px, px) → embedding (B, D) and tokens (B, P, D'), row-major."""
+        raise NotImplementedError
+
+    def token_grid(self, count: int) -> tuple[int, int] | None:
+        """Rows and columns of the ``count`` tokens of a square image; None where there are none.
+
+        By default a square.
+        """
+        side = math.isqrt(count)
+        return (side, side) if side * side == count else None
+
+    def blocks(self) -> nn.ModuleList:
+        """The repeated blocks, in order; their activations can be recomputed to save memory."""
+        return nn.ModuleList()
