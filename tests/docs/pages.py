@@ -6,8 +6,10 @@ Conventions that the pages follow:
   that file: later blocks of the page import it or pass it to a job.
 * ``bash`` blocks hold commands that work as they stand, in the checkout; ``text`` blocks hold
   everything else (output, trees of files, commands for another machine).
-* ``python`` blocks of one page run one after another in one namespace, with the names of
-  ``GIVEN`` (``images``, ``encoder``, …) already there.
+* ``python`` blocks of one page run one after another in one namespace, which begins with
+  ``images`` (two camera images, uint8) and ``encoder`` (a loaded one). The working directory is an
+  empty folder with ``my_videos`` (videos and captions.csv), ``my_triplets`` (triplets) and
+  ``my_encoder`` (an encoder's folder); an encoder is registered, with the alias candidate.
 """
 
 from __future__ import annotations

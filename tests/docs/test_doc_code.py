@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,14 +22,32 @@ EXAMPLES = sorted((REPOSITORY / "examples").glob("*.py"))
 NOTEBOOKS = sorted((REPOSITORY / "examples").glob("*.ipynb"))
 
 
-def given(folder: Path) -> dict[str, Any]:
+@pytest.fixture
+def reader_folder(
+    tmp_path: Path,
+    home_with_an_encoder: Path,
+    triplet_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    """The reader's working directory: videos, triplets and an encoder."""
+    from synthetic_triplets import write_rejected, write_videos
+
+    write_videos(tmp_path / "my_videos")
+    shutil.copytree(triplet_folder, tmp_path / "my_triplets")
+    write_rejected(tmp_path / "my_triplets")
+    shutil.copytree(home_with_an_encoder.parent / "encoder", tmp_path / "my_encoder")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def given() -> dict[str, Any]:
     """Names that every page may use without having made them."""
     import dynaflip
 
     # Camera images (B, H, W, 3), uint8.
     images = np.random.default_rng(0).integers(0, 256, (2, 40, 48, 3), dtype=np.uint8)
     encoder = dynaflip.load_encoder("models:/dynaflip-encoder@candidate")
-    return {"__name__": "page", "images": images, "encoder": encoder, "folder": folder}
+    return {"__name__": "page", "images": images, "encoder": encoder}
 
 
 def run_block(block: Block, names: dict[str, Any]) -> None:
@@ -44,29 +63,26 @@ def run_block(block: Block, names: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_the_python_blocks_of_a_page_run(
-    page: Path, tmp_path: Path, home_with_an_encoder: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path, reader_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_files(page, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
+    write_files(page, reader_folder)
+    monkeypatch.syspath_prepend(reader_folder)
     before = set(sys.modules)
-    names = given(tmp_path)
+    names = given()
     try:
         for block in blocks(page, "python"):
             run_block(block, names)
     finally:
         for name in set(sys.modules) - before:
-            if getattr(sys.modules[name], "__file__", None) and str(tmp_path) in str(
-                sys.modules[name].__file__
-            ):
+            if str(getattr(sys.modules[name], "__file__", "")).startswith(str(reader_folder)):
                 del sys.modules[name]
 
 
 @pytest.mark.parametrize("script", EXAMPLES, ids=page_name)
-def test_an_example_runs(script: Path, tmp_path: Path, home_with_an_encoder: Path) -> None:
+def test_an_example_runs(script: Path, reader_folder: Path) -> None:
     result = subprocess.run(
         [sys.executable, str(script)],
-        cwd=tmp_path,
+        cwd=reader_folder,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
@@ -76,10 +92,7 @@ def test_an_example_runs(script: Path, tmp_path: Path, home_with_an_encoder: Pat
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=page_name)
-def test_a_notebook_runs(
-    notebook: Path, tmp_path: Path, home_with_an_encoder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_notebook_runs(notebook: Path, reader_folder: Path) -> None:
     names: dict[str, Any] = {"__name__": "notebook"}
     for number, cell in enumerate(json.loads(notebook.read_text())["cells"]):
         if cell["cell_type"] == "code":
