@@ -31,6 +31,8 @@ CLASS_PREFIX = "class:"
 EXTENSION_POINTS: dict[str, str] = {
     "loss_term": "dynaflip.losses.terms:TERMS",
     "backbone": "dynaflip.encoders.backbones:BACKBONES",
+    "factor": "dynaflip.eval.perturbations:FACTOR_TABLE",
+    "environment": "dynaflip.eval.envs.registry:ENVIRONMENTS",
 }
 
 

@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 
 from dynaflip.eval import perturbations
-from dynaflip.eval.envs.metaworld import Scene
+from dynaflip.eval.envs import registry as environments
+from dynaflip.eval.envs.base import Env
+from dynaflip.eval.envs.registry import DEFAULT_ENVIRONMENT
 
 # Raised when what is rendered for the same plan changes, so that caches are made anew.
 RENDER_VERSION = 3
@@ -33,12 +35,13 @@ class EpisodePlan:
     layout_seed: int
     frames: int  # moments, evenly spaced from the first step to the last
     frames_a_factor: int  # of these, evenly spaced, for each factor alone
-    horizon_steps: int  # the expert gives up after so many steps of 1/80 s
+    horizon_steps: int  # the expert gives up after so many control steps
     height_px: int
     width_px: int
     camera: str
     conditions: dict[str, dict[str, Any]]  # name → factor values; {} is unperturbed
     render_version: int = RENDER_VERSION
+    environment: str = DEFAULT_ENVIRONMENT
 
     @property
     def episode(self) -> str:
@@ -51,7 +54,10 @@ class EpisodePlan:
 
     def digest(self) -> str:
         """Equal for plans that give the same images."""
-        text = json.dumps(asdict(self), sort_keys=True)
+        recipe = asdict(self)
+        if self.environment == DEFAULT_ENVIRONMENT:
+            del recipe["environment"]  # as before there were others
+        text = json.dumps(recipe, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -84,13 +90,14 @@ def plan_episode(
     size_px: tuple[int, int],
     camera: str,
     seed: int = 0,
+    environment: str = DEFAULT_ENVIRONMENT,
 ) -> EpisodePlan:
     """Draw an episode's layout and, for each condition, its factor values.
 
     Conditions: unperturbed, all factors together, and each of ``factors`` alone.
 
     Args:
-        task: Meta-World name.
+        task: its id.
         index: of the episode within the task; chooses its layout.
         split: ``dev`` or ``test``.
         level: strength, 1…5.
@@ -101,15 +108,18 @@ def plan_episode(
         size_px: (height, width).
         camera: camera of the scene.
         seed: changes every draw of values.
+        environment: name of the simulator.
     """
     assert split != "pretrain", "an evaluation must not show what pretraining may have seen"
 
-    def draw(condition: str, chosen: tuple[str, ...] | None) -> dict[str, Any]:
+    spec = environments.environment(environment)
+
+    def draw(condition: str, chosen: tuple[str, ...]) -> dict[str, Any]:
         text = f"{seed}/{task}/{index}/{condition}"
         number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
         return perturbations.sample(split, number, factors=chosen, level=level)
 
-    conditions = {UNPERTURBED: {}, ALL_FACTORS: draw(ALL_FACTORS, None)}
+    conditions = {UNPERTURBED: {}, ALL_FACTORS: draw(ALL_FACTORS, spec.factors)}
     conditions |= {name: draw(name, (name,)) for name in factors}
     return EpisodePlan(
         task=task,
@@ -122,15 +132,18 @@ def plan_episode(
         width_px=size_px[1],
         camera=camera,
         conditions=conditions,
+        environment=environment,
     )
 
 
-def open_scene(plan: EpisodePlan) -> Scene:
+def open_scene(plan: EpisodePlan) -> Env:
     """The scene that a plan, and every other of its task and size, is rendered with."""
-    return Scene(plan.task, height_px=plan.height_px, width_px=plan.width_px, camera=plan.camera)
+    return environments.environment(plan.environment).open(
+        plan.task, height_px=plan.height_px, width_px=plan.width_px, camera=plan.camera
+    )
 
 
-def render(plan: EpisodePlan, scene: Scene) -> Iterator[View]:
+def render(plan: EpisodePlan, scene: Env) -> Iterator[View]:
     """Run the expert, then show the chosen moments under every condition.
 
     Args:
@@ -159,19 +172,20 @@ def render(plan: EpisodePlan, scene: Scene) -> Iterator[View]:
         scene.restore()
 
 
-def _roll_out(plan: EpisodePlan, scene: Scene) -> tuple[list[tuple[Any, Any, Any, Any]], bool]:
+def _roll_out(plan: EpisodePlan, scene: Env) -> tuple[list[tuple[Any, Any, Any, Any]], bool]:
     """(state, hand, object, joints) at the plan's moments, and whether the task was solved."""
-    observation, success = scene.reset(plan.layout_seed), False
+    scene.reset(plan.layout_seed)
+    success = False
     seen = [_moment(scene)]
     for _ in range(plan.horizon_steps):
-        observation, success = scene.step(scene.expert_action(observation))
+        success = scene.step(scene.expert_action()).success
         seen.append(_moment(scene))
         if success:
             break
     return [seen[i] for i in _spread(len(seen), plan.frames)], success
 
 
-def _moment(scene: Scene) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
+def _moment(scene: Env) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
     known = scene.privileged()
     hand_m = scene.proprioception()[:3]
     return scene.state(), hand_m, known["object_position_m"], known["joint_angles"]

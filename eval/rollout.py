@@ -2,7 +2,8 @@
 
 A policy sees an :class:`Observation` and nothing else. The one exception is the scripted
 expert (policy None), which reads the simulator's state and is there to check the harness.
-Legend of shapes: B episodes, H, W image size, T steps of a chunk, A = 4.
+Legend of shapes: B episodes, H, W image size, T steps of a chunk, A action width, P width of
+proprioception.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from dynaflip.errors import UserError
-from dynaflip.eval.envs.metaworld import Scene
+from dynaflip.eval.envs.base import Env
 from dynaflip.eval.labelled_frames import as_recorded
 
 
@@ -23,7 +24,7 @@ class Observation:
     """What policies may know."""
 
     images: np.ndarray  # (B, H, W, 3) uint8
-    proprioception: np.ndarray  # (B, 4) float32: hand position (m, world), gripper
+    proprioception: np.ndarray  # (B, P) float32
 
 
 class Policy(Protocol):
@@ -53,7 +54,7 @@ class EpisodeResult:
 
 
 def roll_out(
-    scenes: Sequence[Scene],
+    scenes: Sequence[Env],
     starts: Sequence[EpisodeStart],
     policy: Policy | None,
     *,
@@ -71,7 +72,7 @@ def roll_out(
         scenes: of one task, unperturbed; unperturbed again afterwards.
         starts: the episodes.
         policy: None lets the scripted expert act, which is told where everything is.
-        horizon_steps: longest episode, steps of 1/80 s.
+        horizon_steps: longest episode, control steps.
         steps_after_success: see above.
         record_first: keep images of the first episode.
         record_every: one image in so many steps.
@@ -97,22 +98,23 @@ class _Running:
     """One episode under way."""
 
     def __init__(
-        self, scene: Scene, start: EpisodeStart, result: EpisodeResult, recorded: bool
+        self, scene: Env, start: EpisodeStart, result: EpisodeResult, recorded: bool
     ) -> None:
         self.scene, self.start, self.result, self.recorded = scene, start, result, recorded
         self.solved_at: int | None = None
-        self.observation: np.ndarray | None = None
+        self.ended = False  # by the simulator
 
     def begin(self) -> None:
-        self.observation = self.scene.reset(self.start.layout_seed)
+        self.scene.reset(self.start.layout_seed)
         self.scene.apply(self.start.factors)
 
     def see(self) -> np.ndarray:
         return as_recorded(self.scene.rgb())
 
     def step(self, action: np.ndarray) -> None:
-        self.observation, solved = self.scene.step(action)
-        result = self.result
+        after = self.scene.step(action)
+        solved, result = after.success, self.result
+        self.ended |= after.ended
         result.steps += 1
         result.success_last = solved
         result.success_ever |= solved
@@ -120,6 +122,8 @@ class _Running:
             self.solved_at = result.steps
 
     def over(self, horizon_steps: int, steps_after_success: int) -> bool:
+        if self.ended:
+            return True
         if self.solved_at is not None:
             return self.result.steps >= min(horizon_steps, self.solved_at + steps_after_success)
         return self.result.steps >= horizon_steps
@@ -146,20 +150,17 @@ def _run_together(
 
 
 def _expert(active: list[_Running]) -> np.ndarray:
-    actions = []
-    for episode in active:
-        assert episode.observation is not None
-        actions.append(episode.scene.expert_action(episode.observation))
-    return np.stack(actions)[:, None]
+    return np.stack([episode.scene.expert_action() for episode in active])[:, None]
 
 
 def _ask(policy: Policy, active: list[_Running]) -> np.ndarray:
     images = np.stack([episode.see() for episode in active])
     proprioception = np.stack([episode.scene.proprioception() for episode in active])
     plans = policy.act(Observation(images, proprioception))
-    if plans.ndim != 3 or plans.shape[0] != len(active) or plans.shape[2] != 4:
+    width = active[0].scene.spec.action_dim
+    if plans.ndim != 3 or plans.shape[0] != len(active) or plans.shape[2] != width:
         raise UserError(
             f"policy: for {len(active)} episodes it gave actions of shape {plans.shape}, "
-            f"not ({len(active)}, steps, 4)"
+            f"not ({len(active)}, steps, {width})"
         )
     return plans

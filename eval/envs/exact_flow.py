@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from dynaflip.eval.envs.metaworld import Scene, State
+from dynaflip.eval.envs.base import Env
+from dynaflip.eval.envs.registry import DEFAULT_ENVIRONMENT, ENVIRONMENTS
 
 SKY_M = 20.0  # nothing of the scene is further away
 # A point counts as seen when it is this close to what is rendered where it should be.
@@ -45,8 +46,8 @@ class ExactFlow:
 
 
 def exact_flow(
-    scene: Scene,
-    states: Sequence[State],
+    scene: Env,
+    states: Sequence[Any],
     origins_px: np.ndarray,
     camera_poses: Sequence[np.ndarray] | None = None,
 ) -> ExactFlow:
@@ -105,7 +106,8 @@ def exact_flow_for_episode(
     origins_px: np.ndarray,
     height_px: int,
     width_px: int,
-    camera: str = "corner4",
+    camera: str | None = None,
+    environment: str = DEFAULT_ENVIRONMENT,
 ) -> ExactFlow:
     """The flow of a recorded episode, restored from its columns.
 
@@ -113,22 +115,18 @@ def exact_flow_for_episode(
         task_id, layout_seed, factors: from the row of ``meta/episodes``.
         qpos: ``privileged.qpos`` (K + 1, ≥ Q) at frame t and the K later steps; what
             is beyond the task's own Q coordinates is padding.
-        camera_poses: ``observation.camera_pose.corner4`` there, (K + 1, 16) or (K + 1, 4, 4).
+        camera_poses: ``observation.camera_pose.CAMERA`` there, (K + 1, 16) or (K + 1, 4, 4).
         origins_px: (P, 2) in an image of ``height_px`` × ``width_px``, which need
             not be the recorded size.
+        height_px, width_px: see there.
+        camera: name of the camera; by default the environment's.
+        environment: the simulator's name, as the recording has it.
     """
-    scene = _scene(task_id, height_px, width_px, camera)
+    scene = _scene(environment, task_id, height_px, width_px, camera)
     scene.reset(layout_seed)
     # Of all factors only distractors (and the camera, whose pose is given) hide anything.
     scene.apply({name: value for name, value in factors.items() if name == "distractors"})
-    now = scene.state()
-    size = len(now.qpos)
-    states = [
-        State(
-            row[:size].astype(np.float64), np.zeros_like(now.qvel), now.mocap_pos_m, now.mocap_quat
-        )
-        for row in np.asarray(qpos)
-    ]
+    states = [scene.state_at(row) for row in np.asarray(qpos)]
     poses = np.asarray(camera_poses, np.float64).reshape(-1, 4, 4)
     flow = exact_flow(scene, states, origins_px, list(poses))
     scene.restore()
@@ -136,11 +134,13 @@ def exact_flow_for_episode(
 
 
 @lru_cache(maxsize=2)
-def _scene(task_id: str, height_px: int, width_px: int, camera: str) -> Scene:
-    return Scene(task_id, height_px=height_px, width_px=width_px, camera=camera)
+def _scene(name: str, task_id: str, height_px: int, width_px: int, camera: str | None) -> Env:
+    # The name is from a recording's files, which may have been downloaded.
+    spec = ENVIRONMENTS.resolve(name, "environment", trusted=False)
+    return spec.open(task_id, height_px=height_px, width_px=width_px, camera=camera)
 
 
-def _go_to(scene: Scene, state: State, pose: np.ndarray) -> None:
+def _go_to(scene: Env, state: Any, pose: np.ndarray) -> None:
     scene.set_state(state)
     scene.set_camera_pose(pose)
 

@@ -19,20 +19,24 @@ from typing import Any
 import numpy as np
 
 from dynaflip.errors import UserError
-from dynaflip.eval.envs.metaworld_factors import (
-    Factors,
+from dynaflip.eval.envs.base import Env, StepResult
+from dynaflip.eval.envs.metaworld_factors import PARTS
+from dynaflip.eval.envs.metaworld_tasks import ENVIRONMENT
+from dynaflip.eval.envs.mujoco_factors import (
+    MujocoAppearance,
     camera_path_angles,
-    distractor_shapes,
     robot_and_object_geoms,
 )
-from dynaflip.eval.envs.mujoco_renderer import SIM_HINT, SceneRenderer, load_mujoco
+from dynaflip.eval.envs.mujoco_renderer import SceneRenderer, load_mujoco
 
 # Mujoco and PyOpenGL choose their backend when they are imported.
 os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ.setdefault("PYOPENGL_PLATFORM", os.environ["MUJOCO_GL"])
 
-CONTROL_RATE_HZ = 80.0  # 5 steps of 2.5 ms an action
-HORIZON = 500  # Meta-World refuses further steps
+SIM_HINT = f"simulator: Meta-World is not installed; {ENVIRONMENT.install_hint}"
+# Long enough for every task; shorter states are padded with zeros.
+QPOS_LENGTH = 20
+QVEL_LENGTH = 20
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class State:
     mocap_quat: np.ndarray
 
 
-class Scene:
+class Scene(Env):
     """One Meta-World task under one camera.
 
     Args:
@@ -61,24 +65,24 @@ class Scene:
         UserError: no such task, Meta-World is not installed, or no display to render with.
     """
 
+    spec = ENVIRONMENT
+
     def __init__(
         self,
         task: str,
         *,
         height_px: int = 160,
         width_px: int = 160,
-        camera: str = "corner4",
+        camera: str = ENVIRONMENT.camera,
         shadows: bool = False,
     ) -> None:
-        load_mujoco()
+        super().__init__(task, height_px=height_px, width_px=width_px, camera=camera)
+        load_mujoco(SIM_HINT)
         import mujoco
 
-        self.task = task
-        self.height_px, self.width_px = height_px, width_px
         self.env = make_environment(task)
         self.expert = make_expert(task)
         self.model, self.data = self.env.model, self.env.data
-        self.camera = camera
         self.camera_id = mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_CAMERA, camera)
         if self.camera_id < 0:
             known = ", ".join(self.model.camera(i).name for i in range(self.model.ncam))
@@ -91,16 +95,17 @@ class Scene:
             self.model.cam_quat[self.camera_id] = quat
         self.model.mat_reflectance[:] = 0
         self._pristine = {name: getattr(self.model, name).copy() for name in _LAYOUT_FIELDS}
-        self._factors = Factors(self.model, self.camera_id)
+        self.appearance = MujocoAppearance(self.model, self.camera_id, PARTS)
         mujoco.mj_forward(self.model, self.data)
-        self._unperturbed_camera_pose = self.camera_pose()
+        self.unperturbed_camera_pose = self.camera_pose()
+        self._observation = np.zeros(0)
         self._shadows = shadows
         self._renderers: dict[bool, SceneRenderer] = {}
         self._use_renderer(shadows)
 
     # Moving -----------------------------------------------------------------------------
 
-    def reset(self, layout_seed: int) -> np.ndarray:
+    def reset(self, seed: int) -> np.ndarray:
         """Lay the objects out by a seed; the same seed gives the same scene. Returns (39,)."""
         import mujoco
 
@@ -109,23 +114,28 @@ class Scene:
         for name, value in self._pristine.items():
             getattr(self.model, name)[:] = value
         mujoco.mj_resetData(self.model, self.data)
-        self.env.seed(layout_seed)
-        observation, _ = self.env.reset()
+        self.env.seed(seed)
+        self._observation, _ = self.env.reset()
         # The last step of a reset leaves poses one step behind the state.
         mujoco.mj_forward(self.model, self.data)
-        return observation
+        return self._observation
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, bool]:
-        """Act for 1/80 s: (4,) hand velocity xyz and gripper effort, each in [-1, 1].
+    def step(self, action: np.ndarray) -> StepResult:
+        """Act for 1/80 s: (4,) hand velocity xyz and gripper effort, each in [-1, 1]."""
+        self._observation, reward, terminated, truncated, info = self.env.step(
+            np.clip(action, -1.0, 1.0).astype(np.float32)
+        )
+        return StepResult(
+            self._observation,
+            float(reward),
+            success=bool(info["success"]),
+            ended=bool(terminated or truncated),
+        )
 
-        Returns the observation (39,) and whether the task is solved at this step.
-        """
-        observation, _, _, _, info = self.env.step(np.clip(action, -1.0, 1.0).astype(np.float32))
-        return observation, bool(info["success"])
-
-    def expert_action(self, observation: np.ndarray) -> np.ndarray:
-        """The scripted expert's action (4,) float32 for an observation (39,)."""
-        return np.clip(self.expert.get_action(observation), -1.0, 1.0).astype(np.float32)
+    def expert_action(self) -> np.ndarray:
+        """The scripted expert's action (4,) float32 after the last reset or step."""
+        action = self.expert.get_action(self._observation)
+        return np.clip(action, -1.0, 1.0).astype(np.float32)
 
     def proprioception(self) -> np.ndarray:
         """What a real robot knows of itself: hand position (m, world) and gripper, (4,) float32.
@@ -145,6 +155,25 @@ class Scene:
             "goal_position_m": np.asarray(self.env._target_pos, np.float32).reshape(-1)[:3],
             "joint_angles": self.data.qpos[:7].astype(np.float32),
         }
+
+    def recorded_state(self) -> dict[str, np.ndarray]:
+        """``qpos``, ``qvel`` and ``mocap_pose``, padded to one length for all tasks."""
+        state = self.state()
+        return {
+            "qpos": _padded(state.qpos, QPOS_LENGTH),
+            "qvel": _padded(state.qvel, QVEL_LENGTH),
+            "mocap_pose": np.concatenate([state.mocap_pos_m, state.mocap_quat]),
+        }
+
+    def state_at(self, qpos: np.ndarray) -> State:
+        """The present state with other coordinates, at rest: (≥ Q,), padding is left out."""
+        now = self.state()
+        return State(
+            np.asarray(qpos)[: len(now.qpos)].astype(np.float64),
+            np.zeros_like(now.qvel),
+            now.mocap_pos_m,
+            now.mocap_quat,
+        )
 
     def state(self) -> State:
         """A copy of all that moves."""
@@ -169,7 +198,7 @@ class Scene:
 
     # Seeing -----------------------------------------------------------------------------
 
-    def rgb(self) -> np.ndarray:
+    def render(self) -> np.ndarray:
         """The image: (H, W, 3) uint8."""
         return self._renderer.rgb()
 
@@ -179,7 +208,8 @@ class Scene:
 
     def rgb_and_depth(self) -> tuple[np.ndarray, np.ndarray]:
         """Both of one pass, which is much faster than one after the other."""
-        return self._renderer.rgb_and_depth()
+        rgb, depth_m = self._renderer.rgb_and_depth()
+        return self.filtered(rgb), depth_m
 
     def segmentation(self) -> np.ndarray:
         """Geom id at each pixel: (H, W) int32; −1 sky and sites, −2 − i the i-th distractor."""
@@ -192,7 +222,7 @@ class Scene:
     def robot_and_object(self) -> tuple[np.ndarray, np.ndarray]:
         """Which pixels show the robot, and which the task's objects: two (H, W) bool."""
         geoms = self.segmentation()
-        robot, objects = robot_and_object_geoms(self.model)
+        robot, objects = robot_and_object_geoms(self.model, PARTS)
         return np.isin(geoms, robot), np.isin(geoms, objects)
 
     def bodies(self) -> np.ndarray:
@@ -215,31 +245,22 @@ class Scene:
 
     # Perturbing -------------------------------------------------------------------------
 
-    def apply(self, values: dict[str, Any]) -> None:
-        """Perturb the look by values of :mod:`dynaflip.eval.perturbations`, and nothing else.
-
-        What was applied before is taken back first.
-        """
-        self.restore()
-        uploads = self._factors.apply(values)
-        self._upload(uploads)
-        self._use_renderer(self._shadows or "shadows" in values)
-        if "distractors" in values:
-            self._renderer.shapes = distractor_shapes(
-                values["distractors"], self._unperturbed_camera_pose, self.intrinsics()
-            )
-
-    def restore(self) -> None:
-        """Take all perturbation back: images are bit for bit what they were."""
-        uploads = self._factors.restore()
-        self._upload(uploads)
+    def restore_appearance(self) -> None:
+        """Undo what factors changed in the model and in what is drawn."""
+        self._upload(self.appearance.restore())
         self._use_renderer(self._shadows)
         for renderer in self._renderers.values():
             renderer.shapes = []
 
+    def appearance_changed(self) -> None:
+        """Upload textures, and show shadows and bodies that factors asked for."""
+        self._upload(self.appearance.changed_textures())
+        self._use_renderer(self._shadows or self.appearance.shadows)
+        self._renderer.shapes = self.appearance.shapes
+
     def follow_camera_path(self, camera: dict[str, Any], time_s: float) -> None:
         """Move the camera to where a moving camera's value has it at a time."""
-        self._factors.move_camera(*camera_path_angles(camera, time_s))
+        self.appearance.move_camera(*camera_path_angles(camera, time_s))
 
     def intrinsics(self) -> np.ndarray:
         """Camera matrix (3, 3) float64 in pixels."""
@@ -297,6 +318,11 @@ class Scene:
 
 
 _LAYOUT_FIELDS = ("body_pos", "body_quat", "geom_pos", "geom_quat", "site_pos", "site_quat")
+
+
+def _padded(values: np.ndarray, length: int) -> np.ndarray:
+    assert len(values) <= length, f"{len(values)} coordinates do not fit {length}"
+    return np.pad(values, (0, length - len(values)))
 
 
 def make_environment(task: str) -> Any:

@@ -26,8 +26,6 @@ GL_HINT = (
     "`apt-get install -y libegl1 libgl1-mesa-dri` and leave MUJOCO_GL unset or egl"
 )
 
-SIM_HINT = "simulator: Meta-World is not installed; run `pip install 'dynaflip[sim]'`"
-
 
 @dataclass(frozen=True)
 class Shape:
@@ -190,8 +188,11 @@ class SceneRenderer:
         mujoco.mjr_readPixels(rgb, window_depth, self._rect, self._context)
 
 
-def load_mujoco() -> None:
-    """Import MuJoCo once, so that what is missing for it is said in one line.
+def load_mujoco(missing: str) -> None:
+    """Import MuJoCo once, so that a missing part is an error of one line.
+
+    Args:
+        missing: what to tell where it is not installed.
 
     Raises:
         UserError: MuJoCo is not installed, or its GL library is missing.
@@ -199,7 +200,7 @@ def load_mujoco() -> None:
     try:
         import mujoco  # noqa: F401
     except ModuleNotFoundError as error:
-        raise UserError(f"{SIM_HINT} [{error}]") from None
+        raise UserError(f"{missing} [{error}]") from None
     # PyOpenGL without its library, or a MUJOCO_GL that MuJoCo does not know.
     except (ImportError, AttributeError, OSError, RuntimeError) as error:
         raise UserError(f"{GL_HINT} [{error}]") from None

@@ -4,21 +4,23 @@ The expert's episodes are rolled out once; the same moments are then shown under
 and the policy's action is held against the expert's. No episode depends on what the policy did
 before, so a minute of it tells encoders apart that hours of rollouts at the floor do not. It is
 no success: a policy that strays from the expert's states is not seen.
-Legend of shapes: N moments shown, H, W image size, A = 4 action width.
+Legend of shapes: N moments shown, H, W image size, A action width, P width of
+proprioception.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from dynaflip.eval.envs.metaworld import Scene, State
+from dynaflip.eval.envs.base import Env
 from dynaflip.eval.labelled_frames import as_recorded
 from dynaflip.eval.rollout import EpisodeStart
 
-MOMENT_EVERY_STEPS = 8  # a tenth of a second
+MOMENT_EVERY_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -26,21 +28,21 @@ class ExpertViews:
     """What the expert did, and what could be seen then, under each condition."""
 
     images: np.ndarray  # (N, H, W, 3) uint8
-    proprioception: np.ndarray  # (N, 4) float32: hand position (m, world), gripper
+    proprioception: np.ndarray  # (N, P) float32
     actions: np.ndarray  # (N, A) float32, the expert's
     condition: np.ndarray  # (N,) name of the condition
     episode: np.ndarray  # (N,) int, index of the episode's start
 
 
 def show_expert(
-    scene: Scene, starts: Mapping[str, Sequence[EpisodeStart]], *, horizon_steps: int
+    scene: Env, starts: Mapping[str, Sequence[EpisodeStart]], *, horizon_steps: int
 ) -> ExpertViews:
     """Roll the expert out from each layout; show its moments under each condition.
 
     Args:
         scene: of the task, unperturbed; unperturbed again afterwards.
         starts: condition → its episodes' starts. The i-th start has the same layout in all.
-        horizon_steps: the expert gives up after so many steps of 1/80 s.
+        horizon_steps: the expert gives up after so many control steps.
     """
     images, proprioception, actions, names, episodes = [], [], [], [], []
     layouts = [start.layout_seed for start in next(iter(starts.values()))]
@@ -84,16 +86,16 @@ def agreement(actions: np.ndarray, expert: np.ndarray, unit: np.ndarray) -> np.n
 
 
 def _expert_moments(
-    scene: Scene, layout_seed: int, horizon_steps: int
-) -> list[tuple[State, np.ndarray, np.ndarray]]:
+    scene: Env, layout_seed: int, horizon_steps: int
+) -> list[tuple[Any, np.ndarray, np.ndarray]]:
     """(state, proprioception, action) now and then in an episode, until it is solved."""
-    observation = scene.reset(layout_seed)
+    scene.reset(layout_seed)
+    every_steps = max(1, round(MOMENT_EVERY_S * scene.spec.control_hz))
     moments = []
     for step in range(horizon_steps):
-        action = scene.expert_action(observation)
-        if step % MOMENT_EVERY_STEPS == 0:
+        action = scene.expert_action()
+        if step % every_steps == 0:
             moments.append((scene.state(), scene.proprioception(), action))
-        observation, solved = scene.step(action)
-        if solved:
+        if scene.step(action).success:
             break
     return moments

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dynaflip.eval.envs.metaworld_tasks import CAPTIONS
-from dynaflip.eval.perturbations import SEEN_FACTORS, layout_seed, sample
+from dynaflip.eval.perturbations import layout_seed, sample, seen_factors
 from dynaflip.platform.demonstrations.config import CollectConfig
 
 SPLIT = "pretrain"  # the only one that is ever collected
@@ -41,7 +41,7 @@ def _plan(config: CollectConfig, index: int) -> EpisodePlan:
     moving = _due(config.moving_camera_share, turn, f"{config.seed}/{task}/moving")
     factors: dict[str, Any] = {}
     if perturbed:
-        factors = sample(SPLIT, generator.getrandbits(32), SEEN_FACTORS)
+        factors = sample(SPLIT, generator.getrandbits(32), seen_factors())
     if moving:
         camera = sample(SPLIT, generator.getrandbits(32), ["camera"])["camera"]
         # The magnitude bounds the path; a path of nearly none would be a still camera.

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dynaflip.eval.envs.metaworld import CONTROL_RATE_HZ, Scene
+from dynaflip.eval.envs.base import Env
 from dynaflip.platform.demonstrations.config import CollectConfig
 from dynaflip.platform.demonstrations.plan import EpisodePlan
 
@@ -30,23 +30,22 @@ class Recording:
     success: bool
 
 
-def record_episode(scene: Scene, plan: EpisodePlan, config: CollectConfig) -> Recording:
+def record_episode(scene: Env, plan: EpisodePlan, config: CollectConfig) -> Recording:
     """Record the planned episode; ``scene`` must be of its task."""
     assert scene.task == plan.task, (scene.task, plan.task)
     rng = np.random.default_rng(plan.noise_seed)
-    observation = scene.reset(plan.layout_seed)
+    scene.reset(plan.layout_seed)
     scene.apply(plan.factors)
     frames: list[dict[str, np.ndarray]] = []
     solved_at: int | None = None
     for step in range(config.max_steps):
         if plan.moving_camera:
-            scene.follow_camera_path(plan.factors["camera"], step / CONTROL_RATE_HZ)
-        action = scene.expert_action(observation)
+            scene.follow_camera_path(plan.factors["camera"], step / scene.spec.control_hz)
+        action = scene.expert_action()
         noise = config.action_noise * rng.standard_normal(3)
         action[:3] = np.clip(action[:3] + noise, -1, 1)
         frames.append(_observe(scene, action))
-        observation, solved = scene.step(action)
-        if solved and solved_at is None:
+        if scene.step(action).success and solved_at is None:
             solved_at = step
         if solved_at is not None and step >= solved_at + config.steps_after_success:
             break
@@ -56,7 +55,7 @@ def record_episode(scene: Scene, plan: EpisodePlan, config: CollectConfig) -> Re
     return Recording(rgb, depth_m, columns, solved_at is not None)
 
 
-def _observe(scene: Scene, action: np.ndarray) -> dict[str, np.ndarray]:
+def _observe(scene: Env, action: np.ndarray) -> dict[str, np.ndarray]:
     rgb, depth_m = scene.rgb_and_depth()
     camera = scene.camera
     matrix = scene.intrinsics()

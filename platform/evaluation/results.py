@@ -11,7 +11,7 @@ import polars as pl
 from dynaflip.errors import UserError
 from dynaflip.eval.expert_views import ALL_FACTORS, UNPERTURBED
 from dynaflip.eval.intervals.hierarchical_bootstrap import Rate, paired_success, success_rate
-from dynaflip.eval.perturbations import SEEN_FACTORS, UNSEEN_FACTORS
+from dynaflip.eval.perturbations import seen_factors, unseen_factors
 from dynaflip.platform.evaluation.plan import Cell
 from dynaflip.platform.evaluation.worker import CellResult
 
@@ -96,8 +96,8 @@ def groups(conditions: tuple[tuple[str, int], ...]) -> dict[str, list[tuple[str,
     found = {
         IN_DISTRIBUTION: [c for c in conditions if c[0] == UNPERTURBED],
         OUT_OF_DISTRIBUTION: single,
-        SEEN: [c for c in single if c[0] in SEEN_FACTORS],
-        UNSEEN: [c for c in single if c[0] in UNSEEN_FACTORS],
+        SEEN: [c for c in single if c[0] in seen_factors()],
+        UNSEEN: [c for c in single if c[0] in unseen_factors()],
         TOGETHER: [c for c in conditions if c[0] == ALL_FACTORS],
     }
     return {name: chosen for name, chosen in found.items() if chosen}

@@ -170,9 +170,9 @@ class Worker:
         scene = self._load_scenes(task, image_px, 1)[0]
         seen = []
         for seed in layout_seeds:
-            observation = scene.reset(seed)
+            scene.reset(seed)
             for _ in range(LOOK_AT_STEP):
-                observation, _ = scene.step(scene.expert_action(observation))
+                scene.step(scene.expert_action())
             seen.append((scene.rgb(), *scene.robot_and_object()))
         images, robot, objects = (np.stack(column) for column in zip(*seen, strict=True))
         found = {e.digest: saliency(self._encoder(e), images) for e in encoders}

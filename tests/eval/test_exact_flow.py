@@ -16,14 +16,14 @@ CAMERA = {"u": 0.3, "path": {"period_s": [1.5, 2.0], "phase": [0.1, 0.4]}}
 @pytest.fixture(scope="module", params=["static", "moving"])
 def clip(request: pytest.FixtureRequest):
     scene = Scene("drawer-open-v3", height_px=PX, width_px=PX)
-    observation = scene.reset(3)
+    scene.reset(3)
     states, poses = [], []
     for step in range(106):
         if request.param == "moving":
             scene.follow_camera_path(CAMERA, step / 80)
         states.append(scene.state())
         poses.append(scene.camera_pose())
-        observation, _ = scene.step(scene.expert_action(observation))
+        scene.step(scene.expert_action())
     steps = [60 + round(k * 40 / 7) for k in range(8)]
     centres = (np.arange(20) + 0.5) * PX / 20
     origins_px = np.stack(np.meshgrid(centres, centres), -1).reshape(-1, 2)

@@ -25,7 +25,7 @@ def scene() -> Iterator[Scene]:
 def act(scene: Scene, layout_seed: int, steps: int) -> np.ndarray:
     observation = scene.reset(layout_seed)
     for _ in range(steps):
-        observation, _ = scene.step(scene.expert_action(observation))
+        observation = scene.step(scene.expert_action()).observation
     return observation
 
 

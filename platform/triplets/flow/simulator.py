@@ -55,6 +55,7 @@ def simulator_flow(
         height_px=height,
         width_px=width,
         camera=clip.camera,
+        **({"environment": episode["environment"]} if "environment" in episode else {}),
     )
     valid = exact.valid.reshape(GRID, GRID)
     origin_m = _grid(exact.origin_m[None], 3)[0] * valid[..., None]

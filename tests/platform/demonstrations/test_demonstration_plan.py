@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from dynaflip.eval.envs.metaworld_tasks import CAPTIONS
-from dynaflip.eval.perturbations import SPLITS, UNSEEN_FACTORS, belongs_to
+from dynaflip.eval.perturbations import SPLITS, belongs_to, unseen_factors
 from dynaflip.platform.demonstrations.config import DEFAULT_TASKS, CollectConfig
 from dynaflip.platform.demonstrations.plan import plan_episodes
 
@@ -19,7 +19,7 @@ def test_all_that_is_drawn_belongs_to_pretraining_and_to_no_other_split() -> Non
     for plan in plans:
         drawn = {**plan.factors, "layout_seed": plan.layout_seed}
         assert [s for s in SPLITS if belongs_to(drawn, s)] == ["pretrain"], drawn
-        assert not {*plan.factors} & {*UNSEEN_FACTORS}
+        assert not {*plan.factors} & {*unseen_factors()}
         for factor, value in plan.factors.items():  # each of them, not only the layout
             assert [s for s in SPLITS if belongs_to({factor: value}, s)] == ["pretrain"]
 

@@ -1,0 +1,433 @@
+"""The contract of a simulated environment: what it offers, and what is known of it in advance.
+
+An environment (a simulator with its tasks) has two halves:
+
+- :class:`EnvironmentSpec`, plain data that is read *without importing the simulator*: tasks and
+  their captions, task sets, sizes of actions and proprioception, control rate, longest episode,
+  camera, perturbation factors. Settings are validated against it and ``--help`` stays quick.
+- :class:`Env`, one task under one camera, which renders and moves. ``spec.open(task, …)`` makes it.
+
+Adding an environment is one file with both (and the list of its tasks)::
+
+    class Reach(Env):
+        def __init__(self, task, *, height_px, width_px, camera): ...
+        def reset(self, seed): ...
+        def step(self, action): ...
+        def render(self): ...
+        def proprioception(self): ...
+
+    ENVIRONMENT = EnvironmentSpec(
+        name="reach", make=Reach, captions={"reach": ("reach the red point",)},
+        action_names=("x", "y"), proprioception_names=("x", "y"),
+        control_hz=20.0, horizon_steps=100, camera="top",
+    )
+
+It is named in the settings (``environment``) by ``class:MODULE:ENVIRONMENT``, by an entry point of
+the group ``dynaflip.environment``, or, inside this package, by a file ``eval/envs/NAME_tasks.py``
+that holds ``ENVIRONMENT``: see :mod:`dynaflip.eval.envs.registry`.
+
+Only :meth:`Env.reset`, :meth:`Env.step`, :meth:`Env.render` and :meth:`Env.proprioception` are
+needed to roll policies out. What else an environment can do (a scripted expert, depth, restoring a
+state, segmentation) it does by overriding that method; the others refuse in one line.
+
+Conventions: world frame in metres, the first three entries of proprioception are the end
+effector's position where there is one; camera frames are OpenCV's (x right, y down, z forward);
+actions lie in [-1, 1]. Legend of shapes: H, W image size in pixels, A action width, P width of
+proprioception.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from dynaflip.errors import UserError
+from dynaflip.eval import perturbations
+from dynaflip.plugins import load_object
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# Software rendering and torch would each start a thread a core in every worker.
+_ONE_THREAD = {"LP_NUM_THREADS": "0", "OMP_NUM_THREADS": "1"}
+
+
+@dataclass(frozen=True)
+class EnvironmentSpec:
+    """All that is known of an environment before it is opened; needs no simulator."""
+
+    name: str
+    """As in the settings, such as the file's or the entry point's name."""
+
+    make: Callable[..., Env] | str
+    """``make(task, height_px=…, width_px=…, camera=…)`` opens one task: the class, or
+    ``MODULE:CLASS`` where importing it imports the simulator."""
+
+    captions: Mapping[str, tuple[str, ...]]
+    """Every task by its id, with phrasings of it that mean the same; the first is used where one
+    is enough."""
+
+    action_names: tuple[str, ...]
+    """One name an entry of the action, all of them in [-1, 1]."""
+
+    proprioception_names: tuple[str, ...]
+    """One name an entry of what the robot knows of itself."""
+
+    control_hz: float
+    """Actions a second."""
+
+    horizon_steps: int
+    """The longest episode that the simulator allows, in control steps."""
+
+    camera: str
+    """Camera that is used where none is named."""
+
+    factors: tuple[str, ...] = ()
+    """Built-in perturbation factors that it can show (keys of the table of factors)."""
+
+    task_sets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Named sets of tasks."""
+
+    default_tasks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """What a job takes where its setting names no tasks: ``collect``, ``evaluate``, ``sweep`` and
+    ``ablate`` → tasks or sets. A job that is not here takes every task."""
+
+    promotion_tasks: tuple[str, ...] = ()
+    """Tasks (or sets) that an evaluation must cover before an encoder may become champion on it;
+    empty asks for every task."""
+
+    task_suffix: str = ""
+    """What users may leave out at the end of a task's id, such as a version."""
+
+    noise_dims: int = 0
+    """Leading entries of the action that demonstrations add exploration noise to."""
+
+    has_depth: bool = False
+    """Whether it has metric depth with camera pose and intrinsics (:meth:`Env.rgb_and_depth`)."""
+
+    robot: str = "unknown"
+    """The robot's name in recorded data sets."""
+
+    packages: tuple[str, ...] = ()
+    """Installed distributions whose versions decide what is simulated."""
+
+    revision: int = 0
+    """Raised when the environment's own code changes what is simulated or rendered."""
+
+    install_hint: str = ""
+    """What to run where a package is missing."""
+
+    worker_variables: Callable[[], dict[str, str]] = dict
+    """Environment variables that worker processes need before the simulator is imported."""
+
+    default: bool = False
+    """Whether settings that name no environment mean this one (one built-in environment only)."""
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Ids of all tasks."""
+        return tuple(self.captions)
+
+    @property
+    def action_dim(self) -> int:
+        """A, the width of an action."""
+        return len(self.action_names)
+
+    @property
+    def proprioception_dim(self) -> int:
+        """P, the width of proprioception."""
+        return len(self.proprioception_names)
+
+    def caption(self, task: str) -> str:
+        """A task in words, its first phrasing."""
+        return self.captions[task][0]
+
+    def tasks_of(self, names: Sequence[str], setting: str = "tasks") -> tuple[str, ...]:
+        """Task ids for a list of sets and tasks, each once, in the order given.
+
+        Args:
+            names: of :attr:`task_sets` or of single tasks, with or without :attr:`task_suffix`.
+            setting: dotted name of the setting that holds them.
+
+        Raises:
+            UserError: a name is neither, or there is none.
+        """
+        chosen: list[str] = []
+        sets = ", ".join(self.task_sets)
+        for name in names:
+            full = name if name.endswith(self.task_suffix) else name + self.task_suffix
+            if name not in self.task_sets and full not in self.captions:
+                raise UserError(
+                    f"{setting}: {self.name} has no task or set {name}; "
+                    f"sets: {sets or 'none'}; tasks: {', '.join(self.tasks)}"
+                )
+            chosen += [task for task in self.task_sets.get(name, (full,)) if task not in chosen]
+        if not chosen:
+            raise UserError(
+                f"{setting}: name at least one task{f' or set ({sets})' if sets else ''}"
+            )
+        return tuple(chosen)
+
+    def tasks_for(self, job: str) -> tuple[str, ...]:
+        """A job's default tasks or sets: see :attr:`default_tasks`."""
+        return self.default_tasks.get(job, self.tasks)
+
+    def tasks_to_promote_on(self) -> tuple[str, ...]:
+        """Task ids that an evaluation must cover before its encoder may become champion."""
+        return self.tasks_of(self.promotion_tasks or self.tasks)
+
+    def check_factors(self, names: Sequence[str], setting: str = "factors") -> None:
+        """Refuse factors that there are none of, or that this environment cannot show.
+
+        Raises:
+            UserError: names the factor, and those that can be had.
+        """
+        for name in names:
+            if name in perturbations.FACTORS and name not in self.factors:
+                raise UserError(
+                    f"{setting}: {self.name} cannot show the factor {name}; "
+                    f"it has: {', '.join(self.factors) or 'none'}"
+                )
+            perturbations.FACTOR_TABLE.check(name, setting)
+
+    def version(self) -> str:
+        """What is simulated: packages with versions and the revision; equal means comparable.
+
+        Raises:
+            UserError: one of the packages is not installed.
+        """
+        return ", ".join(self.versions()) or self.name
+
+    def versions(self) -> list[str]:
+        """:meth:`version` entry by entry, each ``NAME VERSION``.
+
+        Raises:
+            UserError: one of the packages is not installed.
+        """
+        try:
+            found = [f"{package} {version(package)}" for package in self.packages]
+        except PackageNotFoundError as error:
+            raise UserError(
+                f"environment: {self.name} needs {error.name}; {self.install_hint}"
+            ) from None
+        return found + ([f"{self.name} revision {self.revision}"] if self.revision else [])
+
+    def worker_environment(self) -> dict[str, str]:
+        """Environment variables of a worker process that runs this environment on one CPU."""
+        return {**self.worker_variables(), **_ONE_THREAD}
+
+    def open(
+        self, task: str, *, height_px: int = 160, width_px: int = 160, camera: str | None = None
+    ) -> Env:
+        """Open one task, rendered at a size.
+
+        Args:
+            task: its id.
+            height_px, width_px: size of every image, even.
+            camera: by default :attr:`camera`.
+
+        Raises:
+            UserError: no such task or camera, the simulator is not installed or cannot render.
+        """
+        make = load_object(self.make) if isinstance(self.make, str) else self.make
+        env: Env = make(task, height_px=height_px, width_px=width_px, camera=camera or self.camera)
+        env.spec = self
+        return env
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one action led to."""
+
+    observation: Any
+    """The simulator's own state vector, privileged: for the expert and for agents on state."""
+
+    reward: float
+    """The environment's own reward; 0 or 1 for success where it has none."""
+
+    success: bool
+    """Whether the task is solved at this step."""
+
+    ended: bool = False
+    """Whether the simulator ended the episode (a failure or its own time limit)."""
+
+
+class Env(ABC):
+    """One task under one camera.
+
+    Attributes:
+        spec: what is known of it in advance.
+        task: its id.
+        height_px, width_px: size of every image.
+        camera: the camera's name.
+        image_filters: functions (H, W, 3) uint8 → the same, applied to every image in turn; a
+            perturbation factor may append one, and :meth:`restore` empties the list.
+    """
+
+    spec: EnvironmentSpec
+
+    def __init__(self, task: str, *, height_px: int, width_px: int, camera: str) -> None:
+        self.task, self.camera = task, camera
+        self.height_px, self.width_px = height_px, width_px
+        self.image_filters: list[Callable[[np.ndarray], np.ndarray]] = []
+        self._checked_factors: set[str] = set()
+
+    # What every environment has -----------------------------------------------------------
+
+    @abstractmethod
+    def reset(self, seed: int) -> Any:
+        """Begin an episode; equal seeds give equal scenes. Returns the privileged observation."""
+
+    @abstractmethod
+    def step(self, action: np.ndarray) -> StepResult:
+        """Act for one control step: (A,) in [-1, 1]."""
+
+    @abstractmethod
+    def render(self) -> np.ndarray:
+        """The camera's image now: (H, W, 3) uint8. Callers use :meth:`rgb`."""
+
+    @abstractmethod
+    def proprioception(self) -> np.ndarray:
+        """What a real robot knows of itself: (P,) float32."""
+
+    def close(self) -> None:  # noqa: B027  (nothing to free is common)
+        """Free what the simulator holds; the environment cannot be used afterwards."""
+
+    # What it may have ---------------------------------------------------------------------
+
+    def expert_action(self) -> np.ndarray:
+        """The scripted expert's action (A,) float32 in the present state."""
+        raise self._lacks("no scripted expert")
+
+    def privileged(self) -> dict[str, np.ndarray]:
+        """Labels that only a simulator knows; policies and encoders must never read them.
+
+        Recorded as ``privileged.NAME``. Linear probes want ``object_position_m`` (3,) in the
+        world frame and ``joint_angles`` (J,) in radians; other names are recorded too.
+        """
+        return {}
+
+    def recorded_state(self) -> dict[str, np.ndarray]:
+        """The physical state, recorded as ``privileged.*``: equally wide for all tasks."""
+        return {}
+
+    def state(self) -> Any:
+        """A copy of all that moves, for :meth:`set_state`."""
+        raise self._lacks("no state that can be restored")
+
+    def set_state(self, state: Any) -> None:
+        """Put everything where a state of the same task and layout had it; the image with it."""
+        raise self._lacks("no state that can be restored")
+
+    def robot_and_object(self) -> tuple[np.ndarray, np.ndarray]:
+        """Which pixels show the robot, and which the task's objects: two (H, W) bool."""
+        raise self._lacks("no segmentation of robot and objects")
+
+    def rgb_and_depth(self) -> tuple[np.ndarray, np.ndarray]:
+        """Image (H, W, 3) uint8 and distance along the viewing axis (H, W) float32, metres."""
+        raise self._lacks("no depth")
+
+    def intrinsics(self) -> np.ndarray:
+        """Camera matrix (3, 3) float64 in pixels."""
+        raise self._lacks("no depth camera")
+
+    def camera_pose(self) -> np.ndarray:
+        """Camera → world, (4, 4) float64, OpenCV axes, metres."""
+        raise self._lacks("no depth camera")
+
+    def set_camera_pose(self, pose: np.ndarray) -> None:
+        """Move the camera: (4, 4) camera → world, OpenCV axes, metres."""
+        raise self._lacks("no camera that can be placed")
+
+    def depth_m(self) -> np.ndarray:
+        """Distance along the viewing axis: (H, W) float32 metres."""
+        return self.rgb_and_depth()[1]
+
+    def bodies(self) -> np.ndarray:
+        """Id of the rigid body at each pixel: (H, W) int32; 0 for what never moves."""
+        raise self._lacks("no segmentation of bodies")
+
+    def body_poses(self) -> tuple[np.ndarray, np.ndarray]:
+        """World poses of all bodies by id: positions (N, 3) in metres, rotations (N, 3, 3)."""
+        raise self._lacks("no poses of bodies")
+
+    def state_at(self, qpos: np.ndarray) -> Any:
+        """The present state with recorded coordinates (``privileged.qpos``), at rest."""
+        raise self._lacks("no recorded coordinates")
+
+    def follow_camera_path(self, camera: dict[str, Any], time_s: float) -> None:
+        """Move the camera to where a moving camera's value has it at a time."""
+        raise self._lacks("no moving camera")
+
+    # Images and perturbation --------------------------------------------------------------
+
+    def rgb(self) -> np.ndarray:
+        """The image with its filters: (H, W, 3) uint8."""
+        return self.filtered(self.render())
+
+    def filtered(self, image: np.ndarray) -> np.ndarray:
+        """An image (H, W, 3) uint8 through :attr:`image_filters`."""
+        for image_filter in self.image_filters:
+            image = image_filter(image)
+        return image
+
+    def apply(self, values: Mapping[str, Any]) -> None:
+        """Perturb the appearance, and nothing else; what was applied before is taken back first.
+
+        Args:
+            values: factor → value, as :func:`dynaflip.eval.perturbations.sample` draws them.
+
+        Raises:
+            UserError: an unknown factor, or one from outside that changes no pixel.
+        """
+        for name in values:
+            if name not in perturbations.FACTORS and name not in self._checked_factors:
+                self._checked_factors.add(name)
+                check_factor(self, name)
+        self.restore()
+        for name, value in values.items():
+            perturbations.factor(name).apply(self, value)
+        self.appearance_changed()
+
+    def restore(self) -> None:
+        """Take all perturbation back: images are bit for bit what they were."""
+        self.image_filters.clear()
+        self.restore_appearance()
+
+    def restore_appearance(self) -> None:  # noqa: B027  (filters alone need none)
+        """Undo what factors changed in the simulator (not :attr:`image_filters`)."""
+
+    def appearance_changed(self) -> None:  # noqa: B027  (filters alone need none)
+        """Bring what factors changed to the renderer; called once after all of them."""
+
+    def _lacks(self, what: str) -> UserError:
+        return UserError(f"environment: {self.spec.name} has {what}")
+
+
+def check_factor(env: Env, name: str) -> None:
+    """Refuse a factor that changes no pixel: it would be measured as perfect robustness.
+
+    Draws the strongest ``dev`` values; the scene is as it was, without perturbation, afterwards.
+
+    Raises:
+        UserError: every image is the unperturbed one.
+    """
+    env.restore()
+    plain = env.rgb()
+    try:
+        for seed in range(3):
+            value = perturbations.sample("dev", seed, [name], max(perturbations.LEVELS))[name]
+            env.restore()
+            perturbations.factor(name).apply(env, value)
+            env.appearance_changed()
+            if (env.rgb() != plain).any():
+                return
+    finally:
+        env.restore()
+    raise UserError(
+        f"factors: {name} changes no pixel of {env.spec.name}'s task {env.task} at its strongest; "
+        f"its apply must change the environment it is given"
+    )
