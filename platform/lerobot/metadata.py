@@ -13,7 +13,12 @@ import pyarrow as pa
 
 from dynaflip.errors import UserError
 from dynaflip.platform.triplets.clips import ClipRejected
-from dynaflip.platform.triplets.sources.places import Place, list_files, may_pass, read_table
+from dynaflip.platform.triplets.sources.locations import (
+    Location,
+    is_temporary,
+    list_files,
+    read_table,
+)
 
 _PATHS = {
     "v3": {
@@ -30,7 +35,7 @@ _PATHS = {
 class Meta:
     """The ``meta`` folder of a data set; ``info`` is ``info.json``."""
 
-    def __init__(self, root: Place) -> None:
+    def __init__(self, root: Location) -> None:
         self.root = root
         path = root / "meta" / "info.json"
         try:
@@ -78,7 +83,7 @@ class Meta:
                 return {r["task_index"]: r["task"] for r in self._json_lines("tasks.jsonl")}
             table = read_meta(self.root / self.tasks_file())
         except UserError as error:
-            stage = "network" if may_pass(self.root, error.__cause__) else "caption"
+            stage = "network" if is_temporary(self.root, error.__cause__) else "caption"
             raise ClipRejected(stage, str(error)) from None
         text = next(n for n in table.column_names if n != "task_index")
         return dict(zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True))
@@ -117,7 +122,7 @@ class Meta:
         return rows
 
 
-def read_meta(path: Place) -> pa.Table:
+def read_meta(path: Location) -> pa.Table:
     """A Parquet file of ``meta/``; one that cannot be read is the user's to mend."""
     try:
         return read_table(path)

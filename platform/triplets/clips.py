@@ -22,7 +22,7 @@ Doubles = npt.NDArray[np.float64]
 
 # Rejections that may pass, and not for what is in the clip: the store did not answer, or memory,
 # disk or the machine itself gave out. The next run tries these clips again.
-PASSING_STAGES = frozenset({"network", "machine"})
+TEMPORARY_STAGES = frozenset({"network", "machine"})
 
 
 class ClipRejected(Exception):

@@ -4,62 +4,72 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
-from dynaflip.checks import above, at_least, one_of, share, within
+from dynaflip.checks import at_least, one_of, share, within
+from dynaflip.platform.triplets.flow.config import (
+    AlignmentConfig,
+    CameraConfig,
+    LiftingConfig,
+    RigidSmoothingConfig,
+    StaticPointsConfig,
+    TrackConfig,
+)
 
-TRACKER_CHOICES = "lk, dis, torchscript:FILE or class:MODULE:NAME"
 DEPTH_MODEL = "model:"
 DEPTH_CHOICES = "auto, plane or model:FOLDER-OR-HUB-ID"
 
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """Where recordings come from. The format is detected from what lies there."""
+    """One source of recordings. Its format is detected from the files."""
 
     path: str = ""
     """Folder or s3:// prefix: LeRobot v3.0 or v2.1, RLDS (*.tfrecord), Something-Something V2,
     Ego4D-style narrations, or videos with captions.csv, .jsonl or .parquet; or a single file."""
 
     name: str = ""
-    """Name that triplets carry as their source; ```` takes the folder's own name."""
+    """Name of the source in the triplets; empty: the folder's own name."""
 
     weight: float = 1.0
     """How often pretraining draws from this source, relative to the others of a mix."""
 
     cameras: tuple[str, ...] = ()
-    """Cameras to read, by name; empty reads all that are there."""
+    """Cameras to read, by name; empty reads all."""
 
     embodiment: str = ""
-    """Written into triplets whose source does not say: robot | human | unknown."""
+    """robot, human or unknown, for recordings that do not state it."""
 
     licence: str = ""
-    """Licence of the material, where the source itself does not say."""
+    """Licence of recordings that do not state it."""
 
     captions: str = ""
-    """Captions of a folder of videos, where they lie elsewhere: .csv, .jsonl or .parquet."""
+    """Captions file of a folder of videos, if it lies elsewhere: .csv, .jsonl or .parquet."""
 
     caption_template: str = ""
-    """Caption of videos that have none: {name} and {folder} of the file, {source}."""
+    """Caption of videos without one; may hold {name} and {folder} of the file, and {source}."""
 
     captioner: str = ""
-    """Clips that are left without caption are described by this transformers model (image-text-to-
-    text, FOLDER-OR-HUB-ID); asked with the prompt, where it can chat."""
+    """Captioner of clips without caption: FOLDER-OR-HUB-ID (or model:FOLDER-OR-HUB-ID) of a
+    transformers image-text-to-text model, or class:MODULE:NAME."""
 
     captioner_prompt: str = "Say in one short sentence what is done from left to right."
+    """Prompt for captioners that can chat."""
+
     fps: float = 0.0
-    """Steps a second of RLDS data sets, which do not say; 0 takes that of known ones."""
+    """Steps per second of RLDS data sets, which do not store it; 0: that of known public sets."""
 
     narration_s: float = 2.0
-    """Seconds around a narrated moment that are its clip (Ego4D)."""
+    """Length of the clip around a narrated moment, in seconds (Ego4D)."""
 
     max_clips: int = 0
-    """Read only the first so many clips (trials); 0 reads all."""
+    """Most clips to read, for trials; 0 reads all."""
 
     depth: str = ""
-    """Where this source's depth is from, if not from where `depth` says for all."""
+    """Overrides the global `depth` for this source."""
 
     flow_window_s: float = 0.0
-    """Longest flow window of this source; 0 = `flow_window_s` of all."""
+    """Overrides the global `flow_window_s` for this source; 0 does not."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, "max_clips", "flow_window_s")
@@ -78,208 +88,17 @@ class SourceConfig:
 
 
 @dataclass(frozen=True)
-class TrackConfig:
-    """Who follows the grid's points through the window, in 2D."""
-
-    tracker: str = "lk"
-    """Lk: pyramidal Lucas-Kanade; dis: dense inverse search, both with a forward-backward check.
-    torchscript:FILE or class:MODULE:NAME: a learned tracker (see stages/learned_track.py)."""
-
-    short_side_px: int = 224
-    """Short side of the images that are tracked; smaller recordings stay as they are."""
-
-    lk_window_px: int = 15
-    """Side of the window around a point."""
-
-    use_depth: bool = True
-    """Track in depth as well as in grey, where depth is known."""
-
-    lk_levels: int = 3
-    """Pyramid levels above the image itself."""
-
-    max_backward_error_px: float = 1.0
-    """A point is lost where going one frame forward and back misses it by more."""
-
-    min_frame_gap_s: float = 0.024
-    """Shortest mean time between tracked frames: faster video is thinned to it (0: every frame).
-    At 80 fps 0.024 s costs half of every frame, and drifts less."""
-
-    def __post_init__(self) -> None:
-        kind, _, rest = self.tracker.partition(":")
-        if self.tracker not in ("lk", "dis") and not (kind in ("torchscript", "class") and rest):
-            raise ValueError(f"tracker must be {TRACKER_CHOICES}, not {self.tracker!r}")
-        at_least(self, 32, "short_side_px")
-        if self.lk_window_px < 5 or self.lk_window_px % 2 == 0:
-            raise ValueError(f"lk_window_px must be odd and at least 5, not {self.lk_window_px}")
-        within(self, 0, 8, "lk_levels")
-        above(self, 0, "max_backward_error_px")
-        at_least(self, 0, "min_frame_gap_s")
-
-
-@dataclass(frozen=True)
-class LiftConfig:
-    """From 2D tracks and depth to 3D flow in the camera frame of frame t."""
-
-    search_px: int = 1
-    """Radius in which a track's depth is looked for, so that a track half a pixel off an edge does
-    not fall onto the background."""
-
-    max_depth_jump: float = 0.04
-    """Depth may change by this share of itself between two lifted frames; more is a track that
-    slipped over an edge, and the point is lost."""
-
-    max_invalid_share: float = 0.3
-    """A clip is rejected when a frame has a larger share of pixels without depth."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 0, "search_px")
-        above(self, 0, "max_depth_jump")
-        share(self, "max_invalid_share")
-
-
-@dataclass(frozen=True)
-class CameraConfig:
-    """Whose motion is taken out of the flow."""
-
-    motion: str = "auto"
-    """Auto: the recorded pose (where depth is in metres, as it is), else a fit, else (without
-    depth) none. recorded, fitted and none: only that; a clip without it is then rejected."""
-
-    on_failure: str = "reject"
-    """Reject: a window whose camera cannot be fitted is left out. uncompensated: it is kept as if
-    the camera stood still, and says so."""
-
-    min_inlier_share: float = 0.4
-    """A fit fails where a smaller share of the points agrees."""
-
-    inlier_px: float = 1.0
-    """A point agrees when it misses by no more in the image, and in depth as a share of it."""
-
-    inlier_depth_share: float = 0.01
-    trials: int = 100
-    """Triples of points that are tried for each frame."""
-
-    def __post_init__(self) -> None:
-        one_of(self, ("auto", "recorded", "fitted", "none"), "motion")
-        one_of(self, ("reject", "uncompensated"), "on_failure")
-        share(self, "min_inlier_share")
-        above(self, 0, "inlier_px", "inlier_depth_share", "trials")
-
-
-@dataclass(frozen=True)
-class StillConfig:
-    """Points that stand still are told from those the tracker drags along."""
-
-    enabled: bool = True
-    """False: believe the tracker alone."""
-
-    patch_radius_px: int = 1
-    """Radius of the patch that is compared: 1 is 3 × 3 pixels."""
-
-    max_colour_difference: float = 10.0
-    """Mean difference of colour (of 255) at which a patch is still the same."""
-
-    without_depth: float = 0.5
-    """Without recorded or estimated depth, colour decides alone: this share of it."""
-
-    max_depth_difference: float = 0.007
-    """Difference of depth, as a share of it, at which a point is still the same."""
-
-    min_still_gain: float = 0.1
-    """A point that was followed rests after all where standing still fits better by this (of
-    2)."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 0, "patch_radius_px", "max_colour_difference", "without_depth")
-        at_least(self, 0, "max_depth_difference", "min_still_gain")
-
-
-@dataclass(frozen=True)
-class RegisterConfig:
-    """The surface about a point is laid over later frames as a rigid piece (needs depth).
-
-    Defaults were tuned on 24 simulated clips at 224 px (see LOG.md).
-    """
-
-    enabled: bool = True
-    """False: believe the tracker's points, corrected by their neighbours."""
-
-    radius_px: int = 20
-    """Radius of a piece in the tracked image, …"""
-
-    stride_px: int = 4
-    """… distance of its samples, and how many of them are compared at most."""
-
-    samples: int = 48
-    min_samples: int = 12
-    """A piece of fewer samples is left to the tracker."""
-
-    depth_share: float = 0.08
-    """Samples belong to a piece when their depth differs by no more than this share."""
-
-    grey_scale: float = 30.0
-    """Differences of brightness (of 255) and of depth (as a share of it) that count half."""
-
-    depth_scale_share: float = 0.0015
-    damping: float = 0.5
-    """What a step of a hundredth of the distance has to gain, in squared scales."""
-
-    coarse_iterations: int = 1
-    """Iterations on blurred and on sharp images, for each frame."""
-
-    fine_iterations: int = 2
-    neighbours: int = 8
-    """Neighbours whose motion a piece tries as its own."""
-
-    max_misfit: float = 0.5
-    """A piece is lost in frames that it fits worse: 0 fits everywhere, 1 nowhere."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "radius_px", "stride_px", "samples", "min_samples", "fine_iterations")
-        at_least(self, 0, "coarse_iterations", "neighbours", "damping")
-        above(self, 0, "grey_scale", "depth_scale_share", "depth_share")
-        within(self, 0, 1, "max_misfit", ends="(]")
-
-
-@dataclass(frozen=True)
-class PiecesConfig:
-    """Neighbours on one surface correct each other: things move in one piece."""
-
-    enabled: bool = True
-    """False: every point for itself."""
-
-    depth_share: float = 0.05
-    """Neighbours are on one surface when their depth differs by no more than this share."""
-
-    fit_cells: int = 3
-    """Reach, in grid cells, of the rigid motion that is fitted …"""
-
-    vote_cells: int = 2
-    """… and of the vote on who moves."""
-
-    min_moving_share: float = 0.35
-    """A point that moves is lost where a smaller share of its neighbours does …"""
-
-    max_moving_share: float = 0.5
-    """… and one that rests where a larger share moves."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "fit_cells", "vote_cells")
-        share(self, "depth_share", "min_moving_share", "max_moving_share")
-
-
-@dataclass(frozen=True)
 class FilterConfig:
-    """Windows that are left out, and counted by reason. 0 (for the cut: 1) keeps all."""
+    """Windows to leave out, counted by reason. 0 (max_cut_score: 1) leaves none out."""
 
     min_moving_share: float = 0.005
-    """Least share of the grid's points that are trusted to the end and move."""
+    """Least share of the grid's points that move and are visible to the end."""
 
     min_visible_share: float = 0.1
-    """Least share of the grid's points that are trusted to the end."""
+    """Least share of the grid's points that are visible to the end."""
 
     max_cut_score: float = 0.12
-    """A shot cut: change of brightness from one tracked frame to the next, beyond the usual."""
+    """Shot cut: largest change of brightness between tracked frames, less the median change."""
 
     min_sharpness: float = 8.0
     """Least mean squared Laplacian of the first and last image (blur lowers it)."""
@@ -291,29 +110,37 @@ class FilterConfig:
 
 @dataclass(frozen=True)
 class PreprocessConfig:
-    """Everything that ``jobs/preprocess.py`` can be told."""
+    """Settings of ``jobs/preprocess.py``."""
+
+    RENAMED: ClassVar[dict[str, str]] = {
+        "example_pictures": "example_images",
+        "lift": "lifting",
+        "pieces": "rigid_smoothing",
+        "register": "rgbd_alignment",
+        "still": "static_points",
+    }
 
     source: SourceConfig = field(default_factory=SourceConfig)
     sources: tuple[SourceConfig, ...] = ()
-    """Several sources in one set, each with settings of its own; then `source` stays empty."""
+    """Several sources in one set, each with its own settings; `source` stays empty then."""
 
     depth: str = "auto"
-    """Auto: the recorded depth, or the clip is rejected. plane: everything at 1 m, relative scale.
-    model:FOLDER-OR-HUB-ID: a transformers depth model."""
+    """auto: recorded depth, or the clip is rejected. plane: everything at 1 m, relative scale.
+    model:FOLDER-OR-HUB-ID: a transformers depth model. class:MODULE:NAME: your own."""
 
     align_depth: bool = True
-    """Bring a model's relative depth to metres by scale and shift where a window's first frame has
-    recorded depth (depth_scale then says aligned)."""
+    """Scale and shift a model's relative depth to metres where a window's first frame has recorded
+    depth (column depth_scale: aligned)."""
 
     flow_source: str = "tracked"
-    """Tracked: from the images. simulator: the exact flow of a simulated recording, for upper-
-    bound experiments only."""
+    """tracked: from images. simulator: exact flow of a simulated recording, for upper-bound
+    experiments only."""
 
     flow_window_s: float = 0.5
-    """The flow is followed for the time to R3M's next frame, at most this long."""
+    """Longest flow window, in seconds; it ends earlier at R3M's next frame."""
 
     min_window_s: float = 0.1
-    """Transitions shorter than this are skipped: nothing moves in them."""
+    """Shorter transitions are skipped: too little moves in them."""
 
     draws_per_clip: int = 3
     """R3M draws per clip: five frames each, hence four transitions."""
@@ -328,32 +155,46 @@ class PreprocessConfig:
     """Quality of the stored JPEG images."""
 
     grid: str = "uniform"
-    """Uniform: an even grid of key points, as in the paper. motion: lines lie closer where things
-    move; grid_focus is the share of them that motion draws."""
+    """uniform: an even grid of key points, as in the paper. motion: denser where things move."""
 
     grid_focus: float = 0.7
+    """Share of a motion grid's lines that is drawn to motion."""
+
     heldout_share: float = 0.2
     """Share of recordings held out from pretraining, by hash."""
 
     seed: int = 0
-    """Enters the draw of frames, beside each clip's content."""
+    """Seed of the draw of frames, together with each clip's content."""
 
     max_rejected_share: float = 0.5
     """The job fails when more than this share of the clips is rejected."""
 
     clips_per_shard: int = 4
-    """Clips a Parquet file, at most; also what one task works on."""
+    """Most clips in a Parquet file, which is the work of one Ray task."""
 
     example_images: int = 12
-    """Flow-overlay examples in images/."""
+    """Flow-overlay examples in pictures/examples.png."""
 
     track: TrackConfig = field(default_factory=TrackConfig)
-    lift: LiftConfig = field(default_factory=LiftConfig)
+    """2D tracking."""
+
+    lifting: LiftingConfig = field(default_factory=LiftingConfig)
+    """Back-projection of tracks to 3D."""
+
     camera: CameraConfig = field(default_factory=CameraConfig)
-    still: StillConfig = field(default_factory=StillConfig)
-    register: RegisterConfig = field(default_factory=RegisterConfig)
-    pieces: PiecesConfig = field(default_factory=PiecesConfig)
+    """Compensation of the camera's motion."""
+
+    static_points: StaticPointsConfig = field(default_factory=StaticPointsConfig)
+    """Test for static points."""
+
+    rgbd_alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
+    """RGB-D alignment of surface patches."""
+
+    rigid_smoothing: RigidSmoothingConfig = field(default_factory=RigidSmoothingConfig)
+    """Rigid smoothing by neighbours."""
+
     filter: FilterConfig = field(default_factory=FilterConfig)
+    """Filters of windows."""
 
     def __post_init__(self) -> None:
         if self.sources and self.source != SourceConfig():

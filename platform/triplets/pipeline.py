@@ -40,8 +40,8 @@ from dynaflip.platform.triplets.report.overlays import write_examples
 from dynaflip.platform.triplets.reuse import (
     adopt_shards,
     changes,
-    may_have_passed,
     read_finished,
+    temporary_rejections,
     work_key,
     work_of,
     write_manifest,
@@ -113,7 +113,7 @@ def _preprocess(config: PreprocessConfig, folder: Path) -> Outcome:
     if read_finished(work.path).get("work_key") == key:
         _replace_folder(work.path, folder)  # an earlier run was killed just before this
     finished = read_finished(folder)
-    again = may_have_passed(folder) if finished.get("work_key") == key else 0
+    again = temporary_rejections(folder) if finished.get("work_key") == key else 0
     if finished.get("work_key") == key and not again:
         return _reuse(folder, finished, source, settings)
     if again:
@@ -279,7 +279,7 @@ def _finish(
     before = read_finished(folder)
     same = (before.get("digest"), before.get("work_key")) == (digest, about["work_key"])
     version = int(before.get("version", 0)) + (0 if same else 1)
-    changed = changes(before.get("made_from"), about["made_from"])
+    changed = changes(before.get("made_from", {}), about["made_from"])
     sources = {
         name: {**known, **counts["sources"].get(name, {})}
         for name, known in about["sources"].items()

@@ -2,31 +2,62 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 import shutil
+import typing
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from dynaflip.platform.config_loader import flatten
-from dynaflip.platform.triplets.clips import PASSING_STAGES, Clip, content_hash
-from dynaflip.platform.triplets.digest import code_digest
+from dynaflip.platform.config_loader import flatten, to_dict
+from dynaflip.platform.triplets.clips import TEMPORARY_STAGES, Clip, content_hash
+from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.shard import WorkFolder
+from dynaflip.platform.triplets.versions import STAGE_VERSIONS, versions_of
 
-# Settings that do not change any triplet; and those of sources, of which each clip holds what
-# matters to it, so that a source that is added costs its own clips alone.
+# Settings that change no triplet; and those of sources, because each clip holds those that
+# matter to it, so that an added source costs its own clips alone.
 _BESIDE = ("max_rejected_share", "example_images", "clips_per_shard", "source", "sources")
 
 
 def work_of(settings: dict[str, Any], clips: list[Clip], models: dict[str, str]) -> dict[str, Any]:
-    """What a triplet folder is made from: settings that matter, input, models and code."""
+    """What a triplet folder is made from: settings that matter, input, models, stage versions."""
     flat = flatten({k: v for k, v in settings.items() if k not in _BESIDE})
     inputs = hashlib.sha256("".join(clip.digest() for clip in clips).encode()).hexdigest()
-    return {"settings": flat, "input": inputs, "models": models, "code": code_digest()}
+    return {"settings": flat, "input": inputs, "models": models, "stages": dict(STAGE_VERSIONS)}
+
+
+def current_form(made_from: dict[str, Any]) -> dict[str, Any]:
+    """What a manifest says its folder was made from, in today's names of settings and stages.
+
+    A setting that the manifest lacks has today's default, because a new setting leaves triplets
+    as they were by default.
+    """
+    defaults = flatten({k: v for k, v in to_dict(PreprocessConfig()).items() if k not in _BESIDE})
+    renamed = {_renamed(key): value for key, value in made_from["settings"].items()}
+    unversioned = {"unknown": 1}
+    return {
+        "settings": defaults | renamed,
+        "input": made_from["input"],
+        "models": made_from.get("models", {}),
+        "stages": versions_of(made_from) or unversioned,
+    }
+
+
+def _renamed(key: str) -> str:
+    """Today's name of a dotted setting."""
+    cls: Any = PreprocessConfig
+    names = []
+    for name in key.split("."):
+        current = getattr(cls, "RENAMED", {}).get(name, name)
+        names.append(current)
+        cls = typing.get_type_hints(cls).get(current) if dataclasses.is_dataclass(cls) else None
+    return ".".join(names)
 
 
 def work_key(work: dict[str, Any]) -> str:
@@ -34,9 +65,9 @@ def work_key(work: dict[str, Any]) -> str:
     return content_hash(json.dumps(work, sort_keys=True))
 
 
-def changes(old: dict[str, Any] | None, new: dict[str, Any]) -> list[str]:
+def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What differs between two pieces of work, a line each; empty where there is no old one."""
-    if old is None:
+    if not old:
         return []
     before, after = old["settings"], new["settings"]
     lines = [
@@ -44,15 +75,20 @@ def changes(old: dict[str, Any] | None, new: dict[str, Any]) -> list[str]:
         for key in sorted({*before, *after})
         if before.get(key) != after.get(key)
     ]
-    known = old.get("models", {})
     lines += [
         f"{name}: its weights or code"
         for name, digest in new["models"].items()
-        if known.get(name, digest) != digest
+        if old["models"].get(name, digest) != digest
     ]
     if old["input"] != new["input"]:
         lines.append("input: other recordings or captions, or other settings of a source")
-    lines += ["code: preprocessing itself"] if old["code"] != new["code"] else []
+    if "unknown" in old["stages"]:
+        return [*lines, "stages: made by code without stage versions"]
+    lines += [
+        f"stages.{stage}: version {old['stages'][stage]} → {version} (see CHANGELOG.md)"
+        for stage, version in new["stages"].items()
+        if old["stages"].get(stage) != version
+    ]
     return lines
 
 
@@ -69,7 +105,7 @@ def adopt_shards(
         The clips of each shard that the work folder now holds, by its number.
     """
     before = read_finished(folder).get("made_from", {})
-    if any(before.get(name) != made_from[name] for name in ("settings", "code")):
+    if any(before.get(name) != made_from[name] for name in ("settings", "stages")):
         return {}
     # A model that was not there before made none of the shards: clips name theirs.
     if any(before["models"].get(n, digest) != digest for n, digest in made_from["models"].items()):
@@ -80,8 +116,8 @@ def adopt_shards(
     for done in sorted((folder / work.done.name).glob("part-*.json")):
         summaries = json.loads(done.read_text())
         digests = [summary["clip_digest"] for summary in summaries]
-        may_pass = any(summary["stage"] in PASSING_STAGES for summary in summaries)
-        if may_pass or not Counter(digests) <= wanted:
+        is_temporary = any(summary["stage"] in TEMPORARY_STAGES for summary in summaries)
+        if is_temporary or not Counter(digests) <= wanted:
             continue
         wanted -= Counter(digests)
         for file in (folder / work.triplets.name).glob(f"{done.stem}-*.parquet"):
@@ -91,13 +127,13 @@ def adopt_shards(
     return adopted
 
 
-def may_have_passed(folder: Path) -> int:
+def temporary_rejections(folder: Path) -> int:
     """How many clips of a finished folder were rejected for what may have passed since."""
     file = folder / "rejected.parquet"
     if not file.is_file():
         return 0
     stages = pq.read_table(file, columns=["stage"])["stage"].to_pylist()
-    return sum(stage in PASSING_STAGES for stage in stages)
+    return sum(stage in TEMPORARY_STAGES for stage in stages)
 
 
 def _link(file: Path, to: Path) -> None:
@@ -112,12 +148,18 @@ def _link(file: Path, to: Path) -> None:
 
 
 def read_finished(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder, or {} where there is none that can be read."""
+    """The manifest of a folder in today's form, or {} where there is none that can be read."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
     except (OSError, ValueError):
         return {}
-    return manifest if isinstance(manifest, dict) else {}
+    if not isinstance(manifest, dict):
+        return {}
+    made_from = manifest.get("made_from")
+    if isinstance(made_from, dict) and {"settings", "input"} <= made_from.keys():
+        made_from = current_form(made_from)
+        manifest |= {"made_from": made_from, "work_key": work_key(made_from)}
+    return manifest
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:

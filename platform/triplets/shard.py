@@ -19,7 +19,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dynaflip.platform.triplets.build import DepthModel, clip_table
+from dynaflip.platform.triplets.build import clip_table
+from dynaflip.platform.triplets.clip_reader import DepthModel
 from dynaflip.platform.triplets.clips import Clip, ClipRejected, Source
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.digest import row_digests

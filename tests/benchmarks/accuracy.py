@@ -21,8 +21,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from simulated import TASKS, Window, recordings, windows
 
-from dynaflip.platform.triplets.config import PreprocessConfig, RegisterConfig, TrackConfig
+from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.flow.camera_motion import compensated, fit_camera
+from dynaflip.platform.triplets.flow.config import AlignmentConfig, TrackConfig
 from dynaflip.platform.triplets.flow.estimate import flow_of_window
 from dynaflip.platform.triplets.flow.tracking import (
     grid_px,
@@ -90,7 +91,7 @@ def doubt_of(check: np.ndarray, motion_px: np.ndarray) -> np.ndarray:
 METHODS: dict[str, Method] = {
     "LK": plain("lk"),
     "DIS": plain("dis"),
-    "LK + rejection": ours(PreprocessConfig(register=RegisterConfig(enabled=False))),
+    "LK + rejection": ours(PreprocessConfig(rgbd_alignment=AlignmentConfig(enabled=False))),
     "LK + pieces aligned": ours(PreprocessConfig()),
     "the same, pose hidden": ours(PreprocessConfig(), hide_pose=True),
     "DIS + pieces aligned": ours(replace(PreprocessConfig(), track=TrackConfig(tracker="dis"))),

@@ -22,7 +22,7 @@ from dynaflip.platform.triplets.digest import digest_of
 from dynaflip.platform.triplets.flow.estimate import Flow
 from dynaflip.platform.triplets.flow.simulator import simulator_flow
 from dynaflip.platform.triplets.flow.tracking import grid_px
-from dynaflip.platform.triplets.flow.window import Shot
+from dynaflip.platform.triplets.flow.window import RGBDWindow
 from dynaflip.platform.triplets.sources.formats import open_source
 
 TASKS = (
@@ -54,13 +54,13 @@ class Window:
     cameras: Cameras
     truth: Flow
 
-    def shot(self, kept: list[int], *, hide_pose: bool = False) -> Shot:
+    def window(self, kept: list[int], *, hide_pose: bool = False) -> RGBDWindow:
         """Some of the frames, as the pipeline's stages take them."""
         poses = self.cameras.poses
         assert poses is not None
         known = None if hide_pose else poses[kept]
         intrinsics_px = self.cameras.intrinsics_px[kept]
-        return Shot(self.frames[kept], self.depth_m[kept], intrinsics_px, known)
+        return RGBDWindow(self.frames[kept], self.depth_m[kept], intrinsics_px, known)
 
 
 def recordings(

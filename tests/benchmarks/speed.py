@@ -31,7 +31,7 @@ from dynaflip.platform.triplets.sources.formats import open_source
 # Functions whose time (with what they call) is decoding, tracking or depth.
 STAGES = {
     "decoding": ("read_frames", "read_depth_m", "read_timeline", "times_s"),
-    "tracking": ("flow_of_window", "fit_camera", "place_grid"),
+    "tracking": ("flow_of_window", "fit_camera", "grid_on_first_frame"),
 }
 
 

@@ -1,10 +1,10 @@
 """Camera motion from images and depth, where no pose was recorded.
 
-Points all over the image are followed and lifted; the rigid motion that most of them
-share from the first frame to each later one is the camera's, because most of what a
-camera sees stands still. RANSAC over three points (Fischler and Bolles 1981) finds it,
-and laying the whole image over the later frame as one piece (register.py) refines it.
-How many agree is stored with the triplet.
+Points all over the image are tracked and lifted; the rigid motion that most of them share
+from the first frame to each later one is the camera's, because most of a scene is static.
+RANSAC over three points (Fischler and Bolles 1981) finds it, and RGB-D alignment of the
+whole image as one patch (rgbd_alignment.py) refines it. The share of points that agree is
+stored with the triplet.
 
 L lattice points, N frames.
 """
@@ -16,26 +16,38 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dynaflip.platform.triplets.clips import Doubles, Floats
-from dynaflip.platform.triplets.config import CameraConfig, PreprocessConfig
-from dynaflip.platform.triplets.flow.lifting import move_points, project, sample_depth_m, unproject
+from dynaflip.platform.triplets.config import PreprocessConfig
+from dynaflip.platform.triplets.flow.config import CameraConfig
+from dynaflip.platform.triplets.flow.lifting import (
+    back_project,
+    move_points,
+    project,
+    sample_depth_m,
+)
 from dynaflip.platform.triplets.flow.rejection import WindowRejected
-from dynaflip.platform.triplets.flow.rgbd_alignment import Motion, Pieces, View, agreeing, refine
+from dynaflip.platform.triplets.flow.rgbd_alignment import (
+    Motion,
+    SurfacePatches,
+    View,
+    agreeing,
+    refine,
+)
 from dynaflip.platform.triplets.flow.surface_tracking import best_of, grey_levels, view_of
 from dynaflip.platform.triplets.flow.tracking import track_points, tracker_images
-from dynaflip.platform.triplets.flow.window import Shot
+from dynaflip.platform.triplets.flow.window import RGBDWindow
 
 _LATTICE = 28  # points a side
 _MIN_POINTS = 12
 _VOTERS = 200  # points that judge the trials of RANSAC
 _ITERATIONS = (3, 4)  # on blurred and on sharp images
-# The camera counts as still where its motion would move the image by no more (median).
+# The camera counts as static where its motion would move the image by no more (median).
 _STILL_PX = 0.25
 
 
 @dataclass(frozen=True)
 class CameraFit:
     """``poses`` (N, 4, 4): camera n to the first camera's frame, metres (identity throughout
-    when it stands still); ``inlier_share``: of the points in view, the smallest share over
+    when it is static); ``inlier_share``: of the points in view, the smallest share over
     frames that a frame shows where the camera's motion alone takes them."""
 
     poses: Doubles
@@ -50,8 +62,10 @@ class CameraKnown:
     inlier_share: float | None = None
 
 
-def compensated(shot: Shot, config: PreprocessConfig) -> tuple[Shot, CameraKnown]:
-    """The shot with the poses that its flow is compensated with, and where they are from.
+def compensate_camera(
+    window: RGBDWindow, config: PreprocessConfig
+) -> tuple[RGBDWindow, CameraKnown]:
+    """The window with the camera poses that its flow is compensated by, and their origin.
 
     Recorded poses are in metres: beside depth of another scale they would move the world by a
     wrong amount. A fit has the scale of the depth that it is made from.
@@ -62,84 +76,86 @@ def compensated(shot: Shot, config: PreprocessConfig) -> tuple[Shot, CameraKnown
     """
     motion = config.camera.motion
     if motion == "none":
-        return replace(shot, poses=None), CameraKnown("none")
-    if motion == "recorded" and shot.poses is None:
+        return replace(window, poses=None), CameraKnown("none")
+    if motion == "recorded" and window.poses is None:
         raise WindowRejected("camera", "no pose recorded (camera.motion=recorded)")
     # The simulator's exact flow is in metres, whatever depth is.
-    in_metres = shot.in_metres() or config.flow_source == "simulator"
+    in_metres = window.in_metres() or config.flow_source == "simulator"
     if motion == "recorded" and not in_metres:
         raise WindowRejected(
             "camera", "the recorded pose is in metres, but depth is not (camera.motion=recorded)"
         )
-    if motion != "fitted" and shot.poses is not None and in_metres:
-        return shot, CameraKnown("pose")
-    if shot.depth_m is None:
+    if motion != "fitted" and window.poses is not None and in_metres:
+        return window, CameraKnown("pose")
+    if window.depth_m is None:
         if motion == "fitted":
             raise WindowRejected("camera", "camera.motion=fitted needs depth")
-        return replace(shot, poses=None), CameraKnown("none")
-    fit = fit_camera(shot, config)
+        return replace(window, poses=None), CameraKnown("none")
+    fit = fit_camera(window, config)
     if fit is None or fit.inlier_share < config.camera.min_inlier_share:
         if config.camera.on_failure == "reject":
             raise WindowRejected("camera", "no motion of the camera fits (camera.min_inlier_share)")
         share = fit.inlier_share if fit else 0.0
-        return replace(shot, poses=None), CameraKnown("failed", share)
-    return replace(shot, poses=fit.poses), CameraKnown("fit", fit.inlier_share)
+        return replace(window, poses=None), CameraKnown("failed", share)
+    return replace(window, poses=fit.poses), CameraKnown("fit", fit.inlier_share)
 
 
-def fit_camera(shot: Shot, config: PreprocessConfig) -> CameraFit | None:
+def fit_camera(window: RGBDWindow, config: PreprocessConfig) -> CameraFit | None:
     """Find the camera's motion over a window; None where too few points hold depth.
 
     Args:
-        shot: N frames with depth; its poses are not looked at.
-        config: settings ``camera``, ``track``, ``register`` and ``lift``.
+        window: N frames with depth; its poses are ignored.
+        config: settings ``camera``, ``track``, ``rgbd_alignment`` and ``lifting``.
     """
-    assert shot.depth_m is not None
-    shot = replace(shot, poses=None)
-    points_px, whole = _lattice(shot, config.lift.search_px)
+    assert window.depth_m is not None
+    window = replace(window, poses=None)
+    points_px, whole = _lattice(window, config.lifting.search_px)
     if len(points_px) < _MIN_POINTS:
         return None
-    images = tracker_images(shot.frames, shot.depth_m)
+    images = tracker_images(window.frames, window.depth_m)
     track = replace(config.track, tracker="lk")
     tracks_px, misses_px = track_points(images, points_px.astype(np.float32), track)
     found = before = Motion.none(1)
     motions, share = [np.eye(4)], 1.0
-    for n in range(1, len(shot.frames)):
+    for n in range(1, len(window.frames)):
         alive = np.isfinite(misses_px[n])
         starts = [found, found.again(before)]
-        before_m, after_m = _lifted(shot, n, points_px, tracks_px[n], alive, config.lift.search_px)
+        before_m, after_m = _lifted(
+            window, n, points_px, tracks_px[n], alive, config.lifting.search_px
+        )
         if len(before_m) >= _MIN_POINTS:
-            trial = _ransac(before_m, after_m, shot.intrinsics_px[n], config.camera)
+            trial = _ransac(before_m, after_m, window.intrinsics_px[n], config.camera)
             starts.append(_about_middle(trial, whole))
-        view, before = view_of(shot, n), found
-        found = best_of(whole, starts, view, 0, config.register)
+        view, before = view_of(window, n), found
+        found = best_of(whole, starts, view, 0, config.rgbd_alignment)
         for level, iterations in enumerate(_ITERATIONS):
-            found = refine(whole, found, view, level, iterations, config.register)
+            found = refine(whole, found, view, level, iterations, config.rgbd_alignment)
         motions.append(_matrix(found, whole))
         share = min(share, _inlier_share(whole, found, view, config))
-    if _stands_still(whole, motions, shot):
+    if _is_static(whole, motions, window):
         motions = [np.eye(4)] * len(motions)
     return CameraFit(np.stack([np.linalg.inv(m) for m in motions]), share)
 
 
-def _lattice(shot: Shot, search_px: int) -> tuple[Doubles, Pieces]:
-    """(L, 2) points at pixel centres that have depth, and all of them as one piece."""
-    assert shot.depth_m is not None
-    height, width = shot.frames.shape[1:3]
+def _lattice(window: RGBDWindow, search_px: int) -> tuple[Doubles, SurfacePatches]:
+    """(L, 2) points at pixel centres that have depth, and all of them as one patch."""
+    assert window.depth_m is not None
+    height, width = window.frames.shape[1:3]
     x = np.floor((np.arange(_LATTICE) + 0.5) / _LATTICE * width)
     y = np.floor((np.arange(_LATTICE) + 0.5) / _LATTICE * height)
     points_px = np.stack(np.meshgrid(x, y), -1).reshape(-1, 2) + 0.5
-    z_m = sample_depth_m(shot.depth_m[0], points_px, None, search_px)
+    z_m = sample_depth_m(window.depth_m[0], points_px, None, search_px)
     usable = np.isfinite(z_m) & (z_m > 0)
     points_px, z_m = points_px[usable], z_m[usable]
-    points_m = unproject(points_px, z_m, shot.intrinsics_px[0]).astype(np.float32)[None]
+    points_m = back_project(points_px, z_m, window.intrinsics_px[0]).astype(np.float32)[None]
     columns, rows = points_px.astype(int).T
-    grey = np.stack([level[rows, columns][None] for level in grey_levels(shot.frames[0])])
+    grey = np.stack([level[rows, columns][None] for level in grey_levels(window.frames[0])])
     own = np.ones(points_m.shape[:2], bool)
-    return points_px, Pieces(points_m, own, grey, points_m.mean(1))
+    return points_px, SurfacePatches(points_m, own, grey, points_m.mean(1))
 
 
 def _lifted(
-    shot: Shot,
+    window: RGBDWindow,
     n: int,
     points_px: Doubles,
     tracked_px: Floats,
@@ -147,14 +163,14 @@ def _lifted(
     search_px: int,
 ) -> tuple[Doubles, Doubles]:
     """(A, 3) points in the first camera's frame and in that of camera n."""
-    assert shot.depth_m is not None
+    assert window.depth_m is not None
     start_px, end_px = points_px[alive], tracked_px[alive].astype(np.float64)
-    before_z = sample_depth_m(shot.depth_m[0], start_px, None, search_px)
-    after_z = sample_depth_m(shot.depth_m[n], end_px, None, search_px)
+    before_z = sample_depth_m(window.depth_m[0], start_px, None, search_px)
+    after_z = sample_depth_m(window.depth_m[n], end_px, None, search_px)
     both = np.isfinite(before_z) & np.isfinite(after_z)
     return (
-        unproject(start_px[both], before_z[both], shot.intrinsics_px[0]),
-        unproject(end_px[both], after_z[both], shot.intrinsics_px[n]),
+        back_project(start_px[both], before_z[both], window.intrinsics_px[0]),
+        back_project(end_px[both], after_z[both], window.intrinsics_px[n]),
     )
 
 
@@ -214,19 +230,21 @@ def rigid_fit(before_m: Doubles, after_m: Doubles, weights: Doubles) -> Doubles:
     return out
 
 
-def _inlier_share(whole: Pieces, motion: Motion, view: View, config: PreprocessConfig) -> float:
+def _inlier_share(
+    whole: SurfacePatches, motion: Motion, view: View, config: PreprocessConfig
+) -> float:
     share = agreeing(
         whole,
         motion,
         view,
-        config.register,
-        grey=config.still.max_colour_difference,
+        config.rgbd_alignment,
+        grey=config.static_points.max_colour_difference,
         depth_share=config.camera.inlier_depth_share,
     )
     return float(share[0])
 
 
-def _matrix(motion: Motion, whole: Pieces) -> Doubles:
+def _matrix(motion: Motion, whole: SurfacePatches) -> Doubles:
     """(4, 4) of the whole image's motion."""
     middle = whole.middle_m[0].astype(np.float64)
     out = np.eye(4)
@@ -237,18 +255,18 @@ def _matrix(motion: Motion, whole: Pieces) -> Doubles:
     return out
 
 
-def _about_middle(motion: Doubles, whole: Pieces) -> Motion:
+def _about_middle(motion: Doubles, whole: SurfacePatches) -> Motion:
     middle = whole.middle_m[0].astype(np.float64)
     shift_m = motion[:3, :3] @ middle + motion[:3, 3] - middle
     return Motion(motion[:3, :3].astype(np.float32)[None], shift_m.astype(np.float32)[None])
 
 
-def _stands_still(whole: Pieces, motions: list[Doubles], shot: Shot) -> bool:
+def _is_static(whole: SurfacePatches, motions: list[Doubles], window: RGBDWindow) -> bool:
     """Whether the motion found moves the image by no more than a fit's jitter."""
     points_m = whole.points_m[0].astype(np.float64)
-    at_px = project(points_m, shot.intrinsics_px[0])
+    at_px = project(points_m, window.intrinsics_px[0])
     for n, motion in enumerate(motions):
-        shift_px = project(move_points(points_m, motion), shot.intrinsics_px[n]) - at_px
+        shift_px = project(move_points(points_m, motion), window.intrinsics_px[n]) - at_px
         if np.median(np.linalg.norm(shift_px, axis=1)) > _STILL_PX:
             return False
     return True

@@ -1,4 +1,4 @@
-"""The 3D flow of one window: still points told apart, the others tracked, lifted and aligned.
+"""3D flow of one window: static points are separated, the others tracked, lifted and aligned.
 
 N frames of the window, G = 20 grid points a side, K = 7 steps.
 """
@@ -10,14 +10,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from dynaflip.platform.triplets.clips import Doubles, Floats
-from dynaflip.platform.triplets.config import PreprocessConfig, TrackConfig
+from dynaflip.platform.triplets.config import PreprocessConfig
+from dynaflip.platform.triplets.flow.config import TrackConfig
 from dynaflip.platform.triplets.flow.learned_tracker import is_learned, track_learned
 from dynaflip.platform.triplets.flow.lifting import at_steps, lift_tracks
-from dynaflip.platform.triplets.flow.rigid_smoothing import doubtful, move_rigidly
-from dynaflip.platform.triplets.flow.static_points import compare_with_still, hold_still, stays_put
-from dynaflip.platform.triplets.flow.surface_tracking import follow_pieces
+from dynaflip.platform.triplets.flow.rigid_smoothing import outvoted, smooth_rigidly
+from dynaflip.platform.triplets.flow.static_points import (
+    StaticPoints,
+    compare_with_static_scene,
+    pin_static_points,
+    static_explains_better,
+)
+from dynaflip.platform.triplets.flow.surface_tracking import track_surfaces
 from dynaflip.platform.triplets.flow.tracking import track_points, tracker_images
-from dynaflip.platform.triplets.flow.window import Shot
+from dynaflip.platform.triplets.flow.window import RGBDWindow
 from dynaflip.platform.triplets.schema import GRID
 
 
@@ -25,8 +31,8 @@ from dynaflip.platform.triplets.schema import GRID
 class Flow:
     """``origin_m`` (G, G, 3) and ``displacement_m`` (K, G, G, 3) in camera frame t;
     ``visible`` (K, G, G) bool; ``origin_px`` (G, G, 2) and ``tracks_px`` (K, G, G, 2)
-    in the tracked image, camera motion included; ``misfit`` (G, G) in [0, 1]: how badly
-    the piece about a followed point fits the frame that it fits worst, NaN for others."""
+    in the tracked image, camera motion included; ``misfit`` (G, G) in [0, 1]: how badly the
+    surface patch around a tracked point fits its worst frame, NaN for other points."""
 
     origin_m: Floats
     displacement_m: Floats
@@ -37,9 +43,9 @@ class Flow:
 
 
 @dataclass(frozen=True)
-class Paths:
-    """``xyz_m`` (N, P, 3) in the first camera's frame, ``tracks_px`` (N, P, 2), ``visible``
-    (N, P) bool."""
+class Tracks3D:
+    """Lifted tracks: ``xyz_m`` (N, P, 3) in the first camera's frame, ``tracks_px`` (N, P, 2) and
+    ``visible`` (N, P) bool."""
 
     xyz_m: Floats
     tracks_px: Floats
@@ -47,61 +53,40 @@ class Paths:
 
 
 def flow_of_window(
-    shot: Shot, times_s: Doubles, origin_px: Floats, config: PreprocessConfig
+    window: RGBDWindow, times_s: Doubles, origin_px: Floats, config: PreprocessConfig
 ) -> Flow:
-    """Make the flow of a window.
+    """Estimate the 3D flow of a window.
 
     Args:
-        shot: N frames with what is known of depth and cameras.
+        window: N frames with depth and cameras, where they are known.
         times_s: (N,) of the frames; the first is t, the last t + window.
         origin_px: (G, G, 2) the points on frame t.
         config: settings.
     """
     points_px = origin_px.reshape(-1, 2)
-    follow = np.ones(len(points_px), dtype=bool)
-    still = None
-    # Without depth the plane moves wrongly under a moving camera: nothing to compare with.
-    if config.still.enabled and (shot.depth_m is not None or shot.poses is None):
-        still = compare_with_still(shot, points_px, config.still, config.lift.search_px)
-        follow = ~still.rests()
-    paths = _tracked(shot, points_px, follow, config)
-    aligned = np.zeros(len(points_px), dtype=bool)
-    misfit = np.full(len(points_px), np.nan, dtype=np.float32)
-    if still is not None and shot.depth_m is not None and config.register.enabled and follow.any():
-        found = follow_pieces(
-            shot, points_px, follow, paths.xyz_m, paths.visible, config, still.depth_noise
-        )
-        aligned = found.known
-        misfit[aligned] = found.misfit.max(0)[aligned]
-        fits = found.in_sight & (found.misfit <= config.register.max_misfit)
-        paths = Paths(
-            np.where(aligned[:, None], found.xyz_m, paths.xyz_m),
-            np.where(aligned[:, None], found.tracks_px, paths.tracks_px),
-            np.where(aligned, fits, paths.visible),
-        )
-        held = stays_put(
-            shot, still, paths.xyz_m, paths.tracks_px, config.still, config.lift.search_px
-        )
-        follow &= ~held
-        misfit[held] = np.nan
-    shape = (len(shot.frames), *origin_px.shape[:2])
-    xyz_m, visible = paths.xyz_m.reshape(*shape, 3), paths.visible.reshape(shape)
-    tracks_px = paths.tracks_px
-    if still is not None:
-        xyz_m, visible = hold_still(xyz_m, visible, still, ~follow)
-        place_px = still.place_px.astype(np.float32)
-        tracks_px = np.where(follow[:, None], tracks_px, place_px)
-    moves = follow.reshape(shape[1:])
-    if config.pieces.enabled:
-        # Without the test for stillness everything is followed, and nobody can be outvoted.
-        visible = visible & ~doubtful(xyz_m[0], moves, visible[0], config.pieces)
+    shape = (len(window.frames), *origin_px.shape[:2])
+    static = _static_points(window, points_px, config)
+    moves = np.ones(len(points_px), bool) if static is None else ~static.is_static()
+    tracks = _tracked(window, points_px, moves, config)
+    aligned, misfit = np.zeros(len(points_px), bool), np.full(len(points_px), np.nan, np.float32)
+    if static is not None:
+        if window.depth_m is not None and config.rgbd_alignment.enabled and moves.any():
+            tracks, moves, aligned, misfit = _aligned(
+                window, points_px, moves, tracks, static, config
+            )
+        tracks = _pinned(tracks, static, moves, shape)
+    xyz_m, visible = tracks.xyz_m.reshape(*shape, 3), tracks.visible.reshape(shape)
+    moving = moves.reshape(shape[1:])
+    if config.rigid_smoothing.enabled:
+        # Without the static test every point is tracked, and none can be outvoted.
+        visible = visible & ~outvoted(xyz_m[0], moving, visible[0], config.rigid_smoothing)
     steps_m, steps_visible = at_steps(xyz_m, visible, times_s)
-    steps_px, _ = at_steps(tracks_px.reshape(*shape, 2), visible, times_s)
+    steps_px, _ = at_steps(tracks.tracks_px.reshape(*shape, 2), visible, times_s)
     displacement_m = np.where(visible[0][..., None], steps_m - xyz_m[0], np.float32(0))
-    if config.pieces.enabled:
-        # Pieces that were aligned need no help of their neighbours.
-        alone = steps_visible & moves & ~aligned.reshape(shape[1:])
-        displacement_m = move_rigidly(xyz_m[0], displacement_m, alone, config.pieces)
+    if config.rigid_smoothing.enabled:
+        # Aligned surface patches need no smoothing by their neighbours.
+        alone = steps_visible & moving & ~aligned.reshape(shape[1:])
+        displacement_m = smooth_rigidly(xyz_m[0], displacement_m, alone, config.rigid_smoothing)
     return Flow(
         xyz_m[0].astype(np.float32),
         displacement_m.astype(np.float32),
@@ -112,36 +97,94 @@ def flow_of_window(
     )
 
 
-def _tracked(shot: Shot, points_px: Floats, follow: np.ndarray, config: PreprocessConfig) -> Paths:
-    """Where a tracker has the points to follow; the others stay at their pixel."""
-    tracks_px = np.repeat(points_px[None], len(shot.frames), axis=0)
+def _static_points(
+    window: RGBDWindow, points_px: Floats, config: PreprocessConfig
+) -> StaticPoints | None:
+    """The static test of the points, or None where it is off or impossible."""
+    # Without depth the plane moves wrongly under a moving camera: there is nothing to compare.
+    if not config.static_points.enabled or (window.depth_m is None and window.poses is not None):
+        return None
+    return compare_with_static_scene(
+        window, points_px, config.static_points, config.lifting.search_px
+    )
+
+
+def _aligned(
+    window: RGBDWindow,
+    points_px: Floats,
+    moves: np.ndarray,
+    tracks: Tracks3D,
+    static: StaticPoints,
+    config: PreprocessConfig,
+) -> tuple[Tracks3D, np.ndarray, np.ndarray, Floats]:
+    """Align the surface patches of moving points: tracks, (P,) moves, (P,) aligned, (P,) misfit."""
+    found = track_surfaces(
+        window, points_px, moves, tracks.xyz_m, tracks.visible, config, static.depth_noise
+    )
+    fits = found.in_sight & (found.misfit <= config.rgbd_alignment.max_misfit)
+    tracks = Tracks3D(
+        np.where(found.known[:, None], found.xyz_m, tracks.xyz_m),
+        np.where(found.known[:, None], found.tracks_px, tracks.tracks_px),
+        np.where(found.known, fits, tracks.visible),
+    )
+    static_after_all = static_explains_better(
+        window,
+        static,
+        tracks.xyz_m,
+        tracks.tracks_px,
+        config.static_points,
+        config.lifting.search_px,
+    )
+    known = found.known & ~static_after_all
+    misfit = np.where(known, found.misfit.max(0), np.nan).astype(np.float32)
+    return tracks, moves & ~static_after_all, found.known, misfit
+
+
+def _pinned(
+    tracks: Tracks3D, static: StaticPoints, moves: np.ndarray, shape: tuple[int, ...]
+) -> Tracks3D:
+    """Tracks with static points at their own position; ``shape`` is (N, G, G)."""
+    xyz_m, visible = pin_static_points(
+        tracks.xyz_m.reshape(*shape, 3), tracks.visible.reshape(shape), static, ~moves
+    )
+    static_px = static.static_px.astype(np.float32)
+    return Tracks3D(xyz_m, np.where(moves[:, None], tracks.tracks_px, static_px), visible)
+
+
+def _tracked(
+    window: RGBDWindow, points_px: Floats, follow: np.ndarray, config: PreprocessConfig
+) -> Tracks3D:
+    """Tracks of the points to follow; the others stay at their pixel."""
+    tracks_px = np.repeat(points_px[None], len(window.frames), axis=0)
     trusted = np.ones(tracks_px.shape[:2], dtype=bool)
     if follow.any():
-        tracks_px[:, follow], misses_px = _track(shot, points_px[follow], config.track)
+        tracks_px[:, follow], misses_px = _track(window, points_px[follow], config.track)
         trusted[:, follow] = np.isfinite(misses_px)
-    grid = (len(shot.frames), GRID, GRID)
+    grid = (len(window.frames), GRID, GRID)
     xyz_m, visible = lift_tracks(
         tracks_px.reshape(*grid, 2),
         trusted.reshape(grid),
-        shot.depth_m,
-        shot.intrinsics_px,
-        shot.poses,
-        config.lift,
+        window.depth_m,
+        window.intrinsics_px,
+        window.poses,
+        config.lifting,
     )
     points = len(points_px)
-    return Paths(xyz_m.reshape(-1, points, 3), tracks_px, visible.reshape(-1, points))
+    return Tracks3D(xyz_m.reshape(-1, points, 3), tracks_px, visible.reshape(-1, points))
 
 
-def _track(shot: Shot, points_px: Floats, config: TrackConfig) -> tuple[Floats, np.ndarray]:
+def _track(window: RGBDWindow, points_px: Floats, config: TrackConfig) -> tuple[Floats, np.ndarray]:
     if is_learned(config.tracker):
-        return track_learned(shot.frames, points_px, config.tracker)
-    images = tracker_images(shot.frames, shot.depth_m if config.use_depth else None)
+        return track_learned(window.frames, points_px, config.tracker)
+    images = tracker_images(window.frames, window.depth_m if config.use_depth else None)
     return track_points(images, points_px, config)
 
 
 def flow_source(config: PreprocessConfig) -> str:
-    """What triplets say of where their flow came from, such as ``lk+aligned``."""
+    """Value of the column ``flow_source``, such as ``lk+aligned``."""
     if config.flow_source != "tracked":
         return config.flow_source
-    aligned = config.register.enabled and config.still.enabled and config.depth != "plane"
+    aligned = (
+        config.rgbd_alignment.enabled and config.static_points.enabled and config.depth != "plane"
+    )
     return config.track.tracker + ("+aligned" if aligned else "")

@@ -1,7 +1,7 @@
-"""Where the 20 × 20 points lie on frame t: evenly, or closer together where things move.
+"""Grid of 20 × 20 points on frame t: even, or denser where things move.
 
-The authors name motion that has nothing to do with the task as their limit, and a
-uniform grid spends most of its points on what stands still. The motion-focused grid
+The paper names motion unrelated to the task as a limitation, and a uniform grid spends most
+of its points on static background. The motion-focused grid
 keeps rows and columns (the flow encoder is a CNN over them) and moves the lines: their
 density is a mixture of an even one and of the share of that row or column that moves.
 
@@ -15,26 +15,26 @@ import numpy as np
 
 from dynaflip.platform.triplets.clips import Doubles, Floats
 from dynaflip.platform.triplets.config import PreprocessConfig
-from dynaflip.platform.triplets.flow.static_points import compare_with_still
+from dynaflip.platform.triplets.flow.static_points import compare_with_static_scene
 from dynaflip.platform.triplets.flow.tracking import grid_px
-from dynaflip.platform.triplets.flow.window import Shot
+from dynaflip.platform.triplets.flow.window import RGBDWindow
 from dynaflip.platform.triplets.schema import GRID
 
-_LATTICE = 40  # points a side at which motion is looked for
+_LATTICE = 40  # points a side for the motion test
 
 
-def place_grid(shot: Shot, config: PreprocessConfig) -> Floats:
+def grid_on_first_frame(window: RGBDWindow, config: PreprocessConfig) -> Floats:
     """(G, G, 2) x, y of the grid's points on the first frame, pixel centres at +0.5.
 
     Args:
-        shot: of the window.
+        window: N frames.
         config: settings ``grid`` and ``grid_focus``.
     """
-    height, width = shot.frames.shape[1:3]
+    height, width = window.frames.shape[1:3]
     even = grid_px(height, width)
     if config.grid == "uniform":
         return even
-    moving = _moving(shot, config)
+    moving = _moving(window, config)
     if not moving.any():
         return even
     x = _lines(moving.mean(0), config.grid_focus) * width
@@ -42,20 +42,20 @@ def place_grid(shot: Shot, config: PreprocessConfig) -> Floats:
     return np.stack(np.meshgrid(x, y), axis=-1).astype(np.float32)
 
 
-def _moving(shot: Shot, config: PreprocessConfig) -> np.ndarray:
-    """(40, 40) bool: what does not rest, without specks."""
-    height, width = shot.frames.shape[1:3]
+def _moving(window: RGBDWindow, config: PreprocessConfig) -> np.ndarray:
+    """(40, 40) bool: what is not static, without specks."""
+    height, width = window.frames.shape[1:3]
     centres = (np.arange(_LATTICE) + 0.5) / _LATTICE
     lattice = np.stack(np.meshgrid(centres * width, centres * height), -1).reshape(-1, 2)
-    still = compare_with_still(
-        shot, lattice.astype(np.float32), config.still, config.lift.search_px
+    static = compare_with_static_scene(
+        window, lattice.astype(np.float32), config.static_points, config.lifting.search_px
     )
-    moving = (~still.rests()).reshape(_LATTICE, _LATTICE).astype(np.uint8)
+    moving = (~static.is_static()).reshape(_LATTICE, _LATTICE).astype(np.uint8)
     return cv2.morphologyEx(moving, cv2.MORPH_OPEN, np.ones((2, 2), np.uint8)) > 0
 
 
 def _lines(moving: Doubles, focus: float) -> Doubles:
-    """(G,) places in [0, 1] of lines whose density follows (L,) shares that move."""
+    """(G,) positions in [0, 1] of lines whose density follows (L,) shares that move."""
     density = (1 - focus) + focus * moving / max(moving.mean(), 1e-9)
     reached = np.concatenate([[0.0], np.cumsum(density)])
     wanted = (np.arange(GRID) + 0.5) / GRID * reached[-1]

@@ -1,4 +1,4 @@
-"""From 2D tracks to 3D flow in the camera frame of frame t.
+"""Back-projection of 2D tracks to 3D flow in the camera frame of frame t.
 
 N frames of the flow window, G = 20 grid points a side, K = 7 steps.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from dynaflip.platform.triplets.clips import Doubles, Floats
-from dynaflip.platform.triplets.config import LiftConfig
+from dynaflip.platform.triplets.flow.config import LiftingConfig
 from dynaflip.platform.triplets.schema import STEPS
 
 # Neighbouring depths that differ by less than this share lie on one surface, be it steep.
@@ -21,7 +21,7 @@ def assumed_intrinsics_px(height_px: int, width_px: int) -> Doubles:
     return np.array([focal, focal, width_px / 2, height_px / 2])
 
 
-def unproject(points_px: np.ndarray, depth_m: np.ndarray, intrinsics_px: np.ndarray) -> Doubles:
+def back_project(points_px: np.ndarray, depth_m: np.ndarray, intrinsics_px: np.ndarray) -> Doubles:
     """(…, 2) pixels and (…) z-depth in metres to (…, 3) XYZ in the camera's frame.
 
     ``intrinsics_px`` is fx, fy, cx, cy, of the image that the pixels are in.
@@ -33,7 +33,7 @@ def unproject(points_px: np.ndarray, depth_m: np.ndarray, intrinsics_px: np.ndar
 
 
 def project(points_m: np.ndarray, intrinsics_px: np.ndarray) -> Doubles:
-    """(…, 3) XYZ in the camera's frame to (…, 2) pixels; what is behind it goes far away."""
+    """(…, 3) XYZ in the camera's frame to (…, 2) pixels; points behind it go far away."""
     fx, fy, cx, cy = intrinsics_px
     z = np.maximum(points_m[..., 2], 1e-6)
     return np.stack([points_m[..., 0] / z * fx + cx, points_m[..., 1] / z * fy + cy], axis=-1)
@@ -96,7 +96,7 @@ def lift_tracks(
     depth_m: Floats | None,
     intrinsics_px: Doubles,
     poses: Doubles | None,
-    config: LiftConfig,
+    config: LiftingConfig,
 ) -> tuple[Floats, np.ndarray]:
     """Lift tracks into the camera frame of their first frame.
 
@@ -106,7 +106,7 @@ def lift_tracks(
         depth_m: (N, h, w) z-depth in the tracked image's resolution, NaN where
             there is none; None puts everything on the plane z = 1.
         intrinsics_px: (N, 4) of the tracked image.
-        poses: (N, 4, 4) camera to world, metres; None takes the camera as still.
+        poses: (N, 4, 4) camera to world, metres; None: a static camera.
         config: how to treat edges.
 
     Returns:
@@ -130,7 +130,7 @@ def lift_tracks(
             with np.errstate(invalid="ignore"):
                 good[n] &= np.abs(z - expected) <= config.max_depth_jump * expected
         z = np.where(np.isfinite(z), z, 0.0)
-        at = move_points(unproject(points[n], z, intrinsics_px[n]), to_first)
+        at = move_points(back_project(points[n], z, intrinsics_px[n]), to_first)
         if n > 0:
             good[n] &= good[n - 1]
             at = np.where(good[n][:, None], at, xyz[n - 1])

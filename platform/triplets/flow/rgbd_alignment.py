@@ -1,14 +1,13 @@
-"""Rigid pieces are laid over later frames: colours and depth of a whole surface decide.
+"""Direct RGB-D alignment of surface patches with later frames, by colour and depth.
 
-A point on a plain arm slides along it under any tracker of small windows, and its
-neighbours slide with it. What fixes the motion is the shape: the piece of surface
-about a point (its pixels on one depth, those that rest left out) is moved as a rigid
-body until both the image and the depth of the later frame agree with it. That is
-the direct alignment of RGB-D odometry (Steinbrücker, Sturm and Cremers 2011; Kerl,
-Sturm and Cremers 2013), for every piece: Gauss-Newton with weights that ignore what
-does not fit (Geman and McClure 1987).
+A point on a uniformly coloured arm slides along it under any tracker of small windows, and
+its neighbours slide with it. The shape fixes the motion: the surface patch around a point
+(pixels of similar depth, static ones left out) is moved as a rigid body until both the image
+and the depth of the later frame agree with it. That is the direct alignment of RGB-D
+odometry (Steinbrücker, Sturm and Cremers 2011; Kerl, Sturm and Cremers 2013), for every
+patch: Gauss-Newton with robust weights (Geman and McClure 1987).
 
-M pieces, S samples of each. Coordinates are metric XYZ in the camera frame of the
+M patches, S samples of each. Coordinates are metric XYZ in the camera frame of the
 first frame; float32, because this is where the time goes.
 """
 
@@ -21,7 +20,7 @@ import cv2
 import numpy as np
 
 from dynaflip.platform.triplets.clips import Floats
-from dynaflip.platform.triplets.config import RegisterConfig
+from dynaflip.platform.triplets.flow.config import AlignmentConfig
 
 # Blur of the two levels of an image, standard deviation in pixels.
 BLUR_PX = (2.5, 0.8)
@@ -37,9 +36,9 @@ _MAX_SHIFT_SHARE = 0.05
 
 
 @dataclass(frozen=True)
-class Pieces:
+class SurfacePatches:
     """``points_m`` (M, S, 3) in the first frame, ``own`` (M, S) bool: the sample is part of the
-    piece, ``grey`` (2, M, S): its brightness by level, ``middle_m`` (M, 3)."""
+    patch, ``grey`` (2, M, S): its brightness by level, ``middle_m`` (M, 3)."""
 
     points_m: Floats
     own: np.ndarray
@@ -48,25 +47,25 @@ class Pieces:
 
     @cached_property
     def local_m(self) -> Floats:
-        """(3, M, S): x, y and z of the samples about their piece's middle."""
+        """(3, M, S): x, y and z of the samples about their patch's middle."""
         return np.ascontiguousarray(np.moveaxis(self.points_m - self.middle_m[:, None], -1, 0))
 
 
 @dataclass(frozen=True)
 class Motion:
-    """Rigid motions about the pieces' middles: ``rotation`` (M, 3, 3), ``shift_m`` (M, 3)."""
+    """Rigid motions about the patches' middles: ``rotation`` (M, 3, 3), ``shift_m`` (M, 3)."""
 
     rotation: Floats
     shift_m: Floats
 
     @staticmethod
-    def none(pieces: int) -> Motion:
-        """Standing still."""
-        turn = np.tile(np.eye(3, dtype=np.float32), (pieces, 1, 1))
-        return Motion(turn, np.zeros((pieces, 3), np.float32))
+    def none(patches: int) -> Motion:
+        """No motion."""
+        turn = np.tile(np.eye(3, dtype=np.float32), (patches, 1, 1))
+        return Motion(turn, np.zeros((patches, 3), np.float32))
 
     def of(self, points_m: Floats, middle_m: Floats) -> Floats:
-        """(M, S, 3) points after the motion of their piece."""
+        """(M, S, 3) points after the motion of their patch."""
         turn = self.rotation.transpose(0, 2, 1)[:, None]
         x, y, z = np.moveaxis(points_m - middle_m[:, None], -1, 0)[..., None]
         turned = x * turn[:, :, 0] + y * turn[:, :, 1] + z * turn[:, :, 2]
@@ -78,7 +77,7 @@ class Motion:
         return Motion(np.matmul(turn, self.rotation), 2 * self.shift_m - before.shift_m)
 
     def about(self, middle_m: Floats, other: np.ndarray) -> Motion:
-        """The motions of the pieces ``other`` (M,), as motions about the own middles (M, 3)."""
+        """The motions of the patches ``other`` (M,), as motions about the own middles (M, 3)."""
         rotation, theirs_m = self.rotation[other], middle_m[other]
         moved_m = np.einsum("mij,mj->mi", rotation, middle_m - theirs_m)
         return Motion(rotation, moved_m + theirs_m + self.shift_m[other] - middle_m)
@@ -113,7 +112,7 @@ class View:
 
 @dataclass(frozen=True)
 class _Comparison:
-    """What a view shows where the samples of moved pieces would be; all (M, S) or (M, S, C).
+    """What a view shows where the samples of moved patches would be; all (M, S) or (M, S, C).
 
     ``seen_m`` (3, M, S) in this camera's frame; ``grey`` and ``depth`` with their gradients
     if asked for; ``colour`` and ``behind`` are the residuals in units of their scale;
@@ -130,49 +129,54 @@ class _Comparison:
 
 
 def misfit(
-    pieces: Pieces, motion: Motion, view: View, level: int, config: RegisterConfig
+    patches: SurfacePatches, motion: Motion, view: View, level: int, config: AlignmentConfig
 ) -> Floats:
-    """(M,) mean robust misfit of each piece's samples in [0, 1]: 0 fits everywhere."""
-    seen = _compare(pieces, motion, view, level, config)
+    """(M,) mean robust misfit of each patch's samples in [0, 1]: 0 fits everywhere."""
+    seen = _compare(patches, motion, view, level, config)
     colour = seen.colour**2 / (1 + seen.colour**2)
     depth = np.where(seen.sure, seen.behind**2 / (1 + seen.behind**2), _UNSURE_MISFIT)
-    each = np.where(seen.inside, (colour + depth) / 2, 1.0) * pieces.own
-    return each.sum(-1) / np.maximum(pieces.own.sum(-1), 1)
+    each = np.where(seen.inside, (colour + depth) / 2, 1.0) * patches.own
+    return each.sum(-1) / np.maximum(patches.own.sum(-1), 1)
 
 
 def agreeing(
-    pieces: Pieces,
+    patches: SurfacePatches,
     motion: Motion,
     view: View,
-    config: RegisterConfig,
+    config: AlignmentConfig,
     *,
     grey: float,
     depth_share: float,
 ) -> Floats:
-    """(M,) share of each piece's samples in view that the view shows where they would be.
+    """(M,) share of each patch's samples in view that the view shows where they would be.
 
     Args:
         grey: difference of brightness (of 255), and
         depth_share: of depth, as a share of it, that are still the same.
     """
-    seen = _compare(pieces, motion, view, 1, config)
+    seen = _compare(patches, motion, view, 1, config)
     same = seen.sure & (np.abs(seen.colour) * config.grey_scale <= grey)
     same &= np.abs(seen.behind) * config.depth_scale_share <= depth_share
     return (same.sum(-1) / np.maximum(seen.inside.sum(-1), 1)).astype(np.float32)
 
 
 def refine(
-    pieces: Pieces, motion: Motion, view: View, level: int, iterations: int, config: RegisterConfig
+    patches: SurfacePatches,
+    motion: Motion,
+    view: View,
+    level: int,
+    iterations: int,
+    config: AlignmentConfig,
 ) -> Motion:
-    """Gauss-Newton steps from a motion, each piece for itself.
+    """Gauss-Newton steps from a motion, each patch on its own.
 
     A residual r with the slope J over (turn, shift) is lowered by solving
     (Σ w J Jᵀ + damping) step = −Σ w J r, where w falls with the residual.
     """
     for _ in range(iterations):
-        seen = _compare(pieces, motion, view, level, config, gradients=True)
-        slopes = _slopes(pieces, motion, seen, view, config)
-        # What stands in front says nothing of the colour behind it.
+        seen = _compare(patches, motion, view, level, config, gradients=True)
+        slopes = _slopes(patches, motion, seen, view, config)
+        # An occluder tells nothing about the colour behind it.
         bare = seen.inside & ~(seen.sure & (seen.behind < -_COVERED))
         weights = np.concatenate(
             [bare / (1 + seen.colour**2) ** 2, seen.sure / (1 + seen.behind**2) ** 2], -1
@@ -180,8 +184,8 @@ def refine(
         values = np.concatenate([seen.colour, seen.behind], -1)
         weighted = (slopes * weights[..., None]).transpose(0, 2, 1)
         normal = np.matmul(weighted, slopes)
-        step = _solve(normal, np.matmul(weighted, values[..., None]), pieces, config)
-        most_m = _MAX_SHIFT_SHARE * pieces.middle_m[:, 2:]
+        step = _solve(normal, np.matmul(weighted, values[..., None]), patches, config)
+        most_m = _MAX_SHIFT_SHARE * patches.middle_m[:, 2:]
         turn = _rotations(np.clip(step[:, :3], -_MAX_TURN_RAD, _MAX_TURN_RAD))
         shift_m = motion.shift_m + np.clip(step[:, 3:], -most_m, most_m)
         motion = Motion(np.matmul(turn, motion.rotation), shift_m)
@@ -189,29 +193,29 @@ def refine(
 
 
 def _compare(
-    pieces: Pieces,
+    patches: SurfacePatches,
     motion: Motion,
     view: View,
     level: int,
-    config: RegisterConfig,
+    config: AlignmentConfig,
     *,
     gradients: bool = False,
 ) -> _Comparison:
     camera = view.from_first[:3, :3]
-    middle_m = (pieces.middle_m + motion.shift_m) @ camera.T + view.from_first[:3, 3]
-    seen_m = _turned(camera @ motion.rotation, pieces.local_m)
+    middle_m = (patches.middle_m + motion.shift_m) @ camera.T + view.from_first[:3, 3]
+    seen_m = _turned(camera @ motion.rotation, patches.local_m)
     seen_m += middle_m.T[..., None]
     fx, fy, cx, cy = view.intrinsics_px
     half = np.float32(0.5)  # OpenCV has the centre of the first pixel at 0
     z = np.maximum(seen_m[2], np.float32(1e-3))
     x, y = seen_m[0] / z * fx + (cx - half), seen_m[1] / z * fy + (cy - half)
-    inside = pieces.own & (x > 0) & (y > 0) & (x < view.width - 1) & (y < view.height - 1)
+    inside = patches.own & (x > 0) & (y > 0) & (x < view.width - 1) & (y < view.height - 1)
     images = (
         (view.grey[level], view.depth) if gradients else (view.plain_grey[level], view.plain_depth)
     )
     grey, depth = (np.asarray(cv2.remap(p, x, y, cv2.INTER_LINEAR), np.float32) for p in images)
     bright = grey[..., 0] if gradients else grey
-    colour = (bright - pieces.grey[level]) * np.float32(1 / config.grey_scale)
+    colour = (bright - patches.grey[level]) * np.float32(1 / config.grey_scale)
     behind = (depth[..., 0] / z - 1) * np.float32(1 / config.depth_scale_share)
     sure = inside & (depth[..., -1] > np.float32(0.999))
     return _Comparison(seen_m, grey, depth, colour, behind, inside, sure)
@@ -226,7 +230,7 @@ def _turned(rotation: Floats, local_m: Floats) -> Floats:
 
 
 def _slopes(
-    pieces: Pieces, motion: Motion, seen: _Comparison, view: View, config: RegisterConfig
+    patches: SurfacePatches, motion: Motion, seen: _Comparison, view: View, config: AlignmentConfig
 ) -> Floats:
     """(M, 2 S, 6) slopes of colour, then of depth, over turn and shift."""
     fx, fy = view.intrinsics_px[:2]
@@ -234,7 +238,7 @@ def _slopes(
     z = np.maximum(z, np.float32(1e-3))
     right, down = x / z, y / z
     parts = []
-    arm_m = np.moveaxis(_turned(motion.rotation, pieces.local_m), 0, -1)
+    arm_m = np.moveaxis(_turned(motion.rotation, patches.local_m), 0, -1)
     for image, scale in (
         (seen.grey, np.float32(config.grey_scale)),
         (seen.depth, np.float32(config.depth_scale_share) * z),
@@ -248,14 +252,16 @@ def _slopes(
     return np.concatenate(parts, 1)
 
 
-def _solve(normal: Floats, slope: Floats, pieces: Pieces, config: RegisterConfig) -> Floats:
-    """(M, 6) steps; turning is held back as much as shifting is at the piece's own size."""
-    apart = ((pieces.points_m - pieces.middle_m[:, None]) ** 2).sum(-1) * pieces.own
-    reach_m = np.sqrt(apart.sum(-1) / np.maximum(pieces.own.sum(-1), 1))
+def _solve(
+    normal: Floats, slope: Floats, patches: SurfacePatches, config: AlignmentConfig
+) -> Floats:
+    """(M, 6) steps; turning is held back as much as shifting is at the patch's own size."""
+    apart = ((patches.points_m - patches.middle_m[:, None]) ** 2).sum(-1) * patches.own
+    reach_m = np.sqrt(apart.sum(-1) / np.maximum(patches.own.sum(-1), 1))
     unit = np.ones((len(reach_m), 6))
     unit[:, :3] = reach_m[:, None]
     # A hundredth of the distance is the step that the damping is stated for.
-    unit /= 0.01 * pieces.middle_m[:, 2:]
+    unit /= 0.01 * patches.middle_m[:, 2:]
     normal = normal.astype(np.float64)
     normal[:, np.arange(6), np.arange(6)] += config.damping * unit**2 + 1e-9
     return -np.linalg.solve(normal, slope.astype(np.float64))[..., 0].astype(np.float32)

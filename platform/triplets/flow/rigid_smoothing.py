@@ -1,6 +1,6 @@
-"""Things move in one piece: what neighbours on a surface say about a point's motion.
+"""Rigid smoothing: neighbours on one surface correct each other's motion.
 
-G = 20 grid points a side, K = 7 steps, M points that are followed and seen,
+G = 20 grid points a side, K = 7 steps, M points that are tracked and visible,
 n neighbours about each (itself among them).
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dynaflip.platform.triplets.clips import Doubles, Floats
-from dynaflip.platform.triplets.config import PiecesConfig
+from dynaflip.platform.triplets.flow.config import RigidSmoothingConfig
 
 # Iterations of the robust fit, and the residual (as a share of depth) that halves a weight.
 _ITERATIONS = 3
@@ -29,18 +29,18 @@ class _Neighbours:
     near: np.ndarray
 
 
-def doubtful(
-    origin_m: Floats, followed: np.ndarray, exists: np.ndarray, config: PiecesConfig
+def outvoted(
+    origin_m: Floats, followed: np.ndarray, exists: np.ndarray, config: RigidSmoothingConfig
 ) -> np.ndarray:
-    """(G, G) bool: points that their surface outvotes.
+    """(G, G) bool: points whose neighbours on the same surface disagree.
 
-    A point that seems to move on a surface that rests was dragged along; one that
-    seems to rest on a surface that moves slid along its own colour. Neither is known.
+    A point that seems to move on a static surface was dragged along; one that seems static
+    on a moving surface slid along its own colour. Neither motion can be trusted.
 
     Args:
         origin_m: (G, G, 3).
-        followed: (G, G) bool: did not rest.
-        exists: (G, G) bool: has a place in 3D.
+        followed: (G, G) bool: not static.
+        exists: (G, G) bool: has a 3D position.
         config: reach and shares.
     """
     found = _neighbours(origin_m, exists, config.vote_cells, config.depth_share)
@@ -55,10 +55,10 @@ def doubtful(
     return out
 
 
-def move_rigidly(
-    origin_m: Floats, displacement_m: Floats, moving: np.ndarray, config: PiecesConfig
+def smooth_rigidly(
+    origin_m: Floats, displacement_m: Floats, moving: np.ndarray, config: RigidSmoothingConfig
 ) -> Floats:
-    """Replace each point's motion by that of the rigid piece that its neighbours make.
+    """Replace each point's motion by the rigid motion fitted to its neighbours.
 
     A rotation and translation is fitted to the neighbours' motions (Kabsch), three
     times, those that do not fit weighing less.
@@ -66,7 +66,7 @@ def move_rigidly(
     Args:
         origin_m: (G, G, 3).
         displacement_m: (K, G, G, 3).
-        moving: (K, G, G) bool: points that are followed and seen; only they take
+        moving: (K, G, G) bool: points that are tracked and visible; only they take
             part, and only they are changed.
         config: reach in grid cells and in depth.
 

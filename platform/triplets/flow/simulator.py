@@ -1,6 +1,6 @@
-"""The simulator's exact flow in place of tracking: for upper-bound experiments only.
+"""Exact flow of a simulator in place of tracking, for upper-bound experiments only.
 
-No real video could give it. It is named ``simulator`` in every triplet.
+No real video has it. Its triplets have the flow source ``simulator``.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from dynaflip.platform.triplets.clips import Floats, Frames
-from dynaflip.platform.triplets.config import TrackConfig
+from dynaflip.platform.triplets.flow.config import TrackConfig
 from dynaflip.platform.triplets.schema import GRID
 
 

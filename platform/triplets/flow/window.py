@@ -1,4 +1,4 @@
-"""The images of one flow window with all that is known of where they were taken."""
+"""An RGB-D window: the frames of one flow window with depth and cameras."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dynaflip.platform.triplets.clips import Doubles, Floats, Frames
 
 
 @dataclass(frozen=True)
-class Shot:
+class RGBDWindow:
     """N frames of a window.
 
     ``frames`` (N, H, W, 3) uint8; ``depth_m`` (N, H, W) z-depth, NaN where there is none,
-    or None: everything is on the plane z = 1; ``intrinsics_px`` (N, 4) fx, fy, cx, cy;
-    ``poses`` (N, 4, 4) camera to world, or None: the camera stands still; ``depth_scale`` as
-    the schema has it.
+    or None: everything lies on the plane z = 1; ``intrinsics_px`` (N, 4) fx, fy, cx, cy;
+    ``poses`` (N, 4, 4) camera to world, or None: a static camera; ``depth_scale``
+    as in the schema.
     """
 
     frames: Frames

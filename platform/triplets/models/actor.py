@@ -15,7 +15,7 @@ from dynaflip.platform.triplets.flow.learned_tracker import is_learned, load_tra
 from dynaflip.platform.triplets.models.captioner import KIND, Captioner, check_captioner
 from dynaflip.platform.triplets.models.depth import TransformersDepth, check_depth_model
 from dynaflip.platform.triplets.shard import WorkFolder, process_shard
-from dynaflip.platform.triplets.sources.places import fingerprints, root_and_files
+from dynaflip.platform.triplets.sources.locations import fingerprints, root_and_files
 
 
 def uses_models(config: PreprocessConfig) -> bool:

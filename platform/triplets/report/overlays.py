@@ -149,12 +149,12 @@ def read_examples(folder: Path, count: int) -> list[dict[str, Any]]:
 
 
 def write_examples(folder: Path, count: int) -> Path | None:
-    """Write ``images/examples.png`` into a triplet folder, or nothing if ``count`` is 0."""
+    """Write ``pictures/examples.png`` into a triplet folder, or nothing if ``count`` is 0."""
     rows = read_examples(folder, count) if count else []
     if not rows:
         return None
     out = sheet([draw_tracks(row) for row in rows], [row["caption"] for row in rows])
-    path = folder / "images" / "examples.png"
+    path = folder / "pictures" / "examples.png"
     path.parent.mkdir(exist_ok=True)
     cv2.imwrite(str(path), cv2.cvtColor(out, cv2.COLOR_RGB2BGR))
     return path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dynaflip.platform.triplets.clips import PASSING_STAGES
+from dynaflip.platform.triplets.clips import TEMPORARY_STAGES
 from dynaflip.platform.triplets.pipeline import Outcome
 
 _MAX_REASONS = 8
@@ -47,7 +47,7 @@ def summary_lines(outcome: Outcome, seconds: float) -> list[str]:
             for name, n in counts["sources"].items()
         ]
     if passing := sum(
-        number for reason, number in reasons if reason.split(":")[0] in PASSING_STAGES
+        number for reason, number in reasons if reason.split(":")[0] in TEMPORARY_STAGES
     ):
         lines.append(f"{passing} rejections may pass (network, machine): run again to retry them")
     if not outcome.failure:
@@ -57,5 +57,5 @@ def summary_lines(outcome: Outcome, seconds: float) -> list[str]:
             lines += [f"  {change}" for change in outcome.changed]
         what = "reused, nothing has changed" if outcome.reused else f"{seconds:.0f} s"
         lines.append(f"{outcome.folder} ({what})")
-        lines.append(f"look at {outcome.folder / 'images' / 'examples.png'}")
+        lines.append(f"look at {outcome.folder / 'pictures' / 'examples.png'}")
     return lines

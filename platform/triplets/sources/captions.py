@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 
 from dynaflip.errors import UserError
-from dynaflip.platform.triplets.sources.places import Place, read_table
+from dynaflip.platform.triplets.sources.locations import Location, read_table
 
 CAPTION_FILES = ("captions.csv", "captions.jsonl", "captions.parquet")
 
@@ -51,7 +51,7 @@ _WORDS = tuple(name for name in _TEXTS if name not in ("file", "depth"))
 _TIMES = ("start_s", "end_s")
 
 
-def read_captions(path: Place) -> list[CaptionRow]:
+def read_captions(path: Location) -> list[CaptionRow]:
     """Rows of a table of captions, in its order.
 
     Raises:
@@ -74,7 +74,7 @@ def read_captions(path: Place) -> list[CaptionRow]:
     return list(_rows(lines, path))
 
 
-def _rows(lines: list[dict[str, Any]], path: Place) -> Iterator[CaptionRow]:
+def _rows(lines: list[dict[str, Any]], path: Location) -> Iterator[CaptionRow]:
     for number, line in enumerate(lines, start=1):
         texts = {name: _text(line.get(name)) for name in _TEXTS}
         if not texts["file"]:
@@ -108,7 +108,7 @@ def _rows(lines: list[dict[str, Any]], path: Place) -> Iterator[CaptionRow]:
         yield replace(row, start_s=times["start_s"], end_s=end)
 
 
-def _read_csv(path: Place) -> list[dict[str, Any]]:
+def _read_csv(path: Location) -> list[dict[str, Any]]:
     reader = csv.DictReader(io.StringIO(_decoded(path), newline=""), skipinitialspace=True)
     reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
     if not {"file", "caption"} <= set(reader.fieldnames):
@@ -117,7 +117,7 @@ def _read_csv(path: Place) -> list[dict[str, Any]]:
     return list(reader)
 
 
-def _read_jsonl(path: Place) -> list[dict[str, Any]]:
+def _read_jsonl(path: Location) -> list[dict[str, Any]]:
     out = []
     # Not splitlines: a string of JSON may hold U+2028 and U+0085 as they are.
     for number, line in enumerate(_decoded(path).split("\n"), start=1):
@@ -133,7 +133,7 @@ def _read_jsonl(path: Place) -> list[dict[str, Any]]:
     return out
 
 
-def _decoded(path: Place) -> str:
+def _decoded(path: Location) -> str:
     """UTF-8, but what is not stays as lone surrogates: names on disk need not be UTF-8."""
     data = path.read_bytes()
     return data.decode("utf-8-sig", errors="surrogateescape")

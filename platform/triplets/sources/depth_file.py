@@ -8,10 +8,10 @@ import numpy as np
 
 from dynaflip.platform.s3 import NetworkError
 from dynaflip.platform.triplets.clips import ClipRejected, Floats
-from dynaflip.platform.triplets.sources.places import Place
+from dynaflip.platform.triplets.sources.locations import Location
 
 
-def read_depth_file_m(path: Place, indices: list[int], frames: int) -> Floats:
+def read_depth_file_m(path: Location, indices: list[int], frames: int) -> Floats:
     """Depth of some frames, in metres.
 
     Args:

@@ -17,7 +17,7 @@ from typing import Any
 from dynaflip.errors import UserError
 from dynaflip.platform.triplets.sources.captions import CaptionRow
 from dynaflip.platform.triplets.sources.folder import VIDEO_ENDINGS, FolderSource
-from dynaflip.platform.triplets.sources.places import Place
+from dynaflip.platform.triplets.sources.locations import Location
 
 _NARRATIONS = re.compile(r"(^|/)(all_)?narrations?(_redacted)?\.json$")
 _PASSES = ("narration_pass_1", "narration_pass_2")
@@ -27,14 +27,14 @@ _TAGS = re.compile(r"#\s*(?:unsure|summary|c|o)\b", re.IGNORECASE)
 
 
 class Ego4DSource(FolderSource):
-    """Pieces of long videos around narrated moments."""
+    """SurfacePatches of long videos around narrated moments."""
 
     format = "ego4d"
     embodiment = "human"
     licence = "Ego4D License"
 
     @classmethod
-    def detect(cls, root: Place, names: list[str]) -> bool:
+    def detect(cls, root: Location, names: list[str]) -> bool:
         """A file of narrations and a video."""
         narrated = any(_NARRATIONS.search(name) for name in names)
         return narrated and super().detect(root, names)

@@ -25,12 +25,12 @@ from dynaflip.platform.triplets.config import SourceConfig
 from dynaflip.platform.triplets.sources import video
 from dynaflip.platform.triplets.sources.captions import CAPTION_FILES, CaptionRow, read_captions
 from dynaflip.platform.triplets.sources.depth_file import read_depth_file_m
-from dynaflip.platform.triplets.sources.places import (
-    Place,
-    Print,
+from dynaflip.platform.triplets.sources.locations import (
+    Fingerprint,
+    Location,
     fingerprints,
     is_within,
-    place_of,
+    location_of,
     root_and_files,
 )
 
@@ -46,14 +46,14 @@ class FolderSource:
     licence = "unknown"
 
     def __init__(self, config: SourceConfig) -> None:
-        self.root: Place = place_of(config.path)
+        self.root: Location = location_of(config.path)
         self.config = config
         self.name = config.name or self.root.resolve().name
         if self.root.is_file():
             self.root = self.root.parent
 
     @classmethod
-    def detect(cls, root: Place, names: list[str]) -> bool:
+    def detect(cls, root: Location, names: list[str]) -> bool:
         """Whatever holds a video."""
         return any(name.lower().endswith(VIDEO_ENDINGS) for name in names)
 
@@ -64,7 +64,7 @@ class FolderSource:
             UserError: there is no caption at all.
         """
         if self.config.captions:
-            return read_captions(place_of(self.config.captions))
+            return read_captions(location_of(self.config.captions))
         found = [name for name in CAPTION_FILES if name in names]
         if len(found) > 1:
             raise UserError(f"{self.root}: has {' and '.join(found)}; leave one")
@@ -146,7 +146,7 @@ class FolderSource:
         return Clip(**{**about, **values})  # type: ignore[arg-type]
 
     def _clip(
-        self, name: str, rows: list[CaptionRow], prints: dict[str, Print], recording: str
+        self, name: str, rows: list[CaptionRow], prints: dict[str, Fingerprint], recording: str
     ) -> Clip:
         first = rows[0]
         captions = tuple(row.caption for row in rows if row.caption and not row.problem)
@@ -187,7 +187,7 @@ class FolderSource:
 class FolderRecording:
     """A video file or a piece of one, with depth beside it or without."""
 
-    def __init__(self, path: Place, depth_path: Place | None, clip: Clip) -> None:
+    def __init__(self, path: Location, depth_path: Location | None, clip: Clip) -> None:
         self.path = path
         self.depth_path = depth_path
         self.clip = clip
@@ -245,7 +245,7 @@ def _pieces(rows: list[CaptionRow]) -> list[list[CaptionRow]]:
 
 
 def _recording_ids(
-    videos: list[str], rows: dict[str, list[CaptionRow]], prints: dict[str, Print]
+    videos: list[str], rows: dict[str, list[CaptionRow]], prints: dict[str, Fingerprint]
 ) -> dict[str, str]:
     """Id of a recording by video: cameras that are named as one recording share it.
 

@@ -18,7 +18,7 @@ from dynaflip.platform.triplets.models.captioner import KIND
 from dynaflip.platform.triplets.sources.ego4d import Ego4DSource
 from dynaflip.platform.triplets.sources.folder import FolderSource
 from dynaflip.platform.triplets.sources.lerobot import LeRobotSource
-from dynaflip.platform.triplets.sources.places import place_of, root_and_files
+from dynaflip.platform.triplets.sources.locations import location_of, root_and_files
 from dynaflip.platform.triplets.sources.rlds import RLDSSource
 from dynaflip.platform.triplets.sources.something import SomethingSource
 
@@ -32,7 +32,7 @@ def open_source(config: SourceConfig) -> Source:
     Raises:
         UserError: there is nothing, or nothing that any format recognises.
     """
-    place = place_of(config.path)
+    place = location_of(config.path)
     try:
         if not place.exists():
             raise UserError(f"source.path: there is no folder {place}")

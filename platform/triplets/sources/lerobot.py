@@ -32,12 +32,12 @@ from dynaflip.platform.triplets.clips import (
 )
 from dynaflip.platform.triplets.config import SourceConfig
 from dynaflip.platform.triplets.sources import video
-from dynaflip.platform.triplets.sources.places import (
-    Place,
-    Print,
+from dynaflip.platform.triplets.sources.locations import (
+    Fingerprint,
+    Location,
     fingerprints,
-    may_pass,
-    place_of,
+    is_temporary,
+    location_of,
     read_schema,
     read_table,
 )
@@ -55,7 +55,7 @@ class LeRobotSource:
     format = "lerobot"
 
     def __init__(self, config: SourceConfig) -> None:
-        self.root: Place = place_of(config.path)
+        self.root: Location = location_of(config.path)
         self.config = config
         self.name = config.name or self.root.resolve().name
         self.meta = Meta(self.root)
@@ -92,7 +92,7 @@ class LeRobotSource:
         return [self._clip(episode, key, prints) for episode in episodes for key in chosen]
 
     @classmethod
-    def detect(cls, root: Place, names: list[str]) -> bool:
+    def detect(cls, root: Location, names: list[str]) -> bool:
         """``meta/info.json``."""
         return "meta/info.json" in names
 
@@ -107,7 +107,7 @@ class LeRobotSource:
                 )
         return [names.get(name, name) for name in self.config.cameras]
 
-    def _clip(self, episode: dict[str, Any], key: str, prints: dict[str, Print]) -> Clip:
+    def _clip(self, episode: dict[str, Any], key: str, prints: dict[str, Fingerprint]) -> Clip:
         path = self._video_file(episode, key, prints)
         start_s, end_s = _span_s(episode, key)
         depth_key = self._depth_key(key)
@@ -145,7 +145,7 @@ class LeRobotSource:
             problem=None if captions else ("caption", "the episode has no task"),
         )
 
-    def _video_file(self, episode: dict[str, Any], key: str, prints: dict[str, Print]) -> str:
+    def _video_file(self, episode: dict[str, Any], key: str, prints: dict[str, Fingerprint]) -> str:
         """Relative path of an episode's video; third-party sets may call the folder video/."""
         path = self.meta.video_path(episode, key)
         other = prints.get(_other_folder(path))
@@ -272,7 +272,7 @@ class LeRobotRecording:
                 keep = [("episode_index", "=", self.clip.episode_index)]
                 table = read_table(path, columns=names, filters=keep)
             except (OSError, pa.ArrowException) as error:
-                stage = "network" if may_pass(path, error) else "decode"
+                stage = "network" if is_temporary(path, error) else "decode"
                 raise ClipRejected(stage, f"cannot read {name}: {first_line(error)}") from None
             self._columns = {n: table[n] for n in names}
         return self._columns

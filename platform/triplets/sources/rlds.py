@@ -35,7 +35,7 @@ from dynaflip.platform.triplets.clips import (
 )
 from dynaflip.platform.triplets.config import SourceConfig
 from dynaflip.platform.triplets.sources import tfrecord
-from dynaflip.platform.triplets.sources.places import Place, place_of, root_and_files
+from dynaflip.platform.triplets.sources.locations import Location, location_of, root_and_files
 from dynaflip.platform.triplets.sources.tfrecord import DamagedRecord, Record, Values
 
 # Steps a second, after the overview table of Open X-Embodiment (arXiv 2310.08864).
@@ -76,13 +76,13 @@ class RLDSSource:
 
     def __init__(self, config: SourceConfig) -> None:
         self.config = config
-        self.root: Place = place_of(config.path)
+        self.root: Location = location_of(config.path)
         if self.root.is_file():
             self.root = self.root.parent
-        self.name = config.name or place_of(config.path).resolve().name
+        self.name = config.name or location_of(config.path).resolve().name
 
     @classmethod
-    def detect(cls, root: Place, names: list[str]) -> bool:
+    def detect(cls, root: Location, names: list[str]) -> bool:
         """Files of TFRecords."""
         return any(_is_records(name) for name in names)
 
@@ -206,7 +206,7 @@ class RLDSSource:
 class RLDSRecording:
     """One episode through one camera; its record is read once, and checked."""
 
-    def __init__(self, root: Place, clip: Clip) -> None:
+    def __init__(self, root: Location, clip: Clip) -> None:
         self.clip = clip
         name, offset, size, checksum, self.key, self.fps = json.loads(clip.extra)
         self.path = root / name
@@ -338,7 +338,7 @@ def _decoded(data: bytes) -> Any:
         return None
 
 
-def _read_json(path: Place) -> dict[str, Any]:
+def _read_json(path: Location) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

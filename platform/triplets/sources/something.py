@@ -16,7 +16,7 @@ from dynaflip.errors import UserError
 from dynaflip.platform.triplets.clips import normalise_caption
 from dynaflip.platform.triplets.sources.captions import CaptionRow
 from dynaflip.platform.triplets.sources.folder import FolderSource
-from dynaflip.platform.triplets.sources.places import Place
+from dynaflip.platform.triplets.sources.locations import Location
 
 _LABELS = re.compile(r"(^|[/-])(train|validation)\.json$")
 
@@ -34,7 +34,7 @@ class SomethingSource(FolderSource):
     licence = "Something-Something V2 (research use)"
 
     @classmethod
-    def detect(cls, root: Place, names: list[str]) -> bool:
+    def detect(cls, root: Location, names: list[str]) -> bool:
         """Label files and webm videos."""
         labels = any(_LABELS.search(name) for name in names)
         return labels and any(name.endswith(".webm") for name in names)

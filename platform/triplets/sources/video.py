@@ -17,7 +17,7 @@ import numpy as np
 
 from dynaflip.platform.s3 import NetworkError, S3Path
 from dynaflip.platform.triplets.clips import ClipRejected, Doubles, Frames
-from dynaflip.platform.triplets.sources.places import Place
+from dynaflip.platform.triplets.sources.locations import Location
 
 # A file that ends this much before it says it does was cut off.
 _TRUNCATED_S = 0.5
@@ -56,7 +56,7 @@ class Timeline:
 
 
 @contextmanager
-def _opened(path: Place) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+def _opened(path: Location) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     try:
         with _source(path) as source, av.open(source, metadata_errors="replace") as container:
             if not container.streams.video:
@@ -73,7 +73,7 @@ def _opened(path: Place) -> Iterator[tuple[av.container.InputContainer, av.Video
         raise _refusal(path, error) from None
 
 
-def _refusal(path: Place, error: Exception) -> ClipRejected:
+def _refusal(path: Location, error: Exception) -> ClipRejected:
     """What is wrong with a file that cannot be opened or read on."""
     try:
         if not path.is_file():
@@ -89,7 +89,7 @@ def _refusal(path: Place, error: Exception) -> ClipRejected:
 
 
 @contextmanager
-def _source(path: Place) -> Iterator[Any]:
+def _source(path: Location) -> Iterator[Any]:
     """What PyAV opens: a name, or a file where the name is not enough."""
     if isinstance(path, S3Path) or not path.name.isprintable():
         with path.open("rb") as file:
@@ -99,7 +99,7 @@ def _source(path: Place) -> Iterator[Any]:
 
 
 def read_timeline(
-    path: Place,
+    path: Location,
     start_s: float = 0.0,
     end_s: float | None = None,
     *,
@@ -178,7 +178,9 @@ def _check_complete(
         raise ClipRejected("decode", counted)
 
 
-def read_frames(path: Place, timeline: Timeline, indices: list[int], short_side_px: int) -> Frames:
+def read_frames(
+    path: Location, timeline: Timeline, indices: list[int], short_side_px: int
+) -> Frames:
     """Decode frames by index, reduced while decoding.
 
     Args:
@@ -205,13 +207,13 @@ def read_frames(path: Place, timeline: Timeline, indices: list[int], short_side_
     return np.stack(out)
 
 
-def read_gray12(path: Place, timeline: Timeline, indices: list[int]) -> np.ndarray:
+def read_gray12(path: Location, timeline: Timeline, indices: list[int]) -> np.ndarray:
     """Decode 12-bit gray frames (LeRobot's depth codes): (len(indices), H, W) uint16."""
     return np.stack([f.to_ndarray(format="gray12le") for f, _ in _decode(path, timeline, indices)])
 
 
 def _decode(
-    path: Place, timeline: Timeline, indices: list[int]
+    path: Location, timeline: Timeline, indices: list[int]
 ) -> Iterator[tuple[av.VideoFrame, float]]:
     """Yield frames in order with their pixels' aspect, seeking where that saves decoding."""
     done = 0
@@ -224,7 +226,7 @@ def _decode(
 
 
 def _decode_pass(
-    path: Place, timeline: Timeline, indices: list[int], seek: bool
+    path: Location, timeline: Timeline, indices: list[int], seek: bool
 ) -> Iterator[tuple[av.VideoFrame, float]]:
     """Yield frames as :func:`_decode` does; without ``seek`` all before them are decoded."""
     place = -_SEEK_FROM_FRAMES  # index of the last decoded frame

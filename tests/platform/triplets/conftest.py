@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from triplet_recordings import moving_square, write_video
 
+from dynaflip.platform.triplets import pipeline
+from dynaflip.platform.triplets.shard import process_shard
+
 
 @pytest.fixture
 def video_folder(tmp_path: Path) -> Callable[..., Path]:
@@ -24,3 +27,14 @@ def video_folder(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards are made one after the other, without Ray."""
+
+    def run(shards, config, work, source):
+        for number, clips in shards.items():
+            yield from process_shard(number, clips, source, config, work)
+
+    monkeypatch.setattr(pipeline, "_run", run)

@@ -10,12 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dynaflip.errors import UserError
-from dynaflip.platform.triplets.config import (
-    CameraConfig,
-    FilterConfig,
-    PreprocessConfig,
-    SourceConfig,
-)
+from dynaflip.platform.triplets.config import FilterConfig, PreprocessConfig, SourceConfig
+from dynaflip.platform.triplets.flow.config import CameraConfig
 from dynaflip.platform.triplets.models.depth import (
     TransformersDepth,
     check_depth_model,

@@ -1,4 +1,4 @@
-"""Alignment of pieces, fitted cameras, filters, the motion-focused grid and learned trackers."""
+"""RGB-D alignment, fitted cameras, filters, the motion-focused grid and learned trackers."""
 
 from __future__ import annotations
 
@@ -9,69 +9,23 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from triplet_recordings import moving_square, textured
+from rgbd_windows import HEIGHT, INTRINSICS_PX, STEP_M, WIDTH, egg, wall
+from triplet_recordings import moving_square
 
 from dynaflip.errors import UserError
 from dynaflip.platform.triplets.clips import ClipRejected
-from dynaflip.platform.triplets.config import (
-    CameraConfig,
-    FilterConfig,
-    PreprocessConfig,
-    RegisterConfig,
-    TrackConfig,
-)
+from dynaflip.platform.triplets.config import FilterConfig, PreprocessConfig
 from dynaflip.platform.triplets.filters import check_flow, check_images, sharpness
-from dynaflip.platform.triplets.flow.camera_motion import compensated, fit_camera
+from dynaflip.platform.triplets.flow.camera_motion import compensate_camera, fit_camera
+from dynaflip.platform.triplets.flow.config import AlignmentConfig, CameraConfig, TrackConfig
 from dynaflip.platform.triplets.flow.estimate import Flow, flow_of_window
-from dynaflip.platform.triplets.flow.grid import place_grid
+from dynaflip.platform.triplets.flow.grid import grid_on_first_frame
 from dynaflip.platform.triplets.flow.learned_tracker import track_learned
 from dynaflip.platform.triplets.flow.rejection import WindowRejected
 from dynaflip.platform.triplets.flow.tracking import grid_px
-from dynaflip.platform.triplets.flow.window import Shot
+from dynaflip.platform.triplets.flow.window import RGBDWindow
 from dynaflip.platform.triplets.models.actor import digests_of_models
 from dynaflip.platform.triplets.models.depth_scale import align_depth
-
-HEIGHT, WIDTH, FOCAL_PX = 120, 160, 160.0
-INTRINSICS_PX = np.array([FOCAL_PX, FOCAL_PX, WIDTH / 2, HEIGHT / 2])
-
-
-EGG_M = np.array([0.34, 0.2, 0.3])  # half axes
-STEP_M = 0.03
-
-
-def egg(frames: int = 8) -> Shot:
-    """An egg of a single colour goes right before textured ground: only its shape tells."""
-    ground = textured(HEIGHT, WIDTH, 4)
-    y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
-    ray = np.stack([(x - WIDTH / 2) / FOCAL_PX, (y - HEIGHT / 2) / FOCAL_PX, 0 * x + 1], -1)
-    images, depths = [], []
-    for n in range(frames):
-        middle = np.array([STEP_M * n - 0.15, 0.0, 1.6])
-        # |(s ray - middle) / axes| = 1 at the nearer of its two solutions.
-        a, b = ray / EGG_M, middle / EGG_M
-        aa, ab = (a * a).sum(-1), a @ b
-        root = ab**2 - aa * (b @ b - 1)
-        depth_m = np.where(root > 0, (ab - np.sqrt(np.maximum(root, 0))) / aa, 2.0)
-        images.append(np.where(root[..., None] > 0, np.uint8(120), ground))
-        depths.append(depth_m)
-    many = np.tile(INTRINSICS_PX, (frames, 1))
-    return Shot(np.stack(images), np.stack(depths).astype(np.float32), many, None)
-
-
-def wall(frames: int = 6, shift_m: float = 0.02, seed: int = 5) -> Shot:
-    """A wall 2 m away with a square that moves on its own; the camera goes right."""
-    big = textured(HEIGHT, WIDTH + 80, seed)
-    images = []
-    for n in range(frames):
-        at = shift_m * n / 2.0 * FOCAL_PX
-        move = np.float32([[1, 0, -at], [0, 1, 0]])
-        image = cv2.warpAffine(big, move, (WIDTH, HEIGHT))
-        image[20:50, 20 + 4 * n : 50 + 4 * n] = textured(30, 30, 9)
-        images.append(image)
-    depth_m = np.full((frames, HEIGHT, WIDTH), 2.0, np.float32)
-    for n in range(frames):
-        depth_m[n, 20:50, 20 + 4 * n : 50 + 4 * n] = 1.5
-    return Shot(np.stack(images), depth_m, np.tile(INTRINSICS_PX, (frames, 1)), None)
 
 
 def end_errors(config: PreprocessConfig) -> tuple[np.ndarray, float]:
@@ -85,7 +39,7 @@ def end_errors(config: PreprocessConfig) -> tuple[np.ndarray, float]:
 
 def test_shape_is_followed_where_colour_slides() -> None:
     aligned_m, kept = end_errors(PreprocessConfig())
-    alone_m, _ = end_errors(PreprocessConfig(register=RegisterConfig(enabled=False)))
+    alone_m, _ = end_errors(PreprocessConfig(rgbd_alignment=AlignmentConfig(enabled=False)))
     assert kept > 0.6
     assert np.median(aligned_m) < 0.002
     assert not len(alone_m) or np.median(aligned_m) < 0.5 * np.median(alone_m)
@@ -110,13 +64,13 @@ def test_a_still_camera_is_called_still() -> None:
 
 
 def test_where_no_camera_fits_the_setting_decides() -> None:
-    shot = wall()
-    noise = np.random.default_rng(0).integers(0, 255, shot.frames.shape, dtype=np.uint8)
-    shot = replace(shot, frames=noise)
+    window = wall()
+    noise = np.random.default_rng(0).integers(0, 255, window.frames.shape, dtype=np.uint8)
+    window = replace(window, frames=noise)
     with pytest.raises(WindowRejected, match="no motion of the camera"):
-        compensated(shot, PreprocessConfig())
+        compensate_camera(window, PreprocessConfig())
     keep = PreprocessConfig(camera=CameraConfig(on_failure="uncompensated"))
-    kept, camera = compensated(shot, keep)
+    kept, camera = compensate_camera(window, keep)
     assert kept.poses is None
     assert camera.kind == "failed"
     assert camera.inlier_share is not None
@@ -126,12 +80,15 @@ def test_where_no_camera_fits_the_setting_decides() -> None:
 def test_what_is_known_of_a_camera_is_said() -> None:
     poses = np.tile(np.eye(4), (6, 1, 1))
     known = replace(wall(), poses=poses)
-    assert compensated(known, PreprocessConfig())[1].kind == "pose"
+    assert compensate_camera(known, PreprocessConfig())[1].kind == "pose"
     flat = replace(wall(), depth_m=None)
-    assert compensated(flat, PreprocessConfig())[1].kind == "none"
+    assert compensate_camera(flat, PreprocessConfig())[1].kind == "none"
     with pytest.raises(WindowRejected, match="no pose recorded"):
-        compensated(wall(), PreprocessConfig(camera=CameraConfig(motion="recorded")))
-    assert compensated(known, PreprocessConfig(camera=CameraConfig(motion="none")))[0].poses is None
+        compensate_camera(wall(), PreprocessConfig(camera=CameraConfig(motion="recorded")))
+    assert (
+        compensate_camera(known, PreprocessConfig(camera=CameraConfig(motion="none")))[0].poses
+        is None
+    )
 
 
 def test_a_recorded_pose_is_taken_where_depth_is_in_metres() -> None:
@@ -141,26 +98,26 @@ def test_a_recorded_pose_is_taken_where_depth_is_in_metres() -> None:
     config = PreprocessConfig()
     recorded = CameraConfig(motion="recorded")
     for scale in ("metric", "aligned"):
-        shot, camera = compensated(replace(wall(), poses=poses, depth_scale=scale), config)
+        window, camera = compensate_camera(replace(wall(), poses=poses, depth_scale=scale), config)
         assert camera.kind == "pose"
-        assert shot.poses is poses
+        assert window.poses is poses
     flat = replace(wall(), poses=poses, depth_m=None, depth_scale="relative")
-    shot, camera = compensated(flat, config)
-    assert (shot.poses, camera.kind) == (None, "none")
+    window, camera = compensate_camera(flat, config)
+    assert (window.poses, camera.kind) == (None, "none")
     with pytest.raises(WindowRejected, match="the recorded pose is in metres"):
-        compensated(flat, replace(config, camera=recorded))
+        compensate_camera(flat, replace(config, camera=recorded))
     # A model's depth, half as large as the truth: so is the motion that is fitted with it.
     small = replace(wall(), poses=poses, depth_scale="relative")
     small = replace(small, depth_m=small.depth_m / 2)
-    shot, camera = compensated(small, config)
+    window, camera = compensate_camera(small, config)
     assert camera.kind == "fit"
-    assert shot.poses is not None
-    np.testing.assert_allclose(shot.poses[:, 0, 3], 0.01 * np.arange(6), atol=0.0015)
-    flow = flow_of_window(shot, np.arange(6) / 30, grid_px(HEIGHT, WIDTH), config)
+    assert window.poses is not None
+    np.testing.assert_allclose(window.poses[:, 0, 3], 0.01 * np.arange(6), atol=0.0015)
+    flow = flow_of_window(window, np.arange(6) / 30, grid_px(HEIGHT, WIDTH), config)
     rests = flow.visible[-1] & (flow.origin_m[..., 2] > 0.9)
     assert np.median(np.linalg.norm(flow.displacement_m[-1], axis=-1)[rests]) < 0.002
     exact = replace(config, flow_source="simulator")
-    assert compensated(flat, exact)[1].kind == "pose"
+    assert compensate_camera(flat, exact)[1].kind == "pose"
 
 
 def test_cuts_and_blur_are_refused_and_motion_is_not() -> None:
@@ -189,8 +146,10 @@ def test_windows_of_rest_or_of_lost_points_are_refused() -> None:
 
 def test_the_motion_grid_is_denser_where_things_move() -> None:
     frames = moving_square(8, step_px=2.0)
-    shot = Shot(frames, None, np.tile(INTRINSICS_PX, (8, 1)), None)
-    even, dense = (place_grid(shot, PreprocessConfig(grid=g)) for g in ("uniform", "motion"))
+    window = RGBDWindow(frames, None, np.tile(INTRINSICS_PX, (8, 1)), None)
+    even, dense = (
+        grid_on_first_frame(window, PreprocessConfig(grid=g)) for g in ("uniform", "motion")
+    )
 
     def on_square(grid: np.ndarray) -> int:
         x, y = grid[..., 0], grid[..., 1]
@@ -202,8 +161,8 @@ def test_the_motion_grid_is_denser_where_things_move() -> None:
     assert (np.diff(dense[:, 0, 1]) > 0).all()
     assert dense.min() > 0
     assert dense[..., 0].max() < WIDTH
-    rest = replace(shot, frames=np.repeat(frames[:1], 8, 0))
-    np.testing.assert_array_equal(place_grid(rest, PreprocessConfig(grid="motion")), even)
+    rest = replace(window, frames=np.repeat(frames[:1], 8, 0))
+    np.testing.assert_array_equal(grid_on_first_frame(rest, PreprocessConfig(grid="motion")), even)
 
 
 class ShiftTracker(torch.nn.Module):
@@ -239,8 +198,8 @@ def test_a_torchscript_tracker_takes_the_place_of_the_built_in_one(tmp_path: Pat
     torch.jit.script(ShiftTracker().train(False)).save(str(file))
     assert list(before) == [config.track.tracker]
     assert digests_of_models(config) != before, "other weights make other triplets"
-    shot = Shot(moving_square(6, step_px=2.0), None, np.tile(INTRINSICS_PX, (6, 1)), None)
-    flow = flow_of_window(shot, np.arange(6) / 30, grid_px(HEIGHT, WIDTH), config)
+    window = RGBDWindow(moving_square(6, step_px=2.0), None, np.tile(INTRINSICS_PX, (6, 1)), None)
+    flow = flow_of_window(window, np.arange(6) / 30, grid_px(HEIGHT, WIDTH), config)
     x, y = flow.origin_px[..., 0], flow.origin_px[..., 1]
     square = (x > 26) & (x < 62) & (y > 42) & (y < 78) & flow.visible[-1]
     assert square.sum() > 10

@@ -13,18 +13,6 @@ from dynaflip.errors import UserError
 from dynaflip.platform.triplets import pipeline
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.pipeline import preprocess
-from dynaflip.platform.triplets.shard import process_shard
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shards are made one after the other, without Ray."""
-
-    def run(shards, config, work, source):
-        for number, clips in shards.items():
-            yield from process_shard(number, clips, source, config, work)
-
-    monkeypatch.setattr(pipeline, "_run", run)
 
 
 @pytest.mark.parametrize("manifest", ['{"name": "my web app", "icons": []}', "[]", "{"])

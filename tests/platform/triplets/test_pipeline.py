@@ -86,7 +86,7 @@ def test_good_clips_become_triplets_and_bad_ones_are_counted(
     assert rows["triplet_id"].is_unique().all()
     assert set(rows["depth_kind"]) == {"plane"}
     assert set(rows["depth_scale"]) == {"relative"}
-    assert (tmp_path / "out" / "images" / "examples.png").stat().st_size > 10_000
+    assert (tmp_path / "out" / "pictures" / "examples.png").stat().st_size > 10_000
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "videos"]  # nothing is left over
 
 

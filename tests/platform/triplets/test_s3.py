@@ -25,7 +25,7 @@ from dynaflip.platform.triplets.clips import ClipRejected
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
 from dynaflip.platform.triplets.digest import row_digests
 from dynaflip.platform.triplets.sources.formats import open_sources
-from dynaflip.platform.triplets.sources.places import fingerprint, list_files
+from dynaflip.platform.triplets.sources.locations import fingerprint, list_files
 
 
 @pytest.fixture(scope="module")

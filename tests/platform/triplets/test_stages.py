@@ -7,13 +7,9 @@ import pytest
 from triplet_recordings import moving_square, textured
 
 from dynaflip.platform.triplets.clips import ClipRejected
-from dynaflip.platform.triplets.config import (
-    LiftConfig,
-    PiecesConfig,
-    PreprocessConfig,
-    TrackConfig,
-)
+from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.flow import lifting, rigid_smoothing, static_points
+from dynaflip.platform.triplets.flow.config import LiftingConfig, RigidSmoothingConfig, TrackConfig
 from dynaflip.platform.triplets.flow.estimate import flow_of_window
 from dynaflip.platform.triplets.flow.tracking import (
     grid_px,
@@ -21,7 +17,7 @@ from dynaflip.platform.triplets.flow.tracking import (
     track_points,
     tracker_images,
 )
-from dynaflip.platform.triplets.flow.window import Shot
+from dynaflip.platform.triplets.flow.window import RGBDWindow
 from dynaflip.platform.triplets.windows import draw_r3m, sample_transitions
 
 SAMPLE = {"draws": 3, "flow_window_s": 0.5, "min_window_s": 0.1, "seed": 0}
@@ -76,9 +72,9 @@ def test_a_lattice_of_many_points_is_compared_in_parts() -> None:
     """OpenCV's remap takes no more than 32,766 rows."""
     frame = textured(120, 160, 3)
     points = np.random.default_rng(0).uniform(0, 120, (40_000, 2)).astype(np.float32)
-    found = static_points._patches(frame, points, 1)
+    found = static_points._colour_patches(frame, points, 1)
     assert found.shape == (40_000, 9, 3)
-    np.testing.assert_array_equal(found[-5:], static_points._patches(frame, points[-5:], 1))
+    np.testing.assert_array_equal(found[-5:], static_points._colour_patches(frame, points[-5:], 1))
 
 
 def test_the_grid_lies_at_cell_centres() -> None:
@@ -128,7 +124,7 @@ def test_lost_points_stay_lost_and_where_they_were() -> None:
 def test_unproject_and_project_are_inverse() -> None:
     intrinsics = np.array([200.0, 210.0, 80.0, 60.0])
     points = grid_px(120, 160)
-    xyz = lifting.unproject(points, np.full((20, 20), 1.7), intrinsics)
+    xyz = lifting.back_project(points, np.full((20, 20), 1.7), intrinsics)
     assert xyz[..., 2] == pytest.approx(1.7)
     np.testing.assert_allclose(lifting.project(xyz, intrinsics), points, atol=1e-4)
 
@@ -167,10 +163,10 @@ def test_the_cameras_motion_is_taken_out() -> None:
     tracks = np.stack([grid - [0.02 * n / 2 * 160, 0] for n in range(frames)]).astype(np.float32)
     trusted = np.ones((frames, 20, 20), bool)
     many = np.tile(intrinsics, (frames, 1))
-    xyz, good = lifting.lift_tracks(tracks, trusted, depth, many, poses, LiftConfig())
+    xyz, good = lifting.lift_tracks(tracks, trusted, depth, many, poses, LiftingConfig())
     assert good.all()
     np.testing.assert_allclose(xyz[-1], xyz[0], atol=1e-5)
-    moved, _ = lifting.lift_tracks(tracks, trusted, depth, many, None, LiftConfig())
+    moved, _ = lifting.lift_tracks(tracks, trusted, depth, many, None, LiftingConfig())
     np.testing.assert_allclose((moved[-1] - moved[0])[..., 0], -0.08, atol=1e-5)
 
 
@@ -180,11 +176,11 @@ def test_motion_in_depth_is_followed_and_a_jump_is_refused() -> None:
     tracks = np.tile(grid_px(40, 40), (frames, 1, 1, 1))
     trusted = np.ones((frames, 20, 20), bool)
     many = np.tile([40.0, 40, 20, 20], (frames, 1))
-    xyz, good = lifting.lift_tracks(tracks, trusted, depth, many, None, LiftConfig())
+    xyz, good = lifting.lift_tracks(tracks, trusted, depth, many, None, LiftingConfig())
     assert good.all()
     np.testing.assert_allclose(xyz[-1, ..., 2], 1.1, atol=1e-5)
     depth[3:] += 0.5
-    xyz, good = lifting.lift_tracks(tracks, trusted, depth, many, None, LiftConfig())
+    xyz, good = lifting.lift_tracks(tracks, trusted, depth, many, None, LiftingConfig())
     assert good[2].all()
     assert not good[3:].any()
     np.testing.assert_allclose(xyz[-1, ..., 2], 1.04, atol=1e-5)
@@ -210,18 +206,20 @@ def rotated(origin: np.ndarray, degrees: float, shift: np.ndarray) -> np.ndarray
 
 
 def test_a_turning_piece_puts_its_outliers_right() -> None:
-    origin = lifting.unproject(grid_px(120, 160), np.ones((20, 20)), np.array([160.0, 160, 80, 60]))
+    origin = lifting.back_project(
+        grid_px(120, 160), np.ones((20, 20)), np.array([160.0, 160, 80, 60])
+    )
     truth = np.tile(rotated(origin, 20, np.array([0.05, 0.0, 0.02])), (7, 1, 1, 1))
     noisy = truth.copy()
     noisy[:, 10, 10] += [0.3, 0.1, 0]
     moving = np.zeros((7, 20, 20), bool)
     moving[:, 7:14, 7:14] = True
-    out = rigid_smoothing.move_rigidly(origin, noisy, moving, PiecesConfig())
+    out = rigid_smoothing.smooth_rigidly(origin, noisy, moving, RigidSmoothingConfig())
     np.testing.assert_allclose(out[moving], truth[moving], atol=2e-3)
     np.testing.assert_array_equal(out[~moving], noisy[~moving])
     # A point on a surface of its own keeps its motion.
     origin[10, 10, 2] = 2
-    out = rigid_smoothing.move_rigidly(origin, noisy, moving, PiecesConfig())
+    out = rigid_smoothing.smooth_rigidly(origin, noisy, moving, RigidSmoothingConfig())
     np.testing.assert_array_equal(out[:, 10, 10], noisy[:, 10, 10])
 
 
@@ -231,7 +229,9 @@ def test_a_surface_outvotes_single_points() -> None:
     followed[4, 4] = True
     followed[10:16, 10:16] = True
     followed[12, 12] = False
-    doubt = rigid_smoothing.doubtful(origin, followed, np.ones_like(followed), PiecesConfig())
+    doubt = rigid_smoothing.outvoted(
+        origin, followed, np.ones_like(followed), RigidSmoothingConfig()
+    )
     assert doubt[4, 4]  # moves alone
     assert doubt[12, 12]  # rests alone
     assert not doubt[11:15, 13].any()
@@ -244,8 +244,8 @@ def square_flow(with_depth: bool):
     for n in range(12):
         depth[n, 36:84, 20 + 2 * n : 68 + 2 * n] = 1.6
     many = np.tile([160.0, 160, 80, 60], (12, 1))
-    shot = Shot(frames, depth if with_depth else None, many, None)
-    flow = flow_of_window(shot, np.arange(12) / 30, grid_px(120, 160), PreprocessConfig())
+    window = RGBDWindow(frames, depth if with_depth else None, many, None)
+    flow = flow_of_window(window, np.arange(12) / 30, grid_px(120, 160), PreprocessConfig())
     x, y = flow.origin_px[..., 0], flow.origin_px[..., 1]
     square = (x > 26) & (x < 62) & (y > 42) & (y < 78)
     ground = (y < 30) | (y > 90) | (x > 100)

@@ -8,12 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from triplet_recordings import settings
 
 from dynaflip.platform.config_loader import to_dict
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
-from dynaflip.platform.triplets.reuse import adopt_shards, work_key, work_of
+from dynaflip.platform.triplets.pipeline import preprocess
+from dynaflip.platform.triplets.reuse import adopt_shards, current_form, work_key, work_of
 from dynaflip.platform.triplets.shard import WorkFolder
 from dynaflip.platform.triplets.sources.formats import open_sources
+from dynaflip.platform.triplets.versions import STAGE_VERSIONS
 
 
 def made_from(models: dict[str, str], *sources: SourceConfig, **values) -> dict:
@@ -79,3 +82,74 @@ def test_a_source_that_is_added_leaves_the_others_shards(
     every = open_sources(both).list_clips()
     found = adopt_shards(finished.path, made_from(now, first, second), every, work)
     assert found == ({0: clips} if adopted else {})
+
+
+# Of the last code whose manifests held a hash of the code's files instead of stage versions.
+CODE = "f3990ab7e8307b9bb7777e807bf5c9feb77f770a122c5d140fc2dcbe288783a7"
+OLD_NAMES = {
+    "lifting.": "lift.",
+    "static_points.min_static_gain": "still.min_still_gain",
+    "static_points.": "still.",
+    "rgbd_alignment.": "register.",
+    "rigid_smoothing.": "pieces.",
+}
+
+
+def in_the_old_form(made_from: dict) -> dict:
+    renamed = {}
+    for key, value in made_from["settings"].items():
+        old = next(
+            (o + key.removeprefix(n) for n, o in OLD_NAMES.items() if key.startswith(n)), key
+        )
+        renamed[old] = value
+    kept = {name: made_from[name] for name in ("input", "models")}
+    return {"settings": renamed, **kept, "code": CODE}
+
+
+def test_old_names_of_settings_mean_todays(video_folder: Callable[..., Path]) -> None:
+    today = made_from({}, SourceConfig(path=str(video_folder(1))), flow_window_s=0.2)
+    old = in_the_old_form(today)
+    assert "still.min_still_gain" in old["settings"]
+    assert "register.enabled" in old["settings"]
+    assert current_form(old) == today
+    assert work_key(current_form(old)) == work_key(today)
+    # A setting that was not there yet had today's default.
+    del old["settings"]["pieces.fit_cells"]
+    assert current_form(old) == today
+
+
+def test_a_folder_of_before_stage_versions_is_reused(
+    video_folder: Callable[..., Path], tmp_path: Path, in_process: None
+) -> None:
+    config = settings(video_folder(1), example_images=0)
+    folder = preprocess(config, str(tmp_path / "out")).folder
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    old = {**manifest, "made_from": in_the_old_form(manifest["made_from"]), "work_key": "another"}
+    path.write_text(json.dumps(old))
+    written_ns = {file: file.stat().st_mtime_ns for file in folder.rglob("*.parquet")}
+    again = preprocess(config, str(folder))
+    assert again.reused
+    assert again.version == 1
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*.parquet")} == written_ns
+    old["made_from"]["code"] = "0" * 64
+    path.write_text(json.dumps(old))
+    anew = preprocess(config, str(folder))
+    assert not anew.reused
+    assert anew.changed == ("stages: made by code without stage versions",)
+
+
+def test_a_stage_of_another_version_makes_triplets_anew(
+    video_folder: Callable[..., Path],
+    tmp_path: Path,
+    in_process: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = settings(video_folder(1), example_images=0)
+    folder = preprocess(config, str(tmp_path / "out")).folder
+    monkeypatch.setitem(STAGE_VERSIONS, "tracking", STAGE_VERSIONS["tracking"] + 1)
+    anew = preprocess(config, str(folder))
+    assert not anew.reused
+    assert anew.changed == ("stages.tracking: version 1 → 2 (see CHANGELOG.md)",)
+    monkeypatch.setitem(STAGE_VERSIONS, "a new stage", 1)
+    assert preprocess(config, str(folder)).reused

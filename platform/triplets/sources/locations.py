@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 
 from dynaflip.platform.s3 import S3Path, arrow_filesystem
 
-Place = Path | S3Path
+Location = Path | S3Path
 
 _FINGERPRINT_BYTES = 256 << 10
 _PARALLEL_REQUESTS = 16
 
 
-def place_of(text: str) -> Place:
+def location_of(text: str) -> Location:
     """A path or an ``s3://`` URI."""
     return S3Path.parse(text) if text.startswith("s3://") else Path(text)
 
@@ -31,7 +31,7 @@ def is_within(name: str) -> bool:
     return not path.is_absolute() and ".." not in path.parts
 
 
-def list_files(root: Place) -> list[str]:
+def list_files(root: Location) -> list[str]:
     """Every file below ``root`` by its relative path, sorted; hidden ones left out.
 
     Links to folders are followed, each folder once, so that a loop of them ends.
@@ -40,9 +40,9 @@ def list_files(root: Place) -> list[str]:
     return sorted(name for name in found if not any(p[:1] == "." for p in name.split("/")))
 
 
-def root_and_files(text: str) -> tuple[Place, list[str]]:
+def root_and_files(text: str) -> tuple[Location, list[str]]:
     """The folder that a source's path means, and the files below it; a file is its only one."""
-    place = place_of(text)
+    place = location_of(text)
     if place.is_file():
         return place.parent, [place.name]
     return place, list_files(place)
@@ -67,7 +67,7 @@ def _walk(root: Path) -> Iterator[str]:
             yield (Path(folder) / name).relative_to(root).as_posix()
 
 
-def fingerprint(path: Place) -> str:
+def fingerprint(path: Location) -> str:
     """Hash of a file's length and of 256 KiB at its beginning, middle and end.
 
     Enough to tell recordings apart without reading terabytes twice.
@@ -86,45 +86,45 @@ def fingerprint(path: Place) -> str:
     return digest.hexdigest()[:32]
 
 
-def may_pass(place: Place, error: BaseException | None) -> bool:
+def is_temporary(place: Location, error: BaseException | None) -> bool:
     """Whether reading failed for what may pass: pyarrow calls every failure of S3 an OSError."""
     failed = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
     return failed and isinstance(place, S3Path)
 
 
-class Print(NamedTuple):
+class Fingerprint(NamedTuple):
     """A fingerprint, or "" and why there is none."""
 
     digest: str
     problem: str = ""
 
 
-def fingerprints(root: Place, names: list[str]) -> dict[str, Print]:
+def fingerprints(root: Location, names: list[str]) -> dict[str, Fingerprint]:
     """Fingerprints of files by name, many at a time where the network is slow."""
 
-    def attempt(name: str) -> Print:
+    def attempt(name: str) -> Fingerprint:
         try:
-            return Print(fingerprint(root / name))
+            return Fingerprint(fingerprint(root / name))
         except OSError as error:
-            return Print("", error.strerror or str(error))
+            return Fingerprint("", error.strerror or str(error))
 
     with ThreadPoolExecutor(_PARALLEL_REQUESTS if isinstance(root, S3Path) else 1) as pool:
         return dict(zip(names, pool.map(attempt, names), strict=True))
 
 
-def read_table(path: Place, columns: list[str] | None = None, filters: Any = None) -> pa.Table:
+def read_table(path: Location, columns: list[str] | None = None, filters: Any = None) -> pa.Table:
     """Read a Parquet file, or some columns and rows of it."""
     name, options = _arrow(path)
     return pq.read_table(name, columns=columns, filters=filters, **options)
 
 
-def read_schema(path: Place) -> pa.Schema:
+def read_schema(path: Location) -> pa.Schema:
     """The schema of a Parquet file, without its rows."""
     name, options = _arrow(path)
     return pq.read_schema(name, **options)
 
 
-def _arrow(path: Place) -> tuple[str, dict[str, Any]]:
+def _arrow(path: Location) -> tuple[str, dict[str, Any]]:
     if isinstance(path, S3Path):
         return f"{path.bucket}/{path.key}", {"filesystem": arrow_filesystem()}
     return str(path), {}

@@ -1,0 +1,180 @@
+"""Reader of one clip: frames at the tracker's size, depth, cameras and stored images."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import cv2
+import numpy as np
+
+from dynaflip.platform.triplets.clips import (
+    Cameras,
+    ClipRejected,
+    Doubles,
+    Floats,
+    Frames,
+    Recording,
+)
+from dynaflip.platform.triplets.config import PreprocessConfig
+from dynaflip.platform.triplets.flow.lifting import assumed_intrinsics_px
+from dynaflip.platform.triplets.flow.tracking import thin_frames
+from dynaflip.platform.triplets.models.depth_scale import align_depth
+from dynaflip.platform.triplets.windows import Transition
+
+
+class DepthModel(Protocol):
+    """(N, H, W, 3) images to (N, H, W) depth; ``scale`` is metric (metres) or relative."""
+
+    scale: str
+
+    def __call__(self, frames: Frames, /) -> Floats:
+        """Depth of a window's images."""
+
+
+class ClipReader:
+    """Frames, depth, cameras and stored images of a clip's windows; each frame is decoded once.
+
+    Args:
+        recording: of the clip.
+        config: settings of the clip's source.
+        transitions: windows that will be read.
+        times_s: (N,) time of every frame of the recording.
+        depth_model: where depth is estimated.
+
+    Raises:
+        ClipRejected: a frame or its depth cannot be read.
+    """
+
+    def __init__(
+        self,
+        recording: Recording,
+        config: PreprocessConfig,
+        transitions: list[Transition],
+        times_s: Doubles,
+        depth_model: DepthModel | None,
+    ) -> None:
+        self.recording, self.config, self.times_s = recording, config, times_s
+        self.windows = {t: self._window(t) for t in transitions}
+        tracked = sorted({i for window in self.windows.values() for i in window})
+        shown = {i for t in transitions for i in (*t.r3m, t.end)}
+        self.indices = sorted({*tracked, *shown})
+        short_side_px = max(config.track.short_side_px, config.image_px)
+        frames = recording.read_frames(self.indices, short_side_px)
+        self.frame_px = (frames.shape[2], frames.shape[1])
+        self._position = {index: n for n, index in enumerate(self.indices)}
+        self.frames = frames
+        self._jpegs: dict[int, bytes] = {}
+        self.depth_model = depth_model
+        self._depth: Floats | None = None
+        self._depth_position: dict[int, int] = {}
+        if config.depth == "auto":
+            self._read_depth(tracked)
+        self._tracked_size = reduced_size(self.frame_px, config.track.short_side_px)
+
+    def _window(self, t: Transition) -> list[int]:
+        indices = list(range(t.start, t.end + 1))
+        chosen = thin_frames(self.times_s[indices], self.config.track.min_frame_gap_s)
+        return [indices[n] for n in chosen]
+
+    def _read_depth(self, indices: list[int]) -> None:
+        depth = self.recording.read_depth_m(indices)
+        if depth is None:
+            raise ClipRejected(
+                "depth", "no depth recorded: choose depth=plane or depth=model:FOLDER-OR-HUB-ID"
+            )
+        _check_covers(depth, self.frame_px)
+        self._check_depth(depth, indices)
+        self._depth = depth
+        self._depth_position = {index: n for n, index in enumerate(indices)}
+
+    def _check_depth(self, depth: Floats, indices: list[int]) -> None:
+        missing = np.isnan(depth).mean(axis=(1, 2))
+        worst = int(missing.argmax())
+        if (
+            not np.isfinite(depth).any(axis=(1, 2)).all()
+            or missing[worst] > self.config.lifting.max_invalid_share
+        ):
+            raise ClipRejected(
+                "depth",
+                f"{missing[worst]:.0%} of the pixels of frame {indices[worst]} hold no depth "
+                f"(NaN or zero)",
+            )
+
+    def tracked_frames(self, window: list[int]) -> Frames:
+        """(N, H, W, 3) images of a window at the tracker's size."""
+        frames = self.frames[[self._position[i] for i in window]]
+        return np.stack([_resize(frame, self._tracked_size) for frame in frames])
+
+    def depth_m(self, window: list[int], frames: Frames) -> tuple[Floats | None, str]:
+        """(N, H, W) depth of a window at the tracker's size (None for the plane) and its scale."""
+        if self.config.depth == "plane":
+            return None, "relative"
+        size = (frames.shape[2], frames.shape[1])
+        if self.depth_model is None:
+            assert self._depth is not None
+            recorded = self._depth[[self._depth_position[i] for i in window]]
+            return _resize_depth(recorded, size), "metric"
+        depth = self.depth_model(frames)
+        self._check_depth(depth, window)
+        if self.depth_model.scale == "relative" and self.config.align_depth:
+            measured = self.recording.read_depth_m(window[:1])
+            aligned = None
+            if measured is not None:
+                _check_covers(measured, self.frame_px)
+                aligned = align_depth(depth, _resize_depth(measured, size)[0])
+            if aligned is not None:
+                return aligned, "aligned"
+        return depth, self.depth_model.scale
+
+    def jpeg(self, index: int) -> bytes:
+        """A stored image, encoded once."""
+        if index not in self._jpegs:
+            size = reduced_size(self.frame_px, self.config.image_px)
+            image = _resize(self.frames[self._position[index]], size)
+            quality = [cv2.IMWRITE_JPEG_QUALITY, self.config.jpeg_quality]
+            done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), quality)
+            assert done
+            self._jpegs[index] = data.tobytes()
+        return self._jpegs[index]
+
+    def cameras(self, window: list[int], width: int, height: int) -> Cameras:
+        """Intrinsics (of a width × height image) and poses of a window."""
+        known = self.recording.cameras(window)
+        if known is None:
+            guess = np.tile(assumed_intrinsics_px(height, width), (len(window), 1))
+            return Cameras(guess, (width, height), None, assumed=True)
+        x, y = width / known.frame_px[0], height / known.frame_px[1]
+        scaled = known.intrinsics_px * np.array([x, y, x, y])
+        return Cameras(scaled, (width, height), known.poses, known.assumed)
+
+
+def reduced_size(size_px: tuple[int, int], short_side_px: int) -> tuple[int, int]:
+    """(width, height) with the short side at most ``short_side_px``."""
+    scale = min(1.0, short_side_px / min(size_px))
+    return max(1, round(size_px[0] * scale)), max(1, round(size_px[1] * scale))
+
+
+def _resize(image: Frames, size_px: tuple[int, int]) -> Frames:
+    if (image.shape[1], image.shape[0]) == size_px:
+        return image
+    return np.asarray(cv2.resize(image, size_px, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _check_covers(depth: Floats, frame_px: tuple[int, int]) -> None:
+    """Depth of another shape is of another view, and would be stretched over the image."""
+    (width, height), (across, down) = frame_px, (depth.shape[2], depth.shape[1])
+    # Either size was rounded to pixels, perhaps to even ones.
+    rounding = sum(1 / side for side in (width, height, across, down))
+    if abs(np.log(width * down / (height * across))) > rounding:
+        raise ClipRejected(
+            "depth",
+            f"depth of {across} x {down} pixels has another shape than the image "
+            f"({width} x {height}), so it is not of the same view",
+        )
+
+
+def _resize_depth(depth: Floats, size_px: tuple[int, int]) -> Floats:
+    if (depth.shape[2], depth.shape[1]) == size_px:
+        return depth
+    # Nearest: an average across an edge is a depth that nothing has.
+    return np.stack([cv2.resize(d, size_px, interpolation=cv2.INTER_NEAREST_EXACT) for d in depth])

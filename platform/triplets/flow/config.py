@@ -1,0 +1,212 @@
+"""Settings of the flow: 2D tracking, back-projection, camera motion, static points, surfaces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from dynaflip.checks import above, at_least, one_of, share, within
+
+TRACKER_CHOICES = "lk, dis, torchscript:FILE or class:MODULE:NAME"
+
+
+@dataclass(frozen=True)
+class TrackConfig:
+    """2D tracking of the grid's points through a window."""
+
+    tracker: str = "lk"
+    """lk: pyramidal Lucas-Kanade; dis: dense inverse search, both with a forward-backward check.
+    torchscript:FILE or class:MODULE:NAME: a learned tracker."""
+
+    short_side_px: int = 224
+    """Short side of the tracked images; smaller recordings stay as they are."""
+
+    lk_window_px: int = 15
+    """Side of Lucas-Kanade's window around a point."""
+
+    use_depth: bool = True
+    """Track in inverse depth as well as in grey, where depth is known."""
+
+    lk_levels: int = 3
+    """Pyramid levels above the image itself."""
+
+    max_backward_error_px: float = 1.0
+    """A point is lost where tracking one frame forward and back misses it by more."""
+
+    min_frame_gap_s: float = 0.024
+    """Shortest mean time between tracked frames; faster video is thinned (0: every frame).
+    At 80 fps 0.024 s costs half of every frame, and drifts less."""
+
+    def __post_init__(self) -> None:
+        kind, _, rest = self.tracker.partition(":")
+        if self.tracker not in ("lk", "dis") and not (kind in ("torchscript", "class") and rest):
+            raise ValueError(f"tracker must be {TRACKER_CHOICES}, not {self.tracker!r}")
+        at_least(self, 32, "short_side_px")
+        if self.lk_window_px < 5 or self.lk_window_px % 2 == 0:
+            raise ValueError(f"lk_window_px must be odd and at least 5, not {self.lk_window_px}")
+        within(self, 0, 8, "lk_levels")
+        above(self, 0, "max_backward_error_px")
+        at_least(self, 0, "min_frame_gap_s")
+
+
+@dataclass(frozen=True)
+class LiftingConfig:
+    """Back-projection of 2D tracks by depth to 3D flow in the camera frame of frame t."""
+
+    search_px: int = 1
+    """Search radius for a track's depth, so that a track half a pixel off an edge does not fall
+    onto the background."""
+
+    max_depth_jump: float = 0.04
+    """Largest change of depth between two frames, as a share of it; a larger one is a track that
+    slipped over an edge, and the point is lost."""
+
+    max_invalid_share: float = 0.3
+    """A clip is rejected when a frame has a larger share of pixels without depth."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "search_px")
+        above(self, 0, "max_depth_jump")
+        share(self, "max_invalid_share")
+
+
+@dataclass(frozen=True)
+class CameraConfig:
+    """Compensation of the camera's motion."""
+
+    motion: str = "auto"
+    """auto: the recorded pose (where depth is in metres, too), else a fit, else (without depth)
+    none. recorded, fitted or none: only that; clips without it are rejected."""
+
+    on_failure: str = "reject"
+    """reject: leave out windows whose camera cannot be fitted. uncompensated: keep them as if the
+    camera were static (column camera_motion: failed)."""
+
+    min_inlier_share: float = 0.4
+    """A fit fails where a smaller share of the points agrees."""
+
+    inlier_px: float = 1.0
+    """Largest miss of an inlier in the image."""
+
+    inlier_depth_share: float = 0.01
+    """Largest miss of an inlier in depth, as a share of it."""
+
+    trials: int = 100
+    """RANSAC trials (triples of points) for each frame."""
+
+    def __post_init__(self) -> None:
+        one_of(self, ("auto", "recorded", "fitted", "none"), "motion")
+        one_of(self, ("reject", "uncompensated"), "on_failure")
+        share(self, "min_inlier_share")
+        above(self, 0, "inlier_px", "inlier_depth_share", "trials")
+
+
+@dataclass(frozen=True)
+class StaticPointsConfig:
+    """Test for static points, which a tracker may drag along with what passes in front."""
+
+    RENAMED: ClassVar[dict[str, str]] = {"min_still_gain": "min_static_gain"}
+
+    enabled: bool = True
+    """False trusts the tracker alone."""
+
+    patch_radius_px: int = 1
+    """Radius of the compared patch: 1 is 3 × 3 pixels."""
+
+    max_colour_difference: float = 10.0
+    """Largest mean colour difference (of 255) between equal patches."""
+
+    without_depth: float = 0.5
+    """Factor on max_colour_difference where there is no depth, so that colour decides alone."""
+
+    max_depth_difference: float = 0.007
+    """Largest depth difference of a static point, as a share of its depth."""
+
+    min_static_gain: float = 0.1
+    """A tracked point counts as static after all where the static scene fits better by this
+    much (misfits are in [0, 2])."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "patch_radius_px", "max_colour_difference", "without_depth")
+        at_least(self, 0, "max_depth_difference", "min_static_gain")
+
+
+@dataclass(frozen=True)
+class AlignmentConfig:
+    """RGB-D alignment of the surface patch around each point with later frames (needs depth).
+
+    Defaults were tuned on 24 simulated clips at 224 px (see LOG.md).
+    """
+
+    enabled: bool = True
+    """False uses the tracker's points, corrected by their neighbours."""
+
+    radius_px: int = 20
+    """Radius of a patch in the tracked image."""
+
+    stride_px: int = 4
+    """Distance between the samples of a patch."""
+
+    samples: int = 48
+    """Most samples of a patch that are compared."""
+
+    min_samples: int = 12
+    """A patch with fewer samples is left to the tracker."""
+
+    depth_share: float = 0.08
+    """Samples belong to a patch when their depth differs by no more than this share."""
+
+    grey_scale: float = 30.0
+    """Brightness difference (of 255) whose weight is one half."""
+
+    depth_scale_share: float = 0.0015
+    """Depth difference, as a share of depth, whose weight is one half."""
+
+    damping: float = 0.5
+    """Levenberg-Marquardt damping: least gain, in squared scales, of a step of a hundredth of
+    the distance."""
+
+    coarse_iterations: int = 1
+    """Iterations on blurred images, for each frame."""
+
+    fine_iterations: int = 2
+    """Iterations on sharp images, for each frame."""
+
+    neighbours: int = 8
+    """Neighbours whose motion each patch tries as its own."""
+
+    max_misfit: float = 0.5
+    """A patch is lost in frames with a larger misfit: 0 fits everywhere, 1 nowhere."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "radius_px", "stride_px", "samples", "min_samples", "fine_iterations")
+        at_least(self, 0, "coarse_iterations", "neighbours", "damping")
+        above(self, 0, "grey_scale", "depth_scale_share", "depth_share")
+        within(self, 0, 1, "max_misfit", ends="(]")
+
+
+@dataclass(frozen=True)
+class RigidSmoothingConfig:
+    """Rigid smoothing: neighbours on one surface correct each other."""
+
+    enabled: bool = True
+    """False leaves every point as it was tracked."""
+
+    depth_share: float = 0.05
+    """Neighbours are on one surface when their depth differs by no more than this share."""
+
+    fit_cells: int = 3
+    """Reach, in grid cells, of the neighbours that a rigid motion is fitted to."""
+
+    vote_cells: int = 2
+    """Reach, in grid cells, of the neighbours that vote on whether a point moves."""
+
+    min_moving_share: float = 0.35
+    """A moving point is lost where a smaller share of its neighbours moves."""
+
+    max_moving_share: float = 0.5
+    """A static point is lost where a larger share of its neighbours moves."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "fit_cells", "vote_cells")
+        share(self, "depth_share", "min_moving_share", "max_moving_share")
