@@ -36,10 +36,20 @@ def check_tracking(sources: list[Source]) -> Iterator[Breach]:
     """Uses of MLflow, or of its client, outside ``platform/tracking/``."""
     for source in _library(sources):
         if source.name.startswith(TRACKING):
+            if source.is_package:
+                yield from _exported_clients(source)
             continue
         for line, used in _mlflow_uses(source.tree):
             message = f"{used}: only {TRACKING} uses MLflow; give it a function there"
             yield Breach("tracking", source.name, line, message)
+
+
+def _exported_clients(source: Source) -> Iterator[Breach]:
+    for node in ast.walk(source.tree):
+        for alias in node.names if isinstance(node, ast.ImportFrom) else ():
+            if alias.name in ("*", "client", "MlflowClient"):
+                message = f"{TRACKING} exports no client, and lists what it exports: {alias.name}"
+                yield Breach("tracking", source.name, node.lineno, message)
 
 
 def _mlflow_uses(tree: ast.AST) -> Iterator[tuple[int, str]]:

@@ -53,6 +53,11 @@ def test_the_checkout_keeps_the_rules() -> None:
             "from dynaflip.platform.tracking.runs import client",
             "import of client: only platform/tracking/",
         ),
+        (
+            "platform/tracking/__init__.py",
+            "from dynaflip.platform.tracking.runs import *",
+            "exports no client, and lists",
+        ),
         ("platform/a.py", "def f(p):\n    p.replace('b')", "Path.replace; use the one atomic"),
     ],
 )
