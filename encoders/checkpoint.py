@@ -28,6 +28,7 @@ from dynaflip.encoders.image import ImageEncoder, rebuild_image_encoder
 from dynaflip.encoders.model import DynaFLIP
 from dynaflip.encoders.model_card import model_card
 from dynaflip.errors import UserError
+from dynaflip.files import replace_folder
 from dynaflip.renames import current_settings
 
 FORMAT_VERSION = 1
@@ -75,7 +76,7 @@ def save_folder(folder: str | Path, model: DynaFLIP, info: Mapping[str, Any]) ->
         # mkdtemp and safetensors make files for their owner alone; these are to be shared.
         for path in fresh.iterdir():
             path.chmod(0o644)
-        _move_into_place(fresh, folder)
+        replace_folder(fresh, folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return folder
@@ -138,16 +139,6 @@ def _image_encoder(
 def _plain(value: Tensor) -> Tensor:
     """A copy on the CPU in the ordinary memory order, which safetensors wants."""
     return value.detach().cpu().contiguous()
-
-
-def _move_into_place(fresh: Path, folder: Path) -> None:
-    if folder.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-        os.replace(folder, old)
-        os.replace(fresh, folder)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        os.replace(fresh, folder)
 
 
 def _read_config(folder: str | Path) -> dict[str, Any]:

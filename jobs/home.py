@@ -16,8 +16,8 @@ if __name__ == "__main__":
     _checkout.use_this_checkout()
 
 from dynaflip.errors import UserError
+from dynaflip.files import file_lock
 from dynaflip.platform.cli import job_parser, run_job
-from dynaflip.platform.files import file_lock
 from dynaflip.platform.home_move import is_same_place, move_home, recorded_home
 from dynaflip.platform.paths import home_folder
 

@@ -124,13 +124,13 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _rewrite_file(path: Path, rename: _Rename) -> bool:
-    from dynaflip.platform.files import write_atomic
+    from dynaflip.files import write_file
 
     text = path.read_text()
     fresh = rename(text) if path.suffix == ".json" else _renamed_yaml(text, rename)
     if fresh == text:
         return False
-    write_atomic(path, fresh)
+    write_file(path, fresh)
     return True
 
 

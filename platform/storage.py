@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dynaflip.errors import StoreError, UserError
+from dynaflip.files import REPLACED, replace_folder, restore_folder
 
 _STAGING = ".partial-"
-_REPLACED = ".replaced-"
 
 
 class Storage(Protocol):
@@ -90,12 +90,7 @@ class LocalStorage:
                 path.chmod(0o644)
                 with path.open("rb+") as file:
                     os.fsync(file.fileno())
-            place, aside = self.root / name, self.root / f"{_REPLACED}{name}"
-            if place.exists():
-                shutil.rmtree(aside, ignore_errors=True)
-                os.replace(place, aside)
-            os.replace(staged, place)
-            shutil.rmtree(aside, ignore_errors=True)
+            replace_folder(staged, self.root / name)
 
     @contextlib.contextmanager
     def fetched(self, name: str) -> Iterator[Path]:
@@ -115,12 +110,8 @@ class LocalStorage:
 
     def remove_unfinished(self) -> None:
         """Delete staged folders, and put back those whose successor never came."""
-        for aside in self.root.glob(f"{_REPLACED}*"):
-            place = self.root / aside.name.removeprefix(_REPLACED)
-            if place.exists():
-                shutil.rmtree(aside, ignore_errors=True)
-            else:
-                os.replace(aside, place)
+        for replaced in self.root.glob(f"{REPLACED}*"):
+            restore_folder(self.root / replaced.name.removeprefix(REPLACED))
         for staged in self.root.glob(f"{_STAGING}*"):
             shutil.rmtree(staged, ignore_errors=True)
 

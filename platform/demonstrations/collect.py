@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from dynaflip.errors import UserError
+from dynaflip.files import file_lock, replace_folder
 from dynaflip.platform.config_loader import flatten, to_dict
 from dynaflip.platform.demonstrations.config import CollectConfig
 from dynaflip.platform.demonstrations.plan import EpisodePlan, plan_episodes
-from dynaflip.platform.files import file_lock
 from dynaflip.platform.paths import home
 from dynaflip.platform.triplets.clips import content_hash
 
@@ -83,7 +83,7 @@ def _collect(config: CollectConfig, target: Path, num_cpus: int | None) -> Colle
     shutil.rmtree(whole, ignore_errors=True)
     assemble(whole, [folder / _name(plan.index) for plan in plans], fps=FPS)
     (whole / _SETTINGS).write_text(json.dumps(recipe, indent=2))
-    whole.rename(target)
+    replace_folder(whole, target)
     shutil.rmtree(staging)
     return _summary(target, start, recorded_now=len(missing))
 
@@ -241,7 +241,7 @@ class Recorder:
         temporary = self.folder / f"{_name(plan.index)}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         write_episode(temporary, plan, recording, FPS)
-        temporary.rename(self.folder / _name(plan.index))
+        replace_folder(temporary, self.folder / _name(plan.index))
 
 
 def _summary(target: Path, start: float, recorded_now: int) -> Collected:

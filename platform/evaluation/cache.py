@@ -6,12 +6,11 @@ A killed evaluation that is started again finds here what it finished.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dynaflip.files import write_file
 from dynaflip.platform.evaluation.plan import Cell, PolicySpec
 from dynaflip.platform.evaluation.worker import CellResult
 from dynaflip.platform.paths import home
@@ -27,7 +26,7 @@ def save_policy(digest: str, weights: dict[str, Any]) -> None:
     from safetensors.torch import save
 
     plain = {name: tensor.contiguous() for name, tensor in weights.items()}
-    _write(_policy_path(digest), save(plain))
+    write_file(_policy_path(digest), save(plain))
 
 
 def load_policy(digest: str) -> dict[str, Any]:
@@ -40,11 +39,11 @@ def load_policy(digest: str) -> dict[str, Any]:
 def save_result(cell: Cell, result: CellResult) -> None:
     """Keep a cell's outcomes; its animation first, so that a result is never without it."""
     if result.animation is not None:
-        _write(animation_path(cell), result.animation)
+        write_file(animation_path(cell), result.animation)
     values = {k: v for k, v in asdict(result).items() if k != "animation"}
     values["episodes"] = [asdict(start) for start in cell.starts]
     values |= {"arm": cell.arm, "task": cell.task, "condition": cell.condition.name}
-    _write(_cell_path(cell), json.dumps(values, indent=1).encode())
+    write_file(_cell_path(cell), json.dumps(values, indent=1).encode())
 
 
 def load_result(cell: Cell) -> CellResult | None:
@@ -73,12 +72,3 @@ def _policy_path(digest: str) -> Path:
 
 def _cell_path(cell: Cell) -> Path:
     return home() / "evaluation" / "cells" / f"{cell.digest()}.json"
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write beside its place and rename: a killed job leaves no half file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, fresh = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-    os.replace(fresh, path)

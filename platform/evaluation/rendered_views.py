@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from dynaflip.errors import UserError
 from dynaflip.eval import expert_views, perturbations
 from dynaflip.eval.expert_views import EpisodePlan
 from dynaflip.eval.labelled_frames import LabelledFrames, as_recorded, concatenate
+from dynaflip.files import new_file
 from dynaflip.platform.cluster import start_ray
 from dynaflip.platform.evaluation.probe_config import ViewsConfig
 from dynaflip.platform.paths import home
@@ -147,12 +147,8 @@ def _cache_path(task: str, plans: list[EpisodePlan]) -> Path:
 
 
 def _write(table: pa.Table, path: Path) -> None:
-    """Write beside its place and rename: a killed job leaves no half file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, fresh = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    os.close(handle)
-    pq.write_table(table, fresh)
-    os.replace(fresh, path)
+    with new_file(path) as unfinished:
+        pq.write_table(table, unfinished)
 
 
 def _read(path: Path) -> LabelledFrames:

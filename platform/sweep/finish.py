@@ -11,8 +11,8 @@ from optuna.trial import TrialState
 from scipy import stats
 
 from dynaflip.eval.intervals.cluster_bootstrap import paired_difference
+from dynaflip.files import file_lock
 from dynaflip.platform import tracking
-from dynaflip.platform.files import file_lock
 from dynaflip.platform.paths import home
 from dynaflip.platform.sweep import confirmation, table
 from dynaflip.platform.sweep import sweep_folder as folders

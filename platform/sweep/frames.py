@@ -10,8 +10,6 @@ can be given in the same form.
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 import zipfile
 from dataclasses import fields
 from pathlib import Path
@@ -21,6 +19,7 @@ import numpy as np
 from dynaflip.errors import UserError
 from dynaflip.eval.expert_views import ALL_FACTORS, UNPERTURBED
 from dynaflip.eval.labelled_frames import LabelledFrames, concatenate
+from dynaflip.files import new_file
 from dynaflip.platform.paths import default_data, input_path
 from dynaflip.platform.sweep.config import ScoreConfig
 from dynaflip.platform.triplets.schema import read_manifest
@@ -67,11 +66,8 @@ def make_frames(config: ScoreConfig, triplets: str) -> LabelledFrames:
 
 def write_frames(frames: LabelledFrames, path: Path) -> None:
     """Write a file of labelled frames; a file already there is replaced whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, fresh = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    with os.fdopen(handle, "wb") as file:
+    with new_file(path) as unfinished, unfinished.open("wb") as file:
         np.savez(file, **{name: getattr(frames, name) for name in _FIELDS})
-    os.replace(fresh, path)
 
 
 def read_frames(path: Path) -> LabelledFrames:

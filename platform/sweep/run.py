@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynaflip.errors import UserError
+from dynaflip.files import file_lock
 from dynaflip.platform import cluster, tracking
 from dynaflip.platform.config_loader import config_digest, flatten, load_config, to_dict, to_yaml
-from dynaflip.platform.files import file_lock
 from dynaflip.platform.paths import default_triplets, input_path, new_run_name
 from dynaflip.platform.provenance import masked
 from dynaflip.platform.sweep import frames as labelled

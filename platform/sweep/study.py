@@ -12,7 +12,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from dynaflip.errors import UserError
-from dynaflip.platform.files import file_lock
+from dynaflip.files import file_lock
 from dynaflip.platform.paths import home
 from dynaflip.platform.provenance import masked
 from dynaflip.platform.sweep.config import SweepConfig

@@ -7,12 +7,12 @@ what happens is in the Optuna study.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from dynaflip.errors import UserError
+from dynaflip.files import write_file
 from dynaflip.platform.config_loader import to_yaml
 from dynaflip.platform.paths import home
 
@@ -53,19 +53,12 @@ def folder_of(name: str) -> Path:
 
 def write_facts(facts: Facts) -> None:
     """Write ``sweep.json``, whole or not at all."""
-    path = folder_of(facts.name) / FILE
-    fresh = path.with_suffix(".tmp")
-    fresh.write_text(json.dumps(asdict(facts), indent=1))
-    os.replace(fresh, path)
+    write_file(folder_of(facts.name) / FILE, json.dumps(asdict(facts), indent=1))
 
 
 def write_config(name: str, job: Any) -> None:
     """Write ``config.yaml``, the sweep's settings, whole or not at all."""
-    path = folder_of(name) / CONFIG
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".tmp")
-    fresh.write_text(to_yaml(job))
-    os.replace(fresh, path)
+    write_file(folder_of(name) / CONFIG, to_yaml(job))
 
 
 def read_facts(name: str, flag: str) -> Facts:

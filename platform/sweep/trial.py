@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from dynaflip.encoders.checkpoint import load_image_encoder
 from dynaflip.encoders.language import embed_captions
+from dynaflip.files import write_file
 from dynaflip.platform import tracking
 from dynaflip.platform.sweep.config import PERTURBED, POLICY, UNPERTURBED
 from dynaflip.platform.sweep.ledger import Assignment
@@ -75,9 +75,7 @@ class TrialTask:
         done = folder / RESULT
         if not done.is_file():
             result = self._train(assignment, folder)
-            fresh = done.with_suffix(".tmp")
-            fresh.write_text(json.dumps(result, indent=1))
-            os.replace(fresh, done)
+            write_file(done, json.dumps(result, indent=1))
         tune.report(json.loads(done.read_text()))
 
     def _train(self, assignment: Assignment, folder: Path) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from dynaflip.errors import UserError
+from dynaflip.files import file_lock, write_file
 from dynaflip.platform import cluster, tracking
 from dynaflip.platform.config_loader import config_digest, load_config, to_dict, to_yaml
-from dynaflip.platform.files import file_lock
 from dynaflip.platform.paths import (
     default_triplets,
     input_path,
@@ -268,6 +268,4 @@ def _tags(work: Any) -> dict[str, Any]:
 
 
 def _write_run_file(run_folder: Path, values: dict[str, Any]) -> None:
-    fresh = run_folder / (RUN_FILE + ".tmp")
-    fresh.write_text(json.dumps(values, indent=1))
-    fresh.replace(run_folder / RUN_FILE)
+    write_file(run_folder / RUN_FILE, json.dumps(values, indent=1))

@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dynaflip.errors import UserError
+from dynaflip.files import UNFINISHED, file_lock, move, replace_folder, restore_folder
 from dynaflip.platform.cluster import start_ray
 from dynaflip.platform.config_loader import to_dict
-from dynaflip.platform.files import file_lock
 from dynaflip.platform.paths import home
 from dynaflip.platform.triplets.clips import Clip, Source, content_hash
 from dynaflip.platform.triplets.config import PreprocessConfig
@@ -94,8 +94,7 @@ def preprocess(config: PreprocessConfig, output: str) -> Outcome:
 
 
 def _preprocess(config: PreprocessConfig, folder: Path) -> Outcome:
-    if not folder.exists() and _replaced(folder).exists():
-        os.replace(_replaced(folder), folder)  # killed while it was being replaced
+    restore_folder(folder)
     source = open_sources(config)
     clips = source.list_clips()
     if not clips:
@@ -111,7 +110,7 @@ def _preprocess(config: PreprocessConfig, folder: Path) -> Outcome:
     )
     work = WorkFolder(folder.parent / f".{folder.name}.{adopted_from[:_KEY_LETTERS]}")
     if read_finished(work.path).get("work_key") == key:
-        _replace_folder(work.path, folder)  # an earlier run was killed just before this
+        replace_folder(work.path, folder)  # an earlier run was killed just before this
     finished = read_finished(folder)
     again = temporary_rejections(folder) if finished.get("work_key") == key else 0
     if finished.get("work_key") == key and not again:
@@ -251,7 +250,7 @@ def _finish(
     about: dict[str, Any],
 ) -> Outcome:
     """Write the rejected clips and the manifest, and give the folder its name."""
-    for part in work.triplets.glob(".*.part"):
+    for part in work.triplets.glob(f".*{UNFINISHED}"):
         part.unlink()  # of workers that were killed
     counts = _counts(summaries)
     rejected = [s for s in summaries if s["stage"]]
@@ -294,7 +293,7 @@ def _finish(
         "sources": sources,
     }
     write_manifest(work.path, manifest)
-    _replace_folder(work.path, folder)
+    replace_folder(work.path, folder)
     # Only now: whoever is killed before finds the manifest, and has nothing to do again.
     shutil.rmtree(folder / work.attempts.name)
     # Unfinished work for other settings, or for this folder as it was, has nowhere to go.
@@ -314,7 +313,7 @@ def _set_aside(folder: Path, work: WorkFolder) -> Path:
         else folder.with_name(f"{folder.name}.failed")
     )
     place.mkdir(parents=True, exist_ok=True)
-    os.replace(work.path / "rejected.parquet", place / "rejected.parquet")
+    move(work.path / "rejected.parquet", place / "rejected.parquet")
     for done in list(work.done.glob("part-*.json")):
         if any(summary["stage"] for summary in json.loads(done.read_text())):
             done.unlink()
@@ -325,22 +324,6 @@ def _set_aside(folder: Path, work: WorkFolder) -> Path:
     else:
         shutil.rmtree(work.path)
     return place
-
-
-def _replace_folder(new: Path, folder: Path) -> None:
-    """Put a folder into another's place; a reader sees the old one, for a moment none, or the new
-    one, and never a mixture."""
-    old = _replaced(folder)
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(new, folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _replaced(folder: Path) -> Path:
-    """Where a folder lies while another takes its place: a name that nobody gives a copy."""
-    return folder.with_name(f".{folder.name}.replaced")
 
 
 def _counts(summaries: list[dict[str, Any]]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from dynaflip.files import new_file, write_file
 from dynaflip.platform.config_loader import flatten, to_dict
 from dynaflip.platform.triplets.clips import TEMPORARY_STAGES, Clip, content_hash
 from dynaflip.platform.triplets.config import PreprocessConfig
@@ -142,9 +143,8 @@ def _link(file: Path, to: Path) -> None:
     try:
         os.link(file, to)
     except OSError:  # a file system without hard links
-        part = to.with_name(f".{to.name}.part")
-        shutil.copy2(file, part)
-        os.replace(part, to)
+        with new_file(to) as unfinished:
+            shutil.copy2(file, unfinished)
 
 
 def read_finished(folder: Path) -> dict[str, Any]:
@@ -163,7 +163,5 @@ def read_finished(folder: Path) -> dict[str, Any]:
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write ``manifest.json`` so that it is there whole or not at all."""
-    part = folder / ".manifest.json.part"
-    part.write_text(json.dumps(manifest, indent=1))
-    os.replace(part, folder / "manifest.json")
+    """Write ``manifest.json``."""
+    write_file(folder / "manifest.json", json.dumps(manifest, indent=1))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import faulthandler
 import json
-import os
 import sys
 import traceback
 from collections import Counter
@@ -19,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dynaflip.files import move, unfinished_path, write_file
 from dynaflip.platform.triplets.build import clip_table
 from dynaflip.platform.triplets.clip_reader import DepthModel
 from dynaflip.platform.triplets.clips import Clip, ClipRejected, Source
@@ -85,9 +85,7 @@ def process_shard(
             writer.write(table)
         summaries.append(summary)
     writer.close()
-    part = work.done / _part_name(f"part-{number:05d}")
-    part.write_text(json.dumps(summaries))
-    os.replace(part, work.done / f"part-{number:05d}.json")
+    write_file(work.done / f"part-{number:05d}.json", json.dumps(summaries))
     return summaries
 
 
@@ -175,11 +173,6 @@ def _counted(attempts: Path, clip: Clip) -> Iterator[ClipRejected | None]:
     note.unlink(missing_ok=True)
 
 
-def _part_name(name: str) -> str:
-    """A hidden name of this process alone: two may work on a shard when a driver was killed."""
-    return f".{name}.{os.getpid()}-{os.urandom(3).hex()}.part"
-
-
 def _printable(text: str) -> str:
     """Text that any table can hold: names on disk need not be UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
@@ -200,8 +193,9 @@ class _Writer:
             self.close()
         if self.writer is None:
             name = f"part-{self.number:05d}-{self.files:02d}"
-            self.part = self.folder / _part_name(name)
             self.path = self.folder / f"{name}.parquet"
+            # Two processes may work on a shard when a driver was killed.
+            self.part = unfinished_path(self.path)
             self.writer = pq.ParquetWriter(self.part, TRIPLET_SCHEMA, compression="zstd")
             self.bytes = 0
         self.writer.write_table(table)
@@ -211,5 +205,5 @@ class _Writer:
         """Finish the file that is open, if one is."""
         if self.writer is not None:
             self.writer.close()
-            os.replace(self.part, self.path)
+            move(self.part, self.path)
             self.writer, self.files = None, self.files + 1

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from dynaflip.encoders.checkpoint import save_folder
 from dynaflip.encoders.language import embed_captions
 from dynaflip.errors import UserError
+from dynaflip.files import write_file
 from dynaflip.platform.config_loader import flatten, to_dict
 from dynaflip.platform.provenance import git_commit
 from dynaflip.platform.training.checkpoint_manager import Checkpoints
@@ -134,9 +135,7 @@ def _check_same_run(output: Path, config: PretrainConfig, data_digest: str) -> N
     mine = {**settings, "data_digest": data_digest}
     file = output / RUN
     if not file.exists():
-        fresh = file.with_suffix(".tmp")
-        fresh.write_text(json.dumps(mine, indent=1))
-        fresh.replace(file)
+        write_file(file, json.dumps(mine, indent=1))
         return
     before = json.loads(file.read_text())
     other = [name for name in {**before, **mine} if before.get(name) != mine.get(name)]

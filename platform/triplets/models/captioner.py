@@ -7,7 +7,6 @@ clip is kept by content (model, prompt, clip), so that no clip is captioned twic
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dynaflip.encoders.hub import check_model
+from dynaflip.files import write_file
 from dynaflip.platform.paths import captions_folder
 from dynaflip.platform.triplets.clips import Clip, ClipRejected, Frames, Recording, content_hash
 
@@ -68,7 +68,7 @@ class Captioner:
             caption = kept.read_text()
         except FileNotFoundError:
             caption = self.describe(_side_by_side(recording), clip.captioner_prompt)
-            _keep(kept, caption)
+            write_file(kept, caption)
         if not caption:
             raise ClipRejected("caption", f"the captioner {self.name} said nothing of it")
         return replace(clip, captions=(caption,))
@@ -108,13 +108,6 @@ def _side_by_side(recording: Recording) -> Frames:
         raise ClipRejected("decode", "the clip has no frame")
     indices = sorted({0, count // 2, count - 1})
     return np.concatenate(list(recording.read_frames(indices, _SHORT_SIDE_PX)), axis=1)
-
-
-def _keep(path: Path, caption: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(caption)
-    os.replace(part, path)
 
 
 def _digest(name: str, model: Any) -> str:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from dynaflip.errors import UserError
+from dynaflip.files import file_lock
 from dynaflip.platform.config_loader import to_dict
 from dynaflip.platform.demonstrations import collect as collecting
 from dynaflip.platform.demonstrations.config import CollectConfig
-from dynaflip.platform.files import file_lock
 from dynaflip.platform.paths import home
 from dynaflip.platform.triplets.clips import content_hash
 

@@ -21,7 +21,7 @@ from triplet_recordings import moving_square, settings, write_lerobot, write_vid
 
 from dynaflip.errors import UserError
 from dynaflip.eval.perturbations import sample
-from dynaflip.platform.files import file_lock
+from dynaflip.files import file_lock
 from dynaflip.platform.paths import home
 from dynaflip.platform.triplets.build import clip_table
 from dynaflip.platform.triplets.clips import ClipRejected, content_hash

@@ -1,0 +1,112 @@
+"""Files and folders that appear whole or not at all, and locks between processes.
+
+The one place of the atomic write, used by every part of the package: what is written gets a hidden
+name beside its place, and takes its own name in one rename.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from dynaflip.errors import UserError
+
+# Ends the hidden names of unfinished files.
+UNFINISHED = ".part"
+# Begins the hidden names of folders that another is replacing.
+REPLACED = ".replaced-"
+
+
+def unfinished_path(path: Path) -> Path:
+    """A hidden name beside a file or folder that no other process and no other call uses."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(3).hex()}{UNFINISHED}")
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Write a file through the path that this yields; it takes its name when the block ends.
+
+    Args:
+        path: the file, which may exist; its folder is made if it is missing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = unfinished_path(path)
+    try:
+        yield unfinished
+        move(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_file(path: Path, data: bytes | str, *, mode: int | None = None) -> None:
+    """Write a file, whole or not at all.
+
+    Args:
+        path: the file, which may exist; its folder is made if it is missing.
+        data: its content; text is written as UTF-8.
+        mode: permissions that the file has from its beginning; None: those of the umask.
+    """
+    with new_file(path) as unfinished:
+        if mode is not None:
+            unfinished.touch(mode)
+        unfinished.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file or folder on its file system; a file that is there already is replaced."""
+    os.replace(source, target)
+
+
+def replace_folder(fresh: Path, folder: Path) -> None:
+    """Rename a folder into the place of another, which may exist.
+
+    A reader sees the old folder, for a moment none, or the new one, and never a mixture. After a
+    process was killed in between, :func:`restore_folder` brings the old one back.
+    """
+    old = replaced_path(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        move(folder, old)
+    move(fresh, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_folder(folder: Path) -> None:
+    """Finish a replacement that was cut short: the old folder comes back if no new one is there."""
+    old = replaced_path(folder)
+    if not old.exists():
+        return
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        move(old, folder)
+
+
+def replaced_path(folder: Path) -> Path:
+    """Where a folder lies while another takes its place."""
+    return folder.with_name(f"{REPLACED}{folder.name}")
+
+
+@contextlib.contextmanager
+def file_lock(path: Path, refusal: str | None = None) -> Iterator[None]:
+    """Hold a lock file while the block runs; the kernel frees it when a process dies.
+
+    Args:
+        path: the file; made if it is missing.
+        refusal: the error's text where another process holds it; None waits for it.
+
+    Raises:
+        UserError: another process holds it, and a refusal is given.
+    """
+    import fcntl  # not on Windows, where encoders load, too
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal else 0))
+        except BlockingIOError:
+            raise UserError(str(refusal)) from None
+        yield
