@@ -10,12 +10,28 @@ from dynaflip.encoders.image import ImageEncoder
 _SHOWN_METRICS = ("heldout/retrieval/", "heldout/effective_rank/", "heldout/area/")
 
 
-def model_card(encoder: ImageEncoder, info: Mapping[str, Any]) -> str:
+# How a folder is loaded, by the library that loads it.
+_LOADING = {
+    "dynaflip": (
+        "import dynaflip",
+        'encoder = dynaflip.load_encoder("this folder")',
+        "features = encoder(images)  # (B, H, W, 3) or (B, 3, H, W), uint8 or in [0, 1]",
+    ),
+    "transformers": (
+        "from transformers import AutoModel",
+        'model = AutoModel.from_pretrained("this folder", trust_remote_code=True)',
+        "features = model.encode(images)  # (B, H, W, 3) or (B, 3, H, W), uint8 or in [0, 1]",
+    ),
+}
+
+
+def model_card(encoder: ImageEncoder, info: Mapping[str, Any], *, library: str = "dynaflip") -> str:
     """Markdown, with the front matter that model hubs read.
 
     Args:
         encoder: the image encoder; its backbone names the licence of its pretrained weights.
         info: as in :func:`dynaflip.encoders.checkpoint.save_folder`; what is missing is said.
+        library: that loads the folder, ``dynaflip`` or ``transformers``.
     """
     config, px = encoder.config, encoder.preprocessing["image_px"]
     start = encoder.backbone.licence or f"see {config.name}"
@@ -23,7 +39,7 @@ def model_card(encoder: ImageEncoder, info: Mapping[str, Any]) -> str:
         start = "random weights"
     lines = [
         "---",
-        "library_name: dynaflip",
+        f"library_name: {library}",
         "tags: [robotics, image-feature-extraction]",
         "---",
         "",
@@ -34,9 +50,7 @@ def model_card(encoder: ImageEncoder, info: Mapping[str, Any]) -> str:
         "are not needed at use.",
         "",
         "```python",
-        "import dynaflip",
-        'encoder = dynaflip.load_encoder("this folder")',
-        "features = encoder(images)  # (B, H, W, 3) uint8 or (B, 3, H, W), uint8 or in [0, 1]",
+        *_LOADING[library],
         "```",
         "",
         "## Weights",

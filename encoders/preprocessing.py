@@ -41,20 +41,25 @@ def channels_first(images: Any) -> Tensor:
 
 
 def check_range(images: Tensor) -> None:
-    """Refuse float images outside [0, 1], which a user most likely forgot to divide by 255.
+    """Refuse float images outside [0, 1]: not divided by 255, or normalised already.
 
     Raises:
-        UserError: values outside; the message names their range.
+        UserError: values outside; the message names their range and what to give instead.
     """
     if images.dtype == torch.uint8:
         return
     low, high = images.min().item(), images.max().item()
     # A resized image may overshoot a little. NaN fails both comparisons.
-    if not (low >= -0.1 and high <= 1.1):
-        raise UserError(
-            f"images: floats must lie in [0, 1], not in [{low:g}, {high:g}]; "
-            "give uint8, or divide by 255"
+    if low >= -0.1 and high <= 1.1:
+        return
+    if low < -0.1:
+        advice = (
+            "they look normalised; give the images before that (uint8, or floats in [0, 1]), "
+            "because normalising happens inside"
         )
+    else:
+        advice = "give uint8, or divide by 255"
+    raise UserError(f"images: floats must lie in [0, 1], not in [{low:g}, {high:g}]; {advice}")
 
 
 def to_square(images: Tensor, size_px: int) -> Tensor:

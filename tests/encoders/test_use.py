@@ -202,5 +202,3 @@ def test_a_transformers_backbone_s_weights_load_in_plain_transformers(tmp_path: 
         embedding, tokens = encoder_model.image.eval().features(pixels)
     torch.testing.assert_close(tokens, hidden[:, 1:])
     torch.testing.assert_close(embedding[:, :16], hidden[:, 0])
-    with pytest.raises(UserError, match="efficientnet-lite0 is no transformers model"):
-        save_transformers(encoder_of("efficientnet", tmp_path), tmp_path / "other")
