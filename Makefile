@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export MUJOCO_GL ?= egl
 export PYOPENGL_PLATFORM ?= egl
 
-.PHONY: help env demo test integration chaos fuzz slow bench check ui lock format clean
+.PHONY: help env demo test integration chaos fuzz slow bench check ui docs lock format clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -54,6 +54,7 @@ check: $(STAMP) types-tree  ## format, lint, types, rules of the house
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/python infra/ci/check_house.py
+	$(BIN)/python infra/ci/settings_reference.py --check
 	$(BIN)/mypy -p dynaflip
 
 ui: $(STAMP)  ## MLflow UI on the runs under DYNAFLIP_HOME
@@ -62,6 +63,9 @@ ui: $(STAMP)  ## MLflow UI on the runs under DYNAFLIP_HOME
 format: $(STAMP)  ## put the code into the house's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(STAMP)  ## write docs/settings.md anew from the settings
+	$(BIN)/python infra/ci/settings_reference.py
 
 lock:  ## write requirements.lock anew from pyproject.toml
 	$(PYTHON) infra/ci/lock.py

@@ -1,12 +1,55 @@
-"""What settings refuse: one wording for all, with the setting's name in front.
+"""Checks of settings: one wording for all, with the setting's name in front.
 
-Values that are None are not set, and pass; NaN never does.
+Values that are None are not set, and pass; NaN never does. The same calls tell ``--help`` and
+the reference page what a setting may be (:func:`limits_of`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dynaflip.plugins import ExtensionPoint
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a setting may be: an interval in words, or a list of choices."""
+
+    text: str = ""
+    choices: tuple[str, ...] = ()
+
+
+# Limits by the class of the settings and the field; a dictionary while they are collected.
+_collected: dict[tuple[type, str], Limits] | None = None
+
+
+@cache
+def limits_of(cls: type) -> dict[str, Limits]:
+    """Limits of a dataclass's fields, collected from the checks that its defaults pass.
+
+    Args:
+        cls: a dataclass whose fields all have defaults; its ``__post_init__`` calls the
+            functions of this module.
+    """
+    global _collected
+    outer, _collected = _collected, {}
+    try:
+        cls()
+        return {name: limits for (owner, name), limits in _collected.items() if owner is cls}
+    finally:
+        _collected = outer
+
+
+def _collect(owner: object, names: Sequence[str], limits: Limits) -> None:
+    if _collected is not None:
+        for name in names:
+            before = _collected.get((type(owner), name), Limits()).text
+            text = ", ".join(dict.fromkeys(filter(None, (before, limits.text))))
+            _collected[type(owner), name] = Limits(text, limits.choices)
 
 
 def at_least(owner: object, least: float, *names: str) -> None:
@@ -15,6 +58,7 @@ def at_least(owner: object, least: float, *names: str) -> None:
     Raises:
         ValueError: names the attribute, the bound and the value.
     """
+    _collect(owner, names, Limits(f"at least {least:g}"))
     for name, value in _set(owner, names):
         if not value >= least:
             raise ValueError(f"{name} must be at least {least:g}, not {value:g}")
@@ -26,6 +70,7 @@ def above(owner: object, bound: float, *names: str) -> None:
     Raises:
         ValueError: names the attribute, the bound and the value.
     """
+    _collect(owner, names, Limits(f"above {bound:g}"))
     for name, value in _set(owner, names):
         if not value > bound:
             raise ValueError(f"{name} must be above {bound:g}, not {value:g}")
@@ -37,11 +82,12 @@ def within(owner: object, low: float, high: float, *names: str, ends: str = "[]"
     Raises:
         ValueError: names the attribute, the interval and the value.
     """
+    interval = f"{ends[0]}{low:g}, {high:g}{ends[1]}"
+    _collect(owner, names, Limits(_interval_words(low, high, ends)))
     for name, value in _set(owner, names):
         above_low = value >= low if ends[0] == "[" else value > low
         below_high = value <= high if ends[1] == "]" else value < high
         if not (above_low and below_high):
-            interval = f"{ends[0]}{low:g}, {high:g}{ends[1]}"
             raise ValueError(f"{name} must be in {interval}, not {value:g}")
 
 
@@ -60,9 +106,30 @@ def one_of(owner: object, known: Sequence[str], *names: str) -> None:
     Raises:
         ValueError: names the attribute, what is known and the value.
     """
+    _collect(owner, names, Limits(choices=tuple(known)))
     for name, value in _set(owner, names):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
+
+
+def extension(owner: object, point: ExtensionPoint, *names: str) -> None:
+    """Attributes (a name, or a tuple of names) must be known to an extension point.
+
+    Raises:
+        UserError: names the attribute and lists what is known.
+    """
+    if _collected is not None:
+        _collect(owner, names, Limits(choices=(*point.names(), "class:MODULE:NAME")))
+    for name, value in _set(owner, names):
+        for word in value if isinstance(value, tuple) else (value,):
+            point.check(word, name)
+
+
+def _interval_words(low: float, high: float, ends: str) -> str:
+    """An interval as help shows it: half-lines in words, others with their brackets."""
+    if high == float("inf"):
+        return f"{'at least' if ends[0] == '[' else 'above'} {low:g}"
+    return f"in {ends[0]}{low:g}, {high:g}{ends[1]}"
 
 
 def _set(owner: object, names: Sequence[str]) -> list[tuple[str, Any]]:

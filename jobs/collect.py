@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
     """Collect and print what came of it."""
     parser = config_parser(__doc__ or "", CollectConfig)
     parser.add_argument(
-        "--output", metavar="PATH", help=f"data set (default {paths.default_data()})"
+        "--output", metavar="PATH", help="data set (default: data/demo in the home)"
     )
     parser.add_argument(
         "--num-cpus", type=int, metavar="N", help="CPUs to record with (default: all)"

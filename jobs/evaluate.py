@@ -22,7 +22,6 @@ if __name__ == "__main__":
     _checkout.use_this_checkout()
 
 from dynaflip.errors import UserError
-from dynaflip.platform import paths
 from dynaflip.platform.cli import config_parser, parse_config, run_job
 from dynaflip.platform.evaluation.probe_config import EvaluationConfig
 from dynaflip.platform.evaluation.rollout_config import RolloutConfig
@@ -55,10 +54,10 @@ def _score(argv: list[str]) -> int:
         "--encoder", metavar="URI", help=f"registered version or folder (default {default})"
     )
     parser.add_argument(
-        "--data", metavar="PATH", help=f"data set with labels (default {paths.default_data()})"
+        "--data", metavar="PATH", help="data set with labels (default: data/demo in the home)"
     )
     parser.add_argument(
-        "--triplets", metavar="PATH", help=f"triplet folder (default {paths.default_triplets()})"
+        "--triplets", metavar="PATH", help="triplet folder (default: triplets/demo in the home)"
     )
     parser.add_argument(
         "--reuse", action="store_true", help="show the score that there is, if nothing changed"

@@ -33,10 +33,10 @@ def main(argv: list[str]) -> int:
         return inspect(argv[1:])
     parser = config_parser(__doc__ or "", PreprocessConfig)
     parser.add_argument(
-        "--source", metavar="PATH", help=f"recordings (default {paths.default_data()})"
+        "--source", metavar="PATH", help="recordings (default: data/demo in the home)"
     )
     parser.add_argument(
-        "--output", metavar="PATH", help=f"triplet folder (default {paths.default_triplets()})"
+        "--output", metavar="PATH", help="triplet folder (default: triplets/demo in the home)"
     )
     args, config = parse_config(parser, PreprocessConfig, argv, {"source": "source.path"})
     config = _with_absolute_paths(config)
@@ -95,7 +95,7 @@ def _absolute(name: str) -> str:
 def inspect(argv: list[str]) -> int:
     """Print what a triplet folder holds, write its data card and log it to MLflow."""
     parser = job_parser(inspect.__doc__ or "", prog="preprocess.py inspect")
-    parser.add_argument("folder", nargs="?", help=f"default {paths.default_triplets()}")
+    parser.add_argument("folder", nargs="?", help="default: triplets/demo in the home")
     parser.add_argument("--examples", type=int, default=12, help="triplets shown in the card")
     args = parser.parse_args(argv)
     folder = paths.input_path(args.folder, paths.default_triplets())

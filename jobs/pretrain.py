@@ -7,6 +7,7 @@ if __name__ == "__main__":
 
     _checkout.use_this_checkout()
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -38,9 +39,7 @@ def main(argv: list[str]) -> int:
         action="store_true",
         help="evaluate policies on the new version: the headline's settings, on dev",
     )
-    args, config = parse_config(parser, PretrainConfig, argv, aliases={})
-    if args.arm:
-        config = apply_variant(config, args.arm)
+    args, config = parse_config(parser, PretrainConfig, argv, aliases={}, adjust=_with_variant)
     if args.resume and (args.config or args.arm or config != PretrainConfig()):
         raise UserError("--resume goes on with the run's own settings: give no others beside it")
 
@@ -80,6 +79,10 @@ def _evaluate(uri: str) -> None:
     config = load_config(RolloutConfig, str(headline), {"encoder": uri, "split": "dev"})
     scored = evaluate_policies(config)
     print(f"\n{scored.table}\nreport: {scored.report}")
+
+
+def _with_variant(args: argparse.Namespace, config: PretrainConfig) -> PretrainConfig:
+    return apply_variant(config, args.arm) if args.arm else config
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ if __name__ == "__main__":
 
     _checkout.use_this_checkout()
 
+import argparse
 import dataclasses
 import sys
 from pathlib import Path
@@ -29,11 +30,9 @@ def main(argv: list[str]) -> int:
     parser = config_parser(__doc__ or "", PretrainConfig)
     parser.add_argument("--output", metavar="DIR", help="folder of the run (required)")
     parser.add_argument("--arm", metavar="NAME", help=f"a named variant: {', '.join(VARIANTS)}")
-    args, config = parse_config(parser, PretrainConfig, argv, aliases={})
+    args, config = parse_config(parser, PretrainConfig, argv, aliases={}, adjust=_with_variant)
     if not args.output:
         raise UserError("--output: give the folder of the run")
-    if args.arm:
-        config = apply_variant(config, args.arm)
     config = dataclasses.replace(config, triplets=input_path(config.triplets, default_triplets()))
 
     from dynaflip.platform.training.backends.in_process import pretrain_plain
@@ -48,6 +47,10 @@ def main(argv: list[str]) -> int:
         return 1
     print(f"encoder: {output / 'encoder'}")
     return 0
+
+
+def _with_variant(args: argparse.Namespace, config: PretrainConfig) -> PretrainConfig:
+    return apply_variant(config, args.arm) if args.arm else config
 
 
 if __name__ == "__main__":

@@ -1,31 +1,43 @@
 """What every job's command line shares.
 
 ``--config FILE`` reads settings, ``--section.key VALUE`` (or ``--section.key=VALUE``)
-overrides one; everything else is the job's own.
+overrides one, ``--print_config`` prints them all; everything else is the job's own.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
+import shutil
 import sys
 import typing
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 from dynaflip.errors import UserError
 from dynaflip.platform.config_loader import flat_fields, load_config
 from dynaflip.platform.paths import home, home_folder, in_submitted_job
+from dynaflip.platform.settings_text import commented_yaml, help_text
 from dynaflip.renames import current_flags, current_key
 
 C = TypeVar("C")
 
+# Flags that are answered in the terminal: nothing is written, and nothing else is printed.
+_ANSWERS = {"-h", "--help", "--print_config"}
+
 
 class _Parser(argparse.ArgumentParser):
+    settings: type | None = None
+
     def error(self, message: str) -> typing.NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
+
+    def format_help(self) -> str:
+        """The usual help, then all settings; they are collected when they are asked for."""
+        if self.settings is None:
+            return super().format_help()
+        width = shutil.get_terminal_size().columns - 2
+        return f"{super().format_help()}\n{help_text(self.settings, width)}\n"
 
 
 def job_parser(description: str, prog: str | None = None) -> argparse.ArgumentParser:
@@ -39,20 +51,24 @@ def job_parser(description: str, prog: str | None = None) -> argparse.ArgumentPa
 
 
 def config_parser(description: str, cls: type) -> argparse.ArgumentParser:
-    """A parser with ``--config`` and a help that lists the dotted settings.
+    """A parser with ``--config``, ``--print_config`` and a help that explains all settings.
 
     Flags of the job's own are added by the caller; dotted ones are read by
     :func:`parse_config`.
     """
-    lines = [f"  --{key:<34} {_shown(default)}" for key, default in _defaults(cls)]
-    places = ", ".join(_places(cls))
-    return _Parser(
+    parser = _Parser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"settings and their defaults (dotted keys of the YAML file; what each means is "
-        f"written beside it in {places}):\n" + "\n".join(lines),
         allow_abbrev=False,
     )
+    parser.settings = cls
+    parser.add_argument("--config", metavar="FILE", help="YAML file with some of the settings")
+    parser.add_argument(
+        "--print_config",
+        action="store_true",
+        help="print all settings as YAML with comments, which --config reads, and do nothing",
+    )
+    return parser
 
 
 def parse_config(
@@ -61,8 +77,11 @@ def parse_config(
     argv: list[str],
     aliases: dict[str, str],
     renamed: dict[str, str] | None = None,
+    adjust: Callable[[argparse.Namespace, C], C] | None = None,
 ) -> tuple[argparse.Namespace, C]:
     """Parse a job's command line into its own flags and its settings.
+
+    With ``--print_config`` it prints the settings and leaves with exit code 0.
 
     Args:
         parser: from :func:`config_parser`, with the job's own flags added.
@@ -71,18 +90,24 @@ def parse_config(
         aliases: flag of the job (``source``) to the dotted key it stands for.
         renamed: flag of the job by its old name to its new one; settings list theirs themselves
             (:mod:`dynaflip.renames`).
+        adjust: what flags of the job change in its settings, beyond single keys (a variant).
 
     Raises:
         UserError: an unknown flag or setting, or a value that does not fit.
     """
-    parser.add_argument("--config", metavar="FILE", help="YAML file with some of the settings")
     args, rest = parser.parse_known_args(current_flags(argv, renamed or {}))
     overrides: dict[str, Any] = dict(_dotted(rest, cls))
     for flag, key in aliases.items():
         value = getattr(args, flag.replace("-", "_"))
         if value is not None:
             overrides[key] = value
-    return args, load_config(cls, args.config, overrides)
+    config = load_config(cls, args.config, overrides)
+    if adjust is not None:
+        config = adjust(args, config)
+    if args.print_config:
+        print(commented_yaml(config), end="")
+        raise SystemExit(0)
+    return args, config
 
 
 def run_job(main: Callable[[list[str]], int], *, check_home: bool = True) -> typing.NoReturn:
@@ -94,10 +119,11 @@ def run_job(main: Callable[[list[str]], int], *, check_home: bool = True) -> typ
     """
     argv = sys.argv[1:]
     # A job's output is read while it runs, through a pipe as well as on a terminal.
-    typing.cast(Any, sys.stdout).reconfigure(line_buffering=True)
+    # Help and settings hold letters that a terminal of another encoding does not have.
+    typing.cast(Any, sys.stdout).reconfigure(line_buffering=True, errors="replace")
     code = 1
     try:
-        if not {"-h", "--help"} & set(argv):
+        if not _ANSWERS & set(argv):
             place = " (submitted job)" if in_submitted_job() else ""
             print(f"DYNAFLIP_HOME {home() if check_home else home_folder()}{place}")
         code = main(argv)
@@ -144,37 +170,3 @@ def _dotted(words: list[str], cls: type) -> dict[str, str]:
             raise UserError(f"command line: --{key} is given twice")
         overrides[key] = value
     return overrides
-
-
-def _defaults(cls: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    types = typing.get_type_hints(cls)
-    found: list[tuple[str, Any]] = []
-    for field in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(types[field.name]):
-            found += _defaults(types[field.name], f"{prefix}{field.name}.")
-        elif field.default is not dataclasses.MISSING:
-            found.append((prefix + field.name, field.default))
-        elif field.default_factory is not dataclasses.MISSING:
-            found.append((prefix + field.name, field.default_factory()))
-        else:
-            found.append((prefix + field.name, "(required)"))
-    return found
-
-
-def _places(cls: Any) -> list[str]:
-    """The files that hold a settings class and its sections, below the checkout."""
-    types = typing.get_type_hints(cls)
-    classes = [cls, *(types[field.name] for field in dataclasses.fields(cls))]
-    modules = {c.__module__ for c in classes if dataclasses.is_dataclass(c)}
-    root = Path(__file__).resolve().parents[1]
-    files = [Path(str(sys.modules[name].__file__)).resolve() for name in modules]
-    return sorted(str(file.relative_to(root)) for file in files)
-
-
-def _shown(value: Any) -> str:
-    """A default as it can be typed."""
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(_shown, value))}]"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "none" if value is None else str(value)

@@ -214,13 +214,6 @@ def test_a_flag_twice_and_a_flag_without_value_are_refused() -> None:
             parse_config(config_parser("", Whole), Whole, words, {})
 
 
-def test_defaults_are_shown_as_they_can_be_typed() -> None:
-    shown = config_parser("", PreprocessConfig).format_help()
-    assert "--align_depth                        true" in shown
-    assert "--source.cameras                     []" in shown
-    assert "platform/triplets/config.py" in shown
-
-
 def test_a_negative_number_is_a_value_and_not_a_flag() -> None:
     _, config = parse_config(config_parser("", Whole), Whole, ["--rate", "-1e-3"], {})
     assert config.rate == -1e-3
