@@ -32,6 +32,7 @@ EXTENSION_POINTS: dict[str, str] = {
     "loss_term": "dynaflip.losses.terms:TERMS",
     "backbone": "dynaflip.encoders.backbones:BACKBONES",
     "factor": "dynaflip.eval.perturbations:FACTOR_TABLE",
+    "policy_head": "dynaflip.eval.policies.registry:HEADS",
     "environment": "dynaflip.eval.envs.registry:ENVIRONMENTS",
 }
 

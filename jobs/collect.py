@@ -1,9 +1,9 @@
-"""Scripted Meta-World demonstrations to a LeRobot v3.0 data set with depth.
+"""Scripted demonstrations in a simulator to a LeRobot v3.0 data set with depth.
 
     python jobs/collect.py --output data/demo --episodes_per_task 12
 
 Run again, it records what is missing; with other settings it wants another --output.
-Layouts and looks come from the pretraining split, and there is no setting for that.
+Layouts and appearance come from the pretraining split, and there is no setting for that.
 """
 
 from __future__ import annotations
@@ -42,10 +42,11 @@ def main(argv: list[str]) -> int:
         f"{outcome.episodes} episodes{reused}, {outcome.frames} frames, "
         f"{sum(s for s, _ in outcome.successes.values())} solved, {outcome.seconds:.0f} s"
     )
-    print(
-        f"depth error: median {error['median_mm']:.2f} mm, 99 % below {error['p99_mm']:.2f} mm, "
-        f"max {error['max_mm']:.2f} mm"
-    )
+    if error is not None:
+        print(
+            f"depth error: median {error['median_mm']:.2f} mm, "
+            f"99 % below {error['p99_mm']:.2f} mm, max {error['max_mm']:.2f} mm"
+        )
     print(f"data set: {outcome.path}")
     return 0
 

@@ -1,33 +1,53 @@
-"""What a policy's trainable part offers, and how features become its input.
+"""The contract of a policy head, and how features become its input.
 
 Legend of shapes: N frames, B parallel episodes, D feature width, I input width, T steps of a
-chunk, A = 4 action width (hand velocity xyz and gripper effort, each in [-1, 1]).
+chunk, A action width, P width of proprioception.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dynaflip.eval.metrics.probes import SPREAD_FLOOR
-
-ACTION_DIM = 4
+from dynaflip.eval.policies.config import STD_FLOOR
 
 
 class Head(Protocol):
-    """A fitted map from inputs to the next actions."""
+    """A fitted head: it maps inputs to the next actions."""
 
     def plan(self, inputs: Tensor) -> Tensor:
         """(B, I) → (B, T, A): actions of the next T steps, in [-1, 1]."""
         ...
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What makes it: plain tensors."""
+        """Its weights, from which :attr:`PolicyHead.load` makes it again."""
         ...
+
+
+@dataclass(frozen=True)
+class PolicyHead:
+    """A kind of policy head, as it is registered by name.
+
+    An outsider's is one object of this class: named ``class:MODULE:NAME`` in the settings, or by
+    an entry point of the group ``dynaflip.policy_head``.
+    """
+
+    settings: type[Any]
+    """Dataclass of its settings; every field has a default and is a plain value."""
+
+    fit: Callable[..., Head]
+    """``fit(demonstrations, settings, use_proprioception=…, seed=…)`` learns from
+    :class:`Demonstrations`; equal arguments give equal weights."""
+
+    load: Callable[[Mapping[str, Tensor], Any], Head]
+    """``load(state_dict, settings)`` makes a fitted head again; the widths of its input and of the
+    actions follow from its own weights."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +59,15 @@ class Demonstrations:
     """
 
     features: np.ndarray  # (N, D) float32, frozen
-    proprioception: np.ndarray  # (N, 4) float32: hand position (m, world), gripper
+    proprioception: np.ndarray  # (N, P) float32
     actions: np.ndarray  # (N, A) float32
     episode: np.ndarray  # (N,) int
     context: np.ndarray | None = None  # (N, C) float32: the task in words, of several tasks
+
+    @property
+    def action_dim(self) -> int:
+        """A."""
+        return self.actions.shape[1]
 
     def chunks(self, length: int) -> np.ndarray:
         """Each frame's next actions, (N, T, A) float32, as :func:`chunks_of`."""
@@ -80,11 +105,11 @@ def join(
     return np.concatenate(parts, axis=1).astype(np.float32, copy=False)
 
 
-class FlooredNorm(nn.Module):
-    """(B, I) → (B, I) by fixed means and spreads, those of features not below a floor."""
+class StdFloorNorm(nn.Module):
+    """Standardises (B, I) by fixed means and stds, with a floor under the features' stds."""
 
     running_mean: Tensor  # (I,), named as BatchNorm's
-    spread: Tensor  # (I,)
+    spread: Tensor  # (I,), the stds; the name is that of stored policies
 
     def __init__(self, input_dim: int) -> None:
         super().__init__()
@@ -95,25 +120,25 @@ class FlooredNorm(nn.Module):
         """(B, I) → (B, I)."""
         return (inputs - self.running_mean) / self.spread
 
-    def settle(self, inputs: Tensor, feature_dim: int) -> None:
+    def set_statistics(self, inputs: Tensor, feature_dim: int) -> None:
         """Take the statistics of all inputs (N, I), whose first columns are the features."""
-        spread = inputs.std(0)
-        features = spread[:feature_dim]
+        std = inputs.std(0)
+        features = std[:feature_dim]
         floor = SPREAD_FLOOR * features.square().mean().sqrt()
-        spread[:feature_dim] = features.clamp(min=float(floor))
+        std[:feature_dim] = features.clamp(min=float(floor))
         self.running_mean.copy_(inputs.mean(0))
-        self.spread.copy_(spread.clamp(min=1e-8))
+        self.spread.copy_(std.clamp(min=1e-8))
 
 
 def input_norm(kind: str, input_dim: int) -> nn.Module:
-    """What a head's inputs pass first: one of ``settings.INPUT_NORMS``."""
-    return FlooredNorm(input_dim) if kind == "floored" else nn.BatchNorm1d(input_dim)
+    """The layer that a head's inputs pass first: one of ``config.INPUT_NORMS``."""
+    return StdFloorNorm(input_dim) if kind == STD_FLOOR else nn.BatchNorm1d(input_dim)
 
 
-def settle(norm: nn.Module, inputs: Tensor, feature_dim: int) -> None:
+def set_statistics(norm: nn.Module, inputs: Tensor, feature_dim: int) -> None:
     """Give a norm its statistics before the fit, where it does not gather them during it."""
-    if isinstance(norm, FlooredNorm):
-        norm.settle(inputs, feature_dim)
+    if isinstance(norm, StdFloorNorm):
+        norm.set_statistics(inputs, feature_dim)
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -3,37 +3,44 @@
 Batch norm on the input, three hidden layers of 256 and squared error (Majumdar et al. 2023,
 "Where are we in the search for an artificial visual cortex for embodied intelligence?",
 arXiv 2303.18240). Frozen features are computed once and never in a minibatch. The policy of
-the last step is kept: choosing the best of several checkpoints by its success inflates it.
+the last step is used: choosing the best of several checkpoints by its success inflates it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from dynaflip.eval.policies.base import ACTION_DIM, Demonstrations, input_norm, seeded, settle
+from dynaflip.eval.policies.base import (
+    Demonstrations,
+    PolicyHead,
+    input_norm,
+    seeded,
+    set_statistics,
+)
 from dynaflip.eval.policies.config import BehaviourCloningConfig
 
 
 class BehaviourCloning(nn.Module):
     """(B, I) → the next T actions; T = 1 is CortexBench's policy."""
 
-    def __init__(self, input_dim: int, config: BehaviourCloningConfig) -> None:
+    def __init__(self, input_dim: int, action_dim: int, config: BehaviourCloningConfig) -> None:
         super().__init__()
         widths = [input_dim] + [config.hidden_dim] * config.layers
         self.norm = input_norm(config.input_norm, input_dim)
         self.hidden = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
-        self.chunk = config.chunk
-        self.out = nn.Linear(widths[-1], config.chunk * ACTION_DIM)
+        self.chunk, self.action_dim = config.chunk, action_dim
+        self.out = nn.Linear(widths[-1], config.chunk * action_dim)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, I) → (B, T, A), not bounded."""
         x = self.norm(inputs)
         for layer in self.hidden:
             x = torch.relu(layer(x))
-        return self.out(x).unflatten(1, (self.chunk, ACTION_DIM))
+        return self.out(x).unflatten(1, (self.chunk, self.action_dim))
 
     @torch.no_grad()
     def plan(self, inputs: Tensor) -> Tensor:
@@ -57,8 +64,8 @@ def fit_behaviour_cloning(
     generator = seeded(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = BehaviourCloning(inputs.shape[1], config)
-    settle(network.norm, inputs, demonstrations.features.shape[1])
+        network = BehaviourCloning(inputs.shape[1], demonstrations.action_dim, config)
+    set_statistics(network.norm, inputs, demonstrations.features.shape[1])
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
     )
@@ -72,3 +79,17 @@ def fit_behaviour_cloning(
         optimizer.step()
         schedule.step()
     return network.eval()
+
+
+def load_behaviour_cloning(
+    weights: Mapping[str, Tensor], config: BehaviourCloningConfig
+) -> BehaviourCloning:
+    """A fitted head from its state dict."""
+    first = weights["hidden.0.weight"] if config.layers else weights["out.weight"]
+    action_dim = len(weights["out.bias"]) // config.chunk
+    network = BehaviourCloning(first.shape[1], action_dim, config)
+    network.load_state_dict(dict(weights))
+    return network.eval()
+
+
+HEAD = PolicyHead(BehaviourCloningConfig, fit_behaviour_cloning, load_behaviour_cloning)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from dynaflip.checks import above, at_least, one_of
 
-INPUT_NORMS = ("batch", "floored")
+BATCH, STD_FLOOR = "batch", "std_floor"
+INPUT_NORMS = (BATCH, STD_FLOOR)
+_RENAMED_NORM = {"input_norm": {"floored": STD_FLOOR}}
 
 
 @dataclass(frozen=True)
@@ -14,21 +18,36 @@ class BehaviourCloningConfig:
     """Behaviour cloning: see :mod:`dynaflip.eval.policies.behaviour_cloning`."""
 
     chunk: int = 1
-    """Actions foreseen together, and all done before looking again (CortexBench: 1). Each is 1/80
-    of a second; robots look 10 to 30 times a second."""
+    """Actions that are predicted together, and all executed before the next image is read
+    (CortexBench: 1). Each takes one control step, 1/80 s in the default environment; robots read
+    10 to 30 images a second."""
 
     input_norm: str = "batch"
-    """How inputs are brought to one scale: ``batch`` (CortexBench's BatchNorm) or ``floored``: by
-    the demonstrations' mean and spread, the spread of a feature not below a tenth of its fellows'.
-    BatchNorm divides units that are all but dead on demonstrations by next to nothing, and under
-    perturbation they wake: encoders with many such units lose by it, not by what they see."""
+    """How inputs are standardised: ``batch`` (CortexBench's BatchNorm) or ``std_floor``: by the
+    demonstrations' mean and std, with a floor under the std of a feature, a tenth of the features'
+    root mean square std. BatchNorm divides features that are near-constant on demonstrations by
+    almost zero, so that they explode under perturbation: encoders with many such features lose by
+    it."""
 
     hidden_dim: int = 256
+    """Width of the hidden layers."""
+
     layers: int = 3
+    """Hidden layers."""
+
     steps: int = 1500
+    """Optimizer steps."""
+
     batch_size: int = 128
+    """Frames of a step."""
+
     lr: float = 1.0e-3
+    """Learning rate at the start; it falls as a cosine."""
+
     weight_decay: float = 1.0e-4
+    """AdamW's weight decay."""
+
+    RENAMED_VALUES: ClassVar[dict[str, dict[str, str]]] = _RENAMED_NORM
 
     def __post_init__(self) -> None:
         _check(self, "chunk", "hidden_dim", "layers", "steps", "batch_size")
@@ -40,24 +59,39 @@ class DiffusionConfig:
     """Diffusion policy: see :mod:`dynaflip.eval.policies.diffusion`."""
 
     chunk: int = 16
-    """Actions foreseen together …"""
+    """Actions that are predicted together …"""
 
     execute: int = 8
-    """… and how many of these are done before looking again."""
+    """… and how many of these are executed before the next image is read."""
 
     input_norm: str = "batch"
     """As behaviour cloning's."""
 
     hidden_dim: int = 256
+    """Width of the denoiser."""
+
     blocks: int = 4
+    """Residual blocks of the denoiser."""
+
     diffusion_steps: int = 50
+    """Noise levels that it is trained on."""
+
     sampling_steps: int = 10
     """Denoising steps when acting."""
 
     steps: int = 3000
+    """Optimizer steps."""
+
     batch_size: int = 128
+    """Frames of a step."""
+
     lr: float = 1.0e-3
+    """Learning rate at the start; it falls as a cosine."""
+
     weight_decay: float = 1.0e-4
+    """AdamW's weight decay."""
+
+    RENAMED_VALUES: ClassVar[dict[str, dict[str, str]]] = _RENAMED_NORM
 
     def __post_init__(self) -> None:
         _check(self, "chunk", "execute", "hidden_dim", "blocks", "steps", "batch_size")
@@ -75,14 +109,32 @@ class EndToEndConfig:
     """Training the encoder with the head: :mod:`dynaflip.eval.policies.end_to_end`."""
 
     steps: int = 1000
+    """Optimizer steps."""
+
     batch_size: int = 32
+    """Images of a step."""
+
     encoder_lr: float = 1.0e-4
+    """The encoder's learning rate; the head has its own."""
+
     lora_rank: int = 16
-    """Of the low-rank additions."""
+    """Rank of the low-rank additions (adaptation ``lora``)."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "batch_size", "lora_rank")
         above(self, 0, "encoder_lr")
+
+
+def settings_to_hash(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A head's settings as digests of policies have them: with the words that they were made with.
+
+    So a policy that was fitted before a value was renamed is found again.
+    """
+    old_words = {new: old for old, new in _RENAMED_NORM["input_norm"].items()}
+    hashed = dict(settings)
+    if hashed.get("input_norm") in old_words:
+        hashed["input_norm"] = old_words[hashed["input_norm"]]
+    return hashed
 
 
 def _check(config: BehaviourCloningConfig | DiffusionConfig, *counts: str) -> None:

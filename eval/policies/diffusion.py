@@ -9,11 +9,18 @@ every block (FiLM); the chunk is short enough to need no convolutions over time.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from dynaflip.eval.policies.base import ACTION_DIM, Demonstrations, input_norm, seeded, settle
+from dynaflip.eval.policies.base import (
+    Demonstrations,
+    PolicyHead,
+    input_norm,
+    seeded,
+    set_statistics,
+)
 from dynaflip.eval.policies.config import DiffusionConfig
 
 
@@ -34,25 +41,25 @@ class _Block(nn.Module):
 class DiffusionPolicy(nn.Module):
     """(B, I) → chunks of actions."""
 
-    kept: Tensor  # share of the signal that each diffusion step leaves
+    alpha_bar: Tensor  # share of the signal that each diffusion step leaves
 
-    def __init__(self, input_dim: int, config: DiffusionConfig) -> None:
+    def __init__(self, input_dim: int, action_dim: int, config: DiffusionConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.action_dim = config, action_dim
         width = config.hidden_dim
         self.norm = input_norm(config.input_norm, input_dim)
         self.condition = nn.Sequential(
             nn.Linear(input_dim, width), nn.SiLU(), nn.Linear(width, width)
         )
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.enter = nn.Linear(config.chunk * ACTION_DIM, width)
+        self.enter = nn.Linear(config.chunk * action_dim, width)
         self.blocks = nn.ModuleList(_Block(width) for _ in range(config.blocks))
-        self.leave = nn.Linear(width, config.chunk * ACTION_DIM)
+        self.leave = nn.Linear(width, config.chunk * action_dim)
         # The squared-cosine schedule of Nichol and Dhariwal (2021).
         steps = torch.arange(config.diffusion_steps + 1, dtype=torch.float64)
         curve = torch.cos((steps / config.diffusion_steps + 0.008) / 1.008 * math.pi / 2) ** 2
         betas = (1 - curve[1:] / curve[:-1]).clamp(max=0.999)
-        self.register_buffer("kept", torch.cumprod(1 - betas, 0).float(), persistent=False)
+        self.register_buffer("alpha_bar", torch.cumprod(1 - betas, 0).float(), persistent=False)
 
     def encode(self, inputs: Tensor) -> Tensor:
         """(B, I) → (B, width): computed once, used at every denoising step."""
@@ -72,7 +79,7 @@ class DiffusionPolicy(nn.Module):
 
         The starting noise is the same for every call, so that equal inputs give equal plans.
         """
-        shape = (1, self.config.chunk, ACTION_DIM)
+        shape = (1, self.config.chunk, self.action_dim)
         noise = torch.randn(shape, generator=seeded(0)).expand(len(inputs), -1, -1)
         return self.denoise(noise, inputs)[:, : self.config.execute]
 
@@ -84,13 +91,13 @@ class DiffusionPolicy(nn.Module):
         x = noise
         times = torch.linspace(config.diffusion_steps - 1, 0, config.sampling_steps).round().long()
         for index, time in enumerate(times.tolist()):
-            kept = self.kept[time]
-            foreseen = self(x, torch.full((len(inputs),), time), encoded)
-            clean = ((x - (1 - kept).sqrt() * foreseen) / kept.sqrt()).clamp(-1, 1)
-            foreseen = (x - kept.sqrt() * clean) / (1 - kept).sqrt()
+            now = self.alpha_bar[time]
+            estimate = self(x, torch.full((len(inputs),), time), encoded)
+            clean = ((x - (1 - now).sqrt() * estimate) / now.sqrt()).clamp(-1, 1)
+            estimate = (x - now.sqrt() * clean) / (1 - now).sqrt()
             last = index + 1 == len(times)
-            before = torch.ones(()) if last else self.kept[times[index + 1]]
-            x = before.sqrt() * clean + (1 - before).sqrt() * foreseen
+            before = torch.ones(()) if last else self.alpha_bar[times[index + 1]]
+            x = before.sqrt() * clean + (1 - before).sqrt() * estimate
         return x
 
 
@@ -107,8 +114,8 @@ def fit_diffusion(
     generator = seeded(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = DiffusionPolicy(inputs.shape[1], config)
-    settle(network.norm, inputs, demonstrations.features.shape[1])
+        network = DiffusionPolicy(inputs.shape[1], demonstrations.action_dim, config)
+    set_statistics(network.norm, inputs, demonstrations.features.shape[1])
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=config.lr, weight_decay=config.weight_decay
     )
@@ -120,9 +127,9 @@ def fit_diffusion(
     for _ in range(config.steps):
         rows = torch.randint(len(inputs), (config.batch_size,), generator=generator)
         step = torch.randint(config.diffusion_steps, (config.batch_size,), generator=generator)
-        noise = torch.randn(config.batch_size, config.chunk, ACTION_DIM, generator=generator)
-        kept = network.kept[step][:, None, None]
-        noisy = kept.sqrt() * chunks[rows] + (1 - kept).sqrt() * noise
+        noise = torch.randn(config.batch_size, *chunks.shape[1:], generator=generator)
+        signal = network.alpha_bar[step][:, None, None]
+        noisy = signal.sqrt() * chunks[rows] + (1 - signal).sqrt() * noise
         loss = nn.functional.mse_loss(network(noisy, step, network.encode(inputs[rows])), noise)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -131,6 +138,17 @@ def fit_diffusion(
         average.update_parameters(network)
     network.load_state_dict(average.module.state_dict())
     return network.eval()
+
+
+def load_diffusion(weights: Mapping[str, Tensor], config: DiffusionConfig) -> DiffusionPolicy:
+    """A fitted head from its state dict."""
+    action_dim = len(weights["leave.bias"]) // config.chunk
+    network = DiffusionPolicy(weights["condition.0.weight"].shape[1], action_dim, config)
+    network.load_state_dict(dict(weights))
+    return network.eval()
+
+
+HEAD = PolicyHead(DiffusionConfig, fit_diffusion, load_diffusion)
 
 
 def _sinusoids(step: Tensor, width: int) -> Tensor:

@@ -1,6 +1,6 @@
 """A frozen encoder and a fitted head, acting together; and what an encoder must hold to.
 
-Legend of shapes: B episodes, H, W image size, D feature width, T steps, A = 4.
+Legend of shapes: B episodes, H, W image size, D feature width, T steps, A action width.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class EncoderPolicy:
         encoder: :class:`dynaflip.encoders.image.ImageEncoder`, or anything that maps
             (B, H, W, 3) uint8 to (B, D).
         head: fitted on features of this very encoder.
-        use_proprioception: whether the head was given hand position and gripper.
+        use_proprioception: whether the head was given proprioception.
         context: (C,) of the task's words, where the head serves several tasks.
     """
 

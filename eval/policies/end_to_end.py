@@ -34,8 +34,8 @@ def fit_end_to_end(
     Args:
         encoder: :class:`dynaflip.encoders.image.ImageEncoder`.
         images: (N, H, W, 3) uint8.
-        proprioception: (N, 4) float32, or None where it is not given.
-        chunks: (N, T, 4) float32, each frame's next actions, of the head's ``chunk``.
+        proprioception: (N, P) float32, or None where it is not given.
+        chunks: (N, T, A) float32, each frame's next actions, of the head's ``chunk``.
         head_config: the head's width and depth.
         config: of the training.
         mode: ``lora`` or ``full``, of :func:`dynaflip.encoders.finetune.prepare`.
@@ -49,7 +49,7 @@ def fit_end_to_end(
         torch.manual_seed(seed)
         trained = finetune.prepare(encoder, mode, rank=config.lora_rank)
         width = encoder.dim + (0 if proprioception is None else proprioception.shape[1])
-        head = BehaviourCloning(width, head_config)
+        head = BehaviourCloning(width, chunks.shape[2], head_config)
     optimizer = torch.optim.AdamW(
         [
             {"params": trained, "lr": config.encoder_lr},
@@ -69,7 +69,7 @@ def fit_end_to_end(
         optimizer.step()
         schedule.step()
     finetune.fold(encoder).eval()
-    _settle(head, encoder, images, proprioception, config.batch_size, generator)
+    _retake_statistics(head, encoder, images, proprioception, config.batch_size, generator)
     return encoder, head.eval()
 
 
@@ -84,7 +84,7 @@ def _inputs(
 
 
 @torch.no_grad()
-def _settle(
+def _retake_statistics(
     head: BehaviourCloning,
     encoder: Any,
     images: np.ndarray,

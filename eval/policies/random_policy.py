@@ -6,7 +6,6 @@ import zlib
 
 import numpy as np
 
-from dynaflip.eval.policies.base import ACTION_DIM
 from dynaflip.eval.rollout import Observation
 
 
@@ -16,14 +15,14 @@ class RandomPolicy:
     What seeds a draw is the image, so an episode does not depend on those beside it.
     """
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, seed: int, action_dim: int) -> None:
+        self.seed, self.action_dim = seed, action_dim
 
     def act(self, observation: Observation) -> np.ndarray:
         """(B, 1, A) float32."""
         draws = [
             np.random.default_rng([self.seed, zlib.crc32(image.tobytes())]).uniform(
-                -1, 1, (1, ACTION_DIM)
+                -1, 1, (1, self.action_dim)
             )
             for image in observation.images
         ]

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from dynaflip.errors import UserError
+from dynaflip.eval.envs.registry import environment
 from dynaflip.files import file_lock, replace_folder
-from dynaflip.platform.config_loader import flatten, to_dict
+from dynaflip.platform.config_loader import flatten
 from dynaflip.platform.demonstrations.config import CollectConfig
 from dynaflip.platform.demonstrations.plan import EpisodePlan, plan_episodes
 from dynaflip.platform.paths import home
@@ -25,18 +26,8 @@ from dynaflip.platform.triplets.clips import content_hash
 
 # Raised when the same settings give other episodes than before.
 RECIPE_VERSION = 1
-FPS = 80  # Meta-World's control rate
 _SETTINGS = "meta/dynaflip.json"
 _WHOLE = "dataset"  # in the staging folder: the episodes put together
-
-# One thread a worker: as many workers as CPUs run side by side. Software rendering
-# (LP_) would start a thread a core in each.
-_WORKER_ENVIRONMENT = {
-    "MUJOCO_GL": os.environ.get("MUJOCO_GL", "egl"),
-    "PYOPENGL_PLATFORM": os.environ.get("PYOPENGL_PLATFORM", os.environ.get("MUJOCO_GL", "egl")),
-    "LP_NUM_THREADS": "0",
-    "OMP_NUM_THREADS": "1",
-}
 
 
 @dataclass(frozen=True)
@@ -49,7 +40,7 @@ class Collected:
     successes: dict[str, tuple[int, int]]  # task → solved, episodes
     seconds: float
     recorded_now: int  # the rest was there already
-    depth_error: dict[str, Any]
+    depth_error: dict[str, Any] | None  # None of an environment without depth
 
 
 def collect(config: CollectConfig, output: str, *, num_cpus: int | None = None) -> Collected:
@@ -68,7 +59,7 @@ def collect(config: CollectConfig, output: str, *, num_cpus: int | None = None) 
 
 def _collect(config: CollectConfig, target: Path, num_cpus: int | None) -> Collected:
     start = time.monotonic()
-    recipe = {"recipe_version": RECIPE_VERSION, "settings": to_dict(config)}
+    recipe = {"recipe_version": RECIPE_VERSION, "settings": config.recipe()}
     if _is_done(target, recipe):
         return _summary(target, start, recorded_now=0)
     staging = target.with_name(target.name + ".partial")
@@ -81,7 +72,8 @@ def _collect(config: CollectConfig, target: Path, num_cpus: int | None) -> Colle
 
     whole = staging / _WHOLE
     shutil.rmtree(whole, ignore_errors=True)
-    assemble(whole, [folder / _name(plan.index) for plan in plans], fps=FPS)
+    folders = [folder / _name(plan.index) for plan in plans]
+    assemble(whole, folders, environment(config.environment))
     (whole / _SETTINGS).write_text(json.dumps(recipe, indent=2))
     replace_folder(whole, target)
     shutil.rmtree(staging)
@@ -162,7 +154,9 @@ def _record_missing(
 ) -> None:
     if not missing:
         return
-    _check_rendering(missing[0].task)
+    spec = environment(config.environment)
+    # Fail here, in one line, and not in every worker.
+    spec.open(missing[0].task, height_px=32, width_px=32).close()
     from tqdm import tqdm
 
     from dynaflip.platform import cluster
@@ -173,7 +167,9 @@ def _record_missing(
     cpus = int(ray.cluster_resources().get("CPU", 0))
     if cpus < 1:
         raise UserError("collect: the Ray cluster has no CPU to record with")
-    actor: Any = ray.remote(num_cpus=1, runtime_env={"env_vars": _WORKER_ENVIRONMENT})(Recorder)
+    actor: Any = ray.remote(num_cpus=1, runtime_env={"env_vars": spec.worker_environment()})(
+        Recorder
+    )
     workers = [actor.remote(config, str(folder)) for _ in range(min(cpus, len(missing)))]
     queues = _Queues(missing)
     running = {worker.record.remote(queues.next(n)): n for n, worker in enumerate(workers)}
@@ -188,13 +184,6 @@ def _record_missing(
                 running[workers[worker].record.remote(plan)] = worker
     for handle in workers:
         ray.kill(handle)
-
-
-def _check_rendering(task: str) -> None:
-    """Fail here, in one line, and not in every worker."""
-    from dynaflip.eval.envs.metaworld import Scene
-
-    Scene(task, height_px=32, width_px=32).close()
 
 
 class _Queues:
@@ -228,19 +217,19 @@ class Recorder:
 
     def record(self, plan: EpisodePlan) -> None:
         """Record one episode; its folder appears when it is complete."""
-        from dynaflip.eval.envs.metaworld import Scene
         from dynaflip.platform.demonstrations.lerobot_episode import write_episode
         from dynaflip.platform.demonstrations.record import record_episode
 
+        spec = environment(self.config.environment)
         if self.scene is None or self.scene.task != plan.task:
             if self.scene is not None:
                 self.scene.close()
             size = self.config.image_px
-            self.scene = Scene(plan.task, height_px=size, width_px=size)
+            self.scene = spec.open(plan.task, height_px=size, width_px=size)
         recording = record_episode(self.scene, plan, self.config)
         temporary = self.folder / f"{_name(plan.index)}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
-        write_episode(temporary, plan, recording, FPS)
+        write_episode(temporary, plan, recording, spec)
         replace_folder(temporary, self.folder / _name(plan.index))
 
 
@@ -251,6 +240,7 @@ def _summary(target: Path, start: float, recorded_now: int) -> Collected:
         target / "meta" / "episodes" / "chunk-000" / "file-000.parquet",
         columns=["task_id", "success", "length"],
     ).to_pydict()
+    errors = target / "meta" / "depth_error.json"
     episodes = Counter(table["task_id"])
     solved = Counter(
         task for task, success in zip(table["task_id"], table["success"], strict=True) if success
@@ -262,7 +252,7 @@ def _summary(target: Path, start: float, recorded_now: int) -> Collected:
         successes={task: (solved[task], episodes[task]) for task in sorted(episodes)},
         seconds=time.monotonic() - start,
         recorded_now=recorded_now,
-        depth_error=json.loads((target / "meta" / "depth_error.json").read_text()),
+        depth_error=json.loads(errors.read_text()) if errors.is_file() else None,
     )
 
 

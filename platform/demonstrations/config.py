@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from dataclasses import dataclass
+from typing import Any
 
 from dynaflip.checks import at_least, share, within
-from dynaflip.eval.envs.metaworld_tasks import KNOWN_TASKS
-
-# Scripted experts that solve nearly every layout, with motion that the camera sees.
-DEFAULT_TASKS = (
-    "assembly-v3",
-    "bin-picking-v3",
-    "button-press-topdown-v3",
-    "drawer-open-v3",
-    "hammer-v3",
-    "button-press-v3",
-    "door-open-v3",
-    "drawer-close-v3",
-    "faucet-open-v3",
-    "plate-slide-v3",
-    "window-close-v3",
-    "window-open-v3",
-)
+from dynaflip.eval.envs.registry import DEFAULT_ENVIRONMENT, environment
 
 
 @dataclass(frozen=True)
 class CollectConfig:
-    """Scripted demonstrations of Meta-World.
+    """Scripted demonstrations in a simulator.
 
     There is no setting for the split: whatever is collected here may be trained
     on, so layouts and factors come from ``pretrain``.
     """
 
-    tasks: tuple[str, ...] = DEFAULT_TASKS
+    environment: str = DEFAULT_ENVIRONMENT
+    """The simulator: a built-in one, an installed package's, or class:MODULE:NAME."""
+
+    tasks: tuple[str, ...] = ()
+    """Names of tasks or sets of tasks; empty takes those that the environment recommends."""
+
     episodes_per_task: int = 12
     """Episodes of each task."""
 
@@ -40,13 +32,13 @@ class CollectConfig:
     """Height and width of the images."""
 
     perturbed_share: float = 0.5
-    """Share of the episodes whose look is perturbed, within the pretraining ranges."""
+    """Share of the episodes whose appearance is perturbed, within the pretraining ranges."""
 
     moving_camera_share: float = 0.2
     """Share of the episodes with a moving camera, within the same range of the camera."""
 
     action_noise: float = 0.1
-    """Standard deviation of the noise on the expert's hand velocity (actions are in [-1, 1])."""
+    """Standard deviation of the noise on the expert's motion (actions are in [-1, 1])."""
 
     steps_after_success: int = 10
     """An episode ends this many steps after it is first solved, …"""
@@ -55,17 +47,33 @@ class CollectConfig:
     """… and after this many at the latest."""
 
     seed: int = 0
-    """Episode i's layout, phrasing and look depend on this and on i alone."""
+    """Episode i's layout, phrasing and appearance depend on this and on i alone."""
 
     def __post_init__(self) -> None:
-        unknown = [task for task in self.tasks if task not in KNOWN_TASKS]
-        if unknown:
-            raise ValueError(f"tasks: no captions for {', '.join(unknown)}; known: {KNOWN_TASKS}")
-        if not self.tasks or len(set(self.tasks)) != len(self.tasks):
-            raise ValueError("tasks: must name at least one task, each once")
+        spec = environment(self.environment)
+        if len(set(self.tasks)) != len(self.tasks):
+            raise ValueError("tasks: must name each task once")
+        # Sets are resolved here: what was collected is recorded task by task.
+        object.__setattr__(self, "tasks", spec.tasks_of(self.tasks or spec.tasks_for("collect")))
         at_least(self, 1, "episodes_per_task")
         if self.image_px < 32 or self.image_px % 2:
             raise ValueError(f"image_px: must be even and at least 32, got {self.image_px}")
         share(self, "perturbed_share", "moving_camera_share", "action_noise")
-        within(self, 2, 500, "max_steps")
+        within(self, 2, spec.horizon_steps, "max_steps")
         at_least(self, 0, "steps_after_success")
+        if self.perturbed_share and not spec.factors:
+            raise ValueError(
+                f"perturbed_share: {spec.name} has no perturbation factors; set it to 0"
+            )
+        if self.moving_camera_share and "camera" not in spec.factors:
+            raise ValueError(f"moving_camera_share: {spec.name} has no moving camera; set it to 0")
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides the episodes: equal recipes give equal data sets.
+
+        The default environment is left out, as it was before there were others.
+        """
+        values = dataclasses.asdict(self)
+        if self.environment == DEFAULT_ENVIRONMENT:
+            del values["environment"]
+        return json.loads(json.dumps(values))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,47 +20,74 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dynaflip.eval.envs.base import EnvironmentSpec
 from dynaflip.platform.demonstrations.lerobot_episode import (
     DEPTH_CODEC,
     DEPTH_PIX_FMT,
     ERROR_BINS_MM,
     RGB_CODEC,
     X265_PARAMS,
+    frames_a_second,
+    vector_stats,
 )
 from dynaflip.platform.lerobot.depth_codec import DEPTH_MAX_M, DEPTH_MIN_M, DEPTH_SHIFT_M
 
 CODEBASE_VERSION = "v3.0"
-CAMERA = "corner4"
-RGB_KEY = f"observation.images.{CAMERA}"
-DEPTH_KEY = f"observation.images.{CAMERA}_depth"
 FILES_PER_CHUNK = 1000
 _VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 _DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 _EPISODES_PATH = "meta/episodes/chunk-000/file-000.parquet"
 
-# Names of the entries of each vector column; None where they have none.
-_NAMES: dict[str, list[str] | None] = {
-    "observation.state": ["hand_x_m", "hand_y_m", "hand_z_m", "gripper"],
-    "action": ["velocity_x", "velocity_y", "velocity_z", "gripper_effort"],
-    f"observation.intrinsics.{CAMERA}": ["fx_px", "fy_px", "cx_px", "cy_px"],
-    "privileged.object_position_m": ["x", "y", "z"],
-    "privileged.goal_position_m": ["x", "y", "z"],
-}
+
+@dataclass(frozen=True)
+class _Layout:
+    """What of a data set follows from its environment."""
+
+    spec: EnvironmentSpec
+    has_depth: bool
+
+    @property
+    def fps(self) -> int:
+        return frames_a_second(self.spec)
+
+    @property
+    def rgb_key(self) -> str:
+        return f"observation.images.{self.spec.camera}"
+
+    @property
+    def depth_key(self) -> str:
+        return f"{self.rgb_key}_depth"
+
+    def videos(self) -> dict[str, str]:
+        """Feature → its file in an episode's folder."""
+        depth = {self.depth_key: "depth.mp4"} if self.has_depth else {}
+        return {self.rgb_key: "rgb.mp4", **depth}
+
+    def names(self) -> dict[str, list[str]]:
+        """Names of the entries of vector columns; the others have none."""
+        return {
+            "observation.state": list(self.spec.proprioception_names),
+            "action": list(self.spec.action_names),
+            f"observation.intrinsics.{self.spec.camera}": ["fx_px", "fy_px", "cx_px", "cy_px"],
+            "privileged.object_position_m": ["x", "y", "z"],
+            "privileged.goal_position_m": ["x", "y", "z"],
+        }
 
 
-def assemble(folder: Path, episode_folders: list[Path], *, fps: int) -> dict[str, Any]:
-    """Make the data set in ``folder`` from episodes whose videos are copied there.
+def assemble(folder: Path, episode_folders: list[Path], spec: EnvironmentSpec) -> dict[str, Any]:
+    """Make the data set in ``folder`` from episodes of an environment; their videos are copied.
 
     Returns:
-        ``total_episodes``, ``total_frames`` and the depth error as in
-        ``meta/depth_error.json``.
+        ``total_episodes``, ``total_frames`` and ``depth_error`` as in ``meta/depth_error.json``
+        (None of an environment without depth).
     """
+    layout = _Layout(spec, spec.has_depth)
     episodes = [json.loads((path / "episode.json").read_text()) for path in episode_folders]
     captions = list(dict.fromkeys(episode["caption"] for episode in episodes))
     (folder / "meta").mkdir(parents=True)
     tables = _write_frames(folder, episode_folders, episodes, captions)
     for index, path in enumerate(episode_folders):
-        for key, name in ((RGB_KEY, "rgb.mp4"), (DEPTH_KEY, "depth.mp4")):
+        for key, name in layout.videos().items():
             target = folder / _VIDEO_PATH.format(video_key=key, **_file(index))
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path / name, target)
@@ -68,13 +96,16 @@ def assemble(folder: Path, episode_folders: list[Path], *, fps: int) -> dict[str
     )
     index_of_task.to_parquet(folder / "meta" / "tasks.parquet")
     stats = [
-        _episode_stats(episode, table) for episode, table in zip(episodes, tables, strict=True)
+        _episode_stats(layout, episode, table)
+        for episode, table in zip(episodes, tables, strict=True)
     ]
-    _write_episodes(folder, episodes, stats, fps)
+    _write_episodes(folder, layout, episodes, stats)
     _write_json(folder / "meta" / "stats.json", aggregate_stats(stats))
-    error = _depth_error(episodes)
-    _write_json(folder / "meta" / "depth_error.json", error)
-    _write_json(folder / "meta" / "info.json", _info(folder, episodes, tables[0].schema, fps))
+    error = _depth_error(episodes) if layout.has_depth else None
+    if error is not None:
+        _write_json(folder / "meta" / "depth_error.json", error)
+    info = _info(folder, layout, episodes, tables[0].schema)
+    _write_json(folder / "meta" / "info.json", info)
     return {
         "total_episodes": len(episodes),
         "total_frames": sum(episode["length"] for episode in episodes),
@@ -134,17 +165,18 @@ def _write_frames(
     return tables
 
 
-def _episode_stats(episode: dict, table: pa.Table) -> dict[str, dict]:
-    from dynaflip.platform.demonstrations.lerobot_episode import vector_stats
-
+def _episode_stats(layout: _Layout, episode: dict, table: pa.Table) -> dict[str, dict]:
     stats = dict(episode["stats"])
-    named = {RGB_KEY: stats.pop("rgb"), DEPTH_KEY: stats.pop("depth"), **stats}
+    images = {layout.rgb_key: stats.pop("rgb")}
+    if layout.has_depth:
+        images[layout.depth_key] = stats.pop("depth")
+    named = {**images, **stats}
     for name in ("episode_index", "index", "task_index"):
         named[name] = vector_stats(table[name].to_numpy())
     return named
 
 
-def _write_episodes(folder: Path, episodes: list[dict], stats: list[dict], fps: int) -> None:
+def _write_episodes(folder: Path, layout: _Layout, episodes: list[dict], stats: list[dict]) -> None:
     rows: list[dict[str, Any]] = []
     start = 0
     for index, (episode, episode_stats) in enumerate(zip(episodes, stats, strict=True)):
@@ -158,12 +190,14 @@ def _write_episodes(folder: Path, episodes: list[dict], stats: list[dict], fps: 
             "dataset_from_index": start,
             "dataset_to_index": start + length,
         }
-        for key in (RGB_KEY, DEPTH_KEY):
+        for key in layout.videos():
             row |= {f"videos/{key}/{name}": value for name, value in _file(index).items()}
             row[f"videos/{key}/from_timestamp"] = 0.0
-            row[f"videos/{key}/to_timestamp"] = length / fps
+            row[f"videos/{key}/to_timestamp"] = length / layout.fps
         for name in ("success", "task_id", "layout_seed", "factor_split", "moving_camera"):
             row[name] = episode[name]
+        if "environment" in episode:
+            row["environment"] = episode["environment"]
         row["factors"] = json.dumps(episode["factors"], sort_keys=True)
         for key, values in episode_stats.items():
             row |= {f"stats/{key}/{name}": value for name, value in values.items()}
@@ -175,11 +209,14 @@ def _write_episodes(folder: Path, episodes: list[dict], stats: list[dict], fps: 
     pq.write_table(pa.Table.from_pylist(rows), path)
 
 
-def _info(folder: Path, episodes: list[dict], schema: pa.Schema, fps: int) -> dict[str, Any]:
+def _info(folder: Path, layout: _Layout, episodes: list[dict], schema: pa.Schema) -> dict[str, Any]:
     features: dict[str, Any] = {
-        RGB_KEY: _video_feature(folder, RGB_KEY, 3, _RGB_SETTINGS),
-        DEPTH_KEY: _video_feature(folder, DEPTH_KEY, 1, _DEPTH_SETTINGS),
+        layout.rgb_key: _video_feature(folder, layout.rgb_key, 3, _RGB_SETTINGS)
     }
+    if layout.has_depth:
+        depth = _video_feature(folder, layout.depth_key, 1, _DEPTH_SETTINGS)
+        features[layout.depth_key] = depth
+    names = layout.names()
     for field in schema:
         if pa.types.is_fixed_size_list(field.type):
             dtype, length = str(field.type.value_type), field.type.list_size
@@ -189,13 +226,13 @@ def _info(folder: Path, episodes: list[dict], schema: pa.Schema, fps: int) -> di
         features[field.name] = {
             "dtype": dtype,
             "shape": [length],
-            "names": _NAMES.get(field.name),
+            "names": names.get(field.name),
         }
     frames = sum(episode["length"] for episode in episodes)
     return {
         "codebase_version": CODEBASE_VERSION,
-        "robot_type": "sawyer",
-        "fps": fps,
+        "robot_type": layout.spec.robot,
+        "fps": layout.fps,
         "total_episodes": len(episodes),
         "total_frames": frames,
         "total_tasks": len({episode["caption"] for episode in episodes}),

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dynaflip.eval.envs.base import EnvironmentSpec
+from dynaflip.eval.envs.registry import DEFAULT_ENVIRONMENT
 from dynaflip.platform.demonstrations.plan import SPLIT, EpisodePlan
 from dynaflip.platform.demonstrations.record import Recording
 from dynaflip.platform.lerobot.depth_codec import DEPTH_MAX_M, decode_depth, encode_depth
@@ -33,20 +35,18 @@ QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 ERROR_BINS_MM = np.concatenate([np.linspace(0, 5, 2001), [np.inf]])
 
 
-def write_episode(folder: Path, plan: EpisodePlan, recording: Recording, fps: int) -> None:
+def write_episode(
+    folder: Path, plan: EpisodePlan, recording: Recording, spec: EnvironmentSpec
+) -> None:
     """Write one episode's files: ``rgb.mp4``, ``depth.mp4``, ``frames.parquet``, ``episode.json``.
 
-    Depth is read back from its video and compared with what was rendered; the
-    errors are in ``episode.json``.
+    Depth (where the environment has it) is read back from its video and compared with what was
+    rendered; the errors are in ``episode.json``.
     """
+    fps = frames_a_second(spec)
     folder.mkdir(parents=True)
     write_rgb_video(folder / "rgb.mp4", recording.rgb, fps)
-    codes = encode_depth(recording.depth_m)
-    write_depth_video(folder / "depth.mp4", codes, fps)
-    stored_m = decode_depth(read_depth_codes(folder / "depth.mp4"))
     frames = len(recording.rgb)
-    if stored_m.shape != recording.depth_m.shape:
-        raise RuntimeError(f"{folder}: depth video has {len(stored_m)} frames, not {frames}")
     columns = {
         **recording.columns,
         "timestamp": (np.arange(frames) / fps).astype(np.float32),
@@ -55,8 +55,7 @@ def write_episode(folder: Path, plan: EpisodePlan, recording: Recording, fps: in
     pq.write_table(_table(columns), folder / "frames.parquet")
     stats = {name: vector_stats(value) for name, value in columns.items()}
     stats["rgb"] = image_stats(recording.rgb, frames, scale=1 / 255)
-    stats["depth"] = image_stats(stored_m[..., None], frames)
-    episode = {
+    episode: dict[str, Any] = {
         "index": plan.index,
         "task_id": plan.task,
         "caption": plan.caption,
@@ -67,9 +66,28 @@ def write_episode(folder: Path, plan: EpisodePlan, recording: Recording, fps: in
         "success": recording.success,
         "length": frames,
         "stats": stats,
-        "depth_error": depth_errors(recording.depth_m, stored_m),
     }
+    if spec.name != DEFAULT_ENVIRONMENT:
+        episode["environment"] = spec.name
+    if recording.depth_m is not None:
+        stored_m = _store_depth(folder / "depth.mp4", recording.depth_m, fps)
+        stats["depth"] = image_stats(stored_m[..., None], frames)
+        episode["depth_error"] = depth_errors(recording.depth_m, stored_m)
     (folder / "episode.json").write_text(json.dumps(episode))
+
+
+def frames_a_second(spec: EnvironmentSpec) -> int:
+    """A recording's frame rate: one frame a control step."""
+    return round(spec.control_hz)
+
+
+def _store_depth(path: Path, depth_m: np.ndarray, fps: int) -> np.ndarray:
+    """Write (N, H, W) metres as a video; returns what reading it gives, of the same shape."""
+    write_depth_video(path, encode_depth(depth_m), fps)
+    stored_m = decode_depth(read_depth_codes(path))
+    if stored_m.shape != depth_m.shape:
+        raise RuntimeError(f"{path} has {len(stored_m)} frames, not {len(depth_m)}")
+    return stored_m
 
 
 def write_rgb_video(path: Path, rgb: np.ndarray, fps: int) -> None:

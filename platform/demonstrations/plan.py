@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from dynaflip.eval.envs.metaworld_tasks import CAPTIONS
+from dynaflip.eval.envs.registry import environment
 from dynaflip.eval.perturbations import layout_seed, sample, seen_factors
 from dynaflip.platform.demonstrations.config import CollectConfig
 
@@ -39,12 +39,13 @@ def _plan(config: CollectConfig, index: int) -> EpisodePlan:
     turn = index // len(config.tasks)
     perturbed = _due(config.perturbed_share, turn, f"{config.seed}/{task}/perturbed")
     moving = _due(config.moving_camera_share, turn, f"{config.seed}/{task}/moving")
+    spec = environment(config.environment)
     factors: dict[str, Any] = {}
     if perturbed:
-        factors = sample(SPLIT, generator.getrandbits(32), seen_factors())
+        factors = sample(SPLIT, generator.getrandbits(32), seen_factors(spec.factors))
     if moving:
         camera = sample(SPLIT, generator.getrandbits(32), ["camera"])["camera"]
-        # The magnitude bounds the path; a path of nearly none would be a still camera.
+        # The magnitude bounds the path; a path of nearly none would be a static camera.
         factors["camera"] = {
             "u": 0.15 + camera["u"] / 2,
             "path": {
@@ -55,7 +56,7 @@ def _plan(config: CollectConfig, index: int) -> EpisodePlan:
     return EpisodePlan(
         index=index,
         task=task,
-        caption=generator.choice(CAPTIONS[task]),
+        caption=generator.choice(spec.captions[task]),
         layout_seed=layout_seed(SPLIT, generator.getrandbits(32)),
         factors=factors,
         moving_camera=moving,

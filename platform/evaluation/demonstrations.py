@@ -74,7 +74,7 @@ def collect_demonstrations(
             seed=config.seed,
         )
         made_by = f"{RECIPE_VERSION}/{'/'.join(versions_of(SIMULATION))}"
-        recipe = f"{config_digest(settings)}/{made_by}/{config.demonstrations}"
+        recipe = f"{config_digest(settings.recipe())}/{made_by}/{config.demonstrations}"
         digest = hashlib.sha256(recipe.encode()).hexdigest()[:16]
         folder = home() / "evaluation" / "demonstrations" / f"{task}-{digest}"
         collected = collect(settings, str(folder))

@@ -13,6 +13,7 @@ from typing import Any
 
 from dynaflip.eval import perturbations
 from dynaflip.eval.expert_views import ALL_FACTORS, UNPERTURBED
+from dynaflip.eval.policies.config import settings_to_hash
 from dynaflip.eval.rollout import EpisodeStart
 from dynaflip.platform.evaluation.demonstrations import SIMULATION, DemonstrationSet
 from dynaflip.platform.evaluation.encoders_under_test import Arm, Encoder
@@ -58,7 +59,7 @@ class PolicySpec:
             "demonstrations": [d.digest for d in self.demonstrations],
             # Several tasks are told apart by their words.
             "captions": [d.caption for d in self.demonstrations if len(self.demonstrations) > 1],
-            "head": [self.head, self.head_settings],
+            "head": [self.head, settings_to_hash(self.head_settings)],
             "proprioception": self.use_proprioception,
             "seed": self.seed,
             "adaptation": [self.adaptation, self.end_to_end],

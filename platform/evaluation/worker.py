@@ -8,7 +8,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from dynaflip.eval.policies.config import BehaviourCloningConfig, DiffusionConfig, EndToEndConfig
+from dynaflip.eval.envs.registry import DEFAULT_ENVIRONMENT, environment
+from dynaflip.eval.policies.config import BehaviourCloningConfig, EndToEndConfig
 from dynaflip.platform.evaluation.demonstrations import DemonstrationSet
 from dynaflip.platform.evaluation.encoders_under_test import EXPERT, RANDOM_POLICY, Encoder
 from dynaflip.platform.evaluation.plan import Cell, PolicySpec
@@ -195,14 +196,13 @@ class Worker:
         return self._load_scenes(cell.task, cell.image_px, number)
 
     def _load_scenes(self, task: str, px: int, number: int) -> list[Any]:
-        from dynaflip.eval.envs.metaworld import Scene
-
+        spec = environment(DEFAULT_ENVIRONMENT)
         if self._scene_key != (task, px):
             for scene in self._scenes:
                 scene.close()
             self._scenes, self._scene_key = [], (task, px)
         while len(self._scenes) < number:
-            self._scenes.append(Scene(task, height_px=px, width_px=px))
+            self._scenes.append(spec.open(task, height_px=px, width_px=px))
         return self._scenes
 
     def _frames_of(self, demonstrations: DemonstrationSet) -> Any:
@@ -233,7 +233,7 @@ class Worker:
         if spec.encoder.name == EXPERT:
             return None
         if spec.encoder.name == RANDOM_POLICY:
-            return RandomPolicy(spec.seed)
+            return RandomPolicy(spec.seed, environment(DEFAULT_ENVIRONMENT).action_dim)
         assert weights is not None
         if spec.adaptation != "frozen":
             encoder, head = _adapted(spec, weights)
@@ -288,32 +288,21 @@ def _adapted(spec: PolicySpec, weights: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _fit_head(spec: PolicySpec, demonstrations: Any) -> Any:
-    options: dict[str, Any] = {
-        "use_proprioception": spec.use_proprioception,
-        "seed": spec.seed,
-    }
-    if spec.head == "diffusion":
-        from dynaflip.eval.policies.diffusion import fit_diffusion
+    from dynaflip.eval.policies.registry import head_settings, policy_head
 
-        return fit_diffusion(demonstrations, DiffusionConfig(**spec.head_settings), **options)
-    from dynaflip.eval.policies.behaviour_cloning import fit_behaviour_cloning
-
-    settings = BehaviourCloningConfig(**spec.head_settings)
-    return fit_behaviour_cloning(demonstrations, settings, **options)
+    return policy_head(spec.head).fit(
+        demonstrations,
+        head_settings(spec.head, spec.head_settings),
+        use_proprioception=spec.use_proprioception,
+        seed=spec.seed,
+    )
 
 
 def _head_of(spec: PolicySpec, weights: dict[str, Any]) -> Any:
-    from dynaflip.eval.policies.behaviour_cloning import BehaviourCloning
-    from dynaflip.eval.policies.diffusion import DiffusionPolicy
+    from dynaflip.eval.policies.registry import head_settings, policy_head
 
-    input_dim = len(weights["norm.running_mean"])
-    head: Any
-    if spec.head == "diffusion":
-        head = DiffusionPolicy(input_dim, DiffusionConfig(**spec.head_settings))
-    else:
-        head = BehaviourCloning(input_dim, BehaviourCloningConfig(**spec.head_settings))
-    head.load_state_dict(weights)
-    return head.eval()
+    settings = head_settings(spec.head, spec.head_settings)
+    return policy_head(spec.head).load(weights, settings)
 
 
 def _words(spec: PolicySpec) -> Any:

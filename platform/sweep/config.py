@@ -41,7 +41,7 @@ class PolicyScoreConfig:
     """Side of the images."""
 
     behaviour_cloning: BehaviourCloningConfig = field(
-        default_factory=lambda: BehaviourCloningConfig(chunk=16, input_norm="floored")
+        default_factory=lambda: BehaviourCloningConfig(chunk=16, input_norm="std_floor")
     )
     """The policy on the features: as the headline's."""
 

@@ -96,9 +96,9 @@ def _record(target: Path, config: CollectConfig) -> None:
         print(f"recording {plan.task}", flush=True)
         scene = Scene(plan.task, height_px=config.image_px, width_px=config.image_px)
         folders.append(staging / f"episode{plan.index}")
-        write_episode(folders[-1], plan, record_episode(scene, plan, config), 80)
+        write_episode(folders[-1], plan, record_episode(scene, plan, config), scene.spec)
         scene.close()
-    assemble(staging / "set", folders, fps=80)
+    assemble(staging / "set", folders, Scene.spec)
     os.replace(staging / "set", target)
     shutil.rmtree(staging)
 

@@ -33,7 +33,7 @@ def new_policy(px: int) -> EncoderPolicy:
     from dynaflip.encoders.image import build_image_encoder
 
     encoder = build_image_encoder(ImageConfig(image_px=px)).eval()
-    head = BehaviourCloning(encoder.dim + 4, BehaviourCloningConfig()).eval()
+    head = BehaviourCloning(encoder.dim + 4, 4, BehaviourCloningConfig()).eval()
     return EncoderPolicy(encoder, head, use_proprioception=True)
 
 

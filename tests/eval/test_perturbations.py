@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 
@@ -106,3 +107,11 @@ def test_dev_and_test_have_the_same_number_of_distractors_at_a_level() -> None:
 def test_mistakes_are_named(arguments: tuple, said: str) -> None:
     with pytest.raises((UserError, ValueError), match=said):
         sample(*arguments)
+
+
+def test_draws_are_those_of_the_first_edition() -> None:
+    """Cached evaluations and recorded data hold them: a change would quietly devalue both."""
+    golden = json.loads((Path(__file__).parent / "golden_draws.json").read_text())
+    for name, values in golden.items():
+        split, seed, level = name.split("/")
+        assert sample(split, int(seed), level=int(level)) == values, name

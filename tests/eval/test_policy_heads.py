@@ -50,7 +50,7 @@ def test_a_unit_that_demonstrations_leave_asleep_does_no_harm_with_a_floor(head:
     woken = shown.inputs(True)
     woken[:, 6:10] = 0.05
     errors = {}
-    for norm in ("batch", "floored"):
+    for norm in ("batch", "std_floor"):
         if head == "diffusion":
             settings = DiffusionConfig(
                 input_norm=norm, chunk=1, execute=1, hidden_dim=64, blocks=1, steps=600, lr=3e-3
@@ -62,7 +62,7 @@ def test_a_unit_that_demonstrations_leave_asleep_does_no_harm_with_a_floor(head:
         plan = fitted.plan(torch.from_numpy(woken))[:, 0].numpy()
         errors[norm] = np.abs(plan - shown.actions).mean()
     mean = np.abs(shown.actions - shown.actions.mean(0)).mean()
-    assert errors["floored"] < 0.6 * mean
+    assert errors["std_floor"] < 0.6 * mean
     if head == "behaviour_cloning":  # the denoiser's own bounds hide what it is told
         assert errors["batch"] > mean
 

@@ -10,7 +10,6 @@ import pytest
 
 from dynaflip.errors import UserError
 from dynaflip.files import file_lock
-from dynaflip.platform.config_loader import to_dict
 from dynaflip.platform.demonstrations import collect as collecting
 from dynaflip.platform.demonstrations.config import CollectConfig
 from dynaflip.platform.paths import home
@@ -34,7 +33,7 @@ def interrupted(output: Path) -> Path:
     episodes = output.with_name(f"{output.name}.partial") / "episodes"
     (episodes / "episode-000000").mkdir(parents=True)
     (episodes / "episode-000001.tmp").mkdir()
-    recipe = {"recipe_version": collecting.RECIPE_VERSION, "settings": to_dict(CONFIG)}
+    recipe = {"recipe_version": collecting.RECIPE_VERSION, "settings": CONFIG.recipe()}
     (episodes.parent / "settings.json").write_text(json.dumps(recipe))
     return episodes
 

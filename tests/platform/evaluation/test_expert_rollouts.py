@@ -30,7 +30,7 @@ def test_random_actions_solve_next_to_nothing() -> None:
     for task in ALL:
         scene = Scene(task, height_px=32, width_px=32)
         starts = [EpisodeStart(layout_seed("dev", index), {}) for index in range(10)]
-        policy = RandomPolicy(seed=0)
+        policy = RandomPolicy(0, scene.spec.action_dim)
         results = roll_out([scene], starts, policy, horizon_steps=150, steps_after_success=0)
         scene.close()
         rates[task] = sum(result.success_ever for result in results) / len(results)

@@ -39,9 +39,9 @@ def recorded(folder: Path, moving_camera: bool) -> Path:
         assert plan.moving_camera == moving_camera
         scene = Scene(plan.task, height_px=config.image_px, width_px=config.image_px)
         folders.append(folder / f"episode{plan.index}")
-        write_episode(folders[-1], plan, record_episode(scene, plan, config), 80)
+        write_episode(folders[-1], plan, record_episode(scene, plan, config), scene.spec)
         scene.close()
-    assemble(folder / "set", folders, fps=80)
+    assemble(folder / "set", folders, Scene.spec)
     return folder / "set"
 
 
