@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from dynaflip.checks import above, at_least, one_of, share, within
 from dynaflip.encoders.config import FlowConfig, ModelConfig
@@ -16,6 +17,8 @@ PRETRAIN_VERSION = 3
 @dataclass(frozen=True)
 class DataConfig:
     """How triplets become batches."""
+
+    RENAMED: ClassVar[dict[str, str]] = {"jitter_per_picture": "jitter_per_image"}
 
     batch_size: int = 32
     """Samples per worker and step; the negatives come from the batches of all workers."""
