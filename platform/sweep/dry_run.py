@@ -71,7 +71,8 @@ def time_step(base: PretrainConfig, work: object, threads: int) -> float:
 
     from dynaflip.platform.training.backends.ray_train import TrainJob
     from dynaflip.platform.training.data.collate import Collate
-    from dynaflip.platform.training.data.loader import epoch_batches, plain_tables, sampling_of
+    from dynaflip.platform.training.data.loader import epoch_batches, plain_tables
+    from dynaflip.platform.training.data.sampling import sampling_of
     from dynaflip.platform.training.loop import Context, Pretraining, rank_batch_size
 
     assert isinstance(work, TrainJob)

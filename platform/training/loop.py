@@ -18,7 +18,7 @@ from dynaflip.platform.training.checkpoint_format import seed_step
 from dynaflip.platform.training.checkpoint_manager import Checkpoints
 from dynaflip.platform.training.config import PretrainConfig
 from dynaflip.platform.training.data.collate import Batch, id64
-from dynaflip.platform.training.data.loader import Position
+from dynaflip.platform.training.data.sampling import Position
 from dynaflip.platform.training.diagnostics import CollapseGuard, diagnose
 from dynaflip.platform.training.meter import Meter, curve_name
 from dynaflip.platform.training.step import NonFiniteLoss, train_step

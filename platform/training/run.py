@@ -152,7 +152,8 @@ def prepare(config: PretrainConfig, run_folder: Path) -> Any:
     """Read the triplets' index, embed the captions, join Ray: everything that can be refused."""
     from dynaflip.encoders.language import embed_captions
     from dynaflip.platform.training.data.collate import TextTable
-    from dynaflip.platform.training.data.loader import read_index, sampling_of
+    from dynaflip.platform.training.data.index import read_index
+    from dynaflip.platform.training.data.sampling import sampling_of
     from dynaflip.platform.training.loop import plan
 
     assert config.triplets is not None, "resolved by the caller"

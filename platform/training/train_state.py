@@ -18,7 +18,7 @@ from dynaflip.losses.objective import Objective
 from dynaflip.platform.config_loader import to_dict
 from dynaflip.platform.training.checkpoint_format import Snapshot, restore, seed_step, take_snapshot
 from dynaflip.platform.training.config import PretrainConfig
-from dynaflip.platform.training.data.loader import Position
+from dynaflip.platform.training.data.sampling import Position
 from dynaflip.platform.training.optimizer import build_optimizer, build_schedule
 
 Metrics = dict[str, float]

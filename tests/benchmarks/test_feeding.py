@@ -54,7 +54,8 @@ def bare_steps_per_s(config: PretrainConfig) -> float:
     """The plainest loop there is: decode a batch inline, step, repeat."""
     from dynaflip.encoders.language import embed_captions
     from dynaflip.platform.training.data.collate import Collate, TextTable
-    from dynaflip.platform.training.data.loader import plain_tables, read_index, rows_of
+    from dynaflip.platform.training.data.index import read_index
+    from dynaflip.platform.training.data.loader import plain_tables, rows_of
     from dynaflip.platform.training.loop import to_device
     from dynaflip.platform.training.step import train_step
     from dynaflip.platform.training.train_state import TrainingState

@@ -115,7 +115,8 @@ def score_retrieval(pair: Pair, config: EvaluationConfig) -> dict[str, dict[str,
     from dynaflip.eval.retrieval import retrieval_report
     from dynaflip.platform.training.config import DataConfig
     from dynaflip.platform.training.data.collate import Collate, TextTable
-    from dynaflip.platform.training.data.loader import gallery_batch, read_index
+    from dynaflip.platform.training.data.index import read_index
+    from dynaflip.platform.training.data.loader import gallery_batch
 
     assert config.triplets is not None
     index = read_index(config.triplets)

@@ -31,16 +31,10 @@ from dynaflip.platform.tracking import Run
 from dynaflip.platform.training.checkpoint_manager import Checkpoints
 from dynaflip.platform.training.config import PretrainConfig
 from dynaflip.platform.training.data.collate import Batch, Collate, TextTable
-from dynaflip.platform.training.data.loader import (
-    COLUMNS,
-    Position,
-    TripletIndex,
-    epoch_batches,
-    gallery_batch,
-    sampling_of,
-    shard_paths,
-)
+from dynaflip.platform.training.data.index import TripletIndex, shard_paths
+from dynaflip.platform.training.data.loader import COLUMNS, epoch_batches, gallery_batch
 from dynaflip.platform.training.data.prefetch import EpochsAhead
+from dynaflip.platform.training.data.sampling import Position, sampling_of
 from dynaflip.platform.training.diagnostics import Collapsed
 from dynaflip.platform.training.loop import Context, Metrics, Plan, Pretraining, rank_batch_size
 from dynaflip.platform.training.progress import follow, progress_line

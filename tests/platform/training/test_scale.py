@@ -24,14 +24,9 @@ from dynaflip.platform.training.config import (
     PretrainConfig,
     TrainConfig,
 )
-from dynaflip.platform.training.data.loader import (
-    Position,
-    Sampling,
-    plain_tables,
-    read_index,
-    rows_of,
-    sampling_of,
-)
+from dynaflip.platform.training.data.index import read_index
+from dynaflip.platform.training.data.loader import plain_tables, rows_of
+from dynaflip.platform.training.data.sampling import Position, Sampling, sampling_of
 from dynaflip.platform.training.diagnostics import Collapsed, CollapseGuard, diagnose
 from dynaflip.platform.training.grad_cache import forward
 from dynaflip.platform.training.optimizer import build_optimizer, build_schedule

@@ -18,17 +18,15 @@ from dynaflip.errors import UserError
 from dynaflip.platform.training.config import DataConfig
 from dynaflip.platform.training.data.augment import colour_jitter, draw_patches
 from dynaflip.platform.training.data.collate import Batch, Collate, TextTable, decode_image, id64
+from dynaflip.platform.training.data.index import read_index, shard_paths
 from dynaflip.platform.training.data.loader import (
-    Position,
-    Sampling,
     epoch_batches,
     gallery_batch,
     plain_tables,
-    read_index,
-    shard_paths,
     shuffled,
 )
 from dynaflip.platform.training.data.prefetch import EpochsAhead, Prefetched
+from dynaflip.platform.training.data.sampling import Position, Sampling
 from dynaflip.platform.triplets.schema import SCHEMA_VERSION
 from tests.synthetic_triplets import write_triplets
 

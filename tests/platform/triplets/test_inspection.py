@@ -14,7 +14,7 @@ import pytest
 from synthetic_triplets import write_triplets
 
 from dynaflip.jobs.preprocess import main
-from dynaflip.platform.training.data.loader import read_index
+from dynaflip.platform.training.data.index import read_index
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
 from dynaflip.platform.triplets.pipeline import preprocess
 from dynaflip.platform.triplets.report.inspection import inspect_folder
