@@ -89,7 +89,9 @@ def current_settings(
 def first_settings(config: Any) -> Any:
     """Settings as nested dictionaries under the first names that they had.
 
-    What was digested under an old name has the same digest after the renaming.
+    What was digested under an old name has the same digest after the renaming. So has what was
+    digested before a setting existed: a field that its dataclass lists in
+    ``ADDED: ClassVar[tuple[str, ...]]`` is left out while it has its default.
     """
     if isinstance(config, list | tuple):
         return [first_settings(item) for item in config]
@@ -100,6 +102,8 @@ def first_settings(config: Any) -> Any:
     first: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
+        if field.name in getattr(type(config), "ADDED", ()) and value == _default(field):
+            continue
         if field.name in renamed_values:
             value = _translate(_inverse(renamed_values[field.name]), value, "", quiet)
         first[old_names.get(field.name, field.name)] = first_settings(value)
@@ -171,6 +175,12 @@ def _translate(words: Mapping[str, str], value: Any, where: str, warn: Warn) -> 
         return value
     warn(f"{where} {value} is now {words[value]}; the old value works until {UNTIL}")
     return words[value]
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
 
 
 def _renamed(cls: Any) -> dict[str, str]:

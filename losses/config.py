@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from dynaflip.checks import at_least, one_of, within
 from dynaflip.losses.terms import TERMS, curve_of
@@ -29,6 +29,8 @@ class ObjectiveConfig:
     Raises:
         ValueError: a value out of range; the message starts with the setting's name.
     """
+
+    ADDED: ClassVar[tuple[str, ...]] = ("extra_terms",)
 
     modalities: tuple[str, ...] = MODALITIES
     """Aligned modalities, at least two of ``image``, ``language``, ``flow``. Two of them span a

@@ -69,10 +69,10 @@ def time_step(base: PretrainConfig, work: object, threads: int) -> float:
     """Seconds of a training step on this machine's CPU or GPU, the first left out."""
     import torch
 
-    from dynaflip.platform.training.backends.ray_train import TrainJob
     from dynaflip.platform.training.data.collate import Collate
     from dynaflip.platform.training.data.loader import epoch_batches, plain_tables
     from dynaflip.platform.training.data.sampling import sampling_of
+    from dynaflip.platform.training.job import TrainJob
     from dynaflip.platform.training.loop import Context, Pretraining, rank_batch_size
 
     assert isinstance(work, TrainJob)

@@ -37,10 +37,10 @@ from dynaflip.platform.sweep.ray_tune import ProcessLost
 from dynaflip.platform.sweep.resources import Fit, placed
 from dynaflip.platform.sweep.space import with_values
 from dynaflip.platform.training.backends import ray_train
-from dynaflip.platform.training.backends.ray_train import TrainJob
 from dynaflip.platform.training.config import PretrainConfig
 from dynaflip.platform.training.data.collate import TextTable
 from dynaflip.platform.training.diagnostics import Collapsed
+from dynaflip.platform.training.job import TrainJob
 from dynaflip.platform.training.run import checkpoint_uri, save_encoder
 from dynaflip.platform.training.step import NonFiniteLoss
 
@@ -123,7 +123,7 @@ class TrialTask:
             assignment.run.log_metrics(failures, step)
             found |= failures
         # The encoder is what is left of the trial.
-        ray_train.checkpoints_of(work).remove_all()
+        work.checkpoint_manager().remove_all()
         return {"step": step, "final": True, **found}
 
     def _work_of(self, settings: PretrainConfig, folder: Path, run: tracking.Run) -> TrainJob:

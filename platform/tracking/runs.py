@@ -161,6 +161,10 @@ class Run:
 
         self.client().log_batch(self.run_id, tags=[RunTag(k, str(v)) for k, v in tags.items()])
 
+    def tags(self) -> dict[str, str]:
+        """The run's tags."""
+        return dict(self.client().get_run(self.run_id).data.tags)
+
     def log_file(self, path: str | Path, folder: str | None = None) -> None:
         """Log a file (an image, a table) as an artifact."""
         self.client().log_artifact(self.run_id, str(path), folder)

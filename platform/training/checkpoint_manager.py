@@ -1,8 +1,8 @@
-"""The checkpoints of a run: written behind the training's back, found again when it starts.
+"""Checkpoint manager: asynchronous writes, pruning, and the newest whole checkpoint.
 
-Each is a folder ``step-00000200`` with its files' sizes and digests in ``digests.json``,
-the file that makes it complete. The newest k stay, and the best by a curve. One that is
-damaged is passed over with a warning, and the one before it is used.
+Each checkpoint is a folder ``step-00000200`` with its files' sizes and digests in
+``digests.json``, the file that makes it complete. The newest k stay, and the best by a curve. A
+damaged one is skipped with a warning, and the one before it is used.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from dynaflip.platform.storage import open_storage
 
 MARKER = "digests.json"
 STATE = "state.json"
-# One refusal may pass; at the second in a row the run is no longer safe.
+# One failed write may pass; a second in a row ends the run.
 _REFUSALS = 2
 
 
 class Checkpoints:
-    """Writes, keeps and finds the checkpoints below one path or S3 URI."""
+    """The checkpoints of one run, below a path or an S3 URI."""
 
     def __init__(self, uri: str, *, keep: int = 2, best_metric: str = "") -> None:
-        """``best_metric`` names a curve; its highest value so far keeps its checkpoint."""
+        """``best_metric`` names a curve; the checkpoint with its highest value stays."""
         self.uri, self.keep, self.best_metric = uri, keep, best_metric
         self.storage = open_storage(uri, MARKER)
         self._writing: threading.Thread | None = None
@@ -39,13 +39,13 @@ class Checkpoints:
         self._values: dict[str, float | None] = {}
         self._damaged: set[str] = set()  # found by newest()
 
-    def save(self, step: int, write: Callable[[Path], None], say: Callable[[str], None]) -> None:
+    def save(self, step: int, write: Callable[[Path], None], log: Callable[[str], None]) -> None:
         """Write a checkpoint in a thread; waits for the one before it, if that is not done.
 
         Args:
             step: steps done.
             write: fills a folder with the files; runs in the thread, on tensors of its own.
-            say: takes a line for the user.
+            log: takes a line for the user.
 
         Raises:
             UserError: this and the checkpoint before could not be written.
@@ -54,7 +54,7 @@ class Checkpoints:
         if len(self._refusals) >= _REFUSALS:
             raise self._explained()
         if self._refusals:
-            say(f"warning: {self._refusals[-1]}; going on")
+            log(f"warning: {self._refusals[-1]}; going on")
         self._writing = threading.Thread(
             target=self._write, args=(step, write), daemon=True, name="checkpoint"
         )
@@ -70,15 +70,15 @@ class Checkpoints:
         if self._refusals:
             raise self._explained()
 
-    def newest(self, say: Callable[[str], None]) -> str | None:
-        """Name of the newest whole checkpoint; damaged ones are named to ``say``."""
+    def newest(self, log: Callable[[str], None]) -> str | None:
+        """Name of the newest whole checkpoint; damaged ones are named in a line to ``log``."""
         for name in reversed(self.storage.names()):
             with self.storage.fetched(name) as folder:
                 problem = damage(folder)
             if problem is None:
                 return name
             self._damaged.add(name)
-            say(
+            log(
                 f"warning: checkpoint {self.uri}/{name} is damaged ({problem}); "
                 "trying the one before"
             )
@@ -138,30 +138,30 @@ class Checkpoints:
 
     def _explained(self) -> StoreError:
         try:
-            kept = self.storage.names()
+            names = self.storage.names()
         except UserError:
-            kept = []
-        last = f"the last good one is {kept[-1]}" if kept else "there is none yet"
+            names = []
+        last = f"the last good one is {names[-1]}" if names else "there is none yet"
         return StoreError(f"checkpoints: {self._refusals[-1]}; {last}; then go on with --resume")
 
     def _prune(self) -> None:
         names = self.storage.names()
-        # A damaged one that is newer than where the run went on from would outlive all that follow.
+        # A damaged one that is newer than the resumed step would outlive all later ones.
         whole = [name for name in names if name not in self._damaged]
-        kept = set(whole[-self.keep :])
+        stay = set(whole[-self.keep :])
         valued = []
         for name in whole:
             try:
                 value = self._value(name)
-            except StoreError:  # the store may answer the next time: nothing is deleted on its word
-                kept.add(name)
+            except StoreError:  # it may answer the next time: delete nothing
+                stay.add(name)
                 continue
             if value is not None:
                 valued.append((value, name))
         if valued:
-            kept.add(max(valued)[1])
+            stay.add(max(valued)[1])
         for name in names:
-            if name not in kept:
+            if name not in stay:
                 self.storage.remove(name)
 
     def _value(self, name: str) -> float | None:

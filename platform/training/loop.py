@@ -33,30 +33,30 @@ _REPEATED_REPORTS = 8
 
 @dataclass(frozen=True)
 class Context:
-    """What the loop needs of its surroundings: Ray Train, torchrun or nothing at all."""
+    """What the backend gives the loop: ranks, device, reports, checkpoints."""
 
     rank: int = 0
     world_size: int = 1
     device: str = "cpu"
     # Every rank calls it equally often; rank 0's metrics count.
     report: Callable[[Metrics], None] = lambda metrics: None
-    # Takes a line for the user; rank 0's count.
-    say: Callable[[str], None] = print
+    # Takes a line for the user; only rank 0's are shown.
+    log: Callable[[str], None] = print
     # Where checkpoints go; without, none are written.
     checkpoints: Checkpoints | None = None
-    # Steps at which every rank reports and rank 0 scores the model by a measure of its own.
+    # Steps at which every rank reports and rank 0 scores the model (a sweep's trials).
     score_steps: frozenset[int] = frozenset()
     score: Callable[[DynaFLIP], Metrics] | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long the run is, from the size of the data set."""
+    """Length of the run, from the size of the data set."""
 
     train_triplets: int
     steps_per_epoch: int
     total_steps: int
-    # Sources are weighed: rows come by chance, not every one once an epoch.
+    # With source weights an epoch draws its rows, instead of taking each once.
     weighted: bool = False
 
 
@@ -105,7 +105,7 @@ class Pretraining:
         gallery: Batch | None = None,
         sources: tuple[str, ...] = (),
     ) -> None:
-        """Build everything, afresh or as the newest checkpoint left it.
+        """Build everything anew, or as the newest checkpoint has it.
 
         Args:
             config: the settings.
@@ -117,7 +117,7 @@ class Pretraining:
         self.config, self.context, self.length, self.gallery = config, context, length, gallery
         self.state = TrainingState(config, context.device, length.total_steps)
         self.sources = sources
-        self._replayed = self._take_up()
+        self._replayed = self._resume()
         self.parallel = self.state.parallel()
         self.batch_size = rank_batch_size(config, context.world_size)
         self.meter = Meter(context.world_size * self.batch_size, sources)
@@ -172,22 +172,22 @@ class Pretraining:
             rows = tensors["source"] == id64(name)
             if int(rows.sum()) > 1:
                 part = {key: value[rows] for key, value in tensors.items()}
-                found = self._retrieval(part, f"heldout_{curve_name(name)}")
-                metrics |= {k: v for k, v in found.items() if "/retrieval/" in k}
+                scores = self._retrieval(part, f"heldout_{curve_name(name)}")
+                metrics |= {k: v for k, v in scores.items() if "/retrieval/" in k}
         return metrics | {"speed/evaluation_s": time.perf_counter() - start_s}
 
     def _retrieval(self, gallery: dict[str, Tensor], prefix: str) -> Metrics:
         weights = self.config.objective
-        found = retrieval_report(
-            self.state.kept(), gallery, volume=weights.volume, cosine=weights.cosine
+        report = retrieval_report(
+            self.state.evaluated_model(), gallery, volume=weights.volume, cosine=weights.cosine
         )
-        return {f"{prefix}/{name}": value for name, value in found.items()}
+        return {f"{prefix}/{name}": value for name, value in report.items()}
 
     def _agreed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """A part's batches, as long as every rank has one.
 
-        Ranks have equally many rows of a whole epoch; of the rest of one, or of rows that
-        come by chance, they may not, and a rank alone would wait for the others for ever.
+        Ranks have equally many rows of a whole epoch. Of the rest of an epoch, or with drawn
+        rows, they may not, and a rank with one batch more would wait for the others for ever.
         """
         part, left = self.state.position, self._steps_left()
         if left is None:
@@ -197,18 +197,18 @@ class Pretraining:
                 if float(global_sum(have)) < world_size() or batch is None:
                     return
                 yield batch
-        had = 0
+        count = 0
         for batch in itertools.islice(batches, left):
             yield batch
-            had += 1
-        if had < left:
+            count += 1
+        if count < left:
             raise RuntimeError(
-                f"epoch {part.epoch} ended {left - had} batches early: "
+                f"epoch {part.epoch} ended {left - count} batches early: "
                 "the triplet folder changed under the run"
             )
 
     def _steps_left(self) -> int | None:
-        """Of the epoch, for every rank; None where they are known at its end alone."""
+        """Steps left in the epoch, on every rank; None where only its end will tell."""
         part = self.state.position
         if not part.is_whole() or self.length.weighted:
             return None
@@ -221,7 +221,7 @@ class Pretraining:
         on_device = to_device(batch, self.context.device)
         parts = train.micro_batch_size
         if parts is None and self.batch_size > self.config.data.batch_size:
-            parts = self.config.data.batch_size  # memory is for that many
+            parts = self.config.data.batch_size  # the batch that fits into memory
         self._rates = self.state.learning_rates()  # those that the step takes
         try:
             terms = train_step(
@@ -251,7 +251,7 @@ class Pretraining:
 
     def _saves(self) -> bool:
         last, train = self.step == self.length.total_steps, self.config.train
-        # A checkpoint is the best by what was measured at its own step.
+        # The best checkpoint is chosen by a value measured at its own step.
         valued = bool(train.best_metric) and self._evaluates(self.step)
         return last or valued or self.step % train.checkpoint_every_steps == 0
 
@@ -275,26 +275,26 @@ class Pretraining:
             rows = {k: v[:some] for k, v in batch.items() if isinstance(v, Tensor)}
             metrics |= diagnose(self.state.model, self.state.objective, rows)
             if warning := self.guard.check(self.step, metrics):
-                self.context.say(warning)
+                self.context.log(warning)
         if self._evaluates(self.step):
             metrics |= self.evaluate()
         if self.context.score is not None and self.step in self.context.score_steps:
-            metrics |= self.context.score(self.state.kept())
+            metrics |= self.context.score(self.state.evaluated_model())
         self._reports = [*self._reports, metrics][-_REPEATED_REPORTS:]
         if self._saves() and self.context.checkpoints is not None:
             snapshot = self.state.snapshot(self._reports)
             if self.context.rank == 0:
-                self.context.checkpoints.save(self.step, snapshot.write, self.context.say)
+                self.context.checkpoints.save(self.step, snapshot.write, self.context.log)
         self.context.report(metrics)
 
-    def _take_up(self) -> list[Metrics]:
-        """Go on from the newest whole checkpoint; its last reports, which may have got lost."""
+    def _resume(self) -> list[Metrics]:
+        """Restore the newest whole checkpoint; returns its last reports, which may be lost."""
         if self.context.checkpoints is None:
             return []
         chosen: list[str | None] = [None]
         if self.context.rank == 0:
             self.context.checkpoints.storage.remove_unfinished()
-            chosen = [self.context.checkpoints.newest(self.context.say)]
+            chosen = [self.context.checkpoints.newest(self.context.log)]
         if world_size() > 1:  # all ranks take the same one
             torch.distributed.broadcast_object_list(chosen)
         if chosen[0] is None:

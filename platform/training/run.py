@@ -1,4 +1,4 @@
-"""One pretraining from settings to a registered encoder, and going on with a stopped one.
+"""A pretraining from settings to a registered encoder, and resuming a stopped one.
 
 A run's folder, ``<home>/runs/NAME``, holds ``run.json`` (its MLflow run and settings),
 ``progress.log``, Ray Train's checkpoints and the final ``encoder/``.
@@ -11,7 +11,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dynaflip.errors import UserError
 from dynaflip.files import file_lock, write_file
@@ -31,12 +31,15 @@ from dynaflip.platform.training.progress import heldout_summary
 from dynaflip.platform.triplets.clips import content_hash
 from dynaflip.renames import first_settings
 
+if TYPE_CHECKING:
+    from dynaflip.platform.training.job import TrainJob
+
 RUN_FILE = "run.json"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished pretraining left behind."""
+    """A finished pretraining: its run, its registered version, its encoder."""
 
     run_name: str
     run_id: str  # MLflow's
@@ -65,14 +68,14 @@ def pretrain(config: PretrainConfig, *, alias: str | None = None) -> Outcome:
     folder = input_path(config.triplets, default_triplets())
     config = dataclasses.replace(config, triplets=folder)
     run_folder = runs() / new_run_name("pretrain")
-    work = prepare(config, run_folder)
-    with _alone(run_folder):
-        run = tracking.open_run(config.tracking.experiment, run_folder.name, _tags(work))
+    job = prepare(config, run_folder)
+    with _locked(run_folder):
+        run = tracking.open_run(config.tracking.experiment, run_folder.name, _tags(job))
         _write_run_file(run_folder, {"run_id": run.run_id, "config": to_dict(config)})
         (run_folder / "config.yaml").write_text(to_yaml(config))
         run.log_settings(config)
-        run.log_dataset(Path(work.index.folder).name, work.index.digest, work.index.folder)
-        return _train_and_register(work, run, run_folder, alias)
+        run.log_dataset(Path(job.index.folder).name, job.index.digest, job.index.folder)
+        return _train_and_register(job, run, run_folder, alias)
 
 
 def find_finished(config: PretrainConfig) -> str | None:
@@ -92,7 +95,7 @@ def move_alias(uri: str, alias: str) -> None:
 
 
 def resume(run_name: str, *, alias: str | None = None) -> Outcome:
-    """Go on with a run that was stopped or killed, from its newest checkpoint.
+    """Resume a run that was stopped or killed, from its newest checkpoint.
 
     The settings, the order of the data and the MLflow run are those it began with.
 
@@ -107,12 +110,12 @@ def resume(run_name: str, *, alias: str | None = None) -> Outcome:
             f"--resume {run_name}: there is no such run in {runs()}; "
             f"newest: {', '.join(known[:3]) or 'none'}"
         )
-    with _alone(run_folder):
+    with _locked(run_folder):
         return _resume(run_folder, alias)
 
 
-def _alone(run_folder: Path) -> contextlib.AbstractContextManager[None]:
-    """Nobody else writes this run's checkpoints, curves and registered version meanwhile."""
+def _locked(run_folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Lock the run: one process at a time writes its checkpoints, curves and version."""
     return file_lock(
         run_folder / "running.lock", f"--resume {run_folder.name}: the run is running already"
     )
@@ -127,16 +130,16 @@ def _resume(run_folder: Path, alias: str | None) -> Outcome:
             f"{saved['config']['tracking']['model_name']}"
         )
     config = load_config(PretrainConfig, str(run_folder / "config.yaml"), {}, saved=True)
-    work = prepare(config, run_folder)
+    job = prepare(config, run_folder)
     run = tracking.reopen_run(saved["run_id"])
-    before = tracking.client().get_run(run.run_id).data.tags.get("data_digest")
-    if before != work.index.digest:
+    before = run.tags().get("data_digest")
+    if before != job.index.digest:
         run.end("FAILED")
         raise UserError(
             f"--resume {run_name}: the triplets in {config.triplets} are not those it began with "
-            f"(digest {work.index.digest}, then {before}); start a new run"
+            f"(digest {job.index.digest}, then {before}); start a new run"
         )
-    return _train_and_register(work, run, run_folder, alias)
+    return _train_and_register(job, run, run_folder, alias)
 
 
 def checkpoint_uri(config: PretrainConfig, run_folder: Path) -> str:
@@ -148,29 +151,18 @@ def checkpoint_uri(config: PretrainConfig, run_folder: Path) -> str:
     return f"{place.rstrip('/')}/{run_folder.name}"
 
 
-def prepare(config: PretrainConfig, run_folder: Path) -> Any:
+def prepare(config: PretrainConfig, run_folder: Path) -> TrainJob:
     """Read the triplets' index, embed the captions, join Ray: everything that can be refused."""
-    from dynaflip.encoders.language import embed_captions
-    from dynaflip.platform.training.data.collate import TextTable
-    from dynaflip.platform.training.data.index import read_index
-    from dynaflip.platform.training.data.sampling import sampling_of
-    from dynaflip.platform.training.loop import plan
+    from dynaflip.platform.training.job import build_job
 
-    assert config.triplets is not None, "resolved by the caller"
-    index = read_index(config.triplets)
-    try:
-        sampling = sampling_of(config.data, index, config.train.seed)
-        length = plan(config, index.counts["train"], weighted=not sampling.is_plain())
-    except ValueError as error:
-        raise UserError(f"triplets {config.triplets}: {error}") from None
-    features = embed_captions(index.captions, config.model.language)
-    text = TextTable({c: i for i, c in enumerate(index.captions)}, features.numpy())
+    job = build_job(config, checkpoint_uri(config, run_folder))
     cluster.start_ray()
     from dynaflip.platform.training.backends import ray_train
 
     cluster.wait_for(ray_train.bundles_of(config), config.train.wait_s)
     # Refuse before a run is opened.
     ray_train.scaling_of(config, ray_train.ray.cluster_resources())
+    index, length = job.index, job.length
     print(
         f"triplets {config.triplets}: {index.counts['train']} for training, "
         f"{index.counts['heldout']} held out; {length.total_steps} steps "
@@ -179,31 +171,30 @@ def prepare(config: PretrainConfig, run_folder: Path) -> Any:
     )
     if "simulator" in index.flow_sources:
         print("note: flow comes from the simulator's exact state: an upper bound, not a result")
-    work = ray_train.TrainJob(config, index, text, length, checkpoint_uri(config, run_folder))
-    ray_train.checkpoints_of(work).storage.names()  # refused now or never
-    return work
+    job.checkpoint_manager().storage.names()  # fails now, and not at the first checkpoint
+    return job
 
 
 def _train_and_register(
-    work: Any, run: tracking.Run, run_folder: Path, alias: str | None
+    job: TrainJob, run: tracking.Run, run_folder: Path, alias: str | None
 ) -> Outcome:
     from dynaflip.platform.training import plots
     from dynaflip.platform.training.backends import ray_train
 
-    config: PretrainConfig = work.config
+    config = job.config
     print(f"run {run_folder.name} (MLflow run {run.run_id})")
     with tracking.ending(run):
-        ray_train.fit(work, run, run_folder)
+        ray_train.fit(job, run, run_folder)
         curves = run.curves()
         last = {name: points[-1][1] for name, points in curves.items()}
-        plots.log_images(run, curves, work.index.folder, config.objective.weighted())
-        encoder_folder = save_encoder(work, run, run_folder, last)
+        plots.log_images(run, curves, job.index.folder, config.objective.weighted())
+        encoder_folder = save_encoder(job, run, run_folder, last)
         version = registry.register(
             encoder_folder,
             run,
             name=config.tracking.model_name,
             alias=alias,
-            tags={**_tags(work), "run_name": run.run_name, "git_commit": git_commit()},
+            tags={**_tags(job), "run_name": run.run_name, "git_commit": git_commit()},
         )
         run.set_tags({"registered_version": version})
         saved = json.loads((run_folder / RUN_FILE).read_text())
@@ -214,7 +205,9 @@ def _train_and_register(
     return Outcome(run_folder.name, run.run_id, model_name, version, encoder_folder, last)
 
 
-def save_encoder(work: Any, run: tracking.Run, run_folder: Path, metrics: dict[str, float]) -> Path:
+def save_encoder(
+    job: TrainJob, run: tracking.Run, run_folder: Path, metrics: dict[str, float]
+) -> Path:
     """Write the last checkpoint's model as an encoder folder.
 
     Raises:
@@ -224,38 +217,37 @@ def save_encoder(work: Any, run: tracking.Run, run_folder: Path, metrics: dict[s
 
     from dynaflip.encoders.checkpoint import save_folder
     from dynaflip.encoders.model import DynaFLIP
-    from dynaflip.platform.training.backends.ray_train import checkpoints_of
 
-    model = DynaFLIP(work.config.model)
-    with checkpoints_of(work).last() as checkpoint:
+    model = DynaFLIP(job.config.model)
+    with job.checkpoint_manager().last() as checkpoint:
         average = checkpoint / "average.safetensors"
         weights = average if average.exists() else checkpoint / "model.safetensors"
         model.load_state_dict(load_file(str(weights)))
     info = {
-        "config": to_dict(work.config),
+        "config": to_dict(job.config),
         "git_commit": git_commit(),
-        **work.index.provenance(),
+        **job.index.provenance(),
         "run_name": run.run_name,
         "mlflow_run_id": run.run_id,
-        "steps": work.length.total_steps,
+        "steps": job.length.total_steps,
         "metrics": metrics,
     }
     return save_folder(run_folder / "encoder", model, info)
 
 
 def settings_digest(config: PretrainConfig) -> str:
-    """Digest of what decides the weights: not where the triplets lie, which have their own."""
+    """Digest of the settings that decide the weights; the triplets have a digest of their own."""
     settings = first_settings(dataclasses.replace(config, triplets=None))
     del settings["train"]["wait_s"]
     return content_hash(config_digest(settings), str(PRETRAIN_VERSION))[:16]
 
 
-def _tags(work: Any) -> dict[str, Any]:
-    """What tells runs apart at a glance; simulator flow is named as the upper bound it is."""
-    index = work.index
+def _tags(job: TrainJob) -> dict[str, Any]:
+    """The run's MLflow tags; simulator flow is marked as an upper bound."""
+    index = job.index
     tags = {
         "kind": "pretrain",
-        "config_digest": settings_digest(work.config),
+        "config_digest": settings_digest(job.config),
         "data_digest": index.digest,
         "triplets": index.folder,
         "train_triplets": index.counts["train"],

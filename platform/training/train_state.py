@@ -1,4 +1,4 @@
-"""What changes while training: modules, optimizer, counters, and the place in the data."""
+"""Training state: modules, optimizer, counters, and the position in the data."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ Metrics = dict[str, float]
 
 
 class TrainingState:
-    """One rank's copy; all but the examples of the last few steps is alike on every rank."""
+    """One rank's state; apart from the examples of the last few steps it is equal on every rank."""
 
     def __init__(self, config: PretrainConfig, device: str, total_steps: int) -> None:
-        """Everything afresh, from the run's seed."""
+        """Build everything anew, from the run's seed."""
         self.config = config
         seed_step(config.train.seed, 0, 0)  # the same weights on every rank
         self.model = DynaFLIP(config.model).to(device).train()
@@ -46,8 +46,8 @@ class TrainingState:
         self.schedule = build_schedule(self.optimizer, config.optimizer, total_steps)
         self.step = 0
         self.position = Position()
-        # Examples that all ranks have had in this part, and this rank's since then.
-        self._had = np.zeros(0, np.int64)
+        # Examples of this part that all ranks have trained on, and this rank's since then.
+        self._trained = np.zeros(0, np.int64)
         self._recent: list[Tensor] = []
 
     def parallel(self) -> tuple[nn.Module, nn.Module]:
@@ -64,16 +64,16 @@ class TrainingState:
             else self.objective,
         )
 
-    def kept(self) -> DynaFLIP:
+    def evaluated_model(self) -> DynaFLIP:
         """The model that is evaluated and registered: the average, where there is one."""
         if self.average is None:
             return self.model
-        kept = self.average.module
-        assert isinstance(kept, DynaFLIP)
-        return kept
+        average = self.average.module
+        assert isinstance(average, DynaFLIP)
+        return average
 
     def advance(self, examples: Tensor) -> None:
-        """Count a step that had these examples, (B,) int64 ids of this rank."""
+        """Count a step on these examples, (B,) int64 ids of this rank."""
         self.step += 1
         self.position = dataclasses.replace(self.position, steps=self.position.steps + 1)
         self._recent.append(examples)
@@ -81,7 +81,7 @@ class TrainingState:
             self.average.update_parameters(self.model)
 
     def learning_rates(self) -> Metrics:
-        """Rates of the step to come: of the heads, and of the backbone where it is trained."""
+        """Rates of the next step: of the heads, and of the backbone where it is trained."""
         rates = {"train/lr": float(self.optimizer.param_groups[0]["lr"])}  # heads come first
         if any(parameter.requires_grad for parameter in self.model.image.parameters()):
             rates["train/lr_backbone"] = float(self.optimizer.param_groups[-1]["lr"])
@@ -90,24 +90,24 @@ class TrainingState:
     def next_epoch(self) -> None:
         """Begin the next pass over the data."""
         self.position = Position(self.position.epoch + 1)
-        self._had, self._recent = np.zeros(0, np.int64), []
+        self._trained, self._recent = np.zeros(0, np.int64), []
 
     def snapshot(self, reports: list[Metrics]) -> Snapshot:
-        """A copy to write; every rank must call it, because it asks all for their examples.
+        """A copy to write; every rank must call it, because examples of all ranks are gathered.
 
         Args:
-            reports: the newest ones, to be repeated by a run that goes on from here.
+            reports: the newest ones, repeated by a run that is resumed from here.
         """
         if self._recent:
             device = next(self.model.parameters()).device
             everyone = gather_rows(torch.cat(self._recent).to(device)).cpu().numpy()
-            self._had, self._recent = np.concatenate([self._had, everyone]), []
+            self._trained, self._recent = np.concatenate([self._trained, everyone]), []
         seen = np.ascontiguousarray(self.position.seen)
         return take_snapshot(
             self._modules(),
             self.optimizer,
             self.schedule,
-            position={"seen": torch.from_numpy(seen), "had": torch.from_numpy(self._had)},
+            position={"seen": torch.from_numpy(seen), "had": torch.from_numpy(self._trained)},
             document={
                 "step": self.step,
                 "epoch": self.position.epoch,
@@ -121,21 +121,21 @@ class TrainingState:
         )
 
     def restore(self, folder: Path) -> list[Metrics]:
-        """Take up a checkpoint; returns its reports.
+        """Restore a checkpoint; returns its reports.
 
-        With other workers than it was written with, what is left of the epoch is dealt out
-        anew.
+        With another number of workers than it was written with, the rest of the epoch is
+        distributed anew.
         """
         document, position = restore(folder, self._modules(), self.optimizer, self.schedule)
         self.step = int(document["step"])
         if self.average is not None:
             self.average.n_averaged.fill_(self.step)
-        seen, had = position["seen"].numpy(), position["had"].numpy()
+        seen, trained = position["seen"].numpy(), position["had"].numpy()
         if document["workers"] == world_size():
-            self._had = had
+            self._trained = trained
             self.position = Position(document["epoch"], document["steps_of_part"], seen)
         else:
-            everything = np.unique(np.concatenate([seen, had]))
+            everything = np.unique(np.concatenate([seen, trained]))
             self.position = Position(document["epoch"], 0, everything)
         return document["reports"]
 

@@ -1,4 +1,4 @@
-"""A pretraining without Ray and MLflow: one process, a notebook, or many under torchrun.
+"""The in-process backend, without Ray and MLflow: one process, a notebook, or torchrun's many.
 
 The same step, loop, data order and checkpoints as under Ray Train; the curves go to
 ``metrics.jsonl`` and the model to ``encoder/`` of the output folder.
@@ -17,40 +17,32 @@ import torch
 import torch.distributed as dist
 
 from dynaflip.encoders.checkpoint import save_folder
-from dynaflip.encoders.language import embed_captions
 from dynaflip.errors import UserError
 from dynaflip.files import write_file
 from dynaflip.platform.config_loader import flatten, to_dict
 from dynaflip.platform.provenance import git_commit
-from dynaflip.platform.training.checkpoint_manager import Checkpoints
 from dynaflip.platform.training.config import PretrainConfig
-from dynaflip.platform.training.data.collate import Batch, Collate, TextTable
-from dynaflip.platform.training.data.index import read_index
-from dynaflip.platform.training.data.loader import epoch_batches, gallery_batch, plain_tables
-from dynaflip.platform.training.data.sampling import Position, sampling_of
-from dynaflip.platform.training.loop import (
-    Context,
-    Metrics,
-    Pretraining,
-    plan,
-    rank_batch_size,
-)
+from dynaflip.platform.training.data.collate import Batch
+from dynaflip.platform.training.data.loader import epoch_batches, plain_tables
+from dynaflip.platform.training.data.sampling import Position
+from dynaflip.platform.training.job import TrainJob, build_job
+from dynaflip.platform.training.loop import Context, Metrics, Pretraining, rank_batch_size
 from dynaflip.platform.training.progress import progress_line
 
 METRICS = "metrics.jsonl"
 RUN = "run.json"  # settings and the triplets' digest
 
 
-def pretrain_plain(
-    config: PretrainConfig, output: Path, say: Callable[[str], None] = print
+def train_in_process(
+    config: PretrainConfig, output: Path, log: Callable[[str], None] = print
 ) -> Pretraining:
-    """Train, or go on with what the output folder holds; every rank of a torchrun calls this.
+    """Train, or continue the run in the output folder; every rank of a torchrun calls this.
 
     Args:
         config: the settings; ``triplets`` names a folder, ``train.num_workers`` is the number
             of processes that the batch size is meant for.
         output: a folder that all processes see.
-        say: takes lines for the user, on rank 0.
+        log: takes lines for the user, on rank 0.
 
     Returns:
         The finished pretraining; rank 0 has written ``output/encoder``.
@@ -58,73 +50,75 @@ def pretrain_plain(
     Raises:
         UserError: the folder holds a run with other settings or triplets.
     """
-    assert config.triplets is not None, "give a triplet folder"
     rank, workers = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
-    index = read_index(config.triplets)
-    sampling = sampling_of(config.data, index, config.train.seed)
-    length = plan(config, index.counts["train"], weighted=not sampling.is_plain())
-    features = embed_captions(index.captions, config.model.language)
-    text = TextTable({c: i for i, c in enumerate(index.captions)}, features.numpy())
-    px, seed = config.model.image.image_px, config.train.seed
-    collate = Collate(config.data, px, text, seed=seed, augment=True)
-    still = Collate(config.data, px, text, seed=seed, augment=False)
-    tables = plain_tables(index.folder, "train", rank=rank, world_size=workers)
-
-    def batches(position: Position) -> Iterator[Batch]:
-        size = rank_batch_size(config, workers)
-        return epoch_batches(
-            tables(position.epoch), collate, config.data, sampling, position,
-            batch_size=size, rank=rank,
-        )  # fmt: skip
-
+    elsewhere = config.train.checkpoint_storage
+    storage = f"{elsewhere.rstrip('/')}/{output.name}" if elsewhere else output / "checkpoints"
+    job = build_job(config, str(storage))
     output.mkdir(parents=True, exist_ok=True)
     if rank == 0:
-        _check_same_run(output, config, index.digest)
-    last: Metrics = {"step": _last_step(output / METRICS) if rank == 0 else -1}
-
-    def report(metrics: Metrics) -> None:
-        # A run that goes on reports again what came after its checkpoint; the file has it.
-        if rank == 0 and metrics["step"] > last["step"]:
-            with (output / METRICS).open("a") as file:
-                file.write(json.dumps(metrics) + "\n")
-            say(progress_line(metrics, length.total_steps, config.objective.weighted()))
-            last.update(metrics)
-
+        _check_same_run(output, config, job.index.digest)
+    reporter = _Reporter(job, output, log) if rank == 0 else None
     with _process_group(rank, workers, config.train.device) as device:
-        elsewhere = config.train.checkpoint_storage
-        storage = f"{elsewhere.rstrip('/')}/{output.name}" if elsewhere else output / "checkpoints"
-        best = config.train.best_metric
         context = Context(
             rank=rank,
             world_size=workers,
             device=device,
-            report=report,
-            say=say if rank == 0 else lambda line: None,
-            checkpoints=Checkpoints(
-                str(storage), keep=config.train.keep_checkpoints, best_metric=best
-            ),
+            report=reporter or (lambda metrics: None),
+            log=log if rank == 0 else lambda line: None,
+            checkpoints=job.checkpoint_manager(),
         )
-        gallery = None
-        if rank == 0 and config.train.eval_every_steps:
-            gallery = gallery_batch(index, still, config.train.gallery_size)
-        pretraining = Pretraining(config, context, length, gallery, tuple(index.sources))
-        pretraining.run(batches)
-        if rank == 0:
-            info = {
-                "config": to_dict(config),
-                "git_commit": git_commit(),
-                **index.provenance(),
-                "steps": length.total_steps,
-                "metrics": {name: value for name, value in last.items() if name != "step"},
-            }
-            save_folder(output / "encoder", pretraining.state.kept(), info)
+        sources = tuple(job.index.sources)
+        pretraining = Pretraining(config, context, job.length, job.gallery(rank), sources)
+        pretraining.run(_batches(job, rank, workers))
+        if reporter is not None:
+            _save_encoder(job, pretraining, output / "encoder", reporter.last)
     return pretraining
 
 
+def _batches(job: TrainJob, rank: int, workers: int) -> Callable[[Position], Iterator[Batch]]:
+    config = job.config
+    collate, sampling = job.collate(augment=True), job.sampling()
+    tables = plain_tables(job.index.folder, "train", rank=rank, world_size=workers)
+    size = rank_batch_size(config, workers)
+    return lambda position: epoch_batches(
+        tables(position.epoch), collate, config.data, sampling, position,
+        batch_size=size, rank=rank,
+    )  # fmt: skip
+
+
+class _Reporter:
+    """Appends reports to ``metrics.jsonl`` and logs a line of progress for each."""
+
+    def __init__(self, job: TrainJob, output: Path, log: Callable[[str], None]) -> None:
+        self.curves, self.log, self.total_steps = output / METRICS, log, job.length.total_steps
+        self.terms = job.config.objective.weighted()
+        self.last: Metrics = {"step": _last_step(self.curves)}
+
+    def __call__(self, metrics: Metrics) -> None:
+        # A resumed run repeats reports that came after its checkpoint; the file has them.
+        if metrics["step"] <= self.last["step"]:
+            return
+        with self.curves.open("a") as file:
+            file.write(json.dumps(metrics) + "\n")
+        self.log(progress_line(metrics, self.total_steps, self.terms))
+        self.last |= metrics
+
+
+def _save_encoder(job: TrainJob, pretraining: Pretraining, folder: Path, metrics: Metrics) -> None:
+    info = {
+        "config": to_dict(job.config),
+        "git_commit": git_commit(),
+        **job.index.provenance(),
+        "steps": job.length.total_steps,
+        "metrics": {name: value for name, value in metrics.items() if name != "step"},
+    }
+    save_folder(folder, pretraining.state.evaluated_model(), info)
+
+
 def _check_same_run(output: Path, config: PretrainConfig, data_digest: str) -> None:
-    """Write down what is trained, or hold it against what the folder was begun with."""
+    """Record what is trained, or compare it with what the folder was begun with."""
     train = dataclasses.replace(config.train, threads=None)
     settings = flatten(to_dict(dataclasses.replace(config, triplets=None, train=train)))
     mine = {**settings, "data_digest": data_digest}
@@ -132,7 +126,8 @@ def _check_same_run(output: Path, config: PretrainConfig, data_digest: str) -> N
     if not file.exists():
         write_file(file, json.dumps(mine, indent=1))
         return
-    before = json.loads(file.read_text())
+    # Settings that did not exist yet when the run was begun had today's defaults.
+    before = flatten(to_dict(PretrainConfig())) | json.loads(file.read_text())
     other = [name for name in {**before, **mine} if before.get(name) != mine.get(name)]
     if other:
         raise UserError(
@@ -142,7 +137,7 @@ def _check_same_run(output: Path, config: PretrainConfig, data_digest: str) -> N
 
 
 def _last_step(curves: Path) -> float:
-    """The last step that a file of curves has; -1 where there is none. Half a line is cut off."""
+    """The last step in a file of curves, -1 without one. Cuts off half a line at its end."""
     if not curves.exists():
         return -1
     lines = curves.read_text().splitlines(keepends=True)

@@ -17,7 +17,7 @@ from dynaflip.encoders.config import FlowConfig, ImageConfig, ModelConfig
 from dynaflip.losses.base import LossTerm, TermSetup
 from dynaflip.losses.config import ObjectiveConfig
 from dynaflip.platform.cluster import free_port
-from dynaflip.platform.training.backends.in_process import METRICS, pretrain_plain
+from dynaflip.platform.training.backends.in_process import METRICS, train_in_process
 from dynaflip.platform.training.config import (
     DataConfig,
     OptimizerConfig,
@@ -72,7 +72,7 @@ def config_of(folder: Path, **train: object) -> PretrainConfig:
 def work(rank: int, world: int, port: int, config: PretrainConfig, output: str) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    done = pretrain_plain(config, Path(output))
+    done = train_in_process(config, Path(output))
     torch.save(dict(done.state.model.state_dict()), f"{output}/{rank}.pt")
 
 
@@ -99,7 +99,7 @@ def test_two_processes_in_parts_have_one_process_s_curve_and_it_can_go_on_alone(
 
     whole = config_of(triplet_folder, num_workers=1)
     data = dataclasses.replace(whole.data, batch_size=8)
-    pretrain_plain(dataclasses.replace(whole, data=data), tmp_path / "whole")
+    train_in_process(dataclasses.replace(whole, data=data), tmp_path / "whole")
     terms = ("contrastive", "temporal", "flow", "temperature", "Offset", "loss")
     expected = reports(tmp_path / "whole")
     for mine, theirs in zip(found, expected, strict=True):
@@ -118,7 +118,7 @@ def test_two_processes_in_parts_have_one_process_s_curve_and_it_can_go_on_alone(
     assert len(set(had.tolist())) == len(had) == 16
     for path in (checkpoints / "step-00000004").iterdir():
         path.unlink()
-    rest = pretrain_plain(config, tmp_path / "run")
+    rest = train_in_process(config, tmp_path / "run")
     assert rest.step == 4
     assert rest.batch_size == 8, "the same whole batch, by one process"
     later = load_file(checkpoints / "step-00000004" / "position.safetensors")
@@ -136,14 +136,14 @@ def test_two_processes_measure_what_one_does_and_half_a_line_of_curves_is_no_end
     spawn(config, tmp_path / "two", 2)
     whole = config_of(triplet_folder, num_workers=1, **settings)
     whole = dataclasses.replace(whole, data=dataclasses.replace(whole.data, batch_size=8))
-    pretrain_plain(whole, tmp_path / "one")
+    train_in_process(whole, tmp_path / "one")
     (two,), (one,) = reports(tmp_path / "two"), reports(tmp_path / "one")
     for term in ("contrastive", "temporal", "flow"):
         name = f"diagnostics/gradient_norm/{term}"
         assert two[name] == pytest.approx(one[name], rel=0.05), term
     with (tmp_path / "one" / METRICS).open("a") as curves:
         curves.write('{"step": 2, "train/lo')
-    pretrain_plain(whole, tmp_path / "one")
+    train_in_process(whole, tmp_path / "one")
     assert reports(tmp_path / "one") == [one], "nothing twice, and nothing in halves"
 
 

@@ -76,7 +76,7 @@ class Trial:
         weighted = not self.sampling.is_plain()
         length = plan(self.config, self.index.counts["train"], weighted=weighted)
         checkpoints = Checkpoints(str(self.keep), keep=self.config.train.keep_checkpoints)
-        context = Context(report=self.reports.append, say=self.said.append, checkpoints=checkpoints)
+        context = Context(report=self.reports.append, log=self.said.append, checkpoints=checkpoints)
         return Pretraining(self.config, context, length, gallery, tuple(self.index.sources))
 
 

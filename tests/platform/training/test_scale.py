@@ -113,9 +113,9 @@ def test_the_average_of_the_weights_is_the_one_that_is_kept() -> None:
         state.advance(torch.arange(4))
         now = weight.detach().clone()
         expected = now if step == 0 else 0.75 * expected + 0.25 * now
-    torch.testing.assert_close(state.kept().fuse[1].weight, expected)
-    assert state_of().kept() is not None
-    assert state.kept() is not state.model
+    torch.testing.assert_close(state.evaluated_model().fuse[1].weight, expected)
+    assert state_of().evaluated_model() is not None
+    assert state.evaluated_model() is not state.model
     snapshot = state.snapshot([])
     assert torch.equal(snapshot.tensors["average"]["fuse.1.weight"], expected)
 
