@@ -19,8 +19,8 @@ from dynaflip.platform.cli import run_job
 JOBS = {
     "collect": "scripted demonstrations, written as a LeRobot v3.0 data set",
     "preprocess": "videos to image-language-3D-flow triplets",
-    "pretrain": "pretrain an encoder on triplets and register it",
-    "pretrain_plain": "the same without Ray: in one process or under torchrun",
+    "pretrain": "pretrain an encoder on triplets and register it; or without Ray, under torchrun",
+    "pretrain_plain": "old name of pretrain --backend in_process",
     "ablate": "pretrain every arm of the ablation and rank the arms",
     "sweep": "search the weights, confirm the best, register its encoder",
     "evaluate": "score a registered encoder: probes, or policies in the simulator",

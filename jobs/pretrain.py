@@ -1,4 +1,14 @@
-"""Pretrain an encoder on a folder of triplets and register it."""
+"""Pretrain an encoder on a folder of triplets.
+
+    python jobs/pretrain.py --config jobs/configs/demo.yaml
+    python jobs/pretrain.py --backend in_process --output runs/one
+    torchrun --nproc-per-node 2 jobs/pretrain.py --backend in_process --output runs/two \\
+        --train.num_workers 2
+
+The backend ray_train logs to MLflow and registers the encoder; --resume continues one of its runs.
+The backend in_process needs neither Ray nor MLflow and leaves the encoder in the output folder; a
+second call with the same output continues from the newest checkpoint there.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +18,62 @@ if __name__ == "__main__":
     _checkout.use_this_checkout()
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
 from dynaflip.errors import UserError
 from dynaflip.platform.cli import config_parser, parse_config, run_job
+from dynaflip.platform.paths import default_triplets, input_path, output_folder
 from dynaflip.platform.training.ablations import VARIANTS, apply_variant
+from dynaflip.platform.training.backends import BACKENDS, IN_PROCESS, RAY_TRAIN
 from dynaflip.platform.training.config import PretrainConfig
+
+# Old names of this job's flags.
+RENAMED = {"arm": "variant"}
 
 
 def main(argv: list[str]) -> int:
-    """Parse, train, say where the result is; 1 when a loss or a collapse stopped it."""
+    """Parse and train; 1 when a loss that is not finite or a collapse stopped it."""
     parser = config_parser(__doc__ or "", PretrainConfig)
-    parser.add_argument(
-        "--arm",
-        metavar="NAME",
-        help=f"lay a named variant over the settings: {', '.join(VARIANTS)}",
+    _add_flags(parser)
+    args, config = parse_config(
+        parser, PretrainConfig, argv, aliases={}, renamed=RENAMED, adjust=_with_variant
     )
-    parser.add_argument("--alias", help="move this alias (candidate, say) to the new version")
+    _refuse_ignored(args)
+    if args.resume and (args.config or args.variant or config != PretrainConfig()):
+        raise UserError("--resume continues a run with its own settings: give no others beside it")
+
+    from dynaflip.platform.training.diagnostics import Collapsed
+    from dynaflip.platform.training.step import NonFiniteLoss
+
+    try:
+        if args.backend == IN_PROCESS:
+            return _train_in_process(args, config)
+        return _train_on_ray(args, config)
+    except (NonFiniteLoss, Collapsed) as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return 1
+
+
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    backends = "; ".join(f"{name}: {summary}" for name, summary in BACKENDS.items())
     parser.add_argument(
-        "--resume", metavar="RUN", help="go on with a stopped run, with the settings it began with"
+        "--backend", choices=BACKENDS, default=RAY_TRAIN, help=f"what runs the training. {backends}"
+    )
+    parser.add_argument(
+        "--variant",
+        metavar="NAME",
+        help=f"change the settings to a named variant of the ablation: {', '.join(VARIANTS)}",
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", help="in_process: folder of the run (required there)"
+    )
+    parser.add_argument(
+        "--alias", metavar="NAME", help="move this alias, e.g. candidate, to the new version"
+    )
+    parser.add_argument(
+        "--resume", metavar="RUN", help="continue a stopped run with the settings it began with"
     )
     parser.add_argument(
         "--reuse",
@@ -39,13 +85,37 @@ def main(argv: list[str]) -> int:
         action="store_true",
         help="evaluate policies on the new version: the headline's settings, on dev",
     )
-    args, config = parse_config(parser, PretrainConfig, argv, aliases={}, adjust=_with_variant)
-    if args.resume and (args.config or args.arm or config != PretrainConfig()):
-        raise UserError("--resume goes on with the run's own settings: give no others beside it")
 
+
+def _refuse_ignored(args: argparse.Namespace) -> None:
+    """Refuse flags that the chosen backend would ignore."""
+    if args.backend == IN_PROCESS:
+        for flag in ("alias", "resume", "reuse", "evaluate"):
+            if getattr(args, flag):
+                raise UserError(
+                    f"--{flag} needs MLflow: use --backend {RAY_TRAIN}, or leave it out"
+                )
+        if not args.output:
+            raise UserError(f"--output: give the folder of the run, for --backend {IN_PROCESS}")
+    elif args.output:
+        raise UserError(
+            f"--output goes with --backend {IN_PROCESS}; the runs of {args.backend} lie in "
+            "DYNAFLIP_HOME/runs"
+        )
+
+
+def _train_in_process(args: argparse.Namespace, config: PretrainConfig) -> int:
+    from dynaflip.platform.training.backends.in_process import train_in_process
+
+    config = dataclasses.replace(config, triplets=input_path(config.triplets, default_triplets()))
+    output = Path(output_folder(args.output, Path(), setting="--output"))
+    train_in_process(config, output)
+    print(f"encoder: {output / 'encoder'}")
+    return 0
+
+
+def _train_on_ray(args: argparse.Namespace, config: PretrainConfig) -> int:
     from dynaflip.platform.training import run as training
-    from dynaflip.platform.training.diagnostics import Collapsed
-    from dynaflip.platform.training.step import NonFiniteLoss
 
     if args.reuse and (uri := training.find_finished(config)):
         if args.alias:
@@ -54,14 +124,10 @@ def main(argv: list[str]) -> int:
         if args.evaluate:
             _evaluate(uri)
         return 0
-    try:
-        if args.resume:
-            outcome = training.resume(args.resume, alias=args.alias)
-        else:
-            outcome = training.pretrain(config, alias=args.alias)
-    except (NonFiniteLoss, Collapsed) as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        return 1
+    if args.resume:
+        outcome = training.resume(args.resume, alias=args.alias)
+    else:
+        outcome = training.pretrain(config, alias=args.alias)
     print(f"run {outcome.run_name}  MLflow run {outcome.run_id}")
     print(f"registered {outcome.uri()}" + (f", alias {args.alias}" if args.alias else ""))
     print(f"load it with dynaflip.load_encoder({outcome.uri()!r}); look at it with `make ui`")
@@ -82,7 +148,7 @@ def _evaluate(uri: str) -> None:
 
 
 def _with_variant(args: argparse.Namespace, config: PretrainConfig) -> PretrainConfig:
-    return apply_variant(config, args.arm) if args.arm else config
+    return apply_variant(config, args.variant) if args.variant else config
 
 
 if __name__ == "__main__":

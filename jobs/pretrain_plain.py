@@ -1,10 +1,4 @@
-"""Pretrain without Ray and MLflow: the same loop in one process, or under torchrun.
-
-    python jobs/pretrain_plain.py --output runs/one --config jobs/configs/demo.yaml
-    torchrun --nproc-per-node 2 jobs/pretrain_plain.py --output runs/two --train.num_workers 2
-
-A second call with the same output goes on from the newest checkpoint there.
-"""
+"""Old name of `jobs/pretrain.py --backend in_process`; it works for one more minor version."""
 
 from __future__ import annotations
 
@@ -13,44 +7,22 @@ if __name__ == "__main__":
 
     _checkout.use_this_checkout()
 
-import argparse
-import dataclasses
-import sys
-from pathlib import Path
+import os
 
-from dynaflip.errors import UserError
-from dynaflip.platform.cli import config_parser, parse_config, run_job
-from dynaflip.platform.paths import default_triplets, input_path, output_folder
-from dynaflip.platform.training.ablations import VARIANTS, apply_variant
-from dynaflip.platform.training.config import PretrainConfig
+from dynaflip.jobs import pretrain
+from dynaflip.platform.cli import run_job
+from dynaflip.platform.training.backends import IN_PROCESS
+from dynaflip.renames import UNTIL, warn_once
 
 
 def main(argv: list[str]) -> int:
-    """Parse and train; 1 when a loss or a collapse stopped it."""
-    parser = config_parser(__doc__ or "", PretrainConfig)
-    parser.add_argument("--output", metavar="DIR", help="folder of the run (required)")
-    parser.add_argument("--arm", metavar="NAME", help=f"a named variant: {', '.join(VARIANTS)}")
-    args, config = parse_config(parser, PretrainConfig, argv, aliases={}, adjust=_with_variant)
-    if not args.output:
-        raise UserError("--output: give the folder of the run")
-    config = dataclasses.replace(config, triplets=input_path(config.triplets, default_triplets()))
-
-    from dynaflip.platform.training.backends.in_process import pretrain_plain
-    from dynaflip.platform.training.diagnostics import Collapsed
-    from dynaflip.platform.training.step import NonFiniteLoss
-
-    output = Path(output_folder(args.output, Path(), setting="--output"))
-    try:
-        pretrain_plain(config, output)
-    except (NonFiniteLoss, Collapsed) as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        return 1
-    print(f"encoder: {output / 'encoder'}")
-    return 0
-
-
-def _with_variant(args: argparse.Namespace, config: PretrainConfig) -> PretrainConfig:
-    return apply_variant(config, args.arm) if args.arm else config
+    """Run the job of today, with one warning line, also under torchrun."""
+    if os.environ.get("RANK", "0") == "0":
+        warn_once(
+            f"pretrain_plain is now pretrain --backend {IN_PROCESS}; the old name works until "
+            f"{UNTIL}"
+        )
+    return pretrain.main(["--backend", IN_PROCESS, *argv])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Named variants of a pretraining: the paper's ablations and single-term arms.
+"""Named variants of a pretraining: the paper's ablations and single-term baselines.
 
-An arm is a handful of settings by dotted key, laid over whatever configuration is in use;
-`jobs/pretrain.py --arm`, `jobs/ablate.py` and the evaluation read this one table. Imports
+A variant is a few settings by dotted key that replace those of any configuration;
+`jobs/pretrain.py --variant`, `jobs/ablate.py` and the evaluation read this one table. Imports
 no torch.
 """
 
@@ -17,11 +17,11 @@ from dynaflip.platform.training.config import PretrainConfig
 FULL = "full"
 NO_NEGATIVES = "no_negatives"
 
-# Arm to its settings. The paper (arXiv 2605.30350) names its ablations and does not print
-# their settings; each comment says how the name is understood here.
+# Variant to its settings. The paper (arXiv 2605.30350) names its ablations and does not print
+# their settings; each comment tells how the name is understood here.
 VARIANTS: dict[str, dict[str, Any]] = {
     FULL: {},
-    # L_act off: the frame's embedding need not foresee motion.
+    # L_act off: the frame's embedding need not predict motion.
     "no_flow_prediction": {"objective.flow": 0.0},
     # The energy is the triangle's area alone.
     "no_cosine": {"objective.cosine": 0.0},
@@ -29,14 +29,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no_temporal": {"objective.temporal": 0.0},
     # Image and language alone are aligned, and no flow is predicted either.
     "no_flow": {"objective.modalities": ["image", "language"], "objective.flow": 0.0},
-    # Image and flow alone are aligned, and captions do not say who is a negative of whom.
+    # Image and flow alone are aligned, and equal captions are negatives like any other.
     "no_language": {
         "objective.modalities": ["image", "flow"],
         "objective.mask_same_caption": [],
     },
     # InfoNCE of language with image and of language with flow, instead of triangles.
     "pairwise": {"objective.alignment": "pairwise"},
-    # Neither the alignment nor the temporal term has a denominator.
+    # Neither the contrastive nor the time-contrastive term has a denominator.
     NO_NEGATIVES: {"objective.negatives": []},
     # One term alone.
     "time_contrast_only": {"objective.contrastive": 0.0, "objective.flow": 0.0},
@@ -62,21 +62,22 @@ PAPER_SUCCESS_PERCENT = {
 }
 
 
-def apply_variant(config: PretrainConfig, arm: str) -> PretrainConfig:
-    """The configuration with an arm's settings laid over it.
+def apply_variant(config: PretrainConfig, variant: str) -> PretrainConfig:
+    """The configuration with a variant's settings.
 
-    An arm that leaves two modalities of three has a segment in the triangle's place. At
+    A variant that leaves two modalities of three has a segment in the triangle's place. At
     orthogonal embeddings a step towards each other shortens it √6 times as much as the area, so
     its volume weighs 1/√6: the image is pulled as before. (With a weight of 15 kept, image and
     language stay at opposite poles and their loss at chance: LOG.md, 2026-11-25.)
 
     Raises:
-        UserError: there is no such arm, it changes nothing, or its settings contradict the
+        UserError: there is no such variant, it changes nothing, or its settings contradict the
             configuration's.
     """
-    if arm not in VARIANTS:
-        raise UserError(f"--arm {arm}: there is no such arm; known: {', '.join(VARIANTS)}")
-    settings, given = dict(VARIANTS[arm]), config
+    if variant not in VARIANTS:
+        known = ", ".join(VARIANTS)
+        raise UserError(f"--variant {variant}: there is no such variant; known: {known}")
+    settings, given = dict(VARIANTS[variant]), config
     if len(settings.get("objective.modalities", ())) == 2 < len(config.objective.modalities):
         settings["objective.volume"] = config.objective.volume / math.sqrt(6)
     for key, value in settings.items():
@@ -85,8 +86,10 @@ def apply_variant(config: PretrainConfig, arm: str) -> PretrainConfig:
         try:
             part = dataclasses.replace(getattr(config, section), **{name: value})
         except ValueError as error:
-            raise UserError(f"--arm {arm}: {section}.{error}") from None
+            raise UserError(f"--variant {variant}: {section}.{error}") from None
         config = dataclasses.replace(config, **{section: part})
     if settings and config == given:
-        raise UserError(f"--arm {arm}: the settings have it already: there is nothing to leave out")
+        raise UserError(
+            f"--variant {variant}: the settings have it already: there is nothing to leave out"
+        )
     return config
