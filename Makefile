@@ -55,7 +55,7 @@ check: $(STAMP) types-tree  ## format, lint, types, rules of the house
 	$(BIN)/ruff check .
 	$(BIN)/python infra/ci/check_house.py
 	$(BIN)/python infra/ci/settings_reference.py --check
-	$(BIN)/mypy -p dynaflip
+	$(BIN)/mypy -n 2 -p dynaflip
 
 ui: $(STAMP)  ## MLflow UI on the runs under DYNAFLIP_HOME
 	$(BIN)/python jobs/ui.py
