@@ -1,4 +1,4 @@
-"""The same moments of an expert's episode, seen unperturbed and under perturbation.
+"""The same moments of an expert's episode, rendered unperturbed and under perturbation.
 
 States are recorded once and restored for every condition, so that conditions differ
 in appearance alone and their errors can be compared pair by pair. Layouts and factor
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from dynaflip.errors import UserError
 from dynaflip.eval import perturbations
 from dynaflip.eval.envs import registry as environments
 from dynaflip.eval.envs.base import Env
@@ -63,7 +64,7 @@ class EpisodePlan:
 
 @dataclass(frozen=True)
 class View:
-    """One image with where things are in it."""
+    """One image with its simulator labels."""
 
     task: str
     episode: str
@@ -150,11 +151,11 @@ def render(plan: EpisodePlan, scene: Env) -> Iterator[View]:
         plan: what to render.
         scene: of the plan's task, size and camera; unperturbed afterwards.
     """
-    moments, success = _roll_out(plan, scene)
+    moments, success = _roll_out_expert(plan, scene)
     for condition, factors in plan.conditions.items():
         scene.apply(factors)
         alone = condition in plan.single_factors()
-        for frame in _spread(len(moments), plan.frames_a_factor if alone else plan.frames):
+        for frame in _evenly_spaced(len(moments), plan.frames_a_factor if alone else plan.frames):
             state, hand_m, object_m, joints_rad = moments[frame]
             scene.set_state(state)
             yield View(
@@ -172,25 +173,30 @@ def render(plan: EpisodePlan, scene: Env) -> Iterator[View]:
         scene.restore()
 
 
-def _roll_out(plan: EpisodePlan, scene: Env) -> tuple[list[tuple[Any, Any, Any, Any]], bool]:
+def _roll_out_expert(plan: EpisodePlan, scene: Env) -> tuple[list[tuple[Any, Any, Any, Any]], bool]:
     """(state, hand, object, joints) at the plan's moments, and whether the task was solved."""
     scene.reset(plan.layout_seed)
     success = False
-    seen = [_moment(scene)]
+    moments = [_moment(scene)]
     for _ in range(plan.horizon_steps):
         success = scene.step(scene.expert_action()).success
-        seen.append(_moment(scene))
+        moments.append(_moment(scene))
         if success:
             break
-    return [seen[i] for i in _spread(len(seen), plan.frames)], success
+    return [moments[i] for i in _evenly_spaced(len(moments), plan.frames)], success
 
 
 def _moment(scene: Env) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
     known = scene.privileged()
+    if not {"object_position_m", "joint_angles"} <= {*known}:
+        raise UserError(
+            f"environment: {scene.spec.name} has no labels object_position_m and joint_angles, "
+            f"which probes predict; evaluate with a suite of policies"
+        )
     hand_m = scene.proprioception()[:3]
     return scene.state(), hand_m, known["object_position_m"], known["joint_angles"]
 
 
-def _spread(number: int, chosen: int) -> list[int]:
+def _evenly_spaced(number: int, chosen: int) -> list[int]:
     """``chosen`` evenly spaced indices of ``number``, both ends among them."""
     return np.linspace(0, number - 1, chosen).round().astype(int).tolist()

@@ -1,4 +1,4 @@
-"""Images with where things are in them: what probes are fitted on and tested on."""
+"""Images with simulator labels (positions, joint angles): the data that probes are fitted on."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from av.video.reformatter import VideoReformatter
 
-# What probes read off features, and in what their errors are said.
+# What probes predict from features, and the units of their errors.
 POSITIONS = ("hand", "object")
 TARGETS = (*POSITIONS, "joints")
 UNITS = {"hand": "cm", "object": "cm", "joints": "deg"}
-# Kept, because making a converter costs twenty times what converting a small image does.
+# Made once, because making a converter costs twenty times what converting a small image does.
 _TO_VIDEO, _FROM_VIDEO = VideoReformatter(), VideoReformatter()
 
 
@@ -82,7 +82,7 @@ def raw_pixels(images: np.ndarray, side_px: int = 16) -> np.ndarray:
 
 
 def as_recorded(image: np.ndarray) -> np.ndarray:
-    """An image as a video shows it: through 4:2:0 and back, which darkens it by 1 to 2 of 255.
+    """An image as a video stores it: through 4:2:0 and back, which darkens it by 1 to 2 of 255.
 
     Probes and policies are fitted on recorded images. What is left between the two is the
     video's compression: 1.6 of 255 on average at the quality that demonstrations have.

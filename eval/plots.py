@@ -50,9 +50,9 @@ def probe_figure(report: ProbeReport, encoders: tuple[str, str]) -> Any:
     places = np.arange(len(report.conditions))
     for panel, target in zip(panels, TARGETS, strict=True):
         for index, (encoder, colour) in enumerate(zip(encoders, _COLOURS, strict=True)):
-            found = [report.score(target, c, encoder).error for c in report.conditions]
-            values = np.array([interval.value for interval in found])
-            bounds = np.array([[i.value - i.low, i.high - i.value] for i in found]).T
+            errors = [report.score(target, c, encoder).error for c in report.conditions]
+            values = np.array([interval.value for interval in errors])
+            bounds = np.array([[i.value - i.low, i.high - i.value] for i in errors]).T
             panel.errorbar(
                 places + 0.25 * (index - 0.5),
                 values,

@@ -1,9 +1,9 @@
-"""Does the image transition find its own caption and flow? Retrieval over a fixed gallery.
+"""Retrieval over a fixed gallery: does an image transition find its own caption and flow?
 
 Query: the image transition I_i. Candidates: the pairs (L_j, F_j). The score is
-−E(L_j, I_i, F_j), the run's own energy (method.md, "Objective"), and the answer
-is right when j = i scores best. Candidates of one caption group share L_j and
-differ in F_j, so exactly one answer is right. Candidates are drawn
+−E(L_j, I_i, F_j), the run's own energy, and the answer is right when j = i scores best.
+Candidates of one caption group share L_j and differ in F_j, so exactly one answer is right.
+Candidates are drawn
 
 - ``all``: from the whole gallery,
 - ``task``: from the query's task (what the caption alone cannot decide),
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from dynaflip.eval.intervals.cluster_bootstrap import cluster_mean
+from dynaflip.eval.metrics.embedding_spread import effective_rank, mean_squared_distance
 
 SCOPES = ("all", "task", "clip")
 
@@ -113,7 +114,7 @@ def report_of(
     for name in ("image", "language", "flow"):
         points = getattr(embeddings, name)
         metrics[f"effective_rank/{name}"] = effective_rank(points)
-        metrics[f"spread/{name}"] = spread(points)
+        metrics[f"spread/{name}"] = mean_squared_distance(points)
     return {key: value for key, value in metrics.items() if np.isfinite(value)}
 
 
@@ -292,31 +293,6 @@ def swap_conditions(clip: Tensor, recording: Tensor, task: Tensor) -> Tensor | N
             # The same moment of the other clip, as far as it has one.
             chosen[row] = lent[position * len(lent) // len(own)]
     return chosen
-
-
-def effective_rank(points: Tensor) -> float:
-    """exp of the entropy of the centred singular values' shares (Roy & Vetterli 2007).
-
-    Args:
-        points: (N, E) embeddings.
-
-    Returns:
-        A value from 1 (one direction, or one point) to min(N − 1, E).
-    """
-    centred = points.double() - points.double().mean(0)
-    values = torch.linalg.svdvals(centred)
-    # Below this a cloud is one point up to rounding, whose noise would look full-rank.
-    if values.sum() <= 1e-6 * max(1.0, points.double().norm().item()):
-        return 1.0
-    shares = values / values.sum()
-    shares = shares[shares > 0]
-    return float(torch.exp(-(shares * shares.log()).sum()))
-
-
-def spread(points: Tensor) -> float:
-    """Mean squared distance of unit vectors from their mean: 0 one point, 1 all over."""
-    points = points.double()
-    return float((points - points.mean(0)).square().sum(-1).mean())
 
 
 def _add(

@@ -208,12 +208,12 @@ class EnvironmentSpec:
             UserError: one of the packages is not installed.
         """
         try:
-            found = [f"{package} {version(package)}" for package in self.packages]
+            versions = [f"{package} {version(package)}" for package in self.packages]
         except PackageNotFoundError as error:
             raise UserError(
                 f"environment: {self.name} needs {error.name}; {self.install_hint}"
             ) from None
-        return found + ([f"{self.name} revision {self.revision}"] if self.revision else [])
+        return versions + ([f"{self.name} revision {self.revision}"] if self.revision else [])
 
     def worker_environment(self) -> dict[str, str]:
         """Environment variables of a worker process that runs this environment on one CPU."""

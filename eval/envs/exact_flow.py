@@ -1,4 +1,4 @@
-"""The true 3D flow of a scene: what tests of the tracking pipeline compare with.
+"""Exact 3D flow of a simulated scene: the ground truth for the tracking pipeline.
 
 Bodies are rigid, so a point X seen at frame t moves to X' = R1 R0ᵀ (X − p0) + p1
 with the poses (R, p) of its body at both times. As a source of training data it is
@@ -51,7 +51,7 @@ def exact_flow(
     origins_px: np.ndarray,
     camera_poses: Sequence[np.ndarray] | None = None,
 ) -> ExactFlow:
-    """Follow points of the first state's image through the later states.
+    """Move points of the first state's image with their bodies through the later states.
 
     Args:
         scene: the scene in the layout (and with the distractors) of the states; it is

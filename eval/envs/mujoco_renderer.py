@@ -127,12 +127,12 @@ class SceneRenderer:
         import mujoco
 
         flags = self._scene.flags
-        kept = flags.copy()
+        before = flags.copy()
         flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = True
         flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = True
         rgb = np.empty((self.height_px, self.width_px, 3), np.uint8)
         self._render(rgb, None)
-        np.copyto(flags, kept)
+        np.copyto(flags, before)
         codes = rgb[::-1].astype(np.int32) @ np.array([1, 1 << 8, 1 << 16])
         table = np.full((self._scene.ngeom + 1, 2), -1, np.int32)
         geoms = self._scene.geoms
@@ -140,8 +140,8 @@ class SceneRenderer:
             geom = geoms[index]
             if geom.segid >= 0:
                 table[geom.segid + 1] = geom.objid, geom.objtype
-        found = table[codes]
-        return found[..., 0], found[..., 1]
+        shown = table[codes]
+        return shown[..., 0], shown[..., 1]
 
     def upload_texture(self, texture_id: int) -> None:
         """Show what was written into the model's ``tex_data``."""

@@ -1,9 +1,9 @@
-"""Agreement with the scripted expert: whether a policy would act as it does in what it sees.
+"""Action error against the scripted expert, on images of the expert's own episodes.
 
-The expert's episodes are rolled out once; the same moments are then shown under every condition,
-and the policy's action is held against the expert's. No episode depends on what the policy did
-before, so a minute of it tells encoders apart that hours of rollouts at the floor do not. It is
-no success: a policy that strays from the expert's states is not seen.
+The expert's episodes are rolled out once; the same moments are then rendered under every
+condition, and the policy's action is compared with the expert's. No episode depends on what the
+policy did before, so minutes separate encoders that hours of rollouts near zero success do not. It
+is not success: states that a policy reaches by its own errors are never shown.
 Legend of shapes: N moments shown, H, W image size, A action width, P width of
 proprioception.
 """
@@ -25,7 +25,7 @@ MOMENT_EVERY_S = 0.1
 
 @dataclass(frozen=True)
 class ExpertViews:
-    """What the expert did, and what could be seen then, under each condition."""
+    """The expert's actions, and the images at those moments under each condition."""
 
     images: np.ndarray  # (N, H, W, 3) uint8
     proprioception: np.ndarray  # (N, P) float32
@@ -37,7 +37,7 @@ class ExpertViews:
 def show_expert(
     scene: Env, starts: Mapping[str, Sequence[EpisodeStart]], *, horizon_steps: int
 ) -> ExpertViews:
-    """Roll the expert out from each layout; show its moments under each condition.
+    """Roll the expert out from each layout and render its moments under each condition.
 
     Args:
         scene: of the task, unperturbed; unperturbed again afterwards.
@@ -88,7 +88,7 @@ def agreement(actions: np.ndarray, expert: np.ndarray, unit: np.ndarray) -> np.n
 def _expert_moments(
     scene: Env, layout_seed: int, horizon_steps: int
 ) -> list[tuple[Any, np.ndarray, np.ndarray]]:
-    """(state, proprioception, action) now and then in an episode, until it is solved."""
+    """(state, proprioception, action) every tenth of a second, until the task is solved."""
     scene.reset(layout_seed)
     every_steps = max(1, round(MOMENT_EVERY_S * scene.spec.control_hz))
     moments = []

@@ -60,11 +60,11 @@ class ProbeReport:
         named = [(s, s.encoder) for s in self.scores] + [
             (d, "difference") for d in self.differences
         ]
-        for found, who in named:
-            name, unit = f"probe/{found.target}/{found.condition}/{who}", UNITS[found.target]
-            flat[f"{name}_{unit}"] = found.error.value
-            flat[f"{name}_low_{unit}"] = found.error.low
-            flat[f"{name}_high_{unit}"] = found.error.high
+        for entry, who in named:
+            name, unit = f"probe/{entry.target}/{entry.condition}/{who}", UNITS[entry.target]
+            flat[f"{name}_{unit}"] = entry.error.value
+            flat[f"{name}_low_{unit}"] = entry.error.low
+            flat[f"{name}_high_{unit}"] = entry.error.high
         return {key: value for key, value in flat.items() if np.isfinite(value)}
 
 

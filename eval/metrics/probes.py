@@ -1,4 +1,4 @@
-"""Linear probes: how much of where things are can be read off frozen features?
+"""Linear probes: how well frozen features predict positions and joint angles.
 
 Ridge regression from an encoder's features to a position in the world frame, or to
 the angles of the arm's joints, fitted on unperturbed training episodes and then tested
@@ -24,12 +24,12 @@ from dataclasses import dataclass
 import numpy as np
 
 FOLDS = 5
-# Smallest spread that a feature is divided by, relative to the features' root mean square
-# spread. Units that are all but dead on unperturbed frames wake under perturbation, and
-# plain standardising would read that as metres: measured on ImageNet features of 12 tasks,
+# The smallest std that a feature is divided by, relative to the features' root mean square std.
+# Features that are near-constant on unperturbed frames change under perturbation, and plain
+# standardising would turn that into metres: measured on ImageNet features of 12 tasks,
 # 71 cm of error under all factors against 18 cm with the floor, and 3.5 against 3.1 cm in
 # cross-validation on the unperturbed training episodes themselves.
-SPREAD_FLOOR = 0.1
+RELATIVE_STD_FLOOR = 0.1
 # Relative to the number of frames: from almost none to almost only the mean.
 PENALTIES = np.logspace(-5, 3, 17)
 
@@ -39,7 +39,7 @@ class Probe:
     """A fitted probe; see :func:`fit_probe`."""
 
     centre: dict[str, np.ndarray]  # task → (D,) mean of the training features
-    scale: np.ndarray  # (D,) spread of the training features, not below SPREAD_FLOOR
+    scale: np.ndarray  # (D,) std of the training features, not below RELATIVE_STD_FLOOR
     weights: np.ndarray  # (D, T) of the target per standardised feature
     target_mean: dict[str, np.ndarray]  # task → (T,) mean training target
     penalty: float  # chosen, relative to the number of frames
@@ -53,7 +53,7 @@ class Probe:
         return (centred / self.scale) @ self.weights + self.mean(tasks)
 
     def mean(self, tasks: np.ndarray) -> np.ndarray:
-        """What predicting the training mean of the task says: (N, T)."""
+        """The baseline that predicts the training mean of the task: (N, T)."""
         return np.stack([self.target_mean[task] for task in tasks])
 
 
@@ -143,10 +143,10 @@ def _fit_path(
 ) -> list[Probe]:
     """A probe for each penalty, from one decomposition of the standardised features."""
     centre, target_mean = {}, {}
-    # Over all tasks: a feature that hardly moves within tasks must not be blown up either.
-    spread = features.std(0)
-    scale = np.maximum(spread, SPREAD_FLOOR * np.sqrt(np.square(spread).mean()))
-    scale[scale == 0] = 1.0  # nothing moves at all
+    # Over all tasks: a feature that hardly varies within tasks must not be blown up either.
+    std = features.std(0)
+    scale = np.maximum(std, RELATIVE_STD_FLOOR * np.sqrt(np.square(std).mean()))
+    scale[scale == 0] = 1.0  # constant features
     x, y = features.copy(), targets.copy()
     for task in np.unique(tasks):
         rows = tasks == task

@@ -1,9 +1,9 @@
-"""Where an encoder looks: how much of its saliency falls on the robot and on the object.
+"""Saliency of an encoder, and its shares on the robot and on the object.
 
 Saliency is gradient times input (Shrikumar et al. 2016, arXiv 1605.01713) of half the
 embedding's squared length: which pixels the embedding is made of. It needs no classes, and is
 the same for convolutional networks and transformers. Gradients of single pixels are noisy, so
-it is summed over the cells of a coarse grid. The simulator's segmentation says what each pixel
+it is summed over the cells of a coarse grid. The simulator's segmentation gives what each pixel
 shows. Legend of shapes: B images, H, W size, G cells a side.
 """
 
@@ -21,7 +21,7 @@ GRID = 14  # cells a side
 
 @dataclass(frozen=True)
 class SaliencyShares:
-    """Shares of saliency, and of the image's area: an even gaze has the same of both."""
+    """Shares of saliency and of the image's area, in [0, 1]: equal where it is evenly spread."""
 
     robot: float
     object: float
@@ -47,22 +47,22 @@ def saliency(encoder: Any, images: np.ndarray) -> np.ndarray:
     return (cells / total).cpu().numpy().astype(np.float32)
 
 
-def gaze(found: np.ndarray, robot: np.ndarray, objects: np.ndarray) -> SaliencyShares:
+def gaze(maps: np.ndarray, robot: np.ndarray, objects: np.ndarray) -> SaliencyShares:
     """How saliency is shared out, mean over images.
 
     Args:
-        found: (B, G, G) of :func:`saliency`.
+        maps: (B, G, G) of :func:`saliency`.
         robot, objects: (B, H, W) bool, what each pixel shows.
     """
     shares = [np.stack([_coarse(mask) for mask in masks]) for masks in (robot, objects)]
-    on_robot, on_object = (float((found * share).sum((1, 2)).mean()) for share in shares)
+    on_robot, on_object = (float((maps * share).sum((1, 2)).mean()) for share in shares)
     return SaliencyShares(on_robot, on_object, float(robot.mean()), float(objects.mean()))
 
 
-def overlay(image: np.ndarray, found: np.ndarray) -> np.ndarray:
+def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """An image (H, W, 3) uint8 with saliency (G, G) as heat over it."""
     height, width = image.shape[:2]
-    heat = np.clip(found / max(float(np.quantile(found, 0.99)), 1e-12), 0, 1)
+    heat = np.clip(heat / max(float(np.quantile(heat, 0.99)), 1e-12), 0, 1)
     heat = cv2.resize(heat, (width, height), interpolation=cv2.INTER_CUBIC).clip(0, 1)
     coloured = cv2.applyColorMap((255 * heat).astype(np.uint8), cv2.COLORMAP_INFERNO)[:, :, ::-1]
     grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)

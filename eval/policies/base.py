@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dynaflip.eval.metrics.probes import SPREAD_FLOOR
+from dynaflip.eval.metrics.probes import RELATIVE_STD_FLOOR
 from dynaflip.eval.policies.config import STD_FLOOR
 
 
@@ -124,7 +124,7 @@ class StdFloorNorm(nn.Module):
         """Take the statistics of all inputs (N, I), whose first columns are the features."""
         std = inputs.std(0)
         features = std[:feature_dim]
-        floor = SPREAD_FLOOR * features.square().mean().sqrt()
+        floor = RELATIVE_STD_FLOOR * features.square().mean().sqrt()
         std[:feature_dim] = features.clamp(min=float(floor))
         self.running_mean.copy_(inputs.mean(0))
         self.spread.copy_(std.clamp(min=1e-8))

@@ -1,4 +1,4 @@
-"""A policy that knows nothing: the floor of every table."""
+"""A random policy: the lower bound in every table."""
 
 from __future__ import annotations
 

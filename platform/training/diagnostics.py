@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from dynaflip.encoders.model import DynaFLIP
-from dynaflip.eval.retrieval import effective_rank, spread, top1
+from dynaflip.eval.metrics.embedding_spread import effective_rank, mean_squared_distance
+from dynaflip.eval.retrieval import top1
 from dynaflip.losses.distributed import global_sum, world_size
 from dynaflip.losses.examples import Examples
 from dynaflip.losses.objective import Objective
@@ -91,7 +92,7 @@ def embedding_metrics(examples: Examples) -> Metrics:
         metrics[f"diagnostics/chance/{one}_{two}"] = _mean(chance)
     for name, z in points.items():
         metrics[f"diagnostics/effective_rank/{name}"] = effective_rank(z)
-        metrics[f"diagnostics/spread/{name}"] = spread(z)
+        metrics[f"diagnostics/spread/{name}"] = mean_squared_distance(z)
         metrics[f"diagnostics/uniformity/{name}"] = uniformity(z)
     return {key: value for key, value in metrics.items() if value == value}
 

@@ -7,16 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from dynaflip.eval.metrics.embedding_spread import effective_rank, mean_squared_distance
 from dynaflip.eval.retrieval import (
     Embeddings,
     candidate_mask,
-    effective_rank,
     energy,
     flow_scores,
     image_scores,
     language_scores,
     report_of,
-    spread,
     swap_conditions,
     top1,
 )
@@ -163,4 +162,4 @@ def test_effective_rank_of_known_spectra() -> None:
     line = torch.linspace(-1, 1, 9)[:, None] * basis[:1]
     assert effective_rank(line) == pytest.approx(1.0)
     assert effective_rank(torch.ones(5, 8)) == 1.0
-    assert spread(torch.cat([basis, -basis])) == pytest.approx(1.0)
+    assert mean_squared_distance(torch.cat([basis, -basis])) == pytest.approx(1.0)
