@@ -11,7 +11,8 @@ setuptools puts them inside. Nothing is ever imported as ``platform`` or
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 _here = os.path.dirname(os.path.abspath(__file__))
 if not os.path.isdir(os.path.join(_here, "losses")):
@@ -23,21 +24,47 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 
-def load_encoder(uri: str, **kwargs: Any) -> ImageEncoder:
+def load_encoder(
+    uri: str | int | Path, *, device: str | None = None, backbone: str | None = None
+) -> ImageEncoder:
     """Load a pretrained image encoder: one RGB image in, one feature vector out.
 
+    A folder needs torch, numpy and safetensors alone, and transformers where its backbone is one
+    of transformers. A registered version needs MLflow.
+
     Args:
-        uri: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, a version number of
-            ``dynaflip-encoder``, or an encoder's folder.
-        **kwargs: passed on to :func:`dynaflip.platform.tracking.registry.load_encoder`
-            (``device``).
+        uri: an encoder's folder, ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``,
+            ``models:/NAME/latest``, or a version number of ``dynaflip-encoder``.
+        device: ``cpu``, ``cuda``, …; the CPU by default.
+        backbone: name of the backbone instead of the one that the folder names: a folder may have
+            been downloaded, so ``class:MODULE:NAME`` is taken from here alone.
 
     Raises:
         ValueError: the URI names no encoder; the message says what was looked for.
     """
-    from dynaflip.platform.tracking import registry
+    text = str(uri).strip()
+    folder = Path(text).expanduser().absolute()
+    registered = text.isdigit() or "://" in text or text.startswith("models:/")
+    if not registered and (folder / "config.json").is_file():
+        from dynaflip.encoders.checkpoint import load_for_use
 
-    return registry.load_encoder(uri, **kwargs)
+        return load_for_use(folder, text, device=device, backbone=backbone)
+    try:
+        import mlflow  # noqa: F401
+
+        from dynaflip.platform.tracking import registry
+    except ModuleNotFoundError as error:
+        from dynaflip.errors import UserError
+
+        if not registered:
+            what = "holds no config.json" if folder.is_dir() else "does not exist"
+            raise UserError(f"encoder {text}: folder {folder} {what}") from None
+        raise UserError(
+            f"encoder {text}: a registered version needs {error.name}, which is not installed "
+            f"here; type `dynaflip export {text} FOLDER` where it is, and load that folder, or "
+            f"pip install 'dynaflip[platform]'"
+        ) from None
+    return registry.load_encoder(text, device=device, backbone=backbone)
 
 
 __all__ = ["__version__", "load_encoder"]

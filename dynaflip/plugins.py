@@ -19,7 +19,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.metadata
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,11 +55,13 @@ class ExtensionPoint:
         table: the built-in ones, name → ``module:object``. A name keeps its place: where order
             matters (which format recognises a folder first) it is this table's.
         contract: what an extension must offer, as ``module.Class``, named in errors and lists.
+        otherwise: what a name may be beside these, for lists; the caller resolves it.
     """
 
     kind: str
     table: Mapping[str, str]
     contract: str = ""
+    otherwise: str = ""
     _loaded: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -152,6 +154,26 @@ def load_object(target: str) -> Any:
     for part in attribute.split("."):
         found = getattr(found, part)
     return found
+
+
+def listing(kinds: Collection[str] | None = None) -> Iterator[str]:
+    """Lines that show every extension: its name, where it comes from, and its target.
+
+    Args:
+        kinds: to show; all by default.
+    """
+    for kind, point in sorted(extension_points().items()):
+        if kinds is not None and kind not in kinds:
+            continue
+        plugins = list(point.plugins())
+        names = max((len(plugin.name) for plugin in plugins), default=0)
+        origins = max((len(plugin.origin) for plugin in plugins), default=0)
+        contract = f", a {point.contract}" if point.contract else ""
+        yield f"{kind}: entry points {point.group}{contract}"
+        for plugin in plugins:
+            yield f"  {plugin.name:<{names}}  {plugin.origin:<{origins}}  {plugin.target}"
+        if point.otherwise:
+            yield f"  any other name: {point.otherwise}"
 
 
 def extension_points() -> dict[str, ExtensionPoint]:

@@ -28,7 +28,7 @@ from dynaflip.encoders.image import ImageEncoder, rebuild_image_encoder
 from dynaflip.encoders.model import DynaFLIP
 from dynaflip.encoders.model_card import model_card
 from dynaflip.errors import UserError
-from dynaflip.files import replace_folder
+from dynaflip.files import replace_folder, unfinished_path
 from dynaflip.renames import current_settings
 
 FORMAT_VERSION = 1
@@ -120,6 +120,37 @@ def load_image_encoder(folder: str | Path, *, backbone: str | None = None) -> Im
     encoder = _image_encoder(folder, described, config, backbone)
     _fill(folder, encoder, _read_tensors(folder, ENCODER))
     return encoder.eval()
+
+
+def load_for_use(
+    folder: str | Path, uri: str, *, device: str | None = None, backbone: str | None = None
+) -> ImageEncoder:
+    """The image encoder of a folder on a device, in evaluation mode; ``info`` holds its URI.
+
+    Args:
+        folder: of :func:`save_folder`.
+        uri: by which the user named it.
+        device: ``cpu``, ``cuda``, …; the CPU by default.
+        backbone: as of :func:`load_image_encoder`.
+
+    Raises:
+        UserError: as of :func:`load_image_encoder`.
+    """
+    encoder = load_image_encoder(folder, backbone=backbone)
+    encoder.info.setdefault("uri", uri)
+    return encoder if device is None else encoder.to(device)
+
+
+def copy_encoder(folder: str | Path, target: str | Path) -> Path:
+    """Copy what use needs of a model's folder: all but the weights of the other towers."""
+    target = Path(target).absolute()
+    fresh = unfinished_path(target)
+    try:
+        shutil.copytree(folder, fresh, ignore=shutil.ignore_patterns(TOWERS))
+        replace_folder(fresh, target)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return target
 
 
 def _image_encoder(

@@ -14,8 +14,6 @@ import importlib
 import sys
 import typing
 
-from dynaflip.platform.cli import run_job
-
 JOBS = {
     "collect": "scripted demonstrations, written as a LeRobot v3.0 data set",
     "preprocess": "videos to image-language-3D-flow triplets",
@@ -25,6 +23,8 @@ JOBS = {
     "sweep": "search the weights, confirm the best, register its encoder",
     "evaluate": "score a registered encoder: probes, or policies in the simulator",
     "promote": "make a version the champion, with evidence",
+    "export": "write an encoder as a plain folder, or for transformers, ONNX or torch.export",
+    "plugins": "every extension there is, and where it comes from",
     "home": "where all state lives; adopt a home that was copied or moved",
     "ui": "the MLflow UI on your runs",
     "demo": "all of it, small, from nothing",
@@ -37,6 +37,13 @@ def main() -> typing.NoReturn:
         for name, summary in JOBS.items():
             print(f"dynaflip {name:<14} {summary}")
         sys.exit(0 if sys.argv[1:] in ([], ["-h"], ["--help"]) else 2)
+    try:
+        from dynaflip.platform.cli import run_job
+    except ModuleNotFoundError as error:
+        sys.exit(
+            f"error: jobs need {error.name}, which is not installed here; "
+            "pip install 'dynaflip[platform]'"
+        )
     job = importlib.import_module(f"dynaflip.jobs.{sys.argv[1]}")
     sys.argv = [f"dynaflip {sys.argv[1]}", *sys.argv[2:]]
     run_job(job.main, check_home=sys.argv[0] != "dynaflip home")

@@ -22,6 +22,7 @@ BACKBONES = ExtensionPoint(
         "efficientnet-lite0": f"{_HERE}.efficientnet_lite:EfficientNetLite0Backbone",
     },
     contract=f"{_HERE}.base.Backbone",
+    otherwise="the folder or hub id of a transformers vision model",
 )
 _SETTING = "model.image.name"
 

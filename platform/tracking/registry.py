@@ -104,23 +104,24 @@ def check_alias(alias: str | None) -> None:
         )
 
 
-def load_encoder(uri: str | int, *, device: str | None = None) -> ImageEncoder:
+def load_encoder(
+    uri: str | int, *, device: str | None = None, backbone: str | None = None
+) -> ImageEncoder:
     """Load an image encoder for use: eval mode, on a device.
 
     Args:
         uri: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, ``models:/NAME/latest``, a
             version number of ``dynaflip-encoder``, or an encoder's folder.
         device: ``cpu``, ``cuda``, …; the CPU by default.
+        backbone: name of the backbone instead of the one that the version's folder names.
 
     Raises:
         UserError: the URI names no encoder; the message lists what there is.
     """
     folder = resolve(uri)
-    from dynaflip.encoders.checkpoint import load_image_encoder
+    from dynaflip.encoders.checkpoint import load_for_use
 
-    encoder = load_image_encoder(folder).eval()
-    encoder.info.setdefault("uri", str(uri))
-    return encoder if device is None else encoder.to(device)
+    return load_for_use(folder, str(uri), device=device, backbone=backbone)
 
 
 def resolve(uri: str | int) -> Path:
