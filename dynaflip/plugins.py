@@ -34,6 +34,7 @@ EXTENSION_POINTS: dict[str, str] = {
     "factor": "dynaflip.eval.perturbations:FACTOR_TABLE",
     "policy_head": "dynaflip.eval.policies.registry:HEADS",
     "environment": "dynaflip.eval.envs.registry:ENVIRONMENTS",
+    "suite": "dynaflip.platform.evaluation.suites.registry:SUITES",
 }
 
 

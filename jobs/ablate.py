@@ -1,10 +1,10 @@
-"""Pretrain every arm of the ablation with several seeds, and rank the arms by policies.
+"""Pretrain every variant of the ablation with several seeds, and rank them by policies.
 
     python jobs/ablate.py --config jobs/configs/ablate.yaml
-    python jobs/ablate.py --arms '[full, no_negatives]' --seeds '[0, 1]'
+    python jobs/ablate.py --variants '[full, no_negatives]' --seeds '[0, 1]'
 
-May be stopped and started again: finished encoders and evaluation cells are reused. The table
-stands in the paper's order, with the rank correlation to it.
+An interrupted ablation resumes: finished encoders and evaluation jobs are reused. The table is in
+the paper's order, with the rank correlation to it.
 """
 
 from __future__ import annotations

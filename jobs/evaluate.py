@@ -1,17 +1,15 @@
-"""Does an encoder help, and how sure is that?
+"""Evaluate an encoder: does it help, and how sure is that?
 
     python jobs/evaluate.py --encoder models:/dynaflip-encoder@candidate
-    python jobs/evaluate.py --encoder URI --suite metaworld --tasks r3m5 --seeds 3
-    python jobs/evaluate.py --encoder URI --suite imitation --episodes 5 --seeds 1
+    python jobs/evaluate.py --suite rollouts --encoder URI --seeds 3
+    python jobs/evaluate.py --suite imitation --encoder URI --episodes 5 --seeds 1
     python jobs/evaluate.py compare RUN_A RUN_B
 
-Alone: retrieval over held-out transitions, and linear probes from frozen features to
-positions, unperturbed and under the dev perturbations, beside the encoder's own
-initialisation. With --suite metaworld: policies on the frozen encoder and on its baselines,
-rolled out in the simulator (see `--suite metaworld --help`). With --suite imitation: the same
-policies held against the expert in what it sees, without a rollout: minutes, for tuning on
-dev. `compare` pairs two runs of rollouts.
-The score goes to the terminal, to an HTML report and to MLflow.
+A suite is one way to evaluate: `probes` (the default) scores the encoder beside its own
+initialisation in about a minute, `rollouts` measures success of policies in the simulator, and
+`imitation` the same policies' action error without rollouts. `--suite NAME --help` shows a
+suite's settings; `--suite class:MODULE:NAME` runs your own. `compare` pairs two runs of rollouts
+episode by episode. Results go to the terminal, to an HTML report and to MLflow.
 """
 
 from __future__ import annotations
@@ -21,96 +19,81 @@ if __name__ == "__main__":
 
     _checkout.use_this_checkout()
 
-from dynaflip.errors import UserError
-from dynaflip.platform.cli import config_parser, parse_config, run_job
-from dynaflip.platform.evaluation.probe_config import EvaluationConfig
-from dynaflip.platform.evaluation.rollout_config import RolloutConfig
+import argparse
+import inspect
+from typing import Any
 
-SUITES = ("metaworld", "imitation")
+from dynaflip.eval.envs.registry import DEFAULT_ENVIRONMENT
+from dynaflip.platform.cli import config_parser, job_parser, parse_config, run_job
+from dynaflip.platform.evaluation.outcome import Outcome
+from dynaflip.platform.evaluation.suites.base import Suite
+from dynaflip.platform.evaluation.suites.registry import DEFAULT, SUITES, open_suite
+from dynaflip.renames import current_word
+
+# Rollouts were named after their simulator.
+RENAMED_SUITES = {DEFAULT_ENVIRONMENT: "rollouts"}
 
 
 def main(argv: list[str]) -> int:
-    """Evaluate and print the table."""
+    """Evaluate with a suite, or compare two runs, and print the table."""
     if argv[:1] == ["compare"]:
         return _compare(argv[1:])
-    for index, word in enumerate(argv):
-        flag, equals, value = word.partition("=")
-        if flag == "--suite":
-            rest = argv[index + 1 :]
-            if not equals:
-                value, rest = (rest[0] if rest else ""), rest[1:]
-            if value not in SUITES:
-                raise UserError(
-                    f"--suite: there is no {value or '(nothing)'}; known: " + ", ".join(SUITES)
-                )
-            return _policies([*argv[:index], *rest], value)
-    return _score(argv)
-
-
-def _score(argv: list[str]) -> int:
-    parser = config_parser(__doc__ or "", EvaluationConfig)
-    default = EvaluationConfig().encoder
+    suite = open_suite(_suite_name(argv))
+    parser = config_parser(_description(suite), suite.settings)
+    _add_suite(parser)
     parser.add_argument(
-        "--encoder", metavar="URI", help=f"registered version or folder (default {default})"
+        "--reuse",
+        action="store_true",
+        help="show a finished evaluation of these weights with these settings, if there is one",
     )
-    parser.add_argument(
-        "--data", metavar="PATH", help="data set with labels (default: data/demo in the home)"
-    )
-    parser.add_argument(
-        "--triplets", metavar="PATH", help="triplet folder (default: triplets/demo in the home)"
-    )
-    parser.add_argument(
-        "--reuse", action="store_true", help="show the score that there is, if nothing changed"
-    )
-    flags = {name: name for name in ("encoder", "data", "triplets")}
-    args, config = parse_config(parser, EvaluationConfig, argv, flags)
-
-    from dynaflip.platform.evaluation.score_cache import find_scored
-    from dynaflip.platform.evaluation.suites.probes import evaluate
-
-    scored = find_scored(config) if args.reuse else None
-    if scored is not None:
-        print("these weights have been scored on these triplets already:")
-    _show(scored or evaluate(config))
+    settings: Any = suite.settings
+    args, config = parse_config(parser, settings, argv, aliases={})
+    finished = suite.find_finished(config) if args.reuse else None
+    if finished is not None:
+        print("these weights have been evaluated with these settings already:")
+    _show(finished or suite.run(config))
     return 0
 
 
-def _policies(argv: list[str], suite: str) -> int:
-    parser = config_parser(__doc__ or "", RolloutConfig)
-    parser.add_argument(
-        "--encoder", metavar="URI[,URI]", help="version or folder; pretraining seeds"
-    )
-    parser.add_argument(
-        "--baselines", metavar="A,B", help="initialization, imagenet, random; or none"
-    )
-    parser.add_argument("--tasks", metavar="A,B", help="r3m5, mt10, mw15, or tasks")
-    parser.add_argument("--seeds", metavar="N", help="policies an arm")
-    parser.add_argument("--split", metavar="NAME", help="dev, or test for a headline (counted)")
-    flags = ("encoder", "baselines", "tasks", "seeds", "split")
-    _, config = parse_config(parser, RolloutConfig, argv, {name: name for name in flags})
+def _suite_name(argv: list[str]) -> str:
+    """The suite that a command line asks for; all other flags depend on it."""
+    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    _add_suite(chooser)
+    name = chooser.parse_known_args(argv)[0].suite
+    return current_word("--suite", name, RENAMED_SUITES)
 
-    from dynaflip.platform.evaluation.suites.imitation import evaluate_imitation
-    from dynaflip.platform.evaluation.suites.rollouts import evaluate_policies
 
-    _show(evaluate_policies(config) if suite == "metaworld" else evaluate_imitation(config))
-    return 0
+def _add_suite(parser: argparse.ArgumentParser) -> None:
+    names = ", ".join(SUITES.names())
+    parser.add_argument(
+        "--suite", metavar="NAME", nargs="?", const="", default=DEFAULT,
+        help=f"{names}, or class:MODULE:NAME (default {DEFAULT})",
+    )  # fmt: skip
+
+
+def _description(suite: Suite) -> str:
+    """The job's help, followed by the suite's own."""
+    return f"{__doc__}\nThis suite:\n\n{inspect.getdoc(type(suite)) or ''}"
 
 
 def _compare(argv: list[str]) -> int:
-    if len(argv) != 2 or any(word.startswith("-") for word in argv):
-        raise UserError("compare: give the names or ids of two runs: compare RUN_A RUN_B")
+    parser = job_parser("Pair two runs of rollouts episode by episode.", "evaluate.py compare")
+    parser.add_argument("first", metavar="RUN_A", help="name or id of an MLflow run")
+    parser.add_argument("second", metavar="RUN_B", help="the run that it is compared with")
+    args = parser.parse_args(argv)
 
     from dynaflip.platform.evaluation.compare import compare
 
-    print(f"\n{compare(*argv)}")
+    print(f"\n{compare(args.first, args.second)}")
     return 0
 
 
-def _show(outcome) -> None:
+def _show(outcome: Outcome) -> None:
     print(f"\n{outcome.table}\n")
     for note in outcome.notes:
         print(note)
-    print(f"report: {outcome.report}")
+    if outcome.report is not None:
+        print(f"report: {outcome.report}")
     print(f"MLflow run: {outcome.run_name} ({outcome.run_id})")
 
 

@@ -138,13 +138,13 @@ def _train_on_ray(args: argparse.Namespace, config: PretrainConfig) -> int:
 
 def _evaluate(uri: str) -> None:
     from dynaflip.platform.config_loader import load_config
-    from dynaflip.platform.evaluation.rollout_config import RolloutConfig
-    from dynaflip.platform.evaluation.suites.rollouts import evaluate_policies
+    from dynaflip.platform.evaluation.config import RolloutConfig
+    from dynaflip.platform.evaluation.suites.rollouts import Rollouts
 
     headline = Path(__file__).parent / "configs" / "headline.yaml"
     config = load_config(RolloutConfig, str(headline), {"encoder": uri, "split": "dev"})
-    scored = evaluate_policies(config)
-    print(f"\n{scored.table}\nreport: {scored.report}")
+    outcome = Rollouts().run(config)
+    print(f"\n{outcome.table}\nreport: {outcome.report}")
 
 
 def _with_variant(args: argparse.Namespace, config: PretrainConfig) -> PretrainConfig:

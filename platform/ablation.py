@@ -1,7 +1,7 @@
-"""Every arm × seed pretrained, evaluated by policies, and set beside the paper's order.
+"""Ablation: every variant × seed is pretrained, evaluated by policies, and ranked.
 
 One call may be stopped and repeated: encoders with the same settings and triplets are
-reused, and so are the evaluation's finished cells.
+reused, and so are finished evaluation jobs.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from dynaflip.errors import UserError
-from dynaflip.platform.evaluation.rollout_config import RolloutConfig
+from dynaflip.eval.envs.registry import DEFAULT_ENVIRONMENT, environment
+from dynaflip.platform.evaluation.config import RolloutConfig
 from dynaflip.platform.training.ablations import (
     FULL,
     NO_NEGATIVES,
@@ -26,15 +27,13 @@ from dynaflip.platform.training.config import PretrainConfig
 if TYPE_CHECKING:
     from dynaflip.eval.intervals.ranking import Ranking
 
-# The evaluation's own name for the encoder under test.
-_FIRST = "trained"
 _RANK_CURVES = tuple(f"heldout/effective_rank/{m}" for m in ("image", "language", "flow"))
 
 
 def _rollouts() -> RolloutConfig:
     return RolloutConfig(
         baselines=("initialization",),
-        tasks=("drawer-open-v3", "button-press-topdown-v3", "hammer-v3"),
+        tasks=environment(DEFAULT_ENVIRONMENT).tasks_for("ablate"),
         factors=("light_gain", "table_colour", "camera"),
         episodes=10,
         all_at_once=False,
@@ -43,27 +42,29 @@ def _rollouts() -> RolloutConfig:
 
 @dataclass(frozen=True)
 class AblationConfig:
-    """Everything that ``jobs/ablate.py`` can be told."""
+    """Settings of ``jobs/ablate.py``."""
 
-    arms: tuple[str, ...] = ()
-    """Arms by name; empty takes all."""
+    RENAMED: ClassVar[dict[str, str]] = {"arms": "variants"}
+
+    variants: tuple[str, ...] = ()
+    """Variants by name; empty takes all."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Pretraining seeds: one encoder each an arm."""
+    """Pretraining seeds: one encoder of each variant per seed."""
 
     experiment: str = "dynaflip-ablate"
     """MLflow experiment of the table."""
 
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
-    """What every arm is laid over."""
+    """The settings that every variant changes."""
 
     rollouts: RolloutConfig = field(default_factory=_rollouts)
-    """How encoders are scored; its `encoder`, `arms` and `seeds` are this job's own."""
+    """How encoders are scored; its `encoder`, `encoders` and `seeds` are set by this job."""
 
     def __post_init__(self) -> None:
-        if unknown := sorted(set(self.arms) - set(VARIANTS)):
+        if unknown := sorted(set(self.variants) - set(VARIANTS)):
             raise ValueError(
-                f"arms: there is no {', '.join(unknown)}; known: {', '.join(VARIANTS)}"
+                f"variants: there is no {', '.join(unknown)}; known: {', '.join(VARIANTS)}"
             )
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError("seeds: give distinct numbers from 0 up")
@@ -73,13 +74,13 @@ class AblationConfig:
             raise ValueError("rollouts.proprioception: give one value, an ablation has one table")
 
     def chosen(self) -> list[str]:
-        """Arms in the table's order, the full one first: the others are compared with it."""
-        return [arm for arm in VARIANTS if not self.arms or arm in self.arms or arm == FULL]
+        """Variants in the table's order, the full one first: the others are compared with it."""
+        return [name for name in VARIANTS if not self.variants or name in (*self.variants, FULL)]
 
 
 @dataclass(frozen=True)
 class Ablated:
-    """What an ablation left behind."""
+    """A finished ablation: what is printed and logged."""
 
     table: str
     metrics: dict[str, float]
@@ -87,7 +88,7 @@ class Ablated:
     run_id: str  # MLflow's
 
 
-# Encoders of every arm (URIs, one a seed) to a ranking of the arms.
+# Encoders of every variant (URIs, one per seed) → a ranking of the variants.
 Score = Callable[[AblationConfig, dict[str, list[str]]], "Ranking"]
 
 
@@ -96,96 +97,100 @@ def ablate(config: AblationConfig, score: Score | None = None) -> Ablated:
 
     Args:
         config: the settings.
-        score: ranks the arms; by default policies in the simulator.
+        score: ranks the variants; by default by policies in the simulator.
 
     Raises:
-        UserError: no triplets, an arm that the settings leave no sense, or an evaluation that
-            cannot run.
+        UserError: no triplets, a variant that makes no sense with these settings, or an
+            evaluation that cannot run.
     """
-    _check_arms(config)
-    encoders = {arm: pretrained(config, arm) for arm in config.chosen()}
+    _check_variants(config)
+    encoders = {name: pretrained(config, name) for name in config.chosen()}
     ranking = (score or by_policies)(config, encoders)
-    ranks = {arm: _effective_ranks(uris) for arm, uris in encoders.items()}
+    ranks = {name: _effective_ranks(uris) for name, uris in encoders.items()}
     table = table_of(ranking, ranks)
     metrics = metrics_of(ranking)
     run_name, run_id = _log(config, encoders, table, metrics)
     return Ablated(table, metrics, run_name, run_id)
 
 
-def _check_arms(config: AblationConfig) -> None:
-    """Refuse, before hours of training, arms that cannot be or that are one another's copies."""
-    found: list[tuple[PretrainConfig, str]] = []
-    for arm in config.chosen():
-        settings = apply_variant(config.pretrain, arm)
-        twin = next((name for other, name in found if other == settings), None)
+def _check_variants(config: AblationConfig) -> None:
+    """Refuse, before hours of training, variants that cannot be or that equal one another."""
+    checked: list[tuple[PretrainConfig, str]] = []
+    for variant in config.chosen():
+        settings = apply_variant(config.pretrain, variant)
+        twin = next((name for other, name in checked if other == settings), None)
         if twin is not None:
-            raise UserError(f"arms: {twin} and {arm} are the same under these settings; leave one")
-        found.append((settings, arm))
+            raise UserError(
+                f"variants: {twin} and {variant} are the same under these settings; leave one"
+            )
+        checked.append((settings, variant))
 
 
-def pretrained(config: AblationConfig, arm: str) -> list[str]:
-    """URIs of an arm's encoders, one a seed; what there is already is taken."""
+def pretrained(config: AblationConfig, variant: str) -> list[str]:
+    """URIs of a variant's encoders, one per seed; those registered already are reused."""
     from dynaflip.platform.training.run import find_finished, pretrain
 
     uris = []
     for seed in config.seeds:
         train = dataclasses.replace(config.pretrain.train, seed=seed)
-        settings = apply_variant(dataclasses.replace(config.pretrain, train=train), arm)
+        settings = apply_variant(dataclasses.replace(config.pretrain, train=train), variant)
         uri = find_finished(settings)
         if uri is None:
-            print(f"arm {arm}, seed {seed}: pretraining")
+            print(f"variant {variant}, seed {seed}: pretraining")
             uri = pretrain(settings).uri()
         else:
-            print(f"arm {arm}, seed {seed}: {uri}, made before")
+            print(f"variant {variant}, seed {seed}: {uri}, reused")
         uris.append(uri)
     return uris
 
 
 def by_policies(config: AblationConfig, encoders: dict[str, list[str]]) -> Ranking:
-    """Rank arms by success out of distribution: the mean over single factors."""
+    """Rank variants by success out of distribution: the mean over single factors."""
     from dynaflip.eval.intervals.ranking import rank_variants
+    from dynaflip.platform.evaluation.encoders_under_test import TRAINED
     from dynaflip.platform.evaluation.results import OUT_OF_DISTRIBUTION, groups, successes
-    from dynaflip.platform.evaluation.suites.rollouts import evaluate_policies
+    from dynaflip.platform.evaluation.suites.rollouts import Rollouts
 
-    others = tuple(f"{arm}={','.join(uris)}" for arm, uris in encoders.items() if arm != FULL)
-    outcome = evaluate_policies(
+    others = tuple(f"{name}={','.join(uris)}" for name, uris in encoders.items() if name != FULL)
+    outcome = Rollouts().run(
         dataclasses.replace(
             config.rollouts,
             encoder=",".join(encoders[FULL]),
-            arms=others,
+            encoders=others,
             seeds=len(config.seeds),
         )
     )
+    episodes = outcome.rows()
     print(f"\n{outcome.table}\n")
     values = {}
-    for name in outcome.episodes["arm"].unique(maintain_order=True):
-        found = successes(outcome.episodes, name, proprioception=config.rollouts.proprioception[0])
-        kinds = groups(found.conditions)
-        if OUT_OF_DISTRIBUTION not in kinds:
+    for name in episodes["arm"].unique(maintain_order=True):
+        solved = successes(episodes, name, proprioception=config.rollouts.proprioception[0])
+        conditions = groups(solved.conditions)
+        if OUT_OF_DISTRIBUTION not in conditions:
             raise UserError("rollouts.factors: an ablation needs a perturbed condition")
-        arm = FULL if name == _FIRST else name
-        values[arm] = found.of_conditions(kinds[OUT_OF_DISTRIBUTION])
+        variant = FULL if name == TRAINED else name
+        values[variant] = solved.of_conditions(conditions[OUT_OF_DISTRIBUTION])
     return rank_variants(values)
 
 
 def table_of(ranking: Ranking, effective_ranks: dict[str, str]) -> str:
-    """The arms in the paper's order, then those that it does not have."""
+    """The variants in the paper's order, then those that it does not have."""
     places = {place.arm: place for place in ranking.places}
-    order = [arm for arm in PAPER_SUCCESS_PERCENT if arm in places]
+    order = [name for name in PAPER_SUCCESS_PERCENT if name in places]
     order += [place.arm for place in ranking.places if place.arm not in PAPER_SUCCESS_PERCENT]
-    width = max(len(arm) for arm in order)
+    width = max(len(name) for name in order)
     lines = [
-        f"{'arm':<{width}}  success % out of distribution  rank  paper %  "
+        f"{'variant':<{width}}  success % out of distribution  rank  paper %  "
         "effective rank image/language/flow"
     ]
-    for arm in order:
-        place = places[arm]
+    for name in order:
+        place = places[name]
         shown = f"{100 * place.value:5.1f} [{100 * place.low:.1f}, {100 * place.high:.1f}]"
-        paper = PAPER_SUCCESS_PERCENT.get(arm)
-        said = "" if paper is None else f"{paper:.1f}"
+        paper = PAPER_SUCCESS_PERCENT.get(name)
+        published = "" if paper is None else f"{paper:.1f}"
         lines.append(
-            f"{arm:<{width}}  {shown:<29}  {place.rank:>4}  {said:>7}  "
-            f"{effective_ranks.get(arm, '')}"
+            f"{name:<{width}}  {shown:<29}  {place.rank:>4}  {published:>7}  "
+            f"{effective_ranks.get(name, '')}"
         )
     metrics = metrics_of(ranking)
     lines.append(f"Spearman with the paper's order: {metrics['spearman']:.2f} (equal ranks: ties)")
@@ -195,7 +200,7 @@ def table_of(ranking: Ranking, effective_ranks: dict[str, str]) -> str:
 
 
 def metrics_of(ranking: Ranking) -> dict[str, float]:
-    """Flat metrics: ``success/<arm>`` with bounds and rank, and the two verdicts."""
+    """Flat metrics: ``success/<variant>`` with bounds and rank, and the two verdicts."""
     metrics: dict[str, float] = {}
     for place in ranking.places:
         metrics |= {
@@ -212,7 +217,7 @@ def metrics_of(ranking: Ranking) -> dict[str, float]:
 
 
 def _effective_ranks(uris: list[str]) -> str:
-    """Mean over an arm's encoders of what their runs measured last."""
+    """Effective ranks that the runs of a variant's encoders measured last, mean over encoders."""
     from dynaflip.platform.evaluation.encoders_under_test import Encoder, info_of
     from dynaflip.platform.tracking import registry
 

@@ -1,44 +1,133 @@
-"""Candidate to champion: only with evidence on the test split, which stays with the version."""
+"""All rules of aliases: what each names, who moves it, and when.
+
+- ``latest`` is MLflow's own: it always names the highest version, and nobody moves it.
+- ``candidate`` names the version that is tried next. ``jobs/pretrain.py --alias candidate`` moves
+  it to the version that it made, and a sweep moves it by :func:`decide_candidate`.
+- ``champion`` names the version that others build on. :func:`promote` alone moves it: with
+  evidence on the test split, or by force with a reason. Either is recorded with the version.
+- Every other alias is the user's own and moves on request (``jobs/pretrain.py --alias NAME``).
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-
-import polars as pl
+from typing import TYPE_CHECKING
 
 from dynaflip.errors import UserError
-from dynaflip.eval.intervals.hierarchical_bootstrap import Rate
-from dynaflip.platform import tracking
-from dynaflip.platform.evaluation.compare import (
-    FinishedEvaluation,
-    PairedGroup,
-    paired_groups,
-    read_evaluation,
-    shared_proprioception,
-)
-from dynaflip.platform.evaluation.coverage import MIN_POLICIES, lacking
-from dynaflip.platform.evaluation.encoders_under_test import TRAINED, weights_digest
-from dynaflip.platform.evaluation.report.rollout_tables import GIVEN
-from dynaflip.platform.evaluation.results import IN_DISTRIBUTION, OUT_OF_DISTRIBUTION
-from dynaflip.platform.provenance import git_commit
+from dynaflip.files import file_lock
+from dynaflip.platform.paths import home
 from dynaflip.platform.tracking import registry
 
-CHAMPION = "champion"
-BASELINE = "initialization"  # a first champion is measured against it
+if TYPE_CHECKING:
+    from dynaflip.eval.intervals.hierarchical_bootstrap import Rate
+    from dynaflip.platform.evaluation.compare import PairedGroup
+    from dynaflip.platform.evaluation.rollout_run import FinishedEvaluation
+
+LATEST, CANDIDATE, CHAMPION = "latest", "candidate", "champion"
+BASELINE = "initialization"  # a first champion is compared with it
 # In distribution the version must not be worse, and its mean not by more than this. (A bound on
 # the interval's end instead would refuse, at a hundred initial states, 19 of 20 equal versions.)
 MARGIN = 0.05
-RUN_TAG = "policies_test_run_id"  # written by the evaluation on the version it scored
+RUN_TAG = "policies_test_run_id"  # written by the evaluation on the version that it scored
+EVIDENCE_TAG = "champion_evidence"
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether the alias moved, and why."""
+    """Whether an alias moves, and why."""
 
     promoted: bool
     explanation: str
+
+
+def check_alias(alias: str | None) -> None:
+    """Refuse an alias before a long run that could not move it at its end.
+
+    Raises:
+        UserError: it is no name, looks like a version, or takes evidence to move.
+    """
+    if alias is None or alias == LATEST:
+        return
+    plain = alias.replace("-", "").replace("_", "")
+    if not plain.isalnum() or alias.lower() == LATEST or alias.lower().lstrip("v").isdigit():
+        raise UserError(
+            f"--alias {alias!r}: use letters, digits, - and _, and not what reads like a version"
+        )
+    if alias == CHAMPION:
+        raise UserError(
+            f"--alias {alias}: a champion takes evidence; evaluate the version on test, then run "
+            "python jobs/promote.py --version N"
+        )
+
+
+def move_alias(name: str, alias: str | None, version: int) -> None:
+    """Move an alias to a version on a user's request; None and ``latest`` move nothing.
+
+    Raises:
+        UserError: as :func:`check_alias`.
+    """
+    check_alias(alias)
+    if alias is not None and alias != LATEST:
+        registry.set_alias(name, alias, version)
+
+
+def comparing() -> contextlib.AbstractContextManager[None]:
+    """The lock under which versions are compared: jobs that end at once compare in turn."""
+    return file_lock(home() / "promote.lock")
+
+
+def decide_candidate(
+    name: str,
+    version: int,
+    *,
+    policy: str,
+    confirmed: bool,
+    missing_seeds: int,
+    gap_to: Callable[[int], tuple[float, float]],
+) -> Decision:
+    """Whether ``candidate`` moves to the version that a sweep registered; moves it if so.
+
+    Args:
+        name: of the registered model.
+        version: the sweep's best.
+        policy: ``always``, ``never``, or ``auto``: where it is better beyond noise.
+        confirmed: whether other seeds of its setting were trained.
+        missing_seeds: of these, those without a result.
+        gap_to: version of the present candidate → this one's error less that one's, and the 95 %
+            half width, in cm.
+    """
+    decision = _candidate(name, version, policy, confirmed, missing_seeds, gap_to)
+    if decision.promoted:
+        registry.set_alias(name, CANDIDATE, version)
+    return decision
+
+
+def _candidate(
+    name: str,
+    version: int,
+    policy: str,
+    confirmed: bool,
+    missing_seeds: int,
+    gap_to: Callable[[int], tuple[float, float]],
+) -> Decision:
+    if policy != "auto":
+        return Decision(policy == "always", f"--promote {policy}")
+    if not confirmed:
+        return Decision(False, "nothing was confirmed (--confirm 2, or --promote always)")
+    if missing_seeds:
+        return Decision(False, f"{missing_seeds} seeds of the best setting came to nothing")
+    present = registry.version_of_alias(name, CANDIDATE)
+    if present is None:
+        return Decision(True, "there was none")
+    if int(present) == version:
+        return Decision(True, "it is this version already")
+    gap, half = gap_to(int(present))
+    compared = f"{gap:+.2f} ± {half:.2f} cm to version {present}, over episodes and seeds"
+    return Decision(gap + half < 0, compared)
 
 
 def promote(name: str, version: str, *, force: str | None = None) -> Decision:
@@ -52,6 +141,11 @@ def promote(name: str, version: str, *, force: str | None = None) -> Decision:
     Raises:
         UserError: no such version, or it has not been evaluated on ``test``.
     """
+    with comparing():
+        return _promote(name, version, force)
+
+
+def _promote(name: str, version: str, force: str | None) -> Decision:
     registry.check_version(name, version)
     present = registry.version_of_alias(name, CHAMPION)
     if present == version:
@@ -59,39 +153,68 @@ def promote(name: str, version: str, *, force: str | None = None) -> Decision:
     if force is not None:
         if not force.strip():
             raise UserError("--force: give the reason, it is recorded with the version")
-        _crown(name, version, {"forced": force, "instead_of": present})
+        _make_champion(name, version, {"forced": force, "instead_of": present})
         return Decision(True, f"{name} version {version} is champion by force: {force}")
+    from dynaflip.platform.evaluation.compare import paired_groups, shared_proprioception
+    from dynaflip.platform.evaluation.encoders_under_test import TRAINED
+    from dynaflip.platform.evaluation.report.rollout_tables import GIVEN
+    from dynaflip.platform.evaluation.results import IN_DISTRIBUTION, OUT_OF_DISTRIBUTION
+
     mine = _evaluation(name, version)
-    theirs, arm = (mine, BASELINE) if present is None else (_evaluation(name, present), TRAINED)
-    rival = f"the champion, version {present}" if present else "its own initialisation"
+    theirs, rival = (mine, BASELINE) if present is None else (_evaluation(name, present), TRAINED)
     given = shared_proprioception(mine, theirs)[0]
-    groups = paired_groups(mine, theirs, proprioception=given, second_arm=arm)
-    found = {group.name: group for group in groups}
+    groups = paired_groups(mine, theirs, proprioception=given, second_encoder=rival)
+    by_name = {group.name: group for group in groups}
     for needed in (IN_DISTRIBUTION, OUT_OF_DISTRIBUTION):
-        if needed not in found:
+        if needed not in by_name:
             raise UserError(f"--version {version}: its evaluation has no episodes {needed}")
-    inside, outside = found[IN_DISTRIBUTION].difference, found[OUT_OF_DISTRIBUTION].difference
-    _check_breadth(version, mine, found[OUT_OF_DISTRIBUTION])
-    holds = outside.low > 0 and inside.verdict() != "worse" and inside.value > -MARGIN
-    said = (
-        f"against {rival}, on test, {GIVEN[given]}: out of distribution {_points(outside)} "
+    inside, outside = by_name[IN_DISTRIBUTION].difference, by_name[OUT_OF_DISTRIBUTION].difference
+    _check_coverage(version, mine, theirs, by_name[OUT_OF_DISTRIBUTION])
+    against = f"the champion, version {present}" if present else "its own initialisation"
+    compared = (
+        f"against {against}, on test, {GIVEN[given]}: out of distribution {_points(outside)} "
         f"(must be above 0), in distribution {_points(inside)} "
         f"(must not be below 0, nor its mean below {-100 * MARGIN:.0f})"
     )
-    if not holds:
-        return Decision(False, f"{name} version {version} is not promoted: {said}")
-    _crown(name, version, _evidence(mine, present, groups))
-    return Decision(True, f"{name} version {version} is champion: {said}")
+    if not (outside.low > 0 and inside.verdict() != "worse" and inside.value > -MARGIN):
+        return Decision(False, f"{name} version {version} is not promoted: {compared}")
+    evidence = _evidence(mine, present, groups, by_name[OUT_OF_DISTRIBUTION])
+    _make_champion(name, version, evidence)
+    return Decision(True, f"{name} version {version} is champion: {compared}")
 
 
-def _check_breadth(version: str, mine: FinishedEvaluation, outside: PairedGroup) -> None:
-    """Refuse evidence that was looked for where it is easily found."""
-    missing = lacking(
+def _check_coverage(
+    version: str, mine: FinishedEvaluation, theirs: FinishedEvaluation, outside: PairedGroup
+) -> None:
+    """Refuse evidence on few tasks, factors or episodes.
+
+    Each evaluation must cover the factors that there were when it was made, so a champion's
+    evidence stays valid when a factor is added; compared are those that both could have.
+    """
+    from dynaflip.platform.evaluation.coverage import missing_coverage
+
+    needed = mine.environment.tasks_to_promote_on()
+    missing = missing_coverage(
         adaptation=mine.settings["adaptation"],
         episodes=mine.settings["episodes"],
         tasks=outside.tasks,
+        needed_tasks=needed,
         conditions=outside.conditions,
+        factors=set(mine.factors) & set(theirs.factors),
     )
+    own = mine.episodes.select("factor", "level").unique().iter_rows()
+    missing += [
+        lack
+        for lack in missing_coverage(
+            adaptation="frozen",
+            episodes=mine.settings["episodes"],
+            tasks=outside.tasks,
+            needed_tasks=needed,
+            conditions=set(own),
+            factors=mine.factors,
+        )
+        if lack not in missing
+    ]
     if missing:
         raise UserError(
             f"--version {version}: evidence covers what the headline does, with frozen encoders; "
@@ -101,64 +224,77 @@ def _check_breadth(version: str, mine: FinishedEvaluation, outside: PairedGroup)
 
 
 def _evaluation(name: str, version: str) -> FinishedEvaluation:
+    """The finished evaluation on test of a version's own weights."""
+    import polars as pl
+
+    from dynaflip.platform.evaluation.coverage import MIN_POLICIES
+    from dynaflip.platform.evaluation.encoders_under_test import TRAINED, weights_digest
+    from dynaflip.platform.evaluation.rollout_run import read_evaluation
+
     tags = registry.version_tags(name, version)
     if RUN_TAG not in tags:
         raise UserError(
             f"--version {version}: {name} version {version} has not been evaluated on test; run "
-            f"python jobs/evaluate.py --suite metaworld --config jobs/configs/headline.yaml "
+            f"python jobs/evaluate.py --suite rollouts --config jobs/configs/headline.yaml "
             f"--encoder models:/{name}/{version}"
         )
-    found = read_evaluation(tags[RUN_TAG])
-    if found.settings["split"] != "test":
+    evaluation = read_evaluation(tags[RUN_TAG])
+    run_name = evaluation.run_name
+    if evaluation.settings["split"] != "test":
         raise UserError(
-            f"--version {version}: its tag {RUN_TAG} names {found.run_name}, an evaluation on "
-            f"{found.settings['split']}; a champion takes evidence on test"
+            f"--version {version}: its tag {RUN_TAG} names {run_name}, an evaluation on "
+            f"{evaluation.settings['split']}; a champion takes evidence on test"
         )
     # The run may be of several pretraining seeds: these weights count, and no others.
     digest = weights_digest(f"models:/{name}/{version}")
     own = (pl.col("arm") == TRAINED) & (pl.col("encoder_digest") == digest)
-    policies = found.episodes.filter(own)["seed"].unique()
+    policies = evaluation.episodes.filter(own)["seed"].unique()
     if policies.is_empty():
         raise UserError(
-            f"--version {version}: {found.run_name} has evaluated other weights than those of "
+            f"--version {version}: {run_name} has evaluated other weights than those of "
             f"{name} version {version}; evaluate models:/{name}/{version} on test"
         )
     if len(policies) < MIN_POLICIES:
         raise UserError(
-            f"--version {version}: {found.run_name} has {len(policies)} policy of its weights, "
+            f"--version {version}: {run_name} has {len(policies)} policy of its weights, "
             f"so policies' own spread is unknown; evaluate models:/{name}/{version} alone on "
             "test, with --seeds 3"
         )
-    return replace(found, episodes=found.episodes.filter(pl.col("seed").is_in(policies.implode())))
+    episodes = evaluation.episodes.filter(pl.col("seed").is_in(policies.implode()))
+    return replace(evaluation, episodes=episodes)
 
 
 def _evidence(
-    mine: FinishedEvaluation, present: str | None, groups: list[PairedGroup]
+    mine: FinishedEvaluation,
+    present: str | None,
+    groups: list[PairedGroup],
+    outside: PairedGroup,
 ) -> dict[str, object]:
-    """What the decision rests on: the differences, and how much was looked at."""
+    """What the decision rests on: the differences, and what was evaluated."""
     differences = {
         group.name: [group.difference.value, group.difference.low, group.difference.high]
         for group in groups
     }
     asked = ("episodes", "horizon_steps", "image_px", "adaptation", "head")
-    (outside,) = [group for group in groups if group.name == OUT_OF_DISTRIBUTION]
     return {
         "run_id": mine.run_id,
-        "test_look": mine.test_look,
+        "test_look": mine.test_evaluation,
         "protocol": {name: mine.settings.get(name) for name in asked},
         "tasks": outside.tasks,
         "conditions": [f"{factor}-{level}" for factor, level in outside.conditions],
+        "factors": mine.factors,
         "instead_of": present,
         "differences": differences,
     }
 
 
-def _crown(name: str, version: str, evidence: dict[str, object]) -> None:
+def _make_champion(name: str, version: str, evidence: dict[str, object]) -> None:
     """Evidence first: a version that is champion has it."""
+    from dynaflip.platform.provenance import git_commit
+
     evidence = {**evidence, "at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     evidence["git_commit"] = git_commit()
-    store = tracking.client()
-    store.set_model_version_tag(name, version, "champion_evidence", json.dumps(evidence))
+    registry.set_version_tags(name, version, {EVIDENCE_TAG: json.dumps(evidence)})
     registry.set_alias(name, CHAMPION, int(version))
 
 

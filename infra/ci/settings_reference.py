@@ -23,8 +23,8 @@ JOBS = {
     "collect": "dynaflip.platform.demonstrations.config:CollectConfig",
     "preprocess": "dynaflip.platform.triplets.config:PreprocessConfig",
     "pretrain": "dynaflip.platform.training.config:PretrainConfig",
-    "evaluate": "dynaflip.platform.evaluation.probe_config:EvaluationConfig",
-    "evaluate --suite metaworld": "dynaflip.platform.evaluation.rollout_config:RolloutConfig",
+    "evaluate": "dynaflip.platform.evaluation.config:ProbeSuiteConfig",
+    "evaluate --suite rollouts": "dynaflip.platform.evaluation.config:RolloutConfig",
     "sweep": "dynaflip.platform.sweep.config:SweepJobConfig",
     "ablate": "dynaflip.platform.ablation:AblationConfig",
 }

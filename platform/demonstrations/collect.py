@@ -159,53 +159,22 @@ def _record_missing(
     spec.open(missing[0].task, height_px=32, width_px=32).close()
     from tqdm import tqdm
 
-    from dynaflip.platform import cluster
+    from dynaflip.platform.actor_pool import ActorPool, TaskQueue
 
-    cluster.start_ray(num_cpus)
-    import ray
-
-    cpus = int(ray.cluster_resources().get("CPU", 0))
-    if cpus < 1:
-        raise UserError("collect: the Ray cluster has no CPU to record with")
-    actor: Any = ray.remote(num_cpus=1, runtime_env={"env_vars": spec.worker_environment()})(
-        Recorder
+    queue = TaskQueue(missing)
+    pool = ActorPool(
+        Recorder,
+        config,
+        str(folder),
+        job="collect",
+        most=len(missing),
+        start_cpus=num_cpus,
+        variables=spec.worker_environment(),
     )
-    workers = [actor.remote(config, str(folder)) for _ in range(min(cpus, len(missing)))]
-    queues = _Queues(missing)
-    running = {worker.record.remote(queues.next(n)): n for n, worker in enumerate(workers)}
-    with tqdm(total=total, initial=total - len(missing), unit="episode", desc="collect") as bar:
-        while running:
-            [done], _ = ray.wait(list(running))
-            worker = running.pop(done)
-            ray.get(done)
+    bar = tqdm(total=total, initial=total - len(missing), unit="episode", desc="collect")
+    with pool, bar:
+        for _ in pool.run(queue.next, lambda actor, plan: actor.record.remote(plan)):
             bar.update(1)
-            plan = queues.next(worker)
-            if plan is not None:
-                running[workers[worker].record.remote(plan)] = worker
-    for handle in workers:
-        ray.kill(handle)
-
-
-class _Queues:
-    """Hands out episodes so that a worker stays with a task, whose scene it has loaded."""
-
-    def __init__(self, plans: list[EpisodePlan]) -> None:
-        self._left: dict[str, list[EpisodePlan]] = {}
-        for plan in reversed(plans):
-            self._left.setdefault(plan.task, []).append(plan)
-        self._task: dict[int, str] = {}
-
-    def next(self, worker: int) -> EpisodePlan | None:
-        task = self._task.get(worker)
-        if not self._left.get(task or ""):
-            busy = Counter(self._task.values())
-            left = {name: plans for name, plans in self._left.items() if plans}
-            if not left:
-                return None
-            task = max(left, key=lambda name: len(left[name]) / (1 + busy[name]))
-            self._task[worker] = task
-        assert task is not None
-        return self._left[task].pop()
 
 
 class Recorder:

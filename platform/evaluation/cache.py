@@ -1,6 +1,7 @@
-"""Finished policies and cells below ``DYNAFLIP_HOME/evaluation``: whole or absent.
+"""The cache of an evaluation: fitted policies and results of finished jobs.
 
-A killed evaluation that is started again finds here what it finished.
+Files below ``DYNAFLIP_HOME/evaluation``, named by their recipes' digests, whole or absent: an
+interrupted evaluation resumes from them.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from dynaflip.files import write_file
-from dynaflip.platform.evaluation.plan import Cell, PolicySpec
-from dynaflip.platform.evaluation.worker import CellResult
+from dynaflip.platform.evaluation.plan import EvaluationJob, PolicySpec
+from dynaflip.platform.evaluation.worker import JobResult
 from dynaflip.platform.paths import home
 
 
@@ -22,7 +23,7 @@ def has_policy(spec: PolicySpec) -> bool:
 
 
 def save_policy(digest: str, weights: dict[str, Any]) -> None:
-    """Keep a fitted head's state dict."""
+    """Save a fitted policy's state dict."""
     from safetensors.torch import save
 
     plain = {name: tensor.contiguous() for name, tensor in weights.items()}
@@ -30,27 +31,27 @@ def save_policy(digest: str, weights: dict[str, Any]) -> None:
 
 
 def load_policy(digest: str) -> dict[str, Any]:
-    """A fitted head's state dict."""
+    """A fitted policy's state dict."""
     from safetensors.torch import load_file
 
     return load_file(_policy_path(digest))
 
 
-def save_result(cell: Cell, result: CellResult) -> None:
-    """Keep a cell's outcomes; its animation first, so that a result is never without it."""
+def save_result(job: EvaluationJob, result: JobResult) -> None:
+    """Save a job's result; its animation first, so that a result is never without it."""
     if result.animation is not None:
-        write_file(animation_path(cell), result.animation)
+        write_file(animation_path(job), result.animation)
     values = {k: v for k, v in asdict(result).items() if k != "animation"}
-    values["episodes"] = [asdict(start) for start in cell.starts]
-    values |= {"arm": cell.arm, "task": cell.task, "condition": cell.condition.name}
-    write_file(_cell_path(cell), json.dumps(values, indent=1).encode())
+    values["episodes"] = [asdict(start) for start in job.starts]
+    values |= {"arm": job.under_test, "task": job.task, "condition": job.condition.name}
+    write_file(_result_path(job), json.dumps(values, indent=1).encode())
 
 
-def load_result(cell: Cell) -> CellResult | None:
-    """A cell's outcomes, or None where it has not run (or its file is damaged)."""
+def load_result(job: EvaluationJob) -> JobResult | None:
+    """A job's result, or None where it has not run (or its file is damaged)."""
     try:
-        values = json.loads(_cell_path(cell).read_text())
-        return CellResult(
+        values = json.loads(_result_path(job).read_text())
+        return JobResult(
             values["success_ever"],
             values["success_last"],
             values["steps"],
@@ -61,14 +62,14 @@ def load_result(cell: Cell) -> CellResult | None:
         return None
 
 
-def animation_path(cell: Cell) -> Path:
-    """Where a recorded cell's GIF lies."""
-    return _cell_path(cell).with_suffix(".gif")
+def animation_path(job: EvaluationJob) -> Path:
+    """The GIF of a recorded job's first episode."""
+    return _result_path(job).with_suffix(".gif")
 
 
 def _policy_path(digest: str) -> Path:
     return home() / "evaluation" / "policies" / f"{digest}.safetensors"
 
 
-def _cell_path(cell: Cell) -> Path:
-    return home() / "evaluation" / "cells" / f"{cell.digest()}.json"
+def _result_path(job: EvaluationJob) -> Path:
+    return home() / "evaluation" / "cells" / f"{job.digest()}.json"

@@ -1,79 +1,32 @@
-"""Two finished policy evaluations side by side, paired episode by episode."""
+"""Compare two finished evaluations by rollouts, paired episode by episode."""
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from typing import Any
 
-import polars as pl
-import yaml
-
 from dynaflip.errors import UserError
+from dynaflip.eval.expert_views import ALL_FACTORS
 from dynaflip.eval.intervals.hierarchical_bootstrap import Rate, paired_success, success_rate
-from dynaflip.platform import tracking
 from dynaflip.platform.evaluation.encoders_under_test import TRAINED
 from dynaflip.platform.evaluation.report.rollout_tables import GIVEN, percent, points
 from dynaflip.platform.evaluation.report.tables import Section, as_text
 from dynaflip.platform.evaluation.results import Successes, groups, successes
-from dynaflip.platform.evaluation.suites.rollouts import (
-    EPISODES_FILE,
-    KIND,
-    SIMULATOR_TAG,
-    VERSION_TAG,
-)
+from dynaflip.platform.evaluation.rollout_run import FinishedEvaluation, read_evaluation
 
 # Settings that must be alike for episodes to be pairs.
 _PROTOCOL = (
-    "split", "episodes", "horizon_steps", "steps_after_success", "image_px", "demonstrations",
-    "head", "multitask", "adaptation", "seed", "seeds",
+    "environment", "split", "episodes", "horizon_steps", "steps_after_success", "image_px",
+    "demonstrations", "head", "multitask", "adaptation", "seed", "seeds",
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class FinishedEvaluation:
-    """A policy evaluation as MLflow keeps it."""
-
-    run_id: str
-    run_name: str
-    settings: dict[str, Any]
-    episodes: pl.DataFrame
-    test_look: str  # which look at test it was; empty on dev
-    rollout_version: str  # of the code's recipe for episodes
-    simulator: str  # its packages with versions; empty where the run does not say
-
-
-def read_evaluation(run: str) -> FinishedEvaluation:
-    """By name or id of its MLflow run.
+def check_same_protocol(first: FinishedEvaluation, second: FinishedEvaluation) -> None:
+    """Refuse to pair episodes of different protocols.
 
     Raises:
-        UserError: there is no such run, or it is no finished policy evaluation.
+        UserError: names what differs.
     """
-    entity = tracking.find_run(run)
-    if entity is None:
-        newest = ", ".join(tracking.newest_run_names(KIND)) or "none"
-        raise UserError(f"compare: there is no run {run}; newest policy runs: {newest}")
-    run_id = entity.info.run_id
-    episodes = tracking.read_artifact(run_id, EPISODES_FILE)
-    settings = tracking.read_artifact(run_id, "config.yaml")
-    if episodes is None or settings is None:
-        raise UserError(
-            f"compare: run {run} holds no {EPISODES_FILE}; it is not a finished evaluation of "
-            f"policies (jobs/evaluate.py --suite metaworld)"
-        )
-    return FinishedEvaluation(
-        run_id,
-        entity.info.run_name,
-        yaml.safe_load(settings),
-        pl.read_parquet(io.BytesIO(episodes)),
-        entity.data.tags.get("test_look", ""),
-        entity.data.tags.get(VERSION_TAG, "1"),  # runs of before the tag
-        entity.data.tags.get(SIMULATOR_TAG, ""),
-    )
-
-
-def check_same_protocol(first: FinishedEvaluation, second: FinishedEvaluation) -> None:
-    """Refuse to pair episodes of different protocols."""
     if first.rollout_version != second.rollout_version:
         raise UserError(
             f"compare: {first.run_name} and {second.run_name} are of different versions of the "
@@ -90,16 +43,26 @@ def check_same_protocol(first: FinishedEvaluation, second: FinishedEvaluation) -
     used += ["end_to_end"] if first.settings["adaptation"] != "frozen" else []
     used += ["tasks"] if first.settings["multitask"] else []  # they all shape the one policy
     for key in (*_PROTOCOL, *used):
-        if first.settings.get(key) != second.settings.get(key):
+        values = [_setting(run, key) for run in (first, second)]
+        if values[0] != values[1]:
             raise UserError(
-                f"compare: {first.run_name} has {key} {first.settings.get(key)}, "
-                f"{second.run_name} {second.settings.get(key)}: their episodes are no pairs"
+                f"compare: {first.run_name} has {key} {values[0]}, "
+                f"{second.run_name} {values[1]}: their episodes are no pairs"
             )
+
+
+def _setting(run: FinishedEvaluation, key: str) -> Any:
+    """A setting's value; what older runs lack or write otherwise as it is now."""
+    if key == "environment":
+        return run.environment.name
+    if key == "tasks":
+        return list(run.environment.tasks_of(run.settings["tasks"]))
+    return run.settings.get(key)
 
 
 @dataclass(frozen=True)
 class PairedGroup:
-    """Success of both runs' trained arms on a group of conditions they share."""
+    """Success of both runs' encoders under test on a group of conditions they share."""
 
     name: str
     first: Rate
@@ -115,10 +78,10 @@ def shared_proprioception(first: FinishedEvaluation, second: FinishedEvaluation)
     Raises:
         UserError: they share neither.
     """
-    given = [v for v in first.settings["proprioception"] if v in second.settings["proprioception"]]
-    if not given:
-        raise UserError("compare: one run gives policies hand position and gripper, the other not")
-    return given
+    shared = [v for v in first.settings["proprioception"] if v in second.settings["proprioception"]]
+    if not shared:
+        raise UserError("compare: one run gives policies proprioception, the other does not")
+    return shared
 
 
 def paired_groups(
@@ -126,24 +89,24 @@ def paired_groups(
     second: FinishedEvaluation,
     *,
     proprioception: bool,
-    second_arm: str = TRAINED,
+    second_encoder: str = TRAINED,
 ) -> list[PairedGroup]:
     """Every group of conditions on the tasks and conditions that both runs have.
 
     Args:
-        first, second: the runs, whose trained arms are paired.
+        first, second: the runs, whose encoders under test are paired.
         proprioception: of the policies that are paired.
-        second_arm: another arm of ``second`` instead.
+        second_encoder: name of a baseline of ``second`` instead.
 
     Raises:
         UserError: they share none.
     """
     check_same_protocol(first, second)
-    for run, arm in ((first, TRAINED), (second, second_arm)):
-        if arm not in run.episodes["arm"].unique():
-            raise UserError(f"compare: {run.run_name} has no arm {arm}")
+    for run, name in ((first, TRAINED), (second, second_encoder)):
+        if name not in run.episodes["arm"].unique():
+            raise UserError(f"compare: {run.run_name} has no encoder {name}")
     mine = successes(first.episodes, TRAINED, proprioception=proprioception)
-    theirs = successes(second.episodes, second_arm, proprioception=proprioception)
+    theirs = successes(second.episodes, second_encoder, proprioception=proprioception)
     policies = {len(mine.values), len(theirs.values)}
     if len(policies - {1}) > 1:  # a single one stands beside each of the other's
         raise UserError(
@@ -152,14 +115,16 @@ def paired_groups(
         )
     tasks = [task for task in mine.tasks if task in theirs.tasks]
     conditions = [c for c in mine.conditions if c in theirs.conditions]
+    if set(first.factors) != set(second.factors):  # all at once was not the same in both
+        conditions = [c for c in conditions if c[0] != ALL_FACTORS]
     if not tasks or not conditions:
         raise UserError("compare: the runs share no task under the same condition")
-    found = []
+    paired = []
     for name, chosen in groups(tuple(conditions)).items():
         a, b = _chosen(mine, tasks, chosen), _chosen(theirs, tasks, chosen)
         rates = success_rate(a), success_rate(b), paired_success(a, b)
-        found.append(PairedGroup(name, *rates, tuple(tasks), tuple(chosen)))
-    return found
+        paired.append(PairedGroup(name, *rates, tuple(tasks), tuple(chosen)))
+    return paired
 
 
 def compare(first_run: str, second_run: str) -> str:
@@ -186,6 +151,5 @@ def compare(first_run: str, second_run: str) -> str:
     return as_text(sections)
 
 
-def _chosen(found: Successes, tasks: list[str], conditions: list[tuple[str, int]]) -> Any:
-    places = [found.tasks.index(task) for task in tasks]
-    return found.of_conditions(conditions)[:, places]
+def _chosen(values: Successes, tasks: list[str], conditions: list[tuple[str, int]]) -> Any:
+    return values.of_tasks(tasks).of_conditions(conditions)

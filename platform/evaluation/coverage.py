@@ -1,39 +1,38 @@
-"""What an evaluation must cover before a champion may rest on it."""
+"""What an evaluation must cover before a champion may be promoted on it."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
-from dynaflip.eval.envs.metaworld_task_sets import tasks_of
-from dynaflip.eval.envs.metaworld_tasks import KNOWN_TASKS
-from dynaflip.eval.perturbations import FACTORS
-
-# The headline's: its tasks, every factor at its level, as many episodes a cell.
-TASKS = frozenset(tasks_of(("r3m5",), KNOWN_TASKS))
+# As the headline's: every factor at its level, as many episodes per job.
 LEVEL = 3
 MIN_EPISODES = 20
-# Of one policy nothing says how much another of the same weights would differ.
+# One policy does not show how much another one of the same weights would differ.
 MIN_POLICIES = 2
 
 
-def lacking(
+def missing_coverage(
     *,
     adaptation: str,
     episodes: int,
     tasks: Collection[str],
+    needed_tasks: Collection[str],
     conditions: Collection[tuple[str, int]],
+    factors: Collection[str],
 ) -> list[str]:
-    """What is missing, in words; empty where evidence is not looked for where it is easily found.
+    """What an evaluation lacks, in words; empty where it covers enough.
 
     Args:
         adaptation: of the encoder in the policies.
-        episodes: of a cell.
+        episodes: per job.
         tasks: that were evaluated.
+        needed_tasks: that must be among them: the environment's for promotion.
         conditions: (factor, level) that were evaluated.
+        factors: that must be among the conditions: those that there were at the time.
     """
     missing = [] if adaptation == "frozen" else ["frozen encoders"]
-    missing += sorted(TASKS - set(tasks))
-    missing += [f"{kind}-{LEVEL}" for kind in sorted(FACTORS) if (kind, LEVEL) not in conditions]
+    missing += sorted(set(needed_tasks) - set(tasks))
+    missing += [f"{name}-{LEVEL}" for name in sorted(factors) if (name, LEVEL) not in conditions]
     if episodes < MIN_EPISODES:
-        missing.append(f"{MIN_EPISODES} episodes a cell")
+        missing.append(f"{MIN_EPISODES} episodes per job")
     return missing

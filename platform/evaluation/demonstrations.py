@@ -1,4 +1,4 @@
-"""Demonstrations that policies learn from: collected once a task, read without privilege."""
+"""Demonstrations that policies are trained on: collected once per task, read without labels."""
 
 from __future__ import annotations
 
@@ -12,21 +12,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dynaflip.errors import UserError
-from dynaflip.eval.envs.metaworld_tasks import CAPTIONS
+from dynaflip.eval.envs.registry import DEFAULT_ENVIRONMENT, environment
 from dynaflip.platform.config_loader import config_digest
 from dynaflip.platform.demonstrations.collect import RECIPE_VERSION, collect
 from dynaflip.platform.demonstrations.config import CollectConfig
-from dynaflip.platform.evaluation.rollout_config import RolloutConfig
+from dynaflip.platform.evaluation.config import RolloutConfig
 from dynaflip.platform.paths import home
-from dynaflip.platform.provenance import versions_of
 from dynaflip.platform.triplets.clips import ClipRejected
 from dynaflip.platform.triplets.config import SourceConfig
 from dynaflip.platform.triplets.sources.lerobot import LeRobotSource
 
-# All that a policy may read of a frame beside its image.
+# All that a policy may read of a frame besides its image.
 PROPRIOCEPTION, ACTION = "observation.state", "action"
-# Packages that decide what is simulated.
-SIMULATION = ("metaworld", "mujoco")
 _AS_RECORDED = 1 << 20  # px: longer than any short side, and images are never enlarged
 
 
@@ -37,12 +34,13 @@ class DemonstrationSet:
     task: str
     folder: str
     digest: str
-    number: int  # of solved episodes that are learned from, the first ones
+    number: int  # of solved episodes that policies are trained on, the first ones
+    environment: str = DEFAULT_ENVIRONMENT
 
     @property
     def caption(self) -> str:
         """The task in words."""
-        return CAPTIONS[self.task][0]
+        return environment(self.environment).caption(self.task)
 
 
 @dataclass(frozen=True)
@@ -50,21 +48,25 @@ class DemonstrationFrames:
     """N frames of a task's solved demonstrations."""
 
     images: np.ndarray  # (N, H, W, 3) uint8
-    proprioception: np.ndarray  # (N, 4) float32
-    actions: np.ndarray  # (N, 4) float32
+    proprioception: np.ndarray  # (N, P) float32
+    actions: np.ndarray  # (N, A) float32
     episode: np.ndarray  # (N,) int
 
 
 def collect_demonstrations(
     config: RolloutConfig, tasks: tuple[str, ...]
 ) -> dict[str, DemonstrationSet]:
-    """Collect what is missing: unperturbed, through a still camera, layouts of pretraining's split.
+    """Collect what is missing: unperturbed, static camera, layouts of pretraining's split.
 
     So no layout of an evaluation split is ever demonstrated.
+
+    Raises:
+        UserError: the expert solves too few episodes of a task, or the simulator cannot render.
     """
-    found = {}
+    sets = {}
     for task in tasks:
         settings = CollectConfig(
+            environment=config.environment,
             tasks=(task,),
             # The expert fails now and then; what it failed is no demonstration.
             episodes_per_task=config.demonstrations + max(2, config.demonstrations // 3),
@@ -73,9 +75,7 @@ def collect_demonstrations(
             moving_camera_share=0.0,
             seed=config.seed,
         )
-        made_by = f"{RECIPE_VERSION}/{'/'.join(versions_of(SIMULATION))}"
-        recipe = f"{config_digest(settings.recipe())}/{made_by}/{config.demonstrations}"
-        digest = hashlib.sha256(recipe.encode()).hexdigest()[:16]
+        digest = _recipe_digest(settings, config.demonstrations)
         folder = home() / "evaluation" / "demonstrations" / f"{task}-{digest}"
         collected = collect(settings, str(folder))
         solved, number = collected.successes[task]
@@ -84,8 +84,17 @@ def collect_demonstrations(
                 f"demonstrations: the expert solved {solved} of {number} episodes of {task}, "
                 f"{config.demonstrations} are wanted; ask for fewer or leave this task out"
             )
-        found[task] = DemonstrationSet(task, str(folder), digest, config.demonstrations)
-    return found
+        sets[task] = DemonstrationSet(
+            task, str(folder), digest, config.demonstrations, config.environment
+        )
+    return sets
+
+
+def _recipe_digest(settings: CollectConfig, number: int) -> str:
+    """Equal for demonstrations that are equal."""
+    versions = "/".join(environment(settings.environment).versions())
+    text = f"{config_digest(settings.recipe())}/{RECIPE_VERSION}/{versions}/{number}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def read_demonstrations(demonstrations: DemonstrationSet) -> DemonstrationFrames:
@@ -129,7 +138,7 @@ def _solved_episodes(folder: Path) -> set[int]:
 def _columns(
     source: LeRobotSource, episode_index: int, episode: dict, number: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Proprioception and actions of an episode: two (N, 4) float32."""
+    """Proprioception (N, P) and actions (N, A) of an episode, float32."""
     name = source.info["data_path"].format(
         chunk_index=episode["data/chunk_index"], file_index=episode["data/file_index"]
     )

@@ -1,4 +1,4 @@
-"""The encoders that are set side by side, each a folder with a digest of its weights."""
+"""The encoders that an evaluation compares: the one under test, its baselines, and others."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from dynaflip.errors import UserError
-from dynaflip.platform.evaluation.rollout_config import BASELINES, RolloutConfig
+from dynaflip.platform.evaluation.config import BASELINES, RolloutConfig
+from dynaflip.platform.evaluation.initialisation import initialisation_of
 from dynaflip.platform.paths import home
 from dynaflip.platform.tracking import registry
 
 TRAINED = "trained"
 EXPERT, RANDOM_POLICY = "scripted expert", "random policy"
-# What these are called in a table is what they are, and promotion goes by it.
-_OURS = (TRAINED, *BASELINES, EXPERT, RANDOM_POLICY)
+# Promotion reads these names in an evaluation's episodes, so no other encoder may take one.
+_RESERVED = (TRAINED, *BASELINES, EXPERT, RANDOM_POLICY)
 
 
 @dataclass(frozen=True)
@@ -29,76 +30,81 @@ class Encoder:
 
 
 @dataclass(frozen=True)
-class Arm:
-    """What is compared: a way of pretraining, with an encoder for each pretraining seed."""
+class EncoderUnderTest:
+    """One entry of a comparison: an encoder under test or a baseline, for each pretraining seed."""
 
     name: str
-    encoders: tuple[Encoder, ...]
+    encoders: tuple[Encoder, ...]  # one per pretraining seed
 
     def encoder(self, seed: int) -> Encoder:
-        """That policy ``seed`` learns from."""
+        """The encoder that policy ``seed`` is trained on."""
         return self.encoders[seed % len(self.encoders)]
 
 
-def resolve_arms(config: RolloutConfig) -> list[Arm]:
-    """The encoder under test, the baselines, and the other arms, in the table's order.
+def resolve_encoders(config: RolloutConfig) -> list[EncoderUnderTest]:
+    """The encoder under test, the baselines, and the other encoders, in the table's order.
 
     Raises:
-        UserError: an encoder does not exist, two arms share a name or one takes a name that is
-            made here, or an arm has several encoders and another number of policies.
+        UserError: an encoder does not exist, two entries share a name or one takes a reserved
+            name, or an entry has several encoders and another number of policies.
     """
     trained = [encoder_at(uri) for uri in _split(config.encoder)]
     if not trained:
         raise UserError("encoder must not be empty")
-    arms = [Arm(TRAINED, tuple(trained))]
+    tested = [EncoderUnderTest(TRAINED, tuple(trained))]
     for baseline in config.baselines:
-        made = [_baseline(baseline, encoder) for encoder in trained]
+        built = [_build_baseline(baseline, encoder) for encoder in trained]
         # Equal weights (an initialisation from ImageNet, say) are one encoder.
-        alike = len({encoder.digest for encoder in made}) == 1
-        arms.append(Arm(baseline, tuple(made[:1] if alike else made)))
-    for text in config.arms:
+        equal = len({encoder.digest for encoder in built}) == 1
+        tested.append(EncoderUnderTest(baseline, tuple(built[:1] if equal else built)))
+    for text in config.encoders:
         name, _, uris = text.partition("=")
-        if name.strip() in _OURS:
+        if name.strip() in _RESERVED:
             raise UserError(
-                f"arms: {name.strip()} is the name of an arm that is made here (--baselines, "
-                "--check_harness); choose another"
+                f"encoders: {name.strip()} is the name of a baseline that is built here "
+                "(--baselines, --check_harness); choose another"
             )
-        arms.append(Arm(name.strip(), tuple(encoder_at(uri) for uri in _split(uris))))
+        others = tuple(encoder_at(uri) for uri in _split(uris))
+        tested.append(EncoderUnderTest(name.strip(), others))
     if config.check_harness:
-        arms += [Arm(name, (Encoder(name, None, name),)) for name in (EXPERT, RANDOM_POLICY)]
-    for arm in arms:
-        number = len(arm.encoders)
+        without = [Encoder(name, None, name) for name in (EXPERT, RANDOM_POLICY)]
+        tested += [EncoderUnderTest(encoder.name, (encoder,)) for encoder in without]
+    _check_entries(tested, config.seeds)
+    return tested
+
+
+def _check_entries(tested: list[EncoderUnderTest], seeds: int) -> None:
+    names = [entry.name for entry in tested]
+    for entry in tested:
+        number = len(entry.encoders)
         # Two policies of one pretraining seed are no two seeds, and one left out is lost.
-        if number not in (1, config.seeds):
+        if number not in (1, seeds):
             raise UserError(
-                f"seeds: {arm.name} has {number} pretraining seeds; give --seeds {number}, "
+                f"seeds: {entry.name} has {number} pretraining seeds; give --seeds {number}, "
                 f"a policy for each"
             )
-    names = [arm.name for arm in arms]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"arms: two are called {name}")
-    return arms
+        if names.count(entry.name) > 1:
+            raise UserError(f"encoders: two are called {entry.name}")
 
 
 def info_of(encoder: Encoder) -> dict[str, Any]:
-    """What the encoder's folder says about its making."""
+    """How the encoder was made, as its folder records it; empty for policies without one."""
     if encoder.folder is None:
         return {}
     return json.loads((Path(encoder.folder) / "config.json").read_text())["info"]
 
 
-def single_seed_notes(arms: list[Arm]) -> list[str]:
-    """A note, where some arm's policies all learn from one pretrained encoder; else nothing.
+def single_seed_notes(tested: list[EncoderUnderTest]) -> list[str]:
+    """A note where all policies of an entry are trained on one pretrained encoder; else nothing.
 
-    An initialisation is no draw of a pretraining, however many policies learn from it.
+    An initialisation is no draw of a pretraining, however many policies are trained on it.
     """
     names = [
-        arm.name
-        for arm in arms
-        if len(arm.encoders) == 1
-        and arm.encoders[0].folder is not None
-        and "baseline" not in info_of(arm.encoders[0])
+        entry.name
+        for entry in tested
+        if len(entry.encoders) == 1
+        and entry.encoders[0].folder is not None
+        and "baseline" not in info_of(entry.encoders[0])
     ]
     if not names:
         return []
@@ -130,7 +136,7 @@ def _split(uris: str) -> list[str]:
 def _weights_digest(folder: Path) -> str:
     from dynaflip.encoders.checkpoint import CONFIG, ENCODER, load_image_encoder
 
-    load_image_encoder(folder)  # complete and readable, or a clear line now
+    load_image_encoder(folder)  # complete and readable, or a clear error now
     described = json.loads((folder / CONFIG).read_text())
     # Equal tensors of another architecture (more heads, another activation) see otherwise.
     recipe = [described["preprocessing"], described["image_architecture"]]
@@ -139,29 +145,20 @@ def _weights_digest(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _baseline(name: str, encoder: Encoder) -> Encoder:
-    """Make a baseline of the encoder's image size, and but for ImageNet's of its architecture."""
-    import torch
-
+def _build_baseline(name: str, encoder: Encoder) -> Encoder:
+    """Build a baseline of the encoder's image size, and except ImageNet's of its architecture."""
     from dynaflip.encoders.checkpoint import load_model, save_folder
     from dynaflip.encoders.config import EFFICIENTNET_LITE0, ImageConfig
-    from dynaflip.encoders.model import DynaFLIP
-    from dynaflip.platform.training.checkpoint_format import seed_step
 
     assert encoder.folder is not None
     trained = load_model(encoder.folder)
-    settings = trained.image.info.get("config", {})
-    if name == "initialization":
-        model_config = trained.config
-    else:
+    model_config = trained.config
+    if name != "initialization":
         image = replace(trained.config.image, pretrained=False)
         if name == "imagenet":  # the weights that ship in a package, whatever the backbone is
             image = ImageConfig(EFFICIENTNET_LITE0, image_px=image.image_px)
         model_config = replace(trained.config, image=image)
-    with torch.random.fork_rng(devices=[]):
-        # As the training loop does before it builds the model.
-        seed_step(int(settings.get("train", {}).get("seed", 0)), 0, 0)
-        model = DynaFLIP(model_config).eval()
+    model = initialisation_of(trained, model_config)
     folder = home() / "evaluation" / "encoders" / f"{name}-of-{encoder.digest}"
     save_folder(folder, model, {"baseline": name, "of": encoder.name})
     return Encoder(f"{name} of {encoder.name}", str(folder), _weights_digest(folder))

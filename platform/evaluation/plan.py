@@ -1,6 +1,6 @@
-"""What is to be run: policies to fit and cells to roll out, each named by a digest of its recipe.
+"""What an evaluation runs: policies to fit and jobs to roll out, each named by its recipe's digest.
 
-A digest holds everything that a result depends on, so a result on disk is never one of other
+A digest covers everything that a result depends on, so a cached result is never one of other
 settings, and whoever asks again gets it without running anything.
 """
 
@@ -12,12 +12,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dynaflip.eval import perturbations
+from dynaflip.eval.envs.registry import DEFAULT_ENVIRONMENT, environment
 from dynaflip.eval.expert_views import ALL_FACTORS, UNPERTURBED
 from dynaflip.eval.policies.config import settings_to_hash
 from dynaflip.eval.rollout import EpisodeStart
-from dynaflip.platform.evaluation.demonstrations import SIMULATION, DemonstrationSet
-from dynaflip.platform.evaluation.encoders_under_test import Arm, Encoder
-from dynaflip.platform.evaluation.rollout_config import RolloutConfig
+from dynaflip.platform.evaluation.config import RolloutConfig
+from dynaflip.platform.evaluation.demonstrations import DemonstrationSet
+from dynaflip.platform.evaluation.encoders_under_test import Encoder, EncoderUnderTest
 from dynaflip.platform.provenance import versions_of
 
 # Raised when the same recipe gives other results than before.
@@ -29,7 +30,7 @@ _LEARNING = ("torch",)  # packages that decide what is learnt
 class Condition:
     """How the scene looks: unperturbed, one factor at a level, or all of them."""
 
-    factor: str  # UNPERTURBED, ALL_FACTORS or one of perturbations.FACTORS
+    factor: str  # UNPERTURBED, ALL_FACTORS or the name of a factor
     level: int  # 0 where nothing is perturbed
 
     @property
@@ -40,7 +41,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """A policy to fit: whose features, which demonstrations, which head, which seed."""
+    """A policy to fit: on which encoder's features, which demonstrations, which head and seed."""
 
     encoder: Encoder
     demonstrations: tuple[DemonstrationSet, ...]  # several for one policy of many tasks
@@ -57,7 +58,7 @@ class PolicySpec:
             "version": [ROLLOUT_VERSION, *versions_of(_LEARNING)],
             "encoder": self.encoder.digest,
             "demonstrations": [d.digest for d in self.demonstrations],
-            # Several tasks are told apart by their words.
+            # Several tasks are told apart by their captions.
             "captions": [d.caption for d in self.demonstrations if len(self.demonstrations) > 1],
             "head": [self.head, settings_to_hash(self.head_settings)],
             "proprioception": self.use_proprioception,
@@ -68,10 +69,10 @@ class PolicySpec:
 
 
 @dataclass(frozen=True)
-class Cell:
+class EvaluationJob:
     """Episodes of one task under one condition by one policy."""
 
-    arm: str
+    under_test: str  # name of the encoder under test or baseline
     policy: PolicySpec
     task: str
     condition: Condition
@@ -79,34 +80,39 @@ class Cell:
     horizon_steps: int
     steps_after_success: int
     image_px: int
-    environments: int
-    recorded: bool  # images of its first episode are kept
+    environments: int  # that a process runs in lockstep
+    recorded: bool  # whether images of its first episode are saved
+    environment: str = DEFAULT_ENVIRONMENT
 
     def digest(self) -> str:
-        """Equal for cells that give equal results; how many run at a time changes nothing."""
-        recipe = {
-            "version": [ROLLOUT_VERSION, *versions_of(SIMULATION)],
+        """Equal for jobs that give equal results; how many run at a time changes nothing."""
+        recipe: dict[str, Any] = {
+            "version": [ROLLOUT_VERSION, *environment(self.environment).versions()],
             "policy": self.policy.digest(),
             "task": self.task,
             "starts": [asdict(start) for start in self.starts],
             "protocol": [self.horizon_steps, self.steps_after_success, self.image_px],
         }
+        if self.environment != DEFAULT_ENVIRONMENT:  # as before there were others
+            recipe["environment"] = self.environment
         return _digest(recipe)
 
 
 def conditions_of(config: RolloutConfig) -> list[Condition]:
     """Unperturbed, each factor at each level, and all at once at each level."""
-    factors = [*(config.factors or perturbations.FACTORS)]
+    factors = [*(config.factors or environment(config.environment).factors)]
     if config.all_at_once:
         factors.append(ALL_FACTORS)
-    found = [Condition(UNPERTURBED, 0)]
-    return found + [Condition(factor, level) for factor in factors for level in config.levels]
+    perturbed = [Condition(factor, level) for factor in factors for level in config.levels]
+    return [Condition(UNPERTURBED, 0), *perturbed]
 
 
-def plan_cells(
-    config: RolloutConfig, arms: list[Arm], demonstrations: dict[str, DemonstrationSet]
-) -> list[Cell]:
-    """All cells, task by task, so that a process keeps the scenes it has loaded."""
+def plan_jobs(
+    config: RolloutConfig,
+    tested: list[EncoderUnderTest],
+    demonstrations: dict[str, DemonstrationSet],
+) -> list[EvaluationJob]:
+    """All jobs, task by task, so that a process can keep the scenes that it has loaded."""
     conditions = conditions_of(config)
     starts = {
         (task, condition): draw_starts(config, task, condition)
@@ -114,9 +120,9 @@ def plan_cells(
         for condition in conditions
     }
     return [
-        Cell(
-            arm=arm.name,
-            policy=_policy(config, arm, task, demonstrations, proprioception, seed),
+        EvaluationJob(
+            under_test=entry.name,
+            policy=_policy(config, entry, task, demonstrations, proprioception, seed),
             task=task,
             condition=condition,
             starts=starts[task, condition],
@@ -125,9 +131,10 @@ def plan_cells(
             image_px=config.image_px,
             environments=config.environments,
             recorded=seed == 0,
+            environment=config.environment,
         )
         for task in demonstrations
-        for arm in arms
+        for entry in tested
         for seed in range(config.seeds)
         for proprioception in config.proprioception
         for condition in conditions
@@ -135,27 +142,28 @@ def plan_cells(
 
 
 def draw_starts(config: RolloutConfig, task: str, condition: Condition) -> tuple[EpisodeStart, ...]:
-    """The initial states of a cell: a function of split, task, condition and seed alone.
+    """The initial states of a job: a function of split, task, condition and seed alone.
 
     Layouts are those of the evaluation split, which no demonstration and no pretraining has,
     and the same under every condition.
     """
-    found = []
+    together = environment(config.environment).factors
+    starts = []
     for index in range(config.episodes):
         factors: dict[str, Any] = {}
         if condition.factor != UNPERTURBED:
             text = f"{config.seed}/{task}/{index}/{condition.factor}"
             number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
-            chosen = None if condition.factor == ALL_FACTORS else (condition.factor,)
+            chosen = together if condition.factor == ALL_FACTORS else (condition.factor,)
             factors = perturbations.sample(config.split, number, chosen, condition.level)
         layout = perturbations.layout_seed(config.split, index)
-        found.append(EpisodeStart(layout, factors))
-    return tuple(found)
+        starts.append(EpisodeStart(layout, factors))
+    return tuple(starts)
 
 
 def _policy(
     config: RolloutConfig,
-    arm: Arm,
+    entry: EncoderUnderTest,
     task: str,
     demonstrations: dict[str, DemonstrationSet],
     proprioception: bool,
@@ -164,7 +172,7 @@ def _policy(
     together = tuple(demonstrations.values()) if config.multitask else (demonstrations[task],)
     settings = getattr(config, config.head)
     return PolicySpec(
-        encoder=arm.encoder(seed),
+        encoder=entry.encoder(seed),
         demonstrations=together,
         head=config.head,
         head_settings=asdict(settings),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dynaflip.errors import UserError
-from dynaflip.eval import expert_views, perturbations
+from dynaflip.eval import expert_views
+from dynaflip.eval.envs.registry import environment
 from dynaflip.eval.expert_views import EpisodePlan
 from dynaflip.eval.labelled_frames import LabelledFrames, as_recorded, concatenate
 from dynaflip.files import new_file
-from dynaflip.platform.cluster import start_ray
-from dynaflip.platform.evaluation.probe_config import ViewsConfig
+from dynaflip.platform.actor_pool import ActorPool, JobQueue
+from dynaflip.platform.evaluation.config import ViewsConfig
 from dynaflip.platform.paths import home
 
 _POSITION_M = pa.list_(pa.float64(), 3)
@@ -37,7 +37,7 @@ SCHEMA = pa.schema(
         pa.field("png", pa.binary(), nullable=False),  # RGB
         pa.field("hand_m", _POSITION_M, nullable=False),  # world frame
         pa.field("object_m", _POSITION_M, nullable=False),  # world frame
-        pa.field("joints_rad", pa.list_(pa.float64()), nullable=False),  # of the arm
+        pa.field("joints_rad", pa.list_(pa.float64()), nullable=False),  # of the robot
         pa.field("success", pa.bool_(), nullable=False),  # of the expert, in the episode
     ]
 )
@@ -48,14 +48,14 @@ def plan_views(
 ) -> dict[str, list[EpisodePlan]]:
     """All episodes to render, by task. Nothing is rendered yet.
 
-    Raises:
-        UserError: a factor that does not exist.
+    Args:
+        config: what to render.
+        tasks: ids.
+        camera: name, of the environment.
+        size_px: (height, width) of the images.
+        split: of layouts and factor values, ``dev`` or ``test``.
     """
-    factors = config.factors or perturbations.FACTORS
-    for factor in factors:
-        if factor not in perturbations.FACTORS:
-            known = ", ".join(perturbations.FACTORS)
-            raise UserError(f"views.factors: there is no factor {factor}; known: {known}")
+    factors = config.factors or environment(config.environment).factors
     return {
         task: [
             expert_views.plan_episode(
@@ -70,6 +70,7 @@ def plan_views(
                 size_px=size_px,
                 camera=camera,
                 seed=config.seed,
+                environment=config.environment,
             )
             for index in range(config.episodes_per_task)
         ]
@@ -91,36 +92,33 @@ def render_views(plans: dict[str, list[EpisodePlan]]) -> LabelledFrames:
 
 
 def _render_on_ray(plans: dict[str, list[EpisodePlan]], paths: dict[str, Path]) -> None:
-    start_ray()
-    import ray
     from tqdm import tqdm
 
-    remote = ray.remote(_render_task)
-    pending = {remote.remote(episodes): task for task, episodes in plans.items()}
-    with tqdm(total=len(pending), desc="render", unit="task") as bar:
-        while pending:
-            done, _ = ray.wait(list(pending), num_returns=1)
-            try:
-                table = ray.get(done[0])
-            except ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, UserError):
-                    raise UserError(str(error.cause)) from None
-                raise
-            _write(table, paths[pending.pop(done[0])])
+    queue = JobQueue(list(plans))
+    spec = environment(next(iter(plans.values()))[0].environment)
+    pool = ActorPool(
+        _Renderer, job="evaluate", most=len(plans), variables=spec.worker_environment()
+    )
+    with pool, tqdm(total=len(plans), desc="render", unit="task") as bar:
+        rendered = pool.run(queue.next, lambda actor, task: actor.render.remote(plans[task]))
+        for task, table in rendered:
+            _write(table, paths[task])
             bar.update()
 
 
-def _render_task(plans: list[EpisodePlan]) -> pa.Table:
-    """Render one task's episodes; runs in a Ray worker."""
-    # As many workers as CPUs run side by side; each would else start a thread a core.
-    os.environ["LP_NUM_THREADS"] = "0"
-    cv2.setNumThreads(1)
-    scene = expert_views.open_scene(plans[0])
-    try:
-        rows = [_row(view) for plan in plans for view in expert_views.render(plan, scene)]
-    finally:
-        scene.close()
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
+class _Renderer:
+    """A Ray actor that renders episodes."""
+
+    def render(self, plans: list[EpisodePlan]) -> pa.Table:
+        """One task's episodes, a row per image."""
+        # As many actors as CPUs run side by side; each would else start a thread per core.
+        cv2.setNumThreads(1)
+        scene = expert_views.open_scene(plans[0])
+        try:
+            rows = [_row(view) for plan in plans for view in expert_views.render(plan, scene)]
+        finally:
+            scene.close()
+        return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
 def _row(view: expert_views.View) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Episodes as a table, success as arrays, and the comparisons that the report shows."""
+"""Results of an evaluation: episodes as a table, success as arrays, and comparisons of encoders."""
 
 from __future__ import annotations
 
@@ -12,31 +12,33 @@ from dynaflip.errors import UserError
 from dynaflip.eval.expert_views import ALL_FACTORS, UNPERTURBED
 from dynaflip.eval.intervals.hierarchical_bootstrap import Rate, paired_success, success_rate
 from dynaflip.eval.perturbations import seen_factors, unseen_factors
-from dynaflip.platform.evaluation.plan import Cell
-from dynaflip.platform.evaluation.worker import CellResult
+from dynaflip.platform.evaluation.plan import EvaluationJob
+from dynaflip.platform.evaluation.worker import JobResult
 
 MEASURES = ("success_ever", "success_last")
 IN_DISTRIBUTION = "in distribution"
 OUT_OF_DISTRIBUTION = "out of distribution"
-# Kinds of factor, as named in tables; a group is a set of conditions.
-SEEN, UNSEEN, TOGETHER = "kinds seen in pretraining", "kinds never seen", "all at once"
+# Groups of conditions, as tables name them.
+SEEN, UNSEEN, TOGETHER = "factors seen in pretraining", "factors never seen", "all at once"
+# Their names in metrics and tags, where these are older than the table's.
+_STORED_NAMES = {SEEN: "kinds seen in pretraining", UNSEEN: "kinds never seen"}
 
 
-def episode_table(cells: list[Cell], results: list[CellResult]) -> pl.DataFrame:
-    """A row an episode; what ``compare`` and other tools read."""
+def episode_table(jobs: list[EvaluationJob], results: list[JobResult]) -> pl.DataFrame:
+    """A row per episode: what ``compare`` and other tools read."""
     rows: list[dict[str, Any]] = []
-    for cell, result in zip(cells, results, strict=True):
-        for index, start in enumerate(cell.starts):
+    for job, result in zip(jobs, results, strict=True):
+        for index, start in enumerate(job.starts):
             rows.append(
                 {
-                    "arm": cell.arm,
-                    "encoder": cell.policy.encoder.name,
-                    "encoder_digest": cell.policy.encoder.digest,
-                    "proprioception": cell.policy.use_proprioception,
-                    "seed": cell.policy.seed,
-                    "task": cell.task,
-                    "factor": cell.condition.factor,
-                    "level": cell.condition.level,
+                    "arm": job.under_test,
+                    "encoder": job.policy.encoder.name,
+                    "encoder_digest": job.policy.encoder.digest,
+                    "proprioception": job.policy.use_proprioception,
+                    "seed": job.policy.seed,
+                    "task": job.task,
+                    "factor": job.condition.factor,
+                    "level": job.condition.level,
                     "episode": index,
                     "layout_seed": start.layout_seed,
                     "success_ever": result.success_ever[index],
@@ -49,7 +51,10 @@ def episode_table(cells: list[Cell], results: list[CellResult]) -> pl.DataFrame:
 
 @dataclass(frozen=True)
 class Successes:
-    """One arm's successes: ``values`` (S, T, C, E) with the names of T and C."""
+    """Successes of one encoder under test: ``values`` (S, T, C, E) with the names of T and C.
+
+    Legend: S policies, T tasks, C conditions, E episodes.
+    """
 
     values: np.ndarray
     tasks: tuple[str, ...]
@@ -66,14 +71,21 @@ class Successes:
 
 
 def successes(
-    table: pl.DataFrame, arm: str, *, proprioception: bool, measure: str = "success_ever"
+    table: pl.DataFrame, under_test: str, *, proprioception: bool, measure: str = "success_ever"
 ) -> Successes:
-    """An arm's successes as an array.
+    """Successes as an array.
+
+    Args:
+        table: of :func:`episode_table`.
+        under_test: name of an encoder under test or baseline.
+        proprioception: of its policies.
+        measure: column with the values.
 
     Raises:
-        UserError: a cell is missing or of another number of episodes.
+        UserError: a job is missing or of another number of episodes.
     """
-    rows = table.filter((pl.col("arm") == arm) & (pl.col("proprioception") == proprioception))
+    own = (pl.col("arm") == under_test) & (pl.col("proprioception") == proprioception)
+    rows = table.filter(own)
     keys = ["seed", "task", "factor", "level", "episode"]
     rows = rows.sort(keys)
     tasks = tuple(rows["task"].unique().sort())
@@ -81,59 +93,64 @@ def successes(
     shape = (rows["seed"].n_unique(), len(tasks), len(conditions), rows["episode"].n_unique())
     if int(np.prod(shape)) != len(rows) or rows.select(keys).is_duplicated().any():
         raise UserError(
-            f"evaluation: {arm} has {len(rows)} episodes, not the {' x '.join(map(str, shape))} "
-            f"of its seeds, tasks, conditions and episodes"
+            f"evaluation: {under_test} has {len(rows)} episodes, not the "
+            f"{' x '.join(map(str, shape))} of its seeds, tasks, conditions and episodes"
         )
     return Successes(rows[measure].to_numpy().reshape(shape).astype(float), tasks, conditions)
 
 
 def groups(conditions: tuple[tuple[str, int], ...]) -> dict[str, list[tuple[str, int]]]:
-    """Conditions by kind, in the table's order; empty groups are left out.
+    """Conditions by group, in the table's order; empty groups are left out.
 
     Out of distribution is the mean over single factors; all at once stands beside it.
     """
     single = [c for c in conditions if c[0] not in (UNPERTURBED, ALL_FACTORS)]
-    found = {
+    by_name = {
         IN_DISTRIBUTION: [c for c in conditions if c[0] == UNPERTURBED],
         OUT_OF_DISTRIBUTION: single,
         SEEN: [c for c in single if c[0] in seen_factors()],
         UNSEEN: [c for c in single if c[0] in unseen_factors()],
         TOGETHER: [c for c in conditions if c[0] == ALL_FACTORS],
     }
-    return {name: chosen for name, chosen in found.items() if chosen}
+    return {name: chosen for name, chosen in by_name.items() if chosen}
+
+
+def metric_name(measure: str, proprioception: bool, group: str) -> str:
+    """``success_ever/proprioception/in_distribution``: the name in metrics and tags."""
+    given = "proprioception" if proprioception else "pictures"
+    return f"{measure}/{given}/{_STORED_NAMES.get(group, group)}".replace(" ", "_")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """An arm beside the reference, on some conditions and tasks."""
+    """An encoder beside the reference, on some conditions and tasks."""
 
     rate: Rate
-    difference: Rate | None  # reference − arm, paired; None for the reference itself
+    difference: Rate | None  # reference − this one, paired; None for the reference itself
 
 
-def compare_arms(
-    found: dict[str, Successes],
+def compare_encoders(
+    by_name: dict[str, Successes],
     reference: str,
     conditions: list[tuple[str, int]],
     *,
     resample_tasks: bool = False,
 ) -> dict[str, Comparison]:
-    """Success of every arm on some conditions, and how much better the reference is.
+    """Success of every encoder on some conditions, and how much better the reference is.
 
     Args:
-        found: arm → its successes, over the same tasks and episodes.
-        reference: the arm whose gain over the others is asked for.
+        by_name: successes over the same tasks and episodes.
+        reference: the one whose gain over the others is asked for.
         conditions: of :attr:`Successes.conditions`.
         resample_tasks: treat tasks as a sample too.
     """
-    mine = found[reference].of_conditions(conditions)
+    first = by_name[reference].of_conditions(conditions)
     compared = {}
-    for arm, other in found.items():
-        theirs = other.of_conditions(conditions)
-        compared[arm] = Comparison(
-            success_rate(theirs, resample_tasks=resample_tasks),
-            None
-            if arm == reference
-            else paired_success(mine, theirs, resample_tasks=resample_tasks),
-        )
+    for name, other in by_name.items():
+        values = other.of_conditions(conditions)
+        rate = success_rate(values, resample_tasks=resample_tasks)
+        difference = None
+        if name != reference:
+            difference = paired_success(first, values, resample_tasks=resample_tasks)
+        compared[name] = Comparison(rate, difference)
     return compared

@@ -1,11 +1,10 @@
-"""What a score leaves behind: its MLflow run, found again when nothing has changed."""
+"""Scores of the suite ``probes`` in MLflow: logged, and found again when nothing has changed."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,12 @@ from dynaflip.encoders.checkpoint import CONFIG
 from dynaflip.eval.expert_views import RENDER_VERSION
 from dynaflip.platform import tracking
 from dynaflip.platform.config_loader import config_digest
-from dynaflip.platform.evaluation.probe_config import EvaluationConfig
+from dynaflip.platform.evaluation.config import TUNING_SPLIT, ProbeSuiteConfig
+from dynaflip.platform.evaluation.outcome import Outcome
 from dynaflip.platform.paths import default_data, default_triplets, home, input_path
 from dynaflip.platform.tracking import registry
 from dynaflip.platform.triplets.schema import read_manifest
 
-# What is tuned against a score must never have seen `test`.
-SPLIT = "dev"
 # Metrics that a registered version shows as tags.
 _HEADLINES = (
     "trained/retrieval/task/top1",
@@ -35,19 +33,7 @@ _HEADLINES = (
 )
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What an evaluation left behind."""
-
-    table: str
-    notes: list[str]
-    metrics: dict[str, float]
-    run_name: str
-    run_id: str  # MLflow's
-    report: Path  # HTML
-
-
-def find_scored(config: EvaluationConfig) -> Outcome | None:
+def find_score(config: ProbeSuiteConfig) -> Outcome | None:
     """The newest finished score of these weights on these triplets with these settings, if any.
 
     Raises:
@@ -64,11 +50,16 @@ def find_scored(config: EvaluationConfig) -> Outcome | None:
     report = home() / "reports" / f"{run.info.run_name}.html"
     if table is None or not report.is_file():
         return None
-    metrics = dict(run.data.metrics)
-    return Outcome(table.decode(), [], metrics, run.info.run_name, run.info.run_id, report)
+    return Outcome(
+        table.decode(),
+        run.info.run_name,
+        run.info.run_id,
+        metrics=dict(run.data.metrics),
+        report=report,
+    )
 
 
-def resolved(config: EvaluationConfig) -> EvaluationConfig:
+def resolved(config: ProbeSuiteConfig) -> ProbeSuiteConfig:
     """The settings with the places of data and triplets filled in."""
     return dataclasses.replace(
         config,
@@ -77,7 +68,7 @@ def resolved(config: EvaluationConfig) -> EvaluationConfig:
     )
 
 
-def score_digest(config: EvaluationConfig, folder: Path, manifest: dict[str, Any]) -> str:
+def score_digest(config: ProbeSuiteConfig, folder: Path, manifest: dict[str, Any]) -> str:
     """Equal for equal weights, recordings, triplets and settings, whatever they are called."""
     assert config.data is not None, "resolved by the caller"
     about = Path(config.data) / "meta" / "dynaflip.json"  # how the recordings were made
@@ -96,7 +87,7 @@ def score_digest(config: EvaluationConfig, folder: Path, manifest: dict[str, Any
 
 
 def log_score(
-    config: EvaluationConfig,
+    config: ProbeSuiteConfig,
     info: dict[str, Any],
     digest: str,
     run_name: str,
@@ -118,14 +109,15 @@ def log_score(
     Returns:
         MLflow's id of the run.
     """
-    versions = _versions(info)
+    made_by = info.get("mlflow_run_id")
+    versions = registry.versions_of_run(made_by) if made_by else []
     tags = {
         "kind": "evaluate",
         "encoder": config.encoder,
         "encoder_run_id": info.get("mlflow_run_id", ""),
         "encoder_run_name": info.get("run_name", ""),
-        "encoder_version": ", ".join(f"{name}/{number}" for name, number in versions),
-        "perturbation_split": SPLIT,
+        "encoder_version": ", ".join(f"{v.name}/{v.number}" for v in versions),
+        "perturbation_split": TUNING_SPLIT,
         "score_digest": digest,
     }
     run = tracking.open_run(config.experiment, run_name, tags)
@@ -136,19 +128,8 @@ def log_score(
         run.log_text(json.dumps(metrics, indent=1, sort_keys=True), "metrics.json")
         for file in sorted(path.parent.glob(f"{run_name}*")):
             run.log_file(file)
-    store = tracking.client()
-    for name, number in versions:
-        store.set_model_version_tag(name, number, "evaluation_run_id", run.run_id)
-        for key in _HEADLINES:
-            if key in metrics:
-                store.set_model_version_tag(name, number, key, f"{metrics[key]:.4g}")
+    headlines = {key: f"{metrics[key]:.4g}" for key in _HEADLINES if key in metrics}
+    marks = {"evaluation_run_id": run.run_id, **headlines}
+    for version in versions:
+        registry.set_version_tags(version.name, version.number, marks)
     return run.run_id
-
-
-def _versions(info: dict[str, Any]) -> list[tuple[str, str]]:
-    """Registered versions that the encoder's run made, in this store: (name, number)."""
-    run_id = info.get("mlflow_run_id")
-    if not run_id:
-        return []
-    found = tracking.client().search_model_versions(f"run_id='{run_id}'")
-    return [(version.name, str(version.version)) for version in found]

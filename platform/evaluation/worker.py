@@ -1,40 +1,31 @@
-"""A Ray actor that fits policies and rolls them out; one CPU, many environments."""
+"""The evaluation's Ray actor: fits policies and rolls them out; one CPU, many environments."""
 
 from __future__ import annotations
 
 import io
-import os
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from dynaflip.eval.envs.registry import DEFAULT_ENVIRONMENT, environment
+from dynaflip.eval.envs.registry import environment
 from dynaflip.eval.policies.config import BehaviourCloningConfig, EndToEndConfig
 from dynaflip.platform.evaluation.demonstrations import DemonstrationSet
 from dynaflip.platform.evaluation.encoders_under_test import EXPERT, RANDOM_POLICY, Encoder
-from dynaflip.platform.evaluation.plan import Cell, PolicySpec
-
-# One thread a worker: as many workers as CPUs run side by side. Software rendering (LP_)
-# would start a thread a core in each.
-WORKER_ENVIRONMENT = {
-    "MUJOCO_GL": os.environ.get("MUJOCO_GL", "egl"),
-    "PYOPENGL_PLATFORM": os.environ.get("PYOPENGL_PLATFORM", os.environ.get("MUJOCO_GL", "egl")),
-    "LP_NUM_THREADS": "0",
-    "OMP_NUM_THREADS": "1",
-}
+from dynaflip.platform.evaluation.plan import EvaluationJob, PolicySpec
 
 # On a CPU a small batch's activations stay in the cache: 64 images at once took 1.4 times as
 # long an image (EfficientNet-Lite0 at 112 px).
 FEATURE_BATCH = 16
 
-KEPT_DEMONSTRATIONS = 5  # tasks whose decoded frames a worker keeps
+CACHED_DEMONSTRATIONS = 5  # tasks whose decoded frames stay in memory
+CACHED_ENCODERS = 4
 
-LOOK_AT_STEP = 40  # half a second: the hand has reached the object or is about to
+SALIENCY_STEP = 40  # control steps: the hand has reached the object or is about to
 
 
 @dataclass(frozen=True)
-class CellResult:
-    """Outcomes of a cell's episodes in the order of its starts."""
+class JobResult:
+    """Results of a job's episodes in the order of its starts."""
 
     success_ever: list[bool]
     success_last: list[bool]
@@ -44,17 +35,17 @@ class CellResult:
 
 
 @dataclass(frozen=True)
-class Imitated:
-    """Agreement of some policies with the expert, moment by moment."""
+class ImitationResult:
+    """Some policies' actions compared with the expert's, moment by moment."""
 
     condition: Any  # (N,) names
     episode: Any  # (N,) int, index of the episode's start
-    agreement: dict[str, Any]  # digest of a policy → (N,) in [0, 1]
+    agreement: dict[str, Any]  # digest of a policy → (N,) in [0, 1], 1 − relative action error
 
 
 @dataclass(frozen=True)
-class Looked:
-    """Images of a task with every encoder's saliency over them."""
+class SaliencyMaps:
+    """Images of a task with every encoder's saliency maps."""
 
     images: Any  # (B, H, W, 3) uint8
     robot: Any  # (B, H, W) bool
@@ -62,15 +53,23 @@ class Looked:
     saliency: dict[str, Any]  # digest of an encoder → (B, G, G)
 
 
+class SceneSpec(NamedTuple):
+    """Which scenes a worker has loaded."""
+
+    environment: str
+    task: str
+    image_px: int
+
+
 class Worker:
-    """Keeps the scenes of a task and an encoder or two loaded between calls."""
+    """Does an evaluation's jobs; a task's scenes and some encoders stay loaded between calls."""
 
     def __init__(self) -> None:
         import torch
 
         torch.set_num_threads(1)
         self._scenes: list[Any] = []
-        self._scene_key: tuple[str, int] | None = None
+        self._loaded: SceneSpec | None = None
         self._encoders: dict[str, Any] = {}
         self._views: tuple[Any, Any] | None = None
         self._frames: dict[str, Any] = {}
@@ -108,25 +107,25 @@ class Worker:
         )
         return {spec.digest(): _fit_head(spec, demonstrations).state_dict() for spec in specs}
 
-    def roll_out(self, cell: Cell, weights: dict[str, Any] | None) -> CellResult:
-        """Run a cell's episodes with a fitted policy."""
+    def roll_out(self, job: EvaluationJob, weights: dict[str, Any] | None) -> JobResult:
+        """Run a job's episodes with a fitted policy."""
         from dynaflip.eval.rollout import roll_out
 
         began = time.monotonic()
-        scenes = self._scenes_for(cell)
-        policy = self._policy(cell, weights)
+        scenes = self._scenes_for(job)
+        policy = self._policy(job, weights)
         results = roll_out(
             scenes,
-            cell.starts,
+            job.starts,
             policy,
-            horizon_steps=cell.horizon_steps,
-            steps_after_success=cell.steps_after_success,
-            record_first=cell.recorded,
+            horizon_steps=job.horizon_steps,
+            steps_after_success=job.steps_after_success,
+            record_first=job.recorded,
         )
         if weights is not None:
             policy.check_features()
         images = results[0].images
-        return CellResult(
+        return JobResult(
             [r.success_ever for r in results],
             [r.success_last for r in results],
             [r.steps for r in results],
@@ -134,11 +133,13 @@ class Worker:
             _animation(images) if images else None,
         )
 
-    def imitate(self, cells: list[Cell], weights: dict[str, Any]) -> Imitated:
-        """Hold policies of one encoder and task against the expert, under all conditions.
+    def compare_with_expert(
+        self, jobs: list[EvaluationJob], weights: dict[str, Any]
+    ) -> ImitationResult:
+        """Compare policies of one encoder and task with the expert, under all conditions.
 
         Args:
-            cells: one a policy and condition; those of a policy differ in condition alone.
+            jobs: one per policy and condition; those of a policy differ in condition alone.
             weights: digest of a policy → its fitted tensors (none for those without an encoder).
         """
         import numpy as np
@@ -146,63 +147,73 @@ class Worker:
         from dynaflip.eval.metrics.action_error import agreement
         from dynaflip.eval.rollout import Observation
 
-        views = self._expert_views(cells)
+        views = self._expert_views(jobs)
         unit = views.actions[views.condition == views.condition[0]]  # each moment once
-        found = {}
-        for cell in {cell.policy.digest(): cell for cell in cells}.values():
-            digest = cell.policy.digest()
-            policy, actions = self._policy(cell, weights.get(digest)), []
+        by_policy = {}
+        for job in {job.policy.digest(): job for job in jobs}.values():
+            digest = job.policy.digest()
+            policy, actions = self._policy(job, weights.get(digest)), []
             for start in range(0, len(views.images), FEATURE_BATCH):
                 part = slice(start, start + FEATURE_BATCH)
-                seen = Observation(views.images[part], views.proprioception[part])
-                plan = views.actions[part, None] if policy is None else policy.act(seen)
+                observation = Observation(views.images[part], views.proprioception[part])
+                plan = views.actions[part, None] if policy is None else policy.act(observation)
                 actions.append(plan[:, 0])
-            found[digest] = agreement(np.concatenate(actions), views.actions, unit)
-        return Imitated(views.condition, views.episode, found)
+            by_policy[digest] = agreement(np.concatenate(actions), views.actions, unit)
+        return ImitationResult(views.condition, views.episode, by_policy)
 
-    def look(
-        self, task: str, image_px: int, layout_seeds: list[int], encoders: list[Encoder]
-    ) -> Looked:
-        """Where encoders look in a task: the middle of the expert's episodes, unperturbed."""
+    def saliency(
+        self, spec: SceneSpec, layout_seeds: list[int], encoders: list[Encoder]
+    ) -> SaliencyMaps | None:
+        """Encoders' saliency in a task: the middle of the expert's episodes, unperturbed.
+
+        None in an environment that cannot tell robot and objects apart, or has no expert.
+        """
         import numpy as np
 
+        from dynaflip.eval.envs.base import Env
         from dynaflip.eval.metrics.saliency import saliency
 
-        scene = self._load_scenes(task, image_px, 1)[0]
-        seen = []
+        scene = self._load_scenes(spec, 1)[0]
+        if Env.robot_and_object is type(scene).robot_and_object:
+            return None
+        if Env.expert_action is type(scene).expert_action:
+            return None
+        views = []
         for seed in layout_seeds:
             scene.reset(seed)
-            for _ in range(LOOK_AT_STEP):
+            for _ in range(SALIENCY_STEP):
                 scene.step(scene.expert_action())
-            seen.append((scene.rgb(), *scene.robot_and_object()))
-        images, robot, objects = (np.stack(column) for column in zip(*seen, strict=True))
-        found = {e.digest: saliency(self._encoder(e), images) for e in encoders}
-        return Looked(images, robot, objects, found)
+            views.append((scene.rgb(), *scene.robot_and_object()))
+        images, robot, objects = (np.stack(column) for column in zip(*views, strict=True))
+        maps = {e.digest: saliency(self._encoder(e), images) for e in encoders}
+        return SaliencyMaps(images, robot, objects, maps)
 
-    def _expert_views(self, cells: list[Cell]) -> Any:
-        """Those of the cells' task and conditions; the last ones are kept."""
+    def _expert_views(self, jobs: list[EvaluationJob]) -> Any:
+        """The expert's views of the jobs' task and conditions; the last ones stay in memory."""
         from dynaflip.eval.metrics.action_error import show_expert
 
-        starts = {cell.condition.name: cell.starts for cell in cells}
-        key = (cells[0].task, cells[0].image_px, cells[0].horizon_steps, tuple(starts.items()))
+        starts = {job.condition.name: job.starts for job in jobs}
+        key = (jobs[0].task, jobs[0].image_px, jobs[0].horizon_steps, tuple(starts.items()))
         if self._views is None or self._views[0] != key:
-            scene = self._load_scenes(cells[0].task, cells[0].image_px, 1)[0]
-            views = show_expert(scene, starts, horizon_steps=cells[0].horizon_steps)
+            scene = self._load_scenes(_scene_spec(jobs[0]), 1)[0]
+            views = show_expert(scene, starts, horizon_steps=jobs[0].horizon_steps)
             self._views = key, views
         return self._views[1]
 
-    def _scenes_for(self, cell: Cell) -> list[Any]:
-        number = min(cell.environments, len(cell.starts))
-        return self._load_scenes(cell.task, cell.image_px, number)
+    def _scenes_for(self, job: EvaluationJob) -> list[Any]:
+        number = min(job.environments, len(job.starts))
+        return self._load_scenes(_scene_spec(job), number)
 
-    def _load_scenes(self, task: str, px: int, number: int) -> list[Any]:
-        spec = environment(DEFAULT_ENVIRONMENT)
-        if self._scene_key != (task, px):
+    def _load_scenes(self, spec: SceneSpec, number: int) -> list[Any]:
+        if self._loaded != spec:
             for scene in self._scenes:
                 scene.close()
-            self._scenes, self._scene_key = [], (task, px)
+            self._scenes, self._loaded = [], spec
         while len(self._scenes) < number:
-            self._scenes.append(spec.open(task, height_px=px, width_px=px))
+            scene = environment(spec.environment).open(
+                spec.task, height_px=spec.image_px, width_px=spec.image_px
+            )
+            self._scenes.append(scene)
         return self._scenes
 
     def _frames_of(self, demonstrations: DemonstrationSet) -> Any:
@@ -210,7 +221,7 @@ class Worker:
         from dynaflip.platform.evaluation.demonstrations import read_demonstrations
 
         if demonstrations.digest not in self._frames:
-            if len(self._frames) >= KEPT_DEMONSTRATIONS:
+            if len(self._frames) >= CACHED_DEMONSTRATIONS:
                 self._frames.pop(next(iter(self._frames)))
             self._frames[demonstrations.digest] = read_demonstrations(demonstrations)
         return self._frames[demonstrations.digest]
@@ -220,20 +231,20 @@ class Worker:
 
         assert encoder.folder is not None
         if encoder.digest not in self._encoders:
-            if len(self._encoders) >= 4:
+            if len(self._encoders) >= CACHED_ENCODERS:
                 self._encoders.pop(next(iter(self._encoders)))
             self._encoders[encoder.digest] = load_image_encoder(encoder.folder)
         return self._encoders[encoder.digest]
 
-    def _policy(self, cell: Cell, weights: dict[str, Any] | None) -> Any:
+    def _policy(self, job: EvaluationJob, weights: dict[str, Any] | None) -> Any:
         from dynaflip.eval.policies.encoder_policy import EncoderPolicy
         from dynaflip.eval.policies.random_policy import RandomPolicy
 
-        spec = cell.policy
+        spec = job.policy
         if spec.encoder.name == EXPERT:
             return None
         if spec.encoder.name == RANDOM_POLICY:
-            return RandomPolicy(spec.seed, environment(DEFAULT_ENVIRONMENT).action_dim)
+            return RandomPolicy(spec.seed, environment(job.environment).action_dim)
         assert weights is not None
         if spec.adaptation != "frozen":
             encoder, head = _adapted(spec, weights)
@@ -241,13 +252,17 @@ class Worker:
         words = _words(spec)
         context = None
         if words is not None:
-            context = words[[d.task for d in spec.demonstrations].index(cell.task)]
+            context = words[[d.task for d in spec.demonstrations].index(job.task)]
         return EncoderPolicy(
             self._encoder(spec.encoder),
             _head_of(spec, weights),
             use_proprioception=spec.use_proprioception,
             context=context,
         )
+
+
+def _scene_spec(job: EvaluationJob) -> SceneSpec:
+    return SceneSpec(job.environment, job.task, job.image_px)
 
 
 _ENCODER = "encoder."  # marks an adapted encoder's tensors beside the head's

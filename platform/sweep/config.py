@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 
 from dynaflip.checks import at_least, one_of
 from dynaflip.eval.policies.config import BehaviourCloningConfig
-from dynaflip.platform.evaluation.probe_config import ViewsConfig
-from dynaflip.platform.evaluation.rollout_config import RolloutConfig
+from dynaflip.platform.evaluation.config import RolloutConfig, ViewsConfig
 from dynaflip.platform.training.config import PretrainConfig
 
 SAMPLERS = ("tpe", "random")

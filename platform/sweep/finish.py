@@ -11,9 +11,7 @@ from optuna.trial import TrialState
 from scipy import stats
 
 from dynaflip.eval.intervals.cluster_bootstrap import paired_difference
-from dynaflip.files import file_lock
-from dynaflip.platform import tracking
-from dynaflip.platform.paths import home
+from dynaflip.platform import promotion, tracking
 from dynaflip.platform.sweep import confirmation, table
 from dynaflip.platform.sweep import sweep_folder as folders
 from dynaflip.platform.sweep.confirmation import Confirmed
@@ -22,8 +20,6 @@ from dynaflip.platform.sweep.stages import Sweep
 from dynaflip.platform.sweep.study import CONFIRM, SEARCH, own_trials
 from dynaflip.platform.tracking import registry
 from dynaflip.platform.tracking.child_runs import children
-
-CANDIDATE = "candidate"
 
 
 @dataclass(frozen=True)
@@ -46,16 +42,22 @@ def conclude(sweep: Sweep, confirmed: Sequence[Confirmed]) -> None:
     log_plots(sweep)
     winner = winner_of(sweep, confirmed)
     model = sweep.base.tracking.model_name
-    with file_lock(home() / "promote.lock"):  # sweeps that end at once compare in turn
+    with promotion.comparing():
         version = _registered(sweep, winner)
-        reason = _promotes(sweep, winner, confirmed, version)
-        if reason.startswith("yes"):
-            registry.set_alias(model, CANDIDATE, version)
+        decision = promotion.decide_candidate(
+            model,
+            version,
+            policy=sweep.config.promote,
+            confirmed=bool(confirmed),
+            missing_seeds=confirmed[0].missing if confirmed else 0,
+            gap_to=lambda present: _gap_to(sweep, winner, confirmed, present),
+        )
+    reason = f"{'yes' if decision.promoted else 'no'}: {decision.explanation}"
     tags = {"best_trial": winner.name, "registered_version": version, "promotion": reason}
     sweep.parent.set_tags(tags)
     sweep.parent.log_metrics({"best/score_cm": winner.score_cm}, 0)
     print(f"registered models:/{model}/{version}: {winner.name}, {winner.score_cm:.2f} cm")
-    print(f"alias {CANDIDATE}: {reason}")
+    print(f"alias {promotion.CANDIDATE}: {reason}")
 
 
 def report(sweep: Sweep, confirmed: Sequence[Confirmed]) -> str:
@@ -119,26 +121,6 @@ def _registered(sweep: Sweep, winner: Winner) -> int:
     )
     run.end("FINISHED")
     return version
-
-
-def _promotes(sweep: Sweep, winner: Winner, confirmed: Sequence[Confirmed], version: int) -> str:
-    """``yes: …`` or ``no: …``, and why."""
-    if sweep.config.promote != "auto":
-        moved = sweep.config.promote == "always"
-        return f"{'yes' if moved else 'no'}: --promote {sweep.config.promote}"
-    if not confirmed:
-        return "no: nothing was confirmed (--confirm 2, or --promote always)"
-    if confirmed[0].missing:
-        return f"no: {confirmed[0].missing} seeds of the best setting came to nothing"
-    model = sweep.base.tracking.model_name
-    present = registry.version_of_alias(model, CANDIDATE)
-    if present is None:
-        return "yes: there was none"
-    if int(present) == version:
-        return "yes: it is this version already"
-    gap, half = _gap_to(sweep, winner, confirmed, int(present))
-    said = f"{gap:+.2f} ± {half:.2f} cm to version {present}, over episodes and seeds"
-    return f"yes: {said}" if gap + half < 0 else f"no: {said}"
 
 
 def _gap_to(

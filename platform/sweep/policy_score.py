@@ -1,7 +1,7 @@
 """By setting, a trial's second score: how often a small policy on its encoder fails.
 
 Behaviour cloning on the frozen encoder, rolled out on perturbed ``dev`` episodes, as
-``jobs/evaluate.py --suite metaworld`` does it. Demonstrations, initial states and the policy's
+``jobs/evaluate.py --suite rollouts`` does it. Demonstrations, initial states and the policy's
 seed are the same for every trial.
 """
 
@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from dynaflip.eval.envs.registry import environment
 from dynaflip.eval.expert_views import UNPERTURBED
 from dynaflip.platform.sweep.config import PolicyScoreConfig
 
 if TYPE_CHECKING:
+    from dynaflip.platform.evaluation.config import RolloutConfig
     from dynaflip.platform.evaluation.demonstrations import DemonstrationSet
-    from dynaflip.platform.evaluation.rollout_config import RolloutConfig
 
 
 @dataclass(frozen=True)
@@ -31,30 +32,27 @@ class PolicyScore:
 
         Runs in a process of its own, on the CPU of the trial's training, which has ended.
         """
-        import ray
+        from dynaflip.platform.actor_pool import ActorPool
+        from dynaflip.platform.evaluation.encoders_under_test import (
+            TRAINED,
+            EncoderUnderTest,
+            encoder_at,
+        )
+        from dynaflip.platform.evaluation.plan import plan_jobs
+        from dynaflip.platform.evaluation.schedule import run_jobs
+        from dynaflip.platform.evaluation.worker import Worker
 
-        from dynaflip.platform.evaluation.encoders_under_test import TRAINED, Arm, encoder_at
-        from dynaflip.platform.evaluation.plan import plan_cells
-        from dynaflip.platform.evaluation.worker import WORKER_ENVIRONMENT, Worker
-
-        arm = Arm(TRAINED, (encoder_at(str(encoder_folder)),))
-        cells = [
-            cell
-            for cell in plan_cells(self.config, [arm], self.demonstrations)
-            if cell.condition.factor != UNPERTURBED
+        under_test = EncoderUnderTest(TRAINED, (encoder_at(str(encoder_folder)),))
+        jobs = [
+            job
+            for job in plan_jobs(self.config, [under_test], self.demonstrations)
+            if job.condition.factor != UNPERTURBED
         ]
-        actor: Any = ray.remote(num_cpus=0, runtime_env={"env_vars": WORKER_ENVIRONMENT})(Worker)
-        worker = actor.remote()
-        try:
-            failed: list[float] = []
-            fitted: dict[str, Any] = {}
-            for cell in cells:
-                if cell.policy.digest() not in fitted:
-                    fitted = ray.get(worker.fit.remote([cell.policy]))
-                result = ray.get(worker.roll_out.remote(cell, fitted[cell.policy.digest()]))
-                failed.append(1 - sum(result.success_ever) / len(result.success_ever))
-        finally:
-            ray.kill(worker)
+        # Of the trial's own CPU: its training has ended.
+        variables = environment(self.config.environment).worker_environment()
+        with ActorPool(Worker, job="sweep", most=1, cpus_each=0, variables=variables) as pool:
+            results = run_jobs(jobs, pool, quiet=True)
+        failed = [1 - sum(r.success_ever) / len(r.success_ever) for r in results]
         return 100 * sum(failed) / len(failed)
 
 
@@ -64,10 +62,8 @@ def policy_score(config: PolicyScoreConfig) -> PolicyScore:
     Raises:
         UserError: an unknown task, or the simulator cannot render here.
     """
-    from dynaflip.eval.envs.metaworld_task_sets import tasks_of
-    from dynaflip.eval.envs.metaworld_tasks import KNOWN_TASKS
     from dynaflip.platform.evaluation.demonstrations import collect_demonstrations
 
     settings = config.rollouts()
-    tasks = tasks_of(settings.tasks, KNOWN_TASKS)
+    tasks = environment(settings.environment).tasks_of(settings.tasks)
     return PolicyScore(settings, collect_demonstrations(settings, tasks))

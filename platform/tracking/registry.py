@@ -4,8 +4,7 @@ A version holds the encoder's folder (safetensors and config) and this package's
 logged as an MLflow pyfunc "from code". Loading reads the folder alone; nothing is
 unpickled and no code of the version is run.
 
-The alias ``latest`` is MLflow's own: it always names the highest version. Others
-(``candidate``) move on request only.
+Rules of aliases (who moves which, and when) are in :mod:`dynaflip.platform.promotion`.
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ import io
 import logging
 import sys
 import warnings
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,6 @@ def register(
     run: tracking.Run,
     *,
     name: str = DEFAULT_NAME,
-    alias: str | None = None,
     tags: dict[str, Any] | None = None,
 ) -> int:
     """Log an encoder's folder to a run and register it as the next version.
@@ -51,14 +51,12 @@ def register(
         folder: of :func:`dynaflip.encoders.checkpoint.save_folder`.
         run: the open MLflow run that made it.
         name: of the registered model.
-        alias: that moves to the new version; ``latest`` needs no moving.
         tags: of the version.
 
     Returns:
         The version's number.
     """
     store = tracking.client()
-    check_alias(alias)
     import mlflow
     import numpy as np
     from mlflow.models.signature import ModelSignature
@@ -84,24 +82,7 @@ def register(
         store.update_run(run.run_id, status="RUNNING")
     for key, value in (tags or {}).items():
         store.set_model_version_tag(name, str(version), key, str(value))
-    if alias:
-        set_alias(name, alias, version)
     return version
-
-
-def check_alias(alias: str | None) -> None:
-    """Refuse an alias that MLflow would refuse at the end of a long run.
-
-    Raises:
-        UserError: it is not a name, or looks like a version.
-    """
-    if alias is None or alias == LATEST:
-        return
-    plain = alias.replace("-", "").replace("_", "")
-    if not plain.isalnum() or alias.lower() == LATEST or alias.lower().lstrip("v").isdigit():
-        raise UserError(
-            f"--alias {alias!r}: use letters, digits, - and _, and not what reads like a version"
-        )
 
 
 def load_encoder(
@@ -169,9 +150,8 @@ def find_version(name: str, tags: dict[str, str]) -> int | None:
 
 
 def set_alias(name: str, alias: str, version: int) -> None:
-    """Move an alias to a version; ``latest`` is MLflow's own and needs no moving."""
-    if alias != LATEST:
-        tracking.client().set_registered_model_alias(name, alias, str(version))
+    """Move an alias to a version (:mod:`dynaflip.platform.promotion` decides whether)."""
+    tracking.client().set_registered_model_alias(name, alias, str(version))
 
 
 def version_of_alias(name: str, alias: str) -> str | None:
@@ -190,6 +170,32 @@ def version_of_alias(name: str, alias: str) -> str | None:
         raise UserError(
             f"alias {alias} of {name}: cannot read it from {tracking.tracking_uri()}: {error}"
         ) from None
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version."""
+
+    name: str  # of the registered model
+    number: str
+    tags: dict[str, str]
+
+
+def versions_of_run(run_id: str) -> list[Version]:
+    """Registered versions that a run made, in this store."""
+    versions = tracking.client().search_model_versions(f"run_id='{run_id}'")
+    return [Version(v.name, str(v.version), dict(v.tags)) for v in versions]
+
+
+def set_version_tags(
+    name: str, version: str, tags: dict[str, str], remove: Collection[str] = ()
+) -> None:
+    """Set tags of a version, and remove others."""
+    store = tracking.client()
+    for key in remove:
+        store.delete_model_version_tag(name, version, key)
+    for key, value in tags.items():
+        store.set_model_version_tag(name, version, key, value)
 
 
 def version_tags(name: str, version: str) -> dict[str, str]:

@@ -292,6 +292,14 @@ def find_finished(tags: dict[str, str]) -> Any | None:
     return found[0] if found else None
 
 
+def runs_with_tags(tags: dict[str, str], most: int = 5000) -> list[Any]:
+    """MLflow's entities of the newest runs with these tags, of all experiments."""
+    store = client()
+    experiments = [experiment.experiment_id for experiment in store.search_experiments()]
+    query = " and ".join(f"tags.{name} = '{value}'" for name, value in tags.items())
+    return list(store.search_runs(experiments, query, max_results=most))
+
+
 def newest_run_names(kind: str, number: int = 3) -> list[str]:
     """Names of the newest runs with a tag ``kind``."""
     store = client()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynaflip.errors import UserError
 from dynaflip.files import file_lock, write_file
-from dynaflip.platform import cluster, tracking
+from dynaflip.platform import cluster, promotion, tracking
 from dynaflip.platform.config_loader import config_digest, load_config, to_dict, to_yaml
 from dynaflip.platform.paths import (
     default_triplets,
@@ -64,7 +64,7 @@ def pretrain(config: PretrainConfig, *, alias: str | None = None) -> Outcome:
         UserError: no triplets, too few of them, or too small a cluster.
         NonFiniteLoss: the run was stopped, and its MLflow run is FAILED.
     """
-    registry.check_alias(alias)
+    promotion.check_alias(alias)
     folder = input_path(config.triplets, default_triplets())
     config = dataclasses.replace(config, triplets=folder)
     run_folder = runs() / new_run_name("pretrain")
@@ -91,7 +91,7 @@ def find_finished(config: PretrainConfig) -> str | None:
 def move_alias(uri: str, alias: str) -> None:
     """Move an alias to the version that ``models:/NAME/VERSION`` names."""
     name, version = uri.removeprefix("models:/").split("/")
-    registry.set_alias(name, alias, int(version))
+    promotion.move_alias(name, alias, int(version))
 
 
 def resume(run_name: str, *, alias: str | None = None) -> Outcome:
@@ -102,7 +102,7 @@ def resume(run_name: str, *, alias: str | None = None) -> Outcome:
     Raises:
         UserError: there is no such run, it is finished or running, or its triplets have changed.
     """
-    registry.check_alias(alias)
+    promotion.check_alias(alias)
     run_folder = runs() / run_name
     if not (run_folder / RUN_FILE).is_file():
         known = sorted((p.parent.name for p in runs().glob(f"*/{RUN_FILE}")), reverse=True)
@@ -193,9 +193,9 @@ def _train_and_register(
             encoder_folder,
             run,
             name=config.tracking.model_name,
-            alias=alias,
             tags={**_tags(job), "run_name": run.run_name, "git_commit": git_commit()},
         )
+        promotion.move_alias(config.tracking.model_name, alias, version)
         run.set_tags({"registered_version": version})
         saved = json.loads((run_folder / RUN_FILE).read_text())
         _write_run_file(run_folder, {**saved, "version": version})

@@ -70,11 +70,11 @@ def harness(px: int, starts: int) -> float:
     import ray
     from ray import cloudpickle
 
-    from dynaflip.platform.evaluation.worker import WORKER_ENVIRONMENT
+    from dynaflip.eval.envs.metaworld_tasks import ENVIRONMENT
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
 
-    @ray.remote(num_cpus=1, runtime_env={"env_vars": WORKER_ENVIRONMENT})
+    @ray.remote(num_cpus=1, runtime_env={"env_vars": ENVIRONMENT.worker_environment()})
     class Side:
         def __init__(self) -> None:
             from dynaflip.eval.envs.metaworld import Scene

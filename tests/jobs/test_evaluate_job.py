@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dynaflip.errors import UserError
-from dynaflip.platform.evaluation.probe_config import EvaluationConfig, ProbesConfig, ViewsConfig
+from dynaflip.platform.evaluation.config import ProbesConfig, ProbeSuiteConfig, ViewsConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = ("drawer-open-v3", "button-press-v3")
@@ -90,11 +90,10 @@ def test_an_untrained_encoder_scores_as_its_own_initialisation(
     ray_cluster: None, home: Path, tmp_path: Path
 ) -> None:
     from dynaflip.platform import tracking
-    from dynaflip.platform.evaluation.score_cache import find_scored
-    from dynaflip.platform.evaluation.suites.probes import evaluate
+    from dynaflip.platform.evaluation.suites.probes import Probes
 
     data, triplets = recordings(tmp_path)
-    config = EvaluationConfig(
+    config = ProbeSuiteConfig(
         encoder=str(encoder_folder(tmp_path / "encoder")),
         data=str(data),
         triplets=str(triplets),
@@ -103,7 +102,7 @@ def test_an_untrained_encoder_scores_as_its_own_initialisation(
         ),
         probes=ProbesConfig(frames_per_episode=6),
     )
-    outcome = evaluate(config)
+    outcome = Probes().run(config)
     # Rebuilt from its settings and seed, the initialisation is the same network.
     for key, value in outcome.metrics.items():
         if key.startswith("trained/"):
@@ -126,14 +125,14 @@ def test_an_untrained_encoder_scores_as_its_own_initialisation(
     cached = sorted((home / "evaluation").iterdir())
     assert len(cached) == len(TASKS)
     written = [path.stat().st_mtime_ns for path in cached]
-    again = evaluate(config)
+    again = Probes().run(config)
     assert again.metrics == outcome.metrics
     assert [path.stat().st_mtime_ns for path in cached] == written
     # Who asks to reuse it gets the newest score of these weights, and no other.
-    found = find_scored(config)
+    found = Probes().find_finished(config)
     assert found is not None
     assert (found.run_id, found.table) == (again.run_id, again.table)
-    assert find_scored(dataclasses.replace(config, seed=1)) is None
+    assert Probes().find_finished(dataclasses.replace(config, seed=1)) is None
 
 
 def test_probes_are_skipped_in_words_where_nothing_is_labelled(tmp_path: Path) -> None:
@@ -151,7 +150,5 @@ def test_probes_are_skipped_in_words_where_nothing_is_labelled(tmp_path: Path) -
 
 
 def test_an_unknown_factor_is_refused_before_anything_is_rendered() -> None:
-    from dynaflip.platform.evaluation.rendered_views import plan_views
-
-    with pytest.raises(UserError, match="there is no factor fog"):
-        plan_views(ViewsConfig(factors=("fog",)), ["drawer-open-v3"], "corner4", (64, 64), "dev")
+    with pytest.raises(UserError, match="there is no factor 'fog'"):
+        ViewsConfig(factors=("fog",))

@@ -45,7 +45,7 @@ def test_the_job_s_settings_are_known_and_cover_the_paper_s_arms() -> None:
     assert AblationConfig().chosen() == list(VARIANTS)
     assert len(config.rollouts.tasks) == len(config.rollouts.factors) == len(config.seeds) == 3
     for key, value, said in (
-        ("arms", "[no_image]", "there is no no_image"),
+        ("variants", "[no_image]", "there is no no_image"),
         ("seeds", "[1, 1]", "distinct numbers"),
         ("rollouts.split", "test", "must be dev"),
     ):
@@ -62,7 +62,7 @@ def test_an_arm_that_cannot_be_is_refused_before_any_training(tmp_path: Path) ->
 
     assert "no_temporal" in refused("pretrain.objective.temporal", "0")
     assert "no_flow_prediction" in refused("pretrain.objective.flow", "0")
-    only = AblationConfig(arms=("no_flow", "language_image_only"))
+    only = AblationConfig(variants=("no_flow", "language_image_only"))
     settings = dataclasses.replace(only.pretrain.objective, temporal=0.0)
     settings = dataclasses.replace(only.pretrain, objective=settings, triplets="nowhere")
     with pytest.raises(UserError, match="no_flow and language_image_only are the same"):
@@ -77,7 +77,7 @@ def test_what_is_made_is_reused_and_logged(
     tiny = load_config(PretrainConfig, str(REPOSITORY / "tests" / "tiny.yaml"), {})
     named = dataclasses.replace(tiny.tracking, model_name="ablation-test")
     settings = dataclasses.replace(tiny, triplets=str(triplet_folder), tracking=named)
-    config = AblationConfig(arms=(NO_NEGATIVES,), seeds=(0,), pretrain=settings)
+    config = AblationConfig(variants=(NO_NEGATIVES,), seeds=(0,), pretrain=settings)
     scored: list[dict[str, list[str]]] = []
 
     def score(config: AblationConfig, encoders: dict[str, list[str]]) -> Ranking:
@@ -85,12 +85,12 @@ def test_what_is_made_is_reused_and_logged(
         return ranking()
 
     first = ablate(config, score)
-    assert "arm no_negatives, seed 0: pretraining" in capsys.readouterr().out
+    assert "variant no_negatives, seed 0: pretraining" in capsys.readouterr().out
     assert sorted(scored[0]) == ["full", "no_negatives"]
     run = tracking.client().get_run(first.run_id)
     assert run.data.metrics["spearman"] == pytest.approx(metrics_of(ranking())["spearman"])
     ablate(config, score)
     said = capsys.readouterr().out
     assert "pretraining" not in said
-    assert said.count("made before") == 2
+    assert said.count("reused") == 2
     assert scored[1] == scored[0]

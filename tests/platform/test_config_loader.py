@@ -18,7 +18,7 @@ from dynaflip.platform.ablation import AblationConfig
 from dynaflip.platform.cli import config_parser, parse_config
 from dynaflip.platform.config_loader import config_digest, flatten, load_config, to_dict, to_yaml
 from dynaflip.platform.demonstrations.config import CollectConfig
-from dynaflip.platform.evaluation.rollout_config import RolloutConfig
+from dynaflip.platform.evaluation.config import RolloutConfig
 from dynaflip.platform.paths import output_path
 from dynaflip.platform.sweep.config import SweepJobConfig
 from dynaflip.platform.training.config import PretrainConfig

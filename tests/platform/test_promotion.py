@@ -16,7 +16,7 @@ from tiny_rollouts import encoder_folder
 from dynaflip.errors import UserError
 from dynaflip.eval.envs.metaworld_task_sets import TASK_SETS
 from dynaflip.eval.perturbations import FACTORS
-from dynaflip.platform.evaluation.rollout_config import RolloutConfig
+from dynaflip.platform.evaluation.config import RolloutConfig
 
 NAME = "promotion-test"
 CONFIG = RolloutConfig(split="test", all_at_once=False, baselines=("initialization",))
@@ -48,7 +48,7 @@ def evaluated(
     from dynaflip.platform import tracking
     from dynaflip.platform.evaluation.encoders_under_test import weights_digest
     from dynaflip.platform.evaluation.plan import ROLLOUT_VERSION
-    from dynaflip.platform.evaluation.suites.rollouts import EPISODES_FILE, KIND, VERSION_TAG
+    from dynaflip.platform.evaluation.rollout_run import EPISODES_FILE, KIND, VERSION_TAG
     from dynaflip.platform.promotion import RUN_TAG
     from dynaflip.platform.tracking import registry
 
@@ -107,7 +107,7 @@ def test_the_better_one_is_promoted_over_the_worse_and_not_the_other_way(store: 
     assert 0.1 < low < gain < high < 0.3
     assert evidence["instead_of"] is None
     assert evidence["tasks"] == list(TASK_SETS["r3m5"])
-    assert set(evidence["conditions"]) == {f"{kind}-3" for kind in FACTORS}
+    assert set(evidence["conditions"]) == {f"{factor}-3" for factor in FACTORS}
 
     worse, worse_run = evaluated(store, inside=0.5, outside=0.3)
     refused = promote(NAME, worse)
@@ -143,7 +143,7 @@ def test_what_is_lost_in_distribution_is_not_made_up_for_out_of_it(store: Path) 
         ({"tasks": ("drawer-open-v3",)}, "assembly-v3, bin-picking-v3"),
         ({"factors": ("light_tint", "camera")}, "distractors-3, floor-3"),
         ({"level": 1}, "camera-3, distractors-3"),
-        ({"config": replace(CONFIG, episodes=5)}, "20 episodes a cell"),
+        ({"config": replace(CONFIG, episodes=5)}, "20 episodes per job"),
         ({"config": replace(CONFIG, adaptation="lora")}, "frozen encoders"),
     ],
     ids=["tasks", "factors", "level", "episodes", "tuned"],
@@ -169,8 +169,8 @@ def test_policies_of_many_tasks_are_pairs_where_they_learnt_the_same_tasks(store
 
 def test_runs_whose_episodes_are_no_pairs_are_refused(store: Path) -> None:
     from dynaflip.platform import tracking
-    from dynaflip.platform.evaluation.compare import compare, paired_groups, read_evaluation
-    from dynaflip.platform.evaluation.suites.rollouts import SIMULATOR_TAG
+    from dynaflip.platform.evaluation.compare import compare, paired_groups
+    from dynaflip.platform.evaluation.rollout_run import SIMULATOR_TAG, read_evaluation
 
     _, mine = evaluated(store, inside=0.5, outside=0.4)
     _, theirs = evaluated(store, inside=0.5, outside=0.4)

@@ -14,7 +14,7 @@ from dynaflip.platform.ablation import AblationConfig
 from dynaflip.platform.cli import config_parser, parse_config
 from dynaflip.platform.config_loader import load_config
 from dynaflip.platform.demonstrations.config import CollectConfig
-from dynaflip.platform.evaluation.rollout_config import RolloutConfig
+from dynaflip.platform.evaluation.config import RolloutConfig
 from dynaflip.platform.settings_docs import sections, undocumented
 from dynaflip.platform.settings_text import commented_yaml, help_text
 from dynaflip.platform.sweep.config import SweepJobConfig

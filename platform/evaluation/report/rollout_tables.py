@@ -1,4 +1,4 @@
-"""The policy evaluation as tables: success in percent with 95 % intervals, and verdicts."""
+"""Rollouts as tables: success in percent with 95 % intervals, and verdicts."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dynaflip.platform.evaluation.results import (
     IN_DISTRIBUTION,
     OUT_OF_DISTRIBUTION,
     Successes,
-    compare_arms,
+    compare_encoders,
     groups,
 )
 
 # By whether policies have proprioception.
-GIVEN = {True: "with hand position and gripper", False: "images alone"}
+GIVEN = {True: "with proprioception", False: "images alone"}
 
 HEADLINE_COLUMNS = (
     "",
@@ -30,28 +30,28 @@ HEADLINE_COLUMNS = (
 def headline_sections(
     ever: dict[str, Successes], last: dict[str, Successes], reference: str
 ) -> list[Section]:
-    """Each group of conditions: every arm's success and the reference's gain over it.
+    """Each group of conditions: every encoder's success and the reference's gain over it.
 
     Args:
-        ever: arm → success at any step, which verdicts are about.
-        last: arm → success at the last step.
-        reference: the arm under test.
+        ever: encoder's name → success at any step, which verdicts are about.
+        last: encoder's name → success at the last step.
+        reference: name of the encoder under test.
     """
     sections = []
     first = ever[reference]
     for name, conditions in groups(first.conditions).items():
         section = Section(
-            f"Success, {name}: {_count(first, conditions)} episodes an arm",
+            f"Success, {name}: {_count(first, conditions)} episodes per encoder",
             columns=HEADLINE_COLUMNS,
         )
-        fixed = compare_arms(ever, reference, conditions)
-        sampled = compare_arms(ever, reference, conditions, resample_tasks=True)
-        held = compare_arms(last, reference, conditions)
-        for arm, comparison in fixed.items():
-            row = [arm, percent(comparison.rate)]
-            row.append(percent(held[arm].rate))
-            gain, wider = comparison.difference, sampled[arm].difference
-            at_last = held[arm].difference
+        fixed = compare_encoders(ever, reference, conditions)
+        sampled = compare_encoders(ever, reference, conditions, resample_tasks=True)
+        held = compare_encoders(last, reference, conditions)
+        for encoder, comparison in fixed.items():
+            row = [encoder, percent(comparison.rate)]
+            row.append(percent(held[encoder].rate))
+            gain, wider = comparison.difference, sampled[encoder].difference
+            at_last = held[encoder].difference
             if gain is None or wider is None or at_last is None:
                 row += ["-"] * 4
             else:
@@ -61,34 +61,34 @@ def headline_sections(
     return sections
 
 
-def condition_section(found: dict[str, Successes]) -> Section:
-    """Success by condition, a column an arm."""
-    first = next(iter(found.values()))
-    section = Section("Success % by condition", columns=("", *found))
+def condition_section(by_name: dict[str, Successes]) -> Section:
+    """Success by condition, a column per encoder."""
+    first = next(iter(by_name.values()))
+    section = Section("Success % by condition", columns=("", *by_name))
     for factor, level in first.conditions:
         name = condition_name(factor) + (f", level {level}" if level else "")
-        rates = [success_rate(s.of_conditions([(factor, level)])) for s in found.values()]
+        rates = [success_rate(s.of_conditions([(factor, level)])) for s in by_name.values()]
         section.rows.append([name, *map(percent, rates)])
     return section
 
 
-def task_sections(found: dict[str, Successes], reference: str) -> list[Section]:
+def task_sections(by_name: dict[str, Successes], reference: str) -> list[Section]:
     """Success by task, in and out of distribution, and the reference's gain where it is clear."""
-    first = next(iter(found.values()))
-    kinds = groups(first.conditions)
+    first = next(iter(by_name.values()))
+    chosen = groups(first.conditions)
     sections = []
     for name in (IN_DISTRIBUTION, OUT_OF_DISTRIBUTION):
-        if name not in kinds:
+        if name not in chosen:
             continue
         section = Section(
-            f"Success % by task, {name} (in brackets: what {reference} is beside it, by paired "
+            f"Success % by task, {name} (in brackets: {reference} compared with it, by paired "
             f"intervals)",
-            columns=("", *found),
+            columns=("", *by_name),
         )
         for task in first.tasks:
-            alone = {arm: one.of_tasks([task]) for arm, one in found.items()}
+            alone = {encoder: one.of_tasks([task]) for encoder, one in by_name.items()}
             row = [task]
-            for comparison in compare_arms(alone, reference, kinds[name]).values():
+            for comparison in compare_encoders(alone, reference, chosen[name]).values():
                 gain = comparison.difference
                 row.append(percent(comparison.rate) + (f" ({gain.verdict()})" if gain else ""))
             section.rows.append(row)

@@ -1,9 +1,9 @@
-"""Score a trained encoder beside its own initialisation.
+"""The suite ``probes``: a trained encoder beside its own initialisation.
 
-Two measures: retrieval over held-out transitions, and linear probes from frozen
-features to positions, fitted on unperturbed training recordings and tested unchanged
-on unperturbed and on ``dev``-perturbed episodes. Only ``dev`` is shown here: what is
-tuned against this score must never have seen ``test``.
+Two measures: retrieval over held-out transitions, and linear probes from frozen features to
+positions, fitted on unperturbed training recordings and tested unchanged on unperturbed and on
+``dev``-perturbed episodes. Only ``dev`` is shown here: what is tuned against this score must
+never have seen ``test``.
 """
 
 from __future__ import annotations
@@ -12,27 +12,69 @@ import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dynaflip.errors import UserError
-from dynaflip.platform.evaluation.probe_config import EvaluationConfig
-from dynaflip.platform.evaluation.score_cache import (
-    SPLIT,
-    Outcome,
-    log_score,
-    resolved,
-    score_digest,
-)
-from dynaflip.platform.paths import home, new_run_name
-from dynaflip.platform.provenance import git_commit
-from dynaflip.platform.tracking import registry
-from dynaflip.platform.training.config import PretrainConfig
-from dynaflip.platform.triplets.schema import read_manifest
+from dynaflip.platform.evaluation.config import TUNING_SPLIT, ProbeSuiteConfig
+from dynaflip.platform.evaluation.outcome import Outcome
+from dynaflip.platform.evaluation.suites.base import Suite
 
 if TYPE_CHECKING:
     from dynaflip.encoders.model import DynaFLIP
     from dynaflip.eval.labelled_frames import LabelledFrames
     from dynaflip.eval.metrics.probe_report import ProbeReport
+
+
+class Probes(Suite):
+    """Score a registered encoder beside its own initialisation, in about a minute.
+
+    Retrieval over held-out transitions, and linear probes from frozen features to positions,
+    unperturbed and under the dev perturbations.
+    """
+
+    settings: ClassVar[type] = ProbeSuiteConfig
+
+    def run(self, config: ProbeSuiteConfig) -> Outcome:
+        """Score the encoder and log the score.
+
+        Raises:
+            UserError: the encoder or the triplets do not exist, or the simulator cannot render.
+        """
+        from dynaflip.platform.evaluation.score_cache import resolved, score_digest
+        from dynaflip.platform.tracking import registry
+        from dynaflip.platform.triplets.schema import read_manifest
+
+        folder = registry.resolve(config.encoder)
+        config = resolved(config)
+        assert config.triplets is not None
+        manifest = read_manifest(config.triplets)
+        digest = score_digest(config, folder, manifest)
+        pair = load_pair(folder)
+        notes = []
+        if pair.info.get("data_digest") not in (None, manifest["digest"]):
+            notes.append(
+                "note: the encoder was trained on other triplets than the gallery is taken from; "
+                "a recording in both is held out in both"
+            )
+        began = time.monotonic()
+        retrieval = score_retrieval(pair, config)
+        print(f"retrieval scored in {time.monotonic() - began:.0f} s")
+        began = time.monotonic()
+        reason = _why_no_probes(config)
+        probed = None
+        if reason is None:
+            heldout_share = float(manifest["settings"]["heldout_share"])
+            probed = score_positions(pair, config, heldout_share)
+            print(f"probes scored in {time.monotonic() - began:.0f} s")
+        else:
+            notes.append(f"probes skipped: {reason}")
+        return _report(config, pair, retrieval, probed, notes, digest)
+
+    def find_finished(self, config: ProbeSuiteConfig) -> Outcome | None:
+        """The newest score of these weights on these triplets with these settings, if any."""
+        from dynaflip.platform.evaluation.score_cache import find_score
+
+        return find_score(config)
 
 
 @dataclass(frozen=True)
@@ -54,62 +96,25 @@ class Probed:
     views: LabelledFrames
 
 
-def evaluate(config: EvaluationConfig) -> Outcome:
-    """Score ``config.encoder`` and log the score.
-
-    Raises:
-        UserError: the encoder or the triplets do not exist, or the simulator cannot render.
-    """
-    folder = registry.resolve(config.encoder)
-    config = resolved(config)
-    assert config.triplets is not None
-    manifest = read_manifest(config.triplets)
-    digest = score_digest(config, folder, manifest)
-    pair = load_pair(folder)
-    notes = []
-    if pair.info.get("data_digest") not in (None, manifest["digest"]):
-        notes.append(
-            "note: the encoder learnt from other triplets than the gallery is taken from; "
-            "a recording in both is held out in both"
-        )
-    began = time.monotonic()
-    retrieval = score_retrieval(pair, config)
-    print(f"retrieval scored in {time.monotonic() - began:.0f} s")
-    began = time.monotonic()
-    reason = _why_no_probes(config)
-    probed = None
-    if reason is None:
-        probed = score_positions(pair, config, _heldout_share(manifest))
-        print(f"probes scored in {time.monotonic() - began:.0f} s")
-    else:
-        notes.append(f"probes skipped: {reason}")
-    return _conclude(config, pair, retrieval, probed, notes, digest)
-
-
 def load_pair(folder: Path) -> Pair:
-    """The model of an encoder's folder, and its initialisation built anew from its settings.
+    """The model of an encoder's folder, and its initialisation rebuilt from its settings."""
+    import torch
 
-    The run's seed gives the initial weights of the towers, and of the image encoder
-    where that does not start from pretrained ones.
-    """
     from dynaflip.encoders.checkpoint import load_model
-    from dynaflip.encoders.model import DynaFLIP
-    from dynaflip.platform.training.checkpoint_format import seed_step
+    from dynaflip.platform.evaluation.initialisation import initialisation_of
+    from dynaflip.platform.training.config import PretrainConfig
 
     trained = load_model(folder)
     info = trained.image.info
-    saved = PretrainConfig()
-    trained_with = info.get("config", {})
-    weights = {**dataclasses.asdict(saved.objective), **trained_with.get("objective", {})}
-    # As the loop does before it builds the model.
-    seed_step(int(trained_with.get("train", {}).get("seed", saved.train.seed)), 0, 0)
-    initial = DynaFLIP(trained.config).eval()
-    device = _device()
+    saved = info.get("config", {}).get("objective", {})
+    weights = {**dataclasses.asdict(PretrainConfig().objective), **saved}
+    initial = initialisation_of(trained)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     volume, cosine = float(weights["volume"]), float(weights["cosine"])
     return Pair(trained.to(device), initial.to(device), info, volume, cosine)
 
 
-def score_retrieval(pair: Pair, config: EvaluationConfig) -> dict[str, dict[str, float]]:
+def score_retrieval(pair: Pair, config: ProbeSuiteConfig) -> dict[str, dict[str, float]]:
     """Retrieval of both models over the same fixed gallery of held-out transitions."""
     from dynaflip.encoders.language import embed_captions
     from dynaflip.eval.retrieval import retrieval_report
@@ -138,7 +143,7 @@ def score_retrieval(pair: Pair, config: EvaluationConfig) -> dict[str, dict[str,
     }
 
 
-def score_positions(pair: Pair, config: EvaluationConfig, heldout_share: float) -> Probed:
+def score_positions(pair: Pair, config: ProbeSuiteConfig, heldout_share: float) -> Probed:
     """Fit probes on unperturbed training recordings; test them on held-out and rendered ones."""
     import numpy as np
 
@@ -156,7 +161,7 @@ def score_positions(pair: Pair, config: EvaluationConfig, heldout_share: float) 
     number = config.probes.frames_per_episode
     chosen = [clip for clip in recordings.train if clip.task in tasks]
     train = read_frames(recordings, chosen, number, "train")
-    plans = plan_views(config.views, tasks, recordings.camera, recordings.size_px, SPLIT)
+    plans = plan_views(config.views, tasks, recordings.camera, recordings.size_px, TUNING_SPLIT)
     views = render_views(plans)
     heldout = [clip for clip in recordings.heldout if clip.task in tasks]
     parts = [read_frames(recordings, heldout, number, RECORDED)] if heldout else []
@@ -187,23 +192,25 @@ def score_positions(pair: Pair, config: EvaluationConfig, heldout_share: float) 
     return Probed(report, views)
 
 
-def _conclude(
-    config: EvaluationConfig,
+def _report(
+    config: ProbeSuiteConfig,
     pair: Pair,
     retrieval: dict[str, dict[str, float]],
     probed: Probed | None,
     notes: list[str],
     digest: str,
 ) -> Outcome:
-    """Tables, images, report, MLflow."""
+    """Write the report with its tables and images, and log the score."""
     from dynaflip.platform.evaluation.report import html, tables
+    from dynaflip.platform.evaluation.score_cache import log_score
+    from dynaflip.platform.paths import home, new_run_name
 
     trained, initial = retrieval["trained"], retrieval["initial"]
     sections = [
         tables.retrieval_section(trained, initial),
         tables.embedding_section(trained, initial),
     ]
-    metrics = {f"{who}/{k}": v for who, found in retrieval.items() for k, v in found.items()}
+    metrics = {f"{who}/{k}": v for who, scores in retrieval.items() for k, v in scores.items()}
     if probed is not None:
         sections += tables.probe_sections(probed.report)
         metrics |= {key.replace(" ", "_"): v for key, v in probed.report.metrics().items()}
@@ -222,7 +229,7 @@ def _conclude(
     for name, _, data in images:
         path.with_name(f"{run_name}-{name}").write_bytes(data)
     run_id = log_score(config, pair.info, digest, run_name, metrics, table, path)
-    return Outcome(table, notes, metrics, run_name, run_id, path)
+    return Outcome(table, run_name, run_id, notes, metrics, path)
 
 
 def _images(
@@ -241,12 +248,14 @@ def _images(
     made.append(("retrieval.png", "Retrieval", png_of(figure)))
     if probed is not None:
         sheet, columns = plots.contact_sheet(probed.views)
-        caption = "What was shown: " + ", ".join(map(plots.condition_name, columns))
+        caption = "Frames that probes were tested on: " + ", ".join(
+            map(plots.condition_name, columns)
+        )
         made.append(("examples.jpg", caption, jpeg_of(sheet)))
     return made
 
 
-def _why_no_probes(config: EvaluationConfig) -> str | None:
+def _why_no_probes(config: ProbeSuiteConfig) -> str | None:
     from dynaflip.platform.evaluation.recordings import labels_missing
 
     if not config.probes.enabled:
@@ -255,7 +264,7 @@ def _why_no_probes(config: EvaluationConfig) -> str | None:
     return labels_missing(config.data)
 
 
-def _tasks(config: EvaluationConfig, known: list[str]) -> list[str]:
+def _tasks(config: ProbeSuiteConfig, known: list[str]) -> list[str]:
     """Tasks to score: those asked for, or all that a probe can be fitted on."""
     if not known:
         raise UserError(
@@ -271,11 +280,9 @@ def _tasks(config: EvaluationConfig, known: list[str]) -> list[str]:
     return list(config.views.tasks) or known
 
 
-def _heldout_share(manifest: dict[str, Any]) -> float:
-    return float(manifest["settings"]["heldout_share"])
+def _facts(config: ProbeSuiteConfig, info: dict[str, Any]) -> dict[str, str]:
+    from dynaflip.platform.provenance import git_commit
 
-
-def _facts(config: EvaluationConfig, info: dict[str, Any]) -> dict[str, str]:
     return {
         "encoder": config.encoder,
         "pretraining run": str(info.get("run_name", "unknown")),
@@ -285,7 +292,7 @@ def _facts(config: EvaluationConfig, info: dict[str, Any]) -> dict[str, str]:
         "git commit of this score": git_commit(),
         "triplets": str(config.triplets),
         "data set": str(config.data),
-        "perturbation": f"{SPLIT}, level {config.views.level}",
+        "perturbation": f"{TUNING_SPLIT}, level {config.views.level}",
     }
 
 
@@ -303,9 +310,3 @@ def _explanations(probes: bool) -> list[str]:
             "every condition."
         )
     return lines
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

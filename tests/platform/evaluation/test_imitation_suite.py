@@ -1,4 +1,4 @@
-"""Policies held against the scripted expert, on real Ray in the real simulator."""
+"""Action error of policies beside the scripted expert, on real Ray in the real simulator."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ def test_the_expert_agrees_with_itself_and_a_policy_with_it_more_than_chance(
     tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dynaflip.platform import tracking
-    from dynaflip.platform.evaluation.suites.imitation import evaluate_imitation
+    from dynaflip.platform.evaluation.suites.imitation import Imitation
 
     monkeypatch.setenv("DYNAFLIP_HOME", str(tmp_path / "home"))
     encoder = encoder_folder(tmp_path / "encoder")
-    outcome = evaluate_imitation(tiny(encoder, all_at_once=True))
+    outcome = Imitation().run(tiny(encoder, all_at_once=True))
 
     name = "agreement/proprioception/in_distribution"
     assert outcome.metrics[f"{name}/scripted_expert"] == 1
     assert outcome.metrics[f"{name}/random_policy"] < outcome.metrics[f"{name}/trained"] < 1
     # The trained encoder is its own initialisation here: the same policies.
     assert outcome.metrics[f"{name}/initialization"] == outcome.metrics[f"{name}/trained"]
-    conditions = outcome.episodes.group_by("factor").len().sort("factor")
-    # 4 arms x 2 seeds x 2 initial states, unperturbed, one factor and all at once.
+    conditions = outcome.rows().group_by("factor").len().sort("factor")
+    # 4 encoders x 2 seeds x 2 initial states, unperturbed, one factor and all at once.
     assert conditions.rows() == [("all", 16), ("light_tint", 16), ("none", 16)]
-    assert "agreement" in outcome.table.lower()
+    assert "100 - action error" in outcome.table
     assert tracking.read_artifact(outcome.run_id, "table.txt")
 
-    again = evaluate_imitation(tiny(encoder, all_at_once=True))
+    again = Imitation().run(tiny(encoder, all_at_once=True))
     assert again.metrics == outcome.metrics
 
 
 def test_it_is_for_tuning_and_refuses_test(tmp_path: Path) -> None:
-    from dynaflip.platform.evaluation.suites.imitation import evaluate_imitation
+    from dynaflip.platform.evaluation.suites.imitation import Imitation
 
     with pytest.raises(UserError, match="shown dev alone"):
-        evaluate_imitation(tiny(tmp_path, split="test"))
+        Imitation().run(tiny(tmp_path, split="test"))

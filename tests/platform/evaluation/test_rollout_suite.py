@@ -18,7 +18,7 @@ from tiny_rollouts import encoder_folder, tiny
 from dynaflip.errors import UserError
 
 if TYPE_CHECKING:
-    from dynaflip.platform.evaluation.suites.rollouts import Outcome
+    from dynaflip.platform.evaluation.outcome import Outcome
 
 pytestmark = [pytest.mark.ray, pytest.mark.sim]
 
@@ -34,7 +34,7 @@ def module_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(encoder: Path) -> list[str]:
     """What a user types for the settings of :func:`tiny`."""
-    words = [sys.executable, "jobs/evaluate.py", "--suite", "metaworld", "--encoder", str(encoder)]
+    words = [sys.executable, "jobs/evaluate.py", "--suite", "rollouts", "--encoder", str(encoder)]
     words += ["--baselines", "initialization", "--tasks", "reach", "--seeds", "2"]
     words += ["--factors", '["light_tint"]', "--all_at_once", "false", "--episodes", "2"]
     words += ["--demonstrations", "3", "--image_px", "32", "--horizon_steps", "60"]
@@ -48,7 +48,7 @@ def test_a_killed_evaluation_goes_on_to_the_table_of_an_uninterrupted_one_and_is
     module_home: Path, ray_cluster: None
 ) -> None:
     from dynaflip.platform import tracking
-    from dynaflip.platform.evaluation.suites.rollouts import evaluate_policies
+    from dynaflip.platform.evaluation.suites.rollouts import Rollouts
 
     encoder = encoder_folder(module_home / "encoder")
     home = module_home / "home"
@@ -63,20 +63,20 @@ def test_a_killed_evaluation_goes_on_to_the_table_of_an_uninterrupted_one_and_is
     cells = home / "evaluation" / "cells"
     deadline = time.monotonic() + 240
     while not list(cells.glob("*.json")) and killed.poll() is None:
-        assert time.monotonic() < deadline, "no cell was finished"
+        assert time.monotonic() < deadline, "no job was finished"
         time.sleep(0.05)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
     (begun,) = tracking.newest_run_names("policies")
     run_id = tracking.find_run(begun).info.run_id
-    assert b"episodes: 2" in tracking.read_artifact(run_id, "config.yaml"), "a look without config"
+    assert b"episodes: 2" in tracking.read_artifact(run_id, "config.yaml"), "a run without config"
     before = {path: path.stat().st_mtime_ns for path in cells.glob("*.json")}
     assert before
 
-    outcome = evaluate_policies(tiny(encoder))
+    outcome = Rollouts().run(tiny(encoder))
     after = {path: path.stat().st_mtime_ns for path in cells.glob("*.json")}
-    assert before.items() <= after.items(), "a finished cell was run again"
-    # Arms of equal weights share cells: trained is its own initialisation here.
+    assert before.items() <= after.items(), "a finished job was run again"
+    # Encoders of equal weights share jobs: trained is its own initialisation here.
     assert len(after) == 3 * 2 * 2
 
     name = "success_ever/proprioception/in_distribution"
@@ -90,8 +90,8 @@ def test_a_killed_evaluation_goes_on_to_the_table_of_an_uninterrupted_one_and_is
     fitted = {path: path.read_bytes() for path in policies.iterdir()}
     for path in [*sorted(cells.iterdir())[::3], *fitted]:
         path.unlink()
-    again = evaluate_policies(tiny(encoder))
-    assert again.episodes.equals(outcome.episodes)
+    again = Rollouts().run(tiny(encoder))
+    assert again.rows().equals(outcome.rows())
     assert again.table == outcome.table
     for path in policies.iterdir():
         assert path.read_bytes() == fitted[path], "fitted to other weights by the same seed"
@@ -111,12 +111,12 @@ def test_a_killed_evaluation_goes_on_to_the_table_of_an_uninterrupted_one_and_is
 def _with_one_policy(outcome: Outcome, folder: Path) -> str:
     """Id of a run with an evaluation's first policy alone: a version that was one of several."""
     from dynaflip.platform import tracking
-    from dynaflip.platform.evaluation.suites.rollouts import EPISODES_FILE, KIND
+    from dynaflip.platform.evaluation.rollout_run import EPISODES_FILE, KIND
 
     run = tracking.open_run("dynaflip-evaluate", "one-policy", {"kind": KIND})
     settings = tracking.read_artifact(outcome.run_id, "config.yaml")
     run.log_text(str(settings, "utf-8"), "config.yaml")
-    outcome.episodes.filter(pl.col("seed") == 0).write_parquet(folder / EPISODES_FILE)
+    outcome.rows().filter(pl.col("seed") == 0).write_parquet(folder / EPISODES_FILE)
     run.log_file(folder / EPISODES_FILE)
     run.end("FINISHED")
     return run.run_id
@@ -128,11 +128,8 @@ def test_runs_are_compared_in_pairs_and_promotion_asks_for_test(
 ) -> None:
     from dynaflip.platform import tracking
     from dynaflip.platform.evaluation.compare import compare
-    from dynaflip.platform.evaluation.suites.rollouts import (
-        CELLS_TAG,
-        evaluate_policies,
-        looks_at_test,
-    )
+    from dynaflip.platform.evaluation.rollout_run import JOBS_TAG, count_test_evaluations
+    from dynaflip.platform.evaluation.suites.rollouts import Rollouts
     from dynaflip.platform.promotion import RUN_TAG, promote
     from dynaflip.platform.tracking import registry
 
@@ -140,21 +137,21 @@ def test_runs_are_compared_in_pairs_and_promotion_asks_for_test(
     run = tracking.open_run("dynaflip-pretrain", "maker", {"kind": "pretrain"})
     registered = _registered(encoder, run, module_home / "registered")
     uri = f"models:/{registry.DEFAULT_NAME}/{registered}"
-    on_dev = evaluate_policies(tiny(encoder, check_harness=False))
+    on_dev = Rollouts().run(tiny(encoder, check_harness=False))
     shown = compare(on_dev.run_name, on_dev.run_id)
     assert "+0.0" in shown
     assert "not distinguishable" in shown
     with pytest.raises(UserError, match=r"has not been evaluated on test; run python"):
         promote(registry.DEFAULT_NAME, str(registered))
 
-    on_test = evaluate_policies(tiny(Path(uri), split="test", check_harness=False))
+    on_test = Rollouts().run(tiny(Path(uri), split="test", check_harness=False))
     tags = tracking.client().get_run(on_test.run_id).data.tags
     assert tags["test_look"] == "1"
-    assert looks_at_test(tags[CELLS_TAG]) == 1, "the same cells are the same look"
-    assert looks_at_test("others") == 2
+    assert count_test_evaluations(tags[JOBS_TAG]) == 1, "the same jobs are the same evaluation"
+    assert count_test_evaluations("others") == 2
     on_maker = tracking.client().list_artifacts(run.run_id, "evaluation")
     assert [artifact.path for artifact in on_maker] == [f"evaluation/{on_test.report.name}"]
-    assert any("look 1 at the test split" in note for note in on_test.notes)
+    assert any("evaluation 1 on the test split" in note for note in on_test.notes)
     with pytest.raises(UserError, match="split"):
         compare(on_dev.run_name, on_test.run_name)
     with pytest.raises(UserError, match=r"lack assembly-v3, .*camera.*headline\.yaml"):
@@ -168,7 +165,7 @@ def test_runs_are_compared_in_pairs_and_promotion_asks_for_test(
     headline = {"policies_test_breadth": "whole", RUN_TAG: "headline"}
     for key, value in headline.items():
         tracking.client().set_model_version_tag(registry.DEFAULT_NAME, str(registered), key, value)
-    evaluate_policies(tiny(Path(uri), split="test", check_harness=False))
+    Rollouts().run(tiny(Path(uri), split="test", check_harness=False))
     kept = registry.version_tags(registry.DEFAULT_NAME, str(registered))
     assert kept.items() >= headline.items(), "narrow evidence in the place of the headline's"
 
@@ -203,7 +200,7 @@ def test_runs_are_compared_in_pairs_and_promotion_asks_for_test(
         {"head": "diffusion"},
         {"multitask": True, "tasks": ("reach", "button-press-topdown")},
         {"adaptation": "lora"},
-        {"adaptation": "full", "baselines": ("random",)},  # its random arm is from scratch
+        {"adaptation": "full", "baselines": ("random",)},  # its random baseline is from scratch
     ],
     ids=["diffusion", "multitask", "lora", "full"],
 )
@@ -215,7 +212,7 @@ def test_other_policies_than_cloning_on_a_frozen_encoder_go_the_same_way(
         DiffusionConfig,
         EndToEndConfig,
     )
-    from dynaflip.platform.evaluation.suites.rollouts import evaluate_policies
+    from dynaflip.platform.evaluation.suites.rollouts import Rollouts
 
     brief = {
         "diffusion": DiffusionConfig(hidden_dim=16, blocks=1, steps=50),
@@ -226,15 +223,15 @@ def test_other_policies_than_cloning_on_a_frozen_encoder_go_the_same_way(
     if "adaptation" in change:  # steps are of frozen encoders' policies
         brief["behaviour_cloning"] = BehaviourCloningConfig(hidden_dim=16, layers=1)
     config = tiny(encoder_folder(module_home / "encoder"), **brief, **change)
-    outcome = evaluate_policies(config)
+    outcome = Rollouts().run(config)
     page = outcome.report.read_text()
     assert config.adaptation in page.split("</h1>")[0]
-    assert ("Where it looks" in page) == (config.adaptation == "frozen")
+    assert ("Saliency on robot" in page) == (config.adaptation == "frozen")
     episodes = len(config.tasks) * 2 * len(("trained", "other")) * config.episodes
-    assert len(outcome.episodes) == episodes
+    assert len(outcome.rows()) == episodes
     (held_out,) = [note for note in outcome.notes if "held out" in note]
     assert "reach-v3" in held_out
-    again = evaluate_policies(config)
+    again = Rollouts().run(config)
     assert again.table == outcome.table
 
 

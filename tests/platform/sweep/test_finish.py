@@ -93,7 +93,8 @@ def test_a_winner_is_confirmed_and_registered_and_moves_the_alias_only_beyond_no
     assert len(store.search_model_versions(f"name='{model}'")) == 1
     # The present candidate is an encoder like it: no gap, so the alias stays.
     twin = sweep.folder() / "trials" / confirmed[-1].names[1] / "encoder"
-    assert registry.register(twin, sweep.parent, name=model, alias="candidate") == 2
+    assert registry.register(twin, sweep.parent, name=model) == 2
+    registry.set_alias(model, "candidate", 2)
     conclude(sweep, confirmed)
     assert registry.version_of_alias(model, "candidate") == "2"
     assert "cm to version 2, over episodes and seeds" in capsys.readouterr().out

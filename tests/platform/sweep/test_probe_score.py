@@ -163,9 +163,9 @@ def test_a_trial_by_policy_fails_as_often_as_in_the_evaluation(
     from dynaflip.encoders.checkpoint import save_folder
     from dynaflip.encoders.config import FlowConfig, ImageConfig, ModelConfig
     from dynaflip.encoders.model import DynaFLIP
-    from dynaflip.platform.evaluation.encoders_under_test import Arm, encoder_at
-    from dynaflip.platform.evaluation.plan import plan_cells
-    from dynaflip.platform.evaluation.schedule import Workers, run_cells
+    from dynaflip.platform.evaluation.encoders_under_test import EncoderUnderTest, encoder_at
+    from dynaflip.platform.evaluation.plan import plan_jobs
+    from dynaflip.platform.evaluation.schedule import open_pool, run_jobs
     from dynaflip.platform.sweep.config import PolicyScoreConfig
     from dynaflip.platform.sweep.policy_score import policy_score
 
@@ -179,14 +179,14 @@ def test_a_trial_by_policy_fails_as_often_as_in_the_evaluation(
         )
     )
     failed = score(tmp_path / "encoder")
-    arm = Arm("trained", (encoder_at(str(tmp_path / "encoder")),))
-    cells = plan_cells(score.config, [arm], score.demonstrations)
-    with Workers() as workers:
-        results = run_cells(cells, workers)
+    under_test = EncoderUnderTest("trained", (encoder_at(str(tmp_path / "encoder")),))
+    jobs = plan_jobs(score.config, [under_test], score.demonstrations)
+    with open_pool() as pool:
+        results = run_jobs(jobs, pool)
     expected = [
         np.mean(result.success_ever)
-        for cell, result in zip(cells, results, strict=True)
-        if cell.condition.factor != "none"
+        for job, result in zip(jobs, results, strict=True)
+        if job.condition.factor != "none"
     ]
     assert len(expected) == 2
     assert failed == pytest.approx(100 * (1 - np.mean(expected)))

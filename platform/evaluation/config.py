@@ -1,0 +1,277 @@
+"""Settings of the evaluation suites. Imports neither torch nor Ray: ``--help`` is quick."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from dynaflip.checks import at_least, one_of, within
+from dynaflip.eval.envs.registry import DEFAULT_ENVIRONMENT, environment
+from dynaflip.eval.perturbations import LEVELS
+from dynaflip.eval.policies.config import BehaviourCloningConfig, DiffusionConfig, EndToEndConfig
+
+ADAPTATIONS = ("frozen", "lora", "full")
+HEADS = ("behaviour_cloning", "diffusion")
+BASELINES = ("initialization", "imagenet", "random")
+SPLITS = ("dev", "test")
+TUNING_SPLIT = "dev"  # what is tuned against a score must never have seen test
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Settings that every suite has."""
+
+    encoder: str = "models:/dynaflip-encoder@candidate"
+    """The encoder under test: a registered version (models:/NAME@ALIAS, models:/NAME/3, a version
+    number) or an encoder's folder."""
+
+    experiment: str = "dynaflip-evaluate"
+    """MLflow experiment of the evaluation's run."""
+
+    def __post_init__(self) -> None:
+        if not self.encoder.strip():
+            raise ValueError("encoder must not be empty")
+
+
+@dataclass(frozen=True)
+class ViewsConfig:
+    """Episodes that the evaluation renders itself: layouts that no training has seen."""
+
+    environment: str = DEFAULT_ENVIRONMENT
+    """Simulator of the data set: a built-in one, an installed package's, or class:MODULE:NAME."""
+
+    tasks: tuple[str, ...] = ()
+    """Ids of tasks; empty takes those of the data set."""
+
+    episodes_per_task: int = 4
+    """Expert episodes per task, each with a layout of its own."""
+
+    frames_per_episode: int = 6
+    """Moments of an episode, shown unperturbed and with all factors perturbed together."""
+
+    frames_per_factor: int = 3
+    """How many of these are also shown with each factor perturbed alone."""
+
+    level: int = 3
+    """Strength of the perturbation, 1…5."""
+
+    factors: tuple[str, ...] = ()
+    """Factors that are also shown alone; empty takes all."""
+
+    horizon_steps: int = 150
+    """Control steps after which the expert gives up."""
+
+    seed: int = 0
+    """Changes every draw of factor values."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "episodes_per_task", "horizon_steps", "frames_per_factor")
+        at_least(self, 2, "frames_per_episode")
+        at_least(self, 0, "seed")
+        within(self, 1, 5, "level")
+        environment(self.environment, "environment").check_factors(self.factors)
+
+
+@dataclass(frozen=True)
+class ProbesConfig:
+    """Ridge probes from frozen features to positions."""
+
+    enabled: bool = True
+    """Off: score the retrievals alone (nothing is rendered)."""
+
+    frames_per_episode: int = 12
+    """Frames of each unperturbed training episode that probes are fitted on."""
+
+    folds: int = 5
+    """Folds of the cross-validation over episodes that chooses the penalty."""
+
+    raw_pixels_px: int = 16
+    """Side of the image whose raw pixels are probed for comparison."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 2, "frames_per_episode", "folds", "raw_pixels_px")
+
+
+@dataclass(frozen=True)
+class ProbeSuiteConfig(EvaluationConfig):
+    """Settings of the suite ``probes``: retrieval, and linear probes from frozen features."""
+
+    data: str | None = None
+    """LeRobot data set with simulator labels, which probes are fitted on; none = the home's
+    data/demo."""
+
+    triplets: str | None = None
+    """Triplet folder, whose held-out part is the gallery; none = the home's triplets/demo."""
+
+    gallery_size: int = 256
+    """Held-out transitions of the fixed gallery."""
+
+    batch_size: int = 64
+    """Images per forward pass."""
+
+    seed: int = 0
+    """Seed of the bootstrap."""
+
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    probes: ProbesConfig = field(default_factory=ProbesConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 2, "gallery_size")
+        at_least(self, 1, "batch_size")
+        at_least(self, 0, "seed")
+
+
+@dataclass(frozen=True)
+class RolloutConfig(EvaluationConfig):
+    """Settings of the suites ``rollouts`` and ``imitation``: policies on frozen encoders."""
+
+    RENAMED: ClassVar[dict[str, str]] = {"arms": "encoders"}
+
+    encoder: str = "models:/dynaflip-encoder@candidate"
+    """The encoder under test: a registered version or an encoder's folder. Several, separated by
+    commas, are its pretraining seeds."""
+
+    baselines: tuple[str, ...] = ("initialization", "imagenet", "random")
+    """Baselines that are built here: the encoder's own initialisation, ImageNet weights, random
+    weights. Equal weights are evaluated once."""
+
+    encoders: tuple[str, ...] = ()
+    """More encoders to compare with, as NAME=URI or NAME=URI,URI,… (one URI per pretraining
+    seed)."""
+
+    environment: str = DEFAULT_ENVIRONMENT
+    """The simulator: a built-in one, an installed package's, or class:MODULE:NAME."""
+
+    tasks: tuple[str, ...] = ()
+    """Names of tasks or sets of tasks; empty takes those that the environment recommends."""
+
+    seeds: int = 3
+    """Policies per encoder under test: policy k is trained on its k-th pretraining seed, or all on
+    its only one."""
+
+    split: str = "dev"
+    """Dev for everything that is tuned; test for headlines. Every evaluation on test is counted."""
+
+    factors: tuple[str, ...] = ()
+    """Factors perturbed one at a time; empty takes all."""
+
+    levels: tuple[int, ...] = (3,)
+    """Strengths of the perturbation, 1…5."""
+
+    all_at_once: bool = True
+    """Whether all factors at once are a condition too."""
+
+    episodes: int = 20
+    """Episodes per evaluation job (task, condition, policy): the same initial states for every
+    encoder."""
+
+    horizon_steps: int = 150
+    """Longest episode, control steps …"""
+
+    steps_after_success: int = 25
+    """… and how many more there are after it is first solved."""
+
+    image_px: int = 112
+    """Side of the images."""
+
+    demonstrations: int = 25
+    """Unperturbed demonstrations per task."""
+
+    proprioception: tuple[bool, ...] = (True,)
+    """Whether a policy is given proprioception (what a robot knows of itself): true, false, or
+    both."""
+
+    head: str = "behaviour_cloning"
+    """The policy on the features: behaviour_cloning or diffusion."""
+
+    adaptation: str = "frozen"
+    """The encoder inside the policy: frozen, lora (low-rank additions are trained) or full (all of
+    it; the random baseline is then trained from scratch). Hours on a CPU unless frozen."""
+
+    multitask: bool = False
+    """One policy for all tasks, told in words which one it is."""
+
+    environments: int = 10
+    """Environments that a process runs in lockstep."""
+
+    seed: int = 0
+    """Changes every draw of factor values and of the demonstrations."""
+
+    check_harness: bool = False
+    """Also evaluate the scripted expert and a random policy, which check the harness."""
+
+    behaviour_cloning: BehaviourCloningConfig = field(default_factory=BehaviourCloningConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    end_to_end: EndToEndConfig = field(default_factory=EndToEndConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 1, "seeds", "episodes", "horizon_steps", "demonstrations", "environments")
+        at_least(self, 0, "steps_after_success", "seed")
+        self._check_environment()
+        one_of(self, SPLITS, "split")
+        one_of(self, HEADS, "head")
+        one_of(self, ADAPTATIONS, "adaptation")
+        self._check_adaptation()
+        if self.image_px < 32 or self.image_px % 2:
+            raise ValueError(f"image_px must be even and at least 32, not {self.image_px}")
+        _check_known("baselines", self.baselines, BASELINES)
+        _check_known("levels", self.levels, LEVELS)
+        if not self.proprioception or len(set(self.proprioception)) < len(self.proprioception):
+            raise ValueError("proprioception must be true, false, or both, each once")
+        for entry in self.encoders:
+            name, equals, uri = entry.partition("=")
+            if not (name.strip() and equals and uri.strip()):
+                raise ValueError(f"encoders: {entry!r} must read NAME=URI or NAME=URI,URI")
+            if not re.fullmatch(r"[\w .-]+", name.strip()):  # it becomes a metric's name
+                raise ValueError(
+                    f"encoders: the name {name.strip()!r} may hold letters, digits, spaces and "
+                    "_ . -"
+                )
+
+    def _check_environment(self) -> None:
+        spec = environment(self.environment)
+        if not self.tasks:
+            object.__setattr__(self, "tasks", spec.tasks_for("evaluate"))
+        spec.tasks_of(self.tasks)
+        spec.check_factors(self.factors)
+        _check_once("factors", self.factors)
+        if self.horizon_steps > spec.horizon_steps:
+            raise ValueError(
+                f"horizon_steps must be at most {spec.horizon_steps}: {spec.name} ends there"
+            )
+
+    def _check_adaptation(self) -> None:
+        if self.adaptation == "frozen":
+            return
+        if self.multitask or self.head != HEADS[0]:
+            raise ValueError(
+                f"adaptation {self.adaptation} goes with head {HEADS[0]} and one task per policy"
+            )
+        cloning, usual = self.behaviour_cloning, BehaviourCloningConfig()
+        for name in ("steps", "batch_size", "input_norm"):
+            if getattr(cloning, name) != getattr(usual, name):
+                raise ValueError(
+                    f"behaviour_cloning.{name} is for frozen encoders; with adaptation "
+                    f"{self.adaptation} set end_to_end's"
+                )
+
+
+def _check_known(setting: str, given: tuple, known: tuple) -> None:
+    """Each value must be known, and given once.
+
+    Raises:
+        ValueError: names the setting, the value and what is known.
+    """
+    for name in given:
+        if name not in known:
+            raise ValueError(f"{setting}: there is no {name}; known: {', '.join(map(str, known))}")
+    _check_once(setting, given)
+
+
+def _check_once(setting: str, given: tuple) -> None:
+    for name in given:
+        if given.count(name) > 1:
+            raise ValueError(f"{setting}: {name} is given twice")

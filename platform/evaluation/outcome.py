@@ -1,0 +1,28 @@
+"""What every evaluation suite returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished evaluation: what is printed, logged and compared."""
+
+    table: str  # plain text
+    run_name: str
+    run_id: str  # MLflow's
+    notes: list[str] = field(default_factory=list)  # a line each
+    metrics: dict[str, float] = field(default_factory=dict)
+    report: Path | None = None  # HTML
+    episodes: pl.DataFrame | None = None  # a row per episode, where the suite has any
+
+    def rows(self) -> pl.DataFrame:
+        """The episodes of a suite that has them."""
+        assert self.episodes is not None, "this suite has no episodes"
+        return self.episodes
