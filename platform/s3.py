@@ -230,20 +230,23 @@ def arrow_filesystem() -> Any:
     return S3FileSystem(**options)
 
 
-def client() -> Any:
-    """A boto3 client of this process, for the endpoint of the environment."""
+def client(attempts: int = 1) -> Any:
+    """The boto3 client of this process, for the endpoint of the environment.
+
+    Args:
+        attempts: how often boto3 makes a request; the paths of this module try again themselves.
+    """
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    return _client(os.getpid(), endpoint)
+    return _client(os.getpid(), endpoint, attempts)
 
 
 @lru_cache(maxsize=4)
-def _client(process: int, endpoint: str) -> Any:
+def _client(process: int, endpoint: str, attempts: int) -> Any:
     import boto3
     from botocore.config import Config
 
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-    # `_try` is the one place that tries again.
-    retries = {"total_max_attempts": 1, "mode": "standard"}
+    retries = {"total_max_attempts": attempts, "mode": "standard"}
     config = Config(retries=retries, connect_timeout=10, read_timeout=60, max_pool_connections=32)
     return boto3.client("s3", region_name=region, endpoint_url=endpoint or None, config=config)
 

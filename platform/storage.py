@@ -13,12 +13,15 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from dynaflip.errors import StoreError, UserError
 from dynaflip.files import REPLACED, replace_folder, restore_folder
+from dynaflip.platform import s3
 
 _STAGING = ".partial-"
+# How often a request to an object store is made before it counts as failed.
+_ATTEMPTS = 5
 
 
 class Storage(Protocol):
@@ -125,7 +128,6 @@ class S3Storage:
             raise UserError(f"{uri}: names no bucket; give s3://bucket/prefix")
         self.uri, self.bucket, self.marker = uri.rstrip("/"), bucket, marker
         self.prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
-        self._client: Any = None
 
     def names(self) -> list[str]:
         """Complete folders, sorted by name."""
@@ -141,7 +143,7 @@ class S3Storage:
     def publish(self, staged: Path, name: str) -> None:
         """Upload the files, the marker last."""
         with _told(f"write {self.uri}/{name}"):
-            client = self._connected()
+            client = s3.client(_ATTEMPTS)
             client.delete_object(Bucket=self.bucket, Key=self._key(name, self.marker))
             files = sorted(staged.iterdir(), key=lambda path: path.name == self.marker)
             for path in files:
@@ -155,13 +157,13 @@ class S3Storage:
             with _told(f"read {self.uri}/{name}"):
                 for key in self._keys(self._key(name, "")):
                     place = Path(copy) / key.rsplit("/", 1)[-1]
-                    self._connected().download_file(self.bucket, key, str(place))
+                    s3.client(_ATTEMPTS).download_file(self.bucket, key, str(place))
             yield Path(copy)
 
     def read(self, name: str, file: str) -> bytes:
         """One file of a folder."""
         with _told(f"read {self.uri}/{name}/{file}"):
-            found = self._connected().get_object(Bucket=self.bucket, Key=self._key(name, file))
+            found = s3.client(_ATTEMPTS).get_object(Bucket=self.bucket, Key=self._key(name, file))
             return found["Body"].read()
 
     def remove(self, name: str) -> None:
@@ -169,7 +171,7 @@ class S3Storage:
         with _told(f"delete {self.uri}/{name}"):
             keys = self._keys(self._key(name, ""))
             for key in sorted(keys, key=lambda key: not key.endswith("/" + self.marker)):
-                self._connected().delete_object(Bucket=self.bucket, Key=key)
+                s3.client(_ATTEMPTS).delete_object(Bucket=self.bucket, Key=key)
 
     def remove_unfinished(self) -> None:
         """Delete uploads that were cut short: files without the marker beside them."""
@@ -182,18 +184,9 @@ class S3Storage:
 
     def _keys(self, prefix: str) -> list[str]:
         with _told(f"list {self.uri}"):
-            pages = self._connected().get_paginator("list_objects_v2")
+            pages = s3.client(_ATTEMPTS).get_paginator("list_objects_v2")
             found = pages.paginate(Bucket=self.bucket, Prefix=prefix)
             return [item["Key"] for page in found for item in page.get("Contents", [])]
-
-    def _connected(self) -> Any:
-        if self._client is None:
-            import boto3
-            from botocore.config import Config
-
-            retries: Any = {"max_attempts": 5, "mode": "standard"}
-            self._client = boto3.client("s3", config=Config(retries=retries))
-        return self._client
 
 
 @contextlib.contextmanager
