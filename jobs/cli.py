@@ -25,6 +25,7 @@ JOBS = {
     "promote": "make a version the champion, with evidence",
     "export": "write an encoder as a plain folder, or for transformers, ONNX or torch.export",
     "plugins": "every extension there is, and where it comes from",
+    "submit": "hand a job to a Ray cluster with this checkout's code",
     "home": "where all state lives; adopt a home that was copied or moved",
     "ui": "the MLflow UI on your runs",
     "demo": "all of it, small, from nothing",
@@ -46,7 +47,7 @@ def main() -> typing.NoReturn:
         )
     job = importlib.import_module(f"dynaflip.jobs.{sys.argv[1]}")
     sys.argv = [f"dynaflip {sys.argv[1]}", *sys.argv[2:]]
-    run_job(job.main, check_home=sys.argv[0] != "dynaflip home")
+    run_job(job.main, check_home=sys.argv[0].split()[1] not in ("home", "submit"))
 
 
 if __name__ == "__main__":

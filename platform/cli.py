@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from dynaflip.errors import UserError
 from dynaflip.platform.config_loader import flat_fields, load_config
-from dynaflip.platform.paths import home, home_folder, in_submitted_job
+from dynaflip.platform.paths import home, in_submitted_job
 from dynaflip.platform.settings_text import commented_yaml, help_text
 from dynaflip.renames import current_flags, current_key
 
@@ -115,7 +115,8 @@ def run_job(main: Callable[[list[str]], int], *, check_home: bool = True) -> typ
 
     Args:
         main: takes the words after the program's name.
-        check_home: refuse a home that was copied or moved before anything is done.
+        check_home: print the home, and refuse one that was copied or moved, before anything is
+            done.
     """
     argv = sys.argv[1:]
     # A job's output is read while it runs, through a pipe as well as on a terminal.
@@ -123,9 +124,9 @@ def run_job(main: Callable[[list[str]], int], *, check_home: bool = True) -> typ
     typing.cast(Any, sys.stdout).reconfigure(line_buffering=True, errors="replace")
     code = 1
     try:
-        if not _ANSWERS & set(argv):
+        if check_home and not _ANSWERS & set(argv):
             place = " (submitted job)" if in_submitted_job() else ""
-            print(f"DYNAFLIP_HOME {home() if check_home else home_folder()}{place}")
+            print(f"DYNAFLIP_HOME {home()}{place}")
         code = main(argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

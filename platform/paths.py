@@ -130,7 +130,20 @@ def output_folder(path: str | None, default: Path, *, setting: str) -> str:
 
 
 def input_path(path: str | None, default: Path) -> str:
-    """Resolve where to read from, relative to where the path was typed."""
+    """Resolve where to read from, relative to where the path was typed.
+
+    Raises:
+        UserError: a relative path that a submitted job's copy of the checkout does not have.
+    """
     if path is None:
         return str(default)
-    return path if is_uri(path) else str(Path(path).expanduser().absolute())
+    if is_uri(path):
+        return path
+    given = Path(path).expanduser()
+    if not given.is_absolute() and in_submitted_job() and not given.exists():
+        raise UserError(
+            f"{path!r} is relative, and a submitted job has only the code of the checkout, without "
+            "what .gitignore and .rayignore name; give an absolute path on a disk that all nodes "
+            "share, or a URI"
+        )
+    return str(given.absolute())
