@@ -10,7 +10,9 @@ import json
 import logging
 import os
 import random
+import secrets
 import socket
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -21,8 +23,6 @@ from dynaflip.platform.paths import home, in_submitted_job
 
 # setdefault: whoever keeps the cluster may choose otherwise.
 _ENVIRONMENT = {
-    # Left unset, `ray.init` turns on token authentication, and `ray job submit` then fails.
-    "RAY_AUTH_MODE": "disabled",
     # The default of 2 s delays every report and checkpoint commit of Ray Train.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints of a worker would appear twice
@@ -44,7 +44,32 @@ def prepare_environment() -> None:
     """Set what Ray reads at import; harmless to call again."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    _choose_authentication()
     os.environ["DYNAFLIP_HOME"] = str(home())
+
+
+def _choose_authentication() -> None:
+    """Decide whether Ray asks for a token, where ``RAY_AUTH_MODE`` leaves it open.
+
+    A cluster that is joined was started by others: their token is used where there is one. A
+    cluster of this process gets a token of its own, in this environment alone, since Ray's servers
+    listen on every address of the machine: without it, whoever reaches a port runs code here.
+    """
+    if "RAY_AUTH_MODE" in os.environ or "ray" in sys.modules:  # imported: Ray has decided
+        return
+    named = any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    if _joins():
+        if named or (Path.home() / ".ray" / "auth_token").is_file():
+            os.environ["RAY_AUTH_MODE"] = "token"
+        return
+    os.environ["RAY_AUTH_MODE"] = "token"
+    if not named:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _joins() -> bool:
+    """Whether RAY_ADDRESS names a cluster to join."""
+    return os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
 
 
 def start_ray(num_cpus: int | None = None, *, dashboard: bool = False) -> None:
@@ -73,7 +98,7 @@ def start_ray(num_cpus: int | None = None, *, dashboard: bool = False) -> None:
     named = submitted.get("runtime_env", {}).get("env_vars", {})
     environment = {key: value for key, value in environment.items() if key not in named}
     address = os.environ.get("RAY_ADDRESS")
-    joined = bool(address) and address != "local"
+    joined = _joins()
     if joined:
         _check_address(str(address))
     options: dict[str, Any] = {} if joined else {"num_cpus": num_cpus or available_cpus()}
@@ -93,8 +118,8 @@ def start_ray(num_cpus: int | None = None, *, dashboard: bool = False) -> None:
             logging_level=logging.WARNING,
             **options,
         )
-    except ConnectionError:
-        raise UserError(_nobody(str(address))) from None
+    except (ConnectionError, ray.exceptions.AuthenticationError):
+        raise UserError(_nobody(str(address), _TOKEN)) from None
     except Exception as error:
         if "timed out during startup" not in str(error):  # Ray has no class of its own for it
             raise
@@ -120,6 +145,13 @@ def _check_address(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
     except OSError as error:
         raise UserError(_nobody(address, f" ({error.strerror or error})")) from None
+
+
+# A cluster that asks for a token drops connections without it as if it were none.
+_TOKEN = (
+    " that accepts this environment (does it ask for a token? export RAY_AUTH_MODE=token and "
+    "RAY_AUTH_TOKEN, which `ray get-auth-token` prints on the head)"
+)
 
 
 def _nobody(address: str, why: str = "") -> str:

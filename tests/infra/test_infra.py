@@ -6,9 +6,11 @@ import re
 import shlex
 import socket
 import subprocess
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 from checkout import REPOSITORY
@@ -18,6 +20,7 @@ from dynaflip.jobs import preprocess, pretrain, sweep
 from dynaflip.platform import cluster
 
 INFRA = REPOSITORY / "infra"
+SCHEMAS = REPOSITORY.parent / "shared" / "kuberay"
 JOBS = {
     "jobs/preprocess.py": preprocess.main,
     "jobs/pretrain.py": pretrain.main,
@@ -90,6 +93,89 @@ def test_the_cluster_s_nodes_share_state_and_ask_for_what_they_get() -> None:
         asked, limits = (container["resources"][kind] for kind in ("requests", "limits"))
         assert asked["memory"] == limits["memory"]
         assert asked.get("nvidia.com/gpu") == limits.get("nvidia.com/gpu")
+
+
+def test_a_head_that_others_can_reach_asks_for_a_token() -> None:
+    compose = yaml.safe_load((INFRA / "compose.yaml").read_text())
+    for name in ("head", "worker"):
+        environment = compose["services"][name]["environment"]
+        assert environment["RAY_AUTH_MODE"] == "token"
+        assert environment["RAY_AUTH_TOKEN"].startswith("${RAY_AUTH_TOKEN:?"), "no default token"
+    assert "RAY_AUTH_MODE=token" in (INFRA / "Dockerfile").read_text()
+    (manifest,) = yaml.safe_load_all((INFRA / "kuberay" / "cluster.yaml").read_text())
+    assert manifest["spec"]["authOptions"] == {"mode": "token"}
+    assert manifest["spec"]["rayVersion"] == metadata.version("ray"), "that of the image"
+    for script in RECIPES:
+        text = script.read_text()
+        assert "RAY_AUTH_MODE=token" in text or "ray job submit" not in text
+    for file in (REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md"), *INFRA.rglob("*")):
+        if file.is_file() and file.suffix != ".pyc":
+            assert "RAY_AUTH_MODE=disabled" not in file.read_text(), file
+
+
+def test_no_password_stands_in_a_command() -> None:
+    for file in (INFRA / "compose.yaml", *RECIPES, *(REPOSITORY / "docs").glob("*.md")):
+        found = re.findall(r"\w+://[^\s/@:]+:[^\s/@]+@", file.read_text())
+        assert not found, file
+
+
+def unknown(value: Any, schema: dict[str, Any], where: str = "") -> list[str]:
+    """Fields that a Kubernetes schema lacks: the API server would drop or refuse them."""
+    if isinstance(value, list):
+        items = schema.get("items", {})
+        return [w for i, item in enumerate(value) for w in unknown(item, items, f"{where}[{i}]")]
+    if not isinstance(value, dict) or schema.get("x-kubernetes-preserve-unknown-fields"):
+        return []
+    found = []
+    for key, inner in value.items():
+        if where == "" and key in ("apiVersion", "kind", "metadata"):  # the API server's own
+            continue
+        there = schema.get("properties", {}).get(key, schema.get("additionalProperties"))
+        name = f"{where}.{key}"
+        if there is None:
+            found.append(name)
+        elif isinstance(there, dict):
+            found += unknown(inner, there, name)
+    return found
+
+
+def test_the_manifest_is_one_of_kuberay() -> None:
+    path = SCHEMAS / "ray.io_rayclusters.yaml"
+    if not path.is_file():
+        pytest.skip("not validated: KubeRay's schemas (shared/kuberay beside the checkout) lack")
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    versions = yaml.load(path.read_text(), Loader=loader)["spec"]["versions"]
+    (schema,) = (v["schema"]["openAPIV3Schema"] for v in versions if v["name"] == "v1")
+    (manifest,) = yaml.safe_load_all((INFRA / "kuberay" / "cluster.yaml").read_text())
+    assert unknown(manifest, schema) == []
+    jsonschema.validate(manifest, schema)
+    manifest["spec"]["authOption"] = {"mode": "token"}
+    assert unknown(manifest, schema) == [".spec.authOption"]
+
+
+def tracked_files() -> list[str]:
+    listed = subprocess.run(
+        ["git", "-C", str(REPOSITORY), "ls-files"], capture_output=True, text=True
+    )
+    if listed.returncode:
+        pytest.skip("no git checkout")
+    return listed.stdout.splitlines()
+
+
+def test_an_upload_leaves_no_code_behind_and_takes_no_data() -> None:
+    from ray._private.runtime_env.packaging import _get_ignore_file
+
+    ignored = _get_ignore_file(REPOSITORY, ".rayignore")
+    assert ignored is not None
+
+    def left_out(name: str) -> bool:  # Ray skips a folder with all that is in it
+        path = REPOSITORY / name
+        return any(ignored(p) for p in (path, *path.parents) if p.is_relative_to(REPOSITORY))
+
+    code = [name for name in tracked_files() if not name.startswith("docs/")]
+    assert not [name for name in code if left_out(name)]
+    for name in ("v/a.mp4", "t/triplets/p.parquet", "h/mlflow/mlflow.db", "mlruns/0/x", ".venv/x"):
+        assert left_out(name), name
 
 
 def test_a_server_s_port_is_free_and_not_one_that_the_system_hands_out(
