@@ -29,6 +29,10 @@ CLASS_PREFIX = "class:"
 
 # Every kind of extension → where its extension point stands. `dynaflip plugins` lists them all.
 EXTENSION_POINTS: dict[str, str] = {
+    "source": "dynaflip.platform.triplets.sources:SOURCES",
+    "tracker": "dynaflip.platform.triplets.flow:TRACKERS",
+    "depth_model": "dynaflip.platform.triplets.models:DEPTH_MODELS",
+    "captioner": "dynaflip.platform.triplets.models:CAPTIONERS",
     "loss_term": "dynaflip.losses.terms:TERMS",
     "backbone": "dynaflip.encoders.backbones:BACKBONES",
     "factor": "dynaflip.eval.perturbations:FACTOR_TABLE",
@@ -146,6 +150,39 @@ class ExtensionPoint:
 
 
 OWN = f"or {CLASS_PREFIX}MODULE:NAME"
+
+
+def split_argument(name: str) -> tuple[str, str]:
+    """``NAME:ARGUMENT`` as both parts; a plain name and ``class:MODULE:NAME`` have no argument."""
+    if name.startswith(CLASS_PREFIX):
+        return name, ""
+    base, _, argument = name.partition(":")
+    return base, argument
+
+
+def check_name(
+    point: ExtensionPoint, field: str, name: str, *, with_argument: tuple[str, ...] = ()
+) -> None:
+    """Validate a name, with its argument, in a settings dataclass; nothing is imported.
+
+    Args:
+        point: what the name is looked up in.
+        field: of the dataclass, for the message.
+        name: ``NAME``, ``NAME:ARGUMENT`` or ``class:MODULE:NAME``.
+        with_argument: names that need an argument; other built-ins take none.
+
+    Raises:
+        ValueError: it is not known, or lacks its argument, or has one that it does not take.
+    """
+    base, argument = split_argument(name)
+    try:
+        point.check(base, field)
+    except UserError as error:
+        raise ValueError(str(error)) from None
+    if base in with_argument and not argument.strip():
+        raise ValueError(f"{field}: {base} needs an argument: {base}:ARGUMENT")
+    if argument and base in point.table and base not in with_argument:
+        raise ValueError(f"{field}: {base} takes no argument, but {name!r} gives one")
 
 
 def load_object(target: str) -> Any:

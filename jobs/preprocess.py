@@ -67,7 +67,7 @@ def _with_absolute_paths(config: PreprocessConfig) -> PreprocessConfig:
             path=path,
             captions=captions,
             depth=_absolute_model(one.depth),
-            captioner=_absolute(one.captioner),
+            captioner=_absolute_model(_absolute(one.captioner)),
         )
 
     config = replace(

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from dynaflip.eval.perturbations import belongs_to
-from dynaflip.platform.triplets.clip_reader import ClipReader, DepthModel, reduced_size
+from dynaflip.platform.triplets.clip_reader import ClipReader, reduced_size
 from dynaflip.platform.triplets.clips import (
     Cameras,
     Clip,
@@ -30,7 +30,8 @@ from dynaflip.platform.triplets.flow.grid import grid_on_first_frame
 from dynaflip.platform.triplets.flow.rejection import WindowRejected
 from dynaflip.platform.triplets.flow.simulator import simulator_flow
 from dynaflip.platform.triplets.flow.window import RGBDWindow
-from dynaflip.platform.triplets.models.captioner import KIND
+from dynaflip.platform.triplets.models import DepthModel
+from dynaflip.platform.triplets.models.captioner import is_captioned
 from dynaflip.platform.triplets.schema import GRID, STEPS, TRIPLET_SCHEMA
 from dynaflip.platform.triplets.split import split_of
 from dynaflip.platform.triplets.windows import Transition, sample_transitions
@@ -189,7 +190,7 @@ def _flow_columns(flow: Flow, scale: np.ndarray) -> dict[str, Any]:
 
 def _caption(clip: Clip, recording: Recording, transition: Transition) -> str:
     """A captioner's one caption of the clip, or what the recording says at that frame."""
-    if clip.caption_kind.startswith(KIND):
+    if is_captioned(clip):
         return clip.captions[0]
     return recording.caption_at(transition.start, transition.draw)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import cv2
 import numpy as np
 
@@ -18,17 +16,9 @@ from dynaflip.platform.triplets.clips import (
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.flow.lifting import assumed_intrinsics_px
 from dynaflip.platform.triplets.flow.tracking import thin_frames
-from dynaflip.platform.triplets.models.depth_scale import align_depth
+from dynaflip.platform.triplets.models import DepthModel
+from dynaflip.platform.triplets.models.depth import align_depth
 from dynaflip.platform.triplets.windows import Transition
-
-
-class DepthModel(Protocol):
-    """(N, H, W, 3) images to (N, H, W) depth; ``scale`` is metric (metres) or relative."""
-
-    scale: str
-
-    def __call__(self, frames: Frames, /) -> Floats:
-        """Depth of a window's images."""
 
 
 class ClipReader:

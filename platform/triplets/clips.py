@@ -120,10 +120,18 @@ class Recording(Protocol):
 
 
 class Source(Protocol):
-    """A set of recordings; picklable, and cheap to pickle."""
+    """A set of recordings, made with its settings (SourceConfig); picklable, and cheap to pickle.
+
+    Its class may have more, which makes its format detectable:
+
+    * ``detect(root, names) -> bool``, a class method: whether files of a folder are of the format.
+      Without it the format is read only where ``source.format`` names it.
+    * ``looks_for``: what it detects, for the error where no format recognises a folder.
+    * ``takes_captions = True``: captions are read from ``source.captions``.
+    """
 
     format: str  # lerobot, folder, …
-    name: str
+    name: str  # SourceConfig.name, or the folder's own
 
     def list_clips(self) -> list[Clip]:
         """All clips, problems included; raises UserError where the source itself is wrong."""

@@ -15,9 +15,12 @@ from dynaflip.platform.triplets.flow.config import (
     StaticPointsConfig,
     TrackConfig,
 )
+from dynaflip.platform.triplets.models import CAPTIONERS, DEPTH_MODELS
+from dynaflip.platform.triplets.sources import SOURCES
+from dynaflip.plugins import check_name, split_argument
 
-DEPTH_MODEL = "model:"
-DEPTH_CHOICES = "auto, plane or model:FOLDER-OR-HUB-ID"
+# Depth without a model: recorded, or everything at 1 m.
+WITHOUT_MODEL = ("auto", "plane")
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,9 @@ class SourceConfig:
     path: str = ""
     """Folder or s3:// prefix: LeRobot v3.0 or v2.1, RLDS (*.tfrecord), Something-Something V2,
     Ego4D-style narrations, or videos with captions.csv, .jsonl or .parquet; or a single file."""
+
+    format: str = ""
+    """Format of the recordings, by the name of a source extension; empty detects it."""
 
     name: str = ""
     """Name of the source in the triplets; empty: the folder's own name."""
@@ -73,6 +79,8 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 0, "max_clips", "flow_window_s")
+        if self.format:
+            check_name(SOURCES, "format", self.format)
         if self.depth:
             _check_depth(self.depth)
         within(self, 0, math.inf, "weight", ends="[)")
@@ -85,6 +93,11 @@ class SourceConfig:
                 f"caption_template may hold {{name}}, {{folder}} and {{source}}, "
                 f"not {self.caption_template!r}"
             ) from None
+
+    def captioner_name(self) -> str:
+        """The captioner's full name: a folder or hub id alone means ``model:`` of it."""
+        known = CAPTIONERS.knows(split_argument(self.captioner)[0])
+        return self.captioner if known else f"model:{self.captioner}"
 
 
 @dataclass(frozen=True)
@@ -226,12 +239,18 @@ class PreprocessConfig:
         return self.sources or (self.source,)
 
     def depth_models(self) -> set[str]:
-        """The depth models that some source asks for, as ``model:NAME``."""
+        """The depth models that some source asks for, such as ``model:NAME``."""
         wanted = {source.depth or self.depth for source in self.all_sources()}
-        return {depth for depth in wanted if depth.startswith(DEPTH_MODEL)}
+        return wanted.difference(WITHOUT_MODEL)
+
+    def captioners(self) -> set[str]:
+        """The captioners that some source asks for, such as ``model:NAME``."""
+        return {source.captioner_name() for source in self.all_sources() if source.captioner}
 
 
 def _check_depth(depth: str) -> None:
-    model = depth.startswith(DEPTH_MODEL) and depth.removeprefix(DEPTH_MODEL).strip()
-    if depth not in ("auto", "plane") and not model:
-        raise ValueError(f"depth must be {DEPTH_CHOICES}, not {depth!r}")
+    if depth not in WITHOUT_MODEL:
+        try:
+            check_name(DEPTH_MODELS, "depth", depth, with_argument=("model",))
+        except ValueError as error:
+            raise ValueError(f"{error}, or {' or '.join(WITHOUT_MODEL)}") from None

@@ -20,20 +20,31 @@ import pyarrow.parquet as pq
 
 from dynaflip.files import move, unfinished_path, write_file
 from dynaflip.platform.triplets.build import clip_table
-from dynaflip.platform.triplets.clip_reader import DepthModel
 from dynaflip.platform.triplets.clips import Clip, ClipRejected, Source
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.digest import row_digests
-from dynaflip.platform.triplets.models.captioner import Captioner, needs_caption
+from dynaflip.platform.triplets.models import Captioner, DepthModel
+from dynaflip.platform.triplets.models.captioner import needs_caption, with_caption
 from dynaflip.platform.triplets.schema import TRIPLET_SCHEMA
 
-Captioners = dict[str, Captioner]  # by the caption_kind of the clips they are for
 _MAX_FILE_BYTES = 100 << 20
 _STARTED = "started"
 _FAULT = "Fatal Python error"  # what faulthandler writes
 _MAX_FAULTS = 2
 _MAX_STARTS = 8
 _GAVE_OUT = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO)
+
+
+@dataclass(frozen=True)
+class LoadedCaptioner:
+    """A captioner and the digest that its cached captions are found by."""
+
+    model: Captioner
+    digest: str
+
+
+# By the caption_kind of the clips that they are for.
+Captioners = Mapping[str, LoadedCaptioner]
 
 
 @dataclass(frozen=True)
@@ -65,7 +76,7 @@ def process_shard(
     config: PreprocessConfig,
     work: WorkFolder,
     depth_models: Mapping[str, DepthModel] = MappingProxyType({}),
-    captioners: Captioners | None = None,
+    captioners: Captioners = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
     """Make the triplets of some clips, and write them before saying so.
 
@@ -79,7 +90,7 @@ def process_shard(
     writer = _Writer(work.triplets, number)
     for clip in clips:
         with _counted(work.attempts, clip) as refusal:
-            summary, table = _summary(clip, source, config, refusal, depth_models, captioners or {})
+            summary, table = _summary(clip, source, config, refusal, depth_models, captioners)
         # Outside: what cannot be written is the job's problem and not the clip's.
         if table is not None:
             writer.write(table)
@@ -110,7 +121,8 @@ def _summary(
             raise refusal
         recording = source.open(clip)
         if needs_caption(clip):
-            clip = captioners[clip.caption_kind].captioned(clip, recording)
+            captioner = captioners[clip.caption_kind]
+            clip = with_caption(clip, recording, captioner.model, captioner.digest)
         table = clip_table(clip, recording, config, depth_models, left_out)
         summary["rows"] = row_digests(table)
         summary["split"] = table["split"][0].as_py()

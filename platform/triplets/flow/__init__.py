@@ -1,1 +1,47 @@
-"""3D flow of a window: tracking, lifting and camera motion."""
+"""3D flow of a window: 2D tracking, back-projection, static points, alignment, camera motion.
+
+``track.tracker`` is a name of the table below, of an installed package's entry point in the group
+``dynaflip.tracker``, or ``class:MODULE:NAME``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from dynaflip.plugins import ExtensionPoint
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from dynaflip.platform.triplets.clips import Floats, Frames
+
+_HERE = "dynaflip.platform.triplets.flow"
+TRACKERS = ExtensionPoint(
+    "tracker",
+    {
+        "lk": f"{_HERE}.tracking:LucasKanade",
+        "dis": f"{_HERE}.tracking:DenseInverseSearch",
+        "torchscript": f"{_HERE}.learned_tracker:TorchScriptTracker",  # torchscript:FILE
+    },
+    contract=f"{_HERE}.Tracker",
+)
+
+
+class Tracker(Protocol):
+    """A 2D point tracker. Made without arguments, or with ARGUMENT for ``NAME:ARGUMENT``.
+
+    It is made once in each Ray actor, which has a GPU where the cluster has one. A tracker from
+    one image to the next derives from :class:`dynaflip.platform.triplets.flow.tracking.PairTracker`
+    instead: it runs in plain tasks, and a forward-backward check is made for it.
+    """
+
+    def __call__(self, frames: Frames, points_px: Floats) -> tuple[Floats, np.ndarray]:
+        """Track points through all frames of a window.
+
+        Args:
+            frames: (N, H, W, 3) uint8 RGB.
+            points_px: (P, 2) x, y on the first frame, pixel centres at +0.5.
+
+        Returns:
+            (N, P, 2) positions in pixels and (N, P) bool, whether each is visible.
+        """

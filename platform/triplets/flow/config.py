@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dynaflip.checks import above, at_least, one_of, share, within
-
-TRACKER_CHOICES = "lk, dis, torchscript:FILE or class:MODULE:NAME"
+from dynaflip.platform.triplets.flow import TRACKERS
+from dynaflip.plugins import check_name
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,7 @@ class TrackConfig:
     At 80 fps 0.024 s costs half of every frame, and drifts less."""
 
     def __post_init__(self) -> None:
-        kind, _, rest = self.tracker.partition(":")
-        if self.tracker not in ("lk", "dis") and not (kind in ("torchscript", "class") and rest):
-            raise ValueError(f"tracker must be {TRACKER_CHOICES}, not {self.tracker!r}")
+        check_name(TRACKERS, "tracker", self.tracker, with_argument=("torchscript",))
         at_least(self, 32, "short_side_px")
         if self.lk_window_px < 5 or self.lk_window_px % 2 == 0:
             raise ValueError(f"lk_window_px must be odd and at least 5, not {self.lk_window_px}")

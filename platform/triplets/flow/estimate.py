@@ -12,7 +12,7 @@ import numpy as np
 from dynaflip.platform.triplets.clips import Doubles, Floats
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.flow.config import TrackConfig
-from dynaflip.platform.triplets.flow.learned_tracker import is_learned, track_learned
+from dynaflip.platform.triplets.flow.learned_tracker import track_windows, tracks_windows
 from dynaflip.platform.triplets.flow.lifting import at_steps, lift_tracks
 from dynaflip.platform.triplets.flow.rigid_smoothing import outvoted, smooth_rigidly
 from dynaflip.platform.triplets.flow.static_points import (
@@ -174,8 +174,8 @@ def _tracked(
 
 
 def _track(window: RGBDWindow, points_px: Floats, config: TrackConfig) -> tuple[Floats, np.ndarray]:
-    if is_learned(config.tracker):
-        return track_learned(window.frames, points_px, config.tracker)
+    if tracks_windows(config.tracker):
+        return track_windows(window.frames, points_px, config.tracker)
     images = tracker_images(window.frames, window.depth_m if config.use_depth else None)
     return track_points(images, points_px, config)
 

@@ -1,65 +1,46 @@
-"""Learned point trackers of the user's own, behind the same interface as the built-in ones.
+"""Trackers of whole windows, such as learned ones: made once a process, their tracks checked.
 
-Two forms, because no tracker comes with a package:
-
-* ``torchscript:FILE``: a module in TorchScript with CoTracker's interface (Karaev et al.
-  2024): ``video`` (1, N, 3, H, W) float32 in 0…255 and ``queries`` (1, P, 3) as frame, x,
-  y give ``tracks`` (1, N, P, 2) and visibility (1, N, P), bool or a probability. Pixel
-  centres are at 0 there.
-* ``class:MODULE:NAME``: an importable class, made without arguments, whose objects are
-  called with ``frames`` (N, H, W, 3) uint8 and ``points_px`` (P, 2), pixel centres at
-  +0.5, and give ``tracks_px`` (N, P, 2) and ``visible`` (N, P) bool. NumPy in and out.
+No learned tracker comes with this package. A user's own is ``torchscript:FILE``, or a class with
+the interface of :class:`dynaflip.platform.triplets.flow.Tracker`.
 """
 
 from __future__ import annotations
 
-import importlib
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from dynaflip.errors import UserError
 from dynaflip.platform.triplets.clips import ClipRejected, Floats, Frames
+from dynaflip.platform.triplets.flow import TRACKERS, Tracker
+from dynaflip.platform.triplets.flow.tracking import PairTracker
+from dynaflip.plugins import split_argument
 
 _LIKELY = 0.5  # probability from which a point counts as visible
 
 
-class LearnedTracker(Protocol):
-    """Follows points through all frames of a window at once."""
-
-    def __call__(self, frames: Frames, points_px: Floats) -> tuple[Floats, np.ndarray]:
-        """(N, H, W, 3) uint8 and (P, 2) to (N, P, 2) pixels and (N, P) bool."""
-
-
-def is_learned(name: str) -> bool:
-    """Whether ``track.tracker`` names a learned tracker."""
-    return name.startswith(("torchscript:", "class:"))
+def tracks_windows(name: str) -> bool:
+    """Whether ``track.tracker`` names a tracker of whole windows, not of pairs of images."""
+    tracker = TRACKERS.resolve(split_argument(name)[0], "track.tracker")
+    return not (isinstance(tracker, type) and issubclass(tracker, PairTracker))
 
 
 @lru_cache(maxsize=1)
-def load_tracker(name: str) -> LearnedTracker:
-    """The tracker that ``track.tracker`` names; loaded once a process, on the GPU if there is one.
+def load_tracker(name: str) -> Tracker:
+    """The tracker of whole windows that ``track.tracker`` names; made once a process.
 
     Raises:
         UserError: no such file, module or class, or it does not load.
     """
-    kind, _, rest = name.partition(":")
-    if kind == "torchscript":
-        return _TorchScript(rest)
-    module, _, attribute = rest.rpartition(":")
-    if not module:
-        raise UserError(f"track.tracker: {name} must be class:MODULE:NAME")
-    try:
-        found: LearnedTracker = getattr(importlib.import_module(module), attribute)()
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"track.tracker: cannot import {module}:{attribute} ({error})") from None
-    return found
+    base, argument = split_argument(name)
+    made: Tracker = TRACKERS.resolve(base, "track.tracker")(*[argument] if argument else [])
+    return made
 
 
-def track_learned(frames: Frames, origin_px: Floats, name: str) -> tuple[Floats, np.ndarray]:
-    """Follow points with a learned tracker.
+def track_windows(frames: Frames, origin_px: Floats, name: str) -> tuple[Floats, np.ndarray]:
+    """Track points with a tracker of whole windows.
 
     Args:
         frames: (N, H, W, 3) uint8.
@@ -67,10 +48,10 @@ def track_learned(frames: Frames, origin_px: Floats, name: str) -> tuple[Floats,
         name: as in ``track.tracker``.
 
     Returns:
-        (N, P, 2) positions and (N, P) 0 where the tracker trusts them, infinite elsewhere.
+        (N, P, 2) positions and (N, P) 0 where the point is visible, infinite elsewhere.
 
     Raises:
-        ClipRejected: it gave something else than it should.
+        ClipRejected: its tracks have another shape.
     """
     tracks_px, visible = load_tracker(name)(frames, origin_px)
     tracks_px, visible = np.asarray(tracks_px, np.float32), np.asarray(visible, bool)
@@ -87,13 +68,22 @@ def track_learned(frames: Frames, origin_px: Floats, name: str) -> tuple[Floats,
     return np.where(good[..., None], tracks_px, origin_px), np.where(good, 0.0, np.inf)
 
 
-class _TorchScript:
+class TorchScriptTracker:
+    """A TorchScript module with CoTracker's interface (Karaev et al. 2024).
+
+    ``video`` (1, N, 3, H, W) float32 in 0…255 and ``queries`` (1, P, 3) as frame, x, y give
+    ``tracks`` (1, N, P, 2) and visibility (1, N, P), bool or a probability. Pixel centres are at 0
+    there.
+
+    Args:
+        file: the module, as ``torch.jit.save`` wrote it.
+    """
+
     def __init__(self, file: str) -> None:
         import torch
 
+        self.check(file)
         path = Path(file).expanduser()
-        if not path.is_file():
-            raise UserError(f"track.tracker: there is no file {path}")
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.set_num_threads(1)  # one CPU a task
         try:
@@ -101,6 +91,12 @@ class _TorchScript:
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"track.tracker: {path} is no TorchScript module ({reason})") from None
+
+    @staticmethod
+    def check(file: str) -> None:
+        """Raise UserError where there is no such file."""
+        if not Path(file).expanduser().is_file():
+            raise UserError(f"track.tracker: there is no file {Path(file).expanduser()}")
 
     def __call__(self, frames: Frames, points_px: Floats) -> tuple[Floats, np.ndarray]:
         import torch

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from typing import Any
 
 import cv2
 import numpy as np
 
 from dynaflip.platform.triplets.clips import Floats, Frames
+from dynaflip.platform.triplets.flow import TRACKERS
 from dynaflip.platform.triplets.flow.config import TrackConfig
 from dynaflip.platform.triplets.schema import GRID
 
@@ -37,10 +39,10 @@ def thin_frames(times_s: np.ndarray, min_gap_s: float) -> list[int]:
 
 
 def tracker_images(frames: Frames, depth_m: Floats | None) -> list[np.ndarray]:
-    """What the tracker compares: grey, and inverse depth beside it where it is known.
+    """Images for a :class:`PairTracker`: grey, and inverse depth as a second channel if known.
 
-    A robot's arm is one colour; its outline and roundness in depth hold the tracker
-    where the image slides along it.
+    A robot's arm is one colour: its outline and roundness in depth hold the tracker where the
+    image alone lets it slide.
 
     Args:
         frames: (N, H, W, 3) uint8 RGB.
@@ -58,9 +60,17 @@ def tracker_images(frames: Frames, depth_m: Floats | None) -> list[np.ndarray]:
     return [np.dstack(pair) for pair in zip(grey, level, strict=True)]
 
 
-class PairTracker(Protocol):
-    """Follows points from one image to the next."""
+class PairTracker(ABC):
+    """A tracker from one image to the next; a forward-backward check decides what is visible.
 
+    Args:
+        config: settings ``track``.
+    """
+
+    def __init__(self, config: TrackConfig) -> None:
+        self.config = config
+
+    @abstractmethod
     def step(self, before: np.ndarray, after: np.ndarray, at: Floats) -> tuple[Floats, np.ndarray]:
         """(P, 2) points of ``before`` in ``after`` and (P,) whether they were found.
 
@@ -68,10 +78,11 @@ class PairTracker(Protocol):
         """
 
 
-class LucasKanade:
+class LucasKanade(PairTracker):
     """OpenCV's pyramidal Lucas-Kanade (Bouguet 2001), on all channels at once."""
 
     def __init__(self, config: TrackConfig) -> None:
+        super().__init__(config)
         self.options: dict[str, Any] = {
             "winSize": (config.lk_window_px, config.lk_window_px),
             "maxLevel": config.lk_levels,
@@ -85,10 +96,11 @@ class LucasKanade:
         return there[:, 0], found[:, 0] > 0
 
 
-class DenseInverseSearch:
+class DenseInverseSearch(PairTracker):
     """OpenCV's DIS optical flow (Kroeger et al. 2016) on grey, read at the points."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: TrackConfig) -> None:
+        super().__init__(config)
         self.flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
 
     def step(self, before: np.ndarray, after: np.ndarray, at: Floats) -> tuple[Floats, np.ndarray]:
@@ -106,12 +118,12 @@ class DenseInverseSearch:
 def track_points(
     images: list[np.ndarray], origin_px: Floats, config: TrackConfig
 ) -> tuple[Floats, np.ndarray]:
-    """Follow points through every image, from each to the next and back as a check.
+    """Track points through every image, from each to the next and back as a check.
 
     Args:
         images: N, from :func:`tracker_images`; points lie on the first.
         origin_px: (P, 2) x, y, pixel centres at +0.5.
-        config: which tracker, and the check's threshold.
+        config: its tracker, a :class:`PairTracker`, and the check's threshold.
 
     Returns:
         (N, P, 2) positions (the first is ``origin_px``; a lost point stays where it
@@ -119,7 +131,7 @@ def track_points(
         where the point is lost.
     """
     cv2.setNumThreads(1)  # one CPU a task
-    tracker: PairTracker = LucasKanade(config) if config.tracker == "lk" else DenseInverseSearch()
+    tracker: PairTracker = TRACKERS.resolve(config.tracker, "track.tracker")(config)
     height, width = images[0].shape[:2]
     half = np.float32(0.5)  # OpenCV has the centre of the first pixel at 0
     at = origin_px.astype(np.float32) - half

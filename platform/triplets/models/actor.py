@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
 import os
@@ -10,51 +9,76 @@ from pathlib import Path
 from typing import Any
 
 from dynaflip.platform.triplets.clips import Clip, Source, content_hash
-from dynaflip.platform.triplets.config import DEPTH_MODEL, PreprocessConfig
-from dynaflip.platform.triplets.flow.learned_tracker import is_learned, load_tracker
-from dynaflip.platform.triplets.models.captioner import KIND, Captioner, check_captioner
-from dynaflip.platform.triplets.models.depth import TransformersDepth, check_depth_model
-from dynaflip.platform.triplets.shard import WorkFolder, process_shard
+from dynaflip.platform.triplets.config import PreprocessConfig
+from dynaflip.platform.triplets.flow import TRACKERS
+from dynaflip.platform.triplets.flow.learned_tracker import load_tracker, tracks_windows
+from dynaflip.platform.triplets.models import CAPTIONERS, DEPTH_MODELS
+from dynaflip.platform.triplets.shard import LoadedCaptioner, WorkFolder, process_shard
 from dynaflip.platform.triplets.sources.locations import fingerprints, root_and_files
+from dynaflip.plugins import ExtensionPoint, split_argument
+
+_DEPTH, _CAPTIONER, _TRACKER = "depth", "source.captioner", "track.tracker"
 
 
 def uses_models(config: PreprocessConfig) -> bool:
     """Whether a model is loaded, so that actors serve better than tasks."""
-    captioned = any(source.captioner for source in config.all_sources())
-    return captioned or bool(config.depth_models()) or is_learned(config.track.tracker)
+    models = config.depth_models() or config.captioners()
+    return bool(models) or tracks_windows(config.track.tracker)
 
 
 def check_models(config: PreprocessConfig) -> None:
     """Refuse early what cannot be loaded.
 
     Raises:
-        UserError: says what was looked for.
+        UserError: the setting, and what is wrong with its name.
     """
-    for depth in sorted(config.depth_models()):
-        check_depth_model(depth.removeprefix(DEPTH_MODEL))
-    if is_learned(config.track.tracker):
+    for point, setting, name in _models(config):
+        base, argument = split_argument(name)
+        check = getattr(point.resolve(base, setting), "check", None)
+        if check is not None:
+            check(argument)
+    if tracks_windows(config.track.tracker):
         load_tracker(config.track.tracker)
-    for source in config.all_sources():
-        if source.captioner:
-            check_captioner(source.captioner)
 
 
 def digests_of_models(config: PreprocessConfig) -> dict[str, str]:
-    """What each model of the settings is, by its setting: other weights make other triplets.
+    """Digest of each model of the settings, by its name: other weights make other triplets.
 
-    A file or folder has a fingerprint of its content, a hub id the commit in the local cache,
-    a tracker's class its module's code.
+    A file or folder has a fingerprint of its content, a hub id the commit in the local cache, and
+    an extension the fingerprint of its module's code.
     """
-    depths = [depth.removeprefix(DEPTH_MODEL) for depth in config.depth_models()]
-    captioners = [source.captioner for source in config.all_sources() if source.captioner]
-    found = {name: _digest_of(name) for name in {*depths, *captioners}}
-    if is_learned(config.track.tracker):
-        kind, _, rest = config.track.tracker.partition(":")
-        if kind == "class":
-            module = inspect.getsourcefile(importlib.import_module(rest.rpartition(":")[0]))
-            rest = module or rest
-        found[config.track.tracker] = _digest_of(rest)
-    return dict(sorted(found.items()))
+    digests = {}
+    for point, setting, name in _models(config):
+        base, argument = split_argument(name)
+        if base in point.table:
+            # Manifests have models of the built-in classes by their folder or hub id.
+            digests[name if point is TRACKERS else argument] = _digest_of(argument)
+        else:
+            code = _digest_of(_code_of(point.resolve(base, setting)))
+            digests[name] = content_hash(code, _digest_of(argument)) if argument else code
+    return dict(sorted(digests.items()))
+
+
+def _models(config: PreprocessConfig) -> list[tuple[ExtensionPoint, str, str]]:
+    """Extension point, setting and name of every model of the settings."""
+    models = [(DEPTH_MODELS, _DEPTH, name) for name in sorted(config.depth_models())]
+    models += [(CAPTIONERS, _CAPTIONER, name) for name in sorted(config.captioners())]
+    if tracks_windows(config.track.tracker):
+        models.append((TRACKERS, _TRACKER, config.track.tracker))
+    return models
+
+
+def _load(point: ExtensionPoint, name: str, setting: str) -> Any:
+    base, argument = split_argument(name)
+    return point.resolve(base, setting)(*[argument] if argument else [])
+
+
+def _code_of(extension: Any) -> str:
+    """Path of the file that defines an extension, or its name where it has none."""
+    try:
+        return inspect.getsourcefile(extension) or repr(extension)
+    except TypeError:
+        return repr(extension)
 
 
 def _digest_of(model: str) -> str:
@@ -74,18 +98,14 @@ class ModelShards:
     def __init__(self, config: PreprocessConfig, folder: str, source: Source) -> None:
         self.config, self.folder, self.source = config, folder, source
         self.depth_models = {
-            depth: TransformersDepth(depth.removeprefix(DEPTH_MODEL))
-            for depth in sorted(config.depth_models())
+            name: _load(DEPTH_MODELS, name, _DEPTH) for name in sorted(config.depth_models())
         }
-        if is_learned(config.track.tracker):
+        if tracks_windows(config.track.tracker):
             load_tracker(config.track.tracker)
-        self.captioners = {
-            KIND + name: Captioner(name)
-            for name in sorted({one.captioner for one in config.all_sources()} - {""})
-        }
+        self.captioners = {name: _captioner(name) for name in sorted(config.captioners())}
 
     def __call__(self, row: dict[str, Any]) -> list[dict[str, str]]:
-        """A shard's row to a summary a clip."""
+        """Make a shard's triplets; one summary for each of its clips."""
         summaries = process_shard(
             row["number"],
             [Clip.from_json(text) for text in row["clips"]],
@@ -96,3 +116,9 @@ class ModelShards:
             self.captioners,
         )
         return [{"summary": json.dumps(summary)} for summary in summaries]
+
+
+def _captioner(name: str) -> LoadedCaptioner:
+    model = _load(CAPTIONERS, name, _CAPTIONER)
+    digest = getattr(model, "digest", "") or content_hash(name, _digest_of(_code_of(type(model))))
+    return LoadedCaptioner(model, digest)

@@ -1,7 +1,7 @@
-"""Captions of clips that came without, by a transformers image-text-to-text model.
+"""Captions of clips without one, by a captioning model; transformers' is the built-in one.
 
-The model sees the clip's first, middle and last image side by side. What it said of a
-clip is kept by content (model, prompt, clip), so that no clip is captioned twice.
+The model sees the clip's first, middle and last frame side by side. Captions are cached by content
+(model, prompt, clip), so that no clip is captioned twice.
 """
 
 from __future__ import annotations
@@ -13,93 +13,50 @@ from typing import Any
 
 import numpy as np
 
-from dynaflip.encoders.hub import check_model
 from dynaflip.files import write_file
 from dynaflip.platform.paths import captions_folder
 from dynaflip.platform.triplets.clips import Clip, ClipRejected, Frames, Recording, content_hash
+from dynaflip.platform.triplets.models import Captioner
 
-# How a clip's `caption_kind` says who captioned it.
-KIND = "model:"
 _SHORT_SIDE_PX = 224
 _MAX_TOKENS = 32
 _CHUNK_BYTES = 1 << 22
+# Captions that no captioner makes.
+_GIVEN = ("source", "template")
+
+
+def is_captioned(clip: Clip) -> bool:
+    """Whether a clip's caption is a captioner's, by its ``caption_kind``."""
+    return clip.caption_kind not in _GIVEN
 
 
 def needs_caption(clip: Clip) -> bool:
     """Whether a clip waits for a captioner."""
-    return clip.problem is None and not clip.captions and clip.caption_kind.startswith(KIND)
+    return clip.problem is None and not clip.captions and is_captioned(clip)
 
 
-def check_captioner(name: str) -> None:
-    """Refuse early what is neither a folder nor a hub id of a captioner.
+def with_caption(clip: Clip, recording: Recording, captioner: Captioner, digest: str) -> Clip:
+    """The clip with a caption: the cached one, or a new one.
+
+    Args:
+        clip: without caption.
+        recording: of the clip.
+        captioner: asked with the clip's prompt.
+        digest: tells its captions from those of other models.
 
     Raises:
-        UserError: says what was looked for.
+        ClipRejected: the clip cannot be read, or the caption is empty.
     """
-    from transformers import AutoModelForImageTextToText
-
-    check_model("source.captioner: ", name, AutoModelForImageTextToText, "captioner")
-
-
-class Captioner:
-    """A captioning model on this process's CPU or GPU."""
-
-    def __init__(self, name: str) -> None:
-        import torch
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
-        torch.set_num_threads(1)  # one CPU an actor
-        self.name = name
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.processor: Any = AutoProcessor.from_pretrained(name)
-        model: Any = AutoModelForImageTextToText.from_pretrained(name)
-        self.model = model.to(self.device).eval()
-        self.digest = _digest(name, self.model)
-
-    def captioned(self, clip: Clip, recording: Recording) -> Clip:
-        """The clip with a caption: the one that is kept, or a new one.
-
-        Raises:
-            ClipRejected: the clip cannot be read, or the model says nothing.
-        """
-        key = content_hash(self.digest, clip.captioner_prompt, clip.clip_id)
-        kept = captions_folder() / key[:2] / f"{key}.txt"
-        try:
-            caption = kept.read_text()
-        except FileNotFoundError:
-            caption = self.describe(_side_by_side(recording), clip.captioner_prompt)
-            write_file(kept, caption)
-        if not caption:
-            raise ClipRejected("caption", f"the captioner {self.name} said nothing of it")
-        return replace(clip, captions=(caption,))
-
-    def describe(self, frames_in_a_row: Frames, prompt: str) -> str:
-        """One line about an (H, W, 3) RGB image; greedy, so always the same.
-
-        ``prompt`` is asked of models that can chat, others just describe.
-        """
-        import torch
-        from PIL import Image
-
-        image = Image.fromarray(frames_in_a_row)
-        if getattr(self.processor, "chat_template", None):
-            question = [{"type": "image", "image": image}, {"type": "text", "text": prompt}]
-            inputs = self.processor.apply_chat_template(
-                [{"role": "user", "content": question}],
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-                return_tensors="pt",
-            )
-        else:
-            inputs = self.processor(images=image, return_tensors="pt")
-        inputs = inputs.to(self.device)
-        with torch.inference_mode():
-            said = self.model.generate(**inputs, max_new_tokens=_MAX_TOKENS, do_sample=False)
-        if "input_ids" in inputs:
-            said = said[:, inputs["input_ids"].shape[1] :]  # the question is repeated
-        text = self.processor.batch_decode(said, skip_special_tokens=True)[0]
-        return " ".join(text.split())
+    key = content_hash(digest, clip.captioner_prompt, clip.clip_id)
+    cached = captions_folder() / key[:2] / f"{key}.txt"
+    try:
+        caption = cached.read_text()
+    except FileNotFoundError:
+        caption = captioner.describe(_side_by_side(recording), clip.captioner_prompt)
+        write_file(cached, caption)
+    if not caption:
+        raise ClipRejected("caption", f"the caption of {clip.caption_kind} is empty")
+    return replace(clip, captions=(caption,))
 
 
 def _side_by_side(recording: Recording) -> Frames:
@@ -110,8 +67,67 @@ def _side_by_side(recording: Recording) -> Frames:
     return np.concatenate(list(recording.read_frames(indices, _SHORT_SIDE_PX)), axis=1)
 
 
+class TransformersCaptioner:
+    """An image-text-to-text model of transformers on this process's CPU or GPU.
+
+    Args:
+        name: folder or hub id; weights are read from safetensors alone.
+
+    ``digest`` tells its captions from those of other models.
+    """
+
+    @staticmethod
+    def check(name: str) -> None:
+        """Raise UserError for what is neither a folder nor a hub id of a captioner."""
+        from transformers import AutoModelForImageTextToText
+
+        # Here, because it imports torch, which Ray tasks without models do without.
+        from dynaflip.encoders.hub import check_model
+
+        check_model("source.captioner: ", name, AutoModelForImageTextToText, "captioner")
+
+    def __init__(self, name: str) -> None:
+        import torch
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        torch.set_num_threads(1)  # one CPU an actor
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.processor: Any = AutoProcessor.from_pretrained(name)
+        model: Any = AutoModelForImageTextToText.from_pretrained(name, use_safetensors=True)
+        self.model = model.to(self.device).eval()
+        self.digest = _digest(name, self.model)
+
+    def describe(self, image: Frames, prompt: str) -> str:
+        """One line about an (H, W, 3) RGB image, decoded greedily, so always the same.
+
+        ``prompt`` is for models that can chat; others just describe.
+        """
+        import torch
+        from PIL import Image
+
+        pixels = Image.fromarray(image)
+        if getattr(self.processor, "chat_template", None):
+            question = [{"type": "image", "image": pixels}, {"type": "text", "text": prompt}]
+            inputs = self.processor.apply_chat_template(
+                [{"role": "user", "content": question}],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+            )
+        else:
+            inputs = self.processor(images=pixels, return_tensors="pt")
+        inputs = inputs.to(self.device)
+        with torch.inference_mode():
+            tokens = self.model.generate(**inputs, max_new_tokens=_MAX_TOKENS, do_sample=False)
+        if "input_ids" in inputs:
+            tokens = tokens[:, inputs["input_ids"].shape[1] :]  # without the prompt
+        text = self.processor.batch_decode(tokens, skip_special_tokens=True)[0]
+        return " ".join(text.split())
+
+
 def _digest(name: str, model: Any) -> str:
-    """What tells one model's captions from another's: its files, or its commit on the hub."""
+    """Digest of a model's files, or its commit on the hub."""
     folder = Path(name)
     if not folder.is_dir():
         return content_hash(name, str(getattr(model.config, "_commit_hash", "")))

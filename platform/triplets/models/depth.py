@@ -1,8 +1,10 @@
-"""Depth from images alone, by a transformers depth model of the user's.
+"""Monocular depth by a transformers model, and its alignment with recorded depth.
 
 Models of metric depth (ZoeDepth, DepthPro, metric DepthAnything) give metres.
-The others give inverse depth without scale or offset; it is turned into depth
-with the first frame's median at 1, and called ``relative``.
+The others give inverse depth up to a scale and a shift (Ranftl et al. 2022); it is turned into
+depth with the first frame's median at 1, and called ``relative``. Where a frame also has recorded
+depth (a sensor with holes, a few frames of it), scale and shift follow from a robust line through
+(model's inverse, recorded inverse).
 """
 
 from __future__ import annotations
@@ -11,30 +13,38 @@ from typing import Any
 
 import numpy as np
 
-from dynaflip.encoders.hub import check_model
 from dynaflip.platform.triplets.clips import Floats, Frames
 
+_MIN_PIXELS = 50
+_ITERATIONS = 10
+# A pixel agrees when it misses the measured inverse depth by less than this share of it.
+_AGREES = 0.1
+_MIN_AGREEING = 0.5
+# Nothing is further away than this many times the furthest that was measured.
+_FURTHEST = 3.0
 _METRIC_TYPES = ("zoedepth", "depth_pro")
 # Inverse depth below this share of the median is as far as we tell apart.
 _LEAST_INVERSE = 0.05
 
 
-def check_depth_model(name: str) -> None:
-    """Refuse early what is neither a folder nor a hub id of a depth model.
-
-    Raises:
-        UserError: says what was looked for.
-    """
-    from transformers import AutoModelForDepthEstimation
-
-    check_model("depth: model:", name, AutoModelForDepthEstimation, "depth model")
-
-
 class TransformersDepth:
-    """A depth model on this process's CPU or GPU.
+    """A depth model of transformers on this process's CPU or GPU.
+
+    Args:
+        name: folder or hub id; weights are read from safetensors alone.
 
     ``scale`` is metric or relative.
     """
+
+    @staticmethod
+    def check(name: str) -> None:
+        """Raise UserError for what is neither a folder nor a hub id of a depth model."""
+        from transformers import AutoModelForDepthEstimation
+
+        # Here, because it imports torch, which Ray tasks without models do without.
+        from dynaflip.encoders.hub import check_model
+
+        check_model("depth: model:", name, AutoModelForDepthEstimation, "depth model")
 
     def __init__(self, name: str) -> None:
         import torch
@@ -43,7 +53,7 @@ class TransformersDepth:
         torch.set_num_threads(1)  # one CPU an actor
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.processor = AutoImageProcessor.from_pretrained(name)
-        model: Any = AutoModelForDepthEstimation.from_pretrained(name)
+        model: Any = AutoModelForDepthEstimation.from_pretrained(name, use_safetensors=True)
         self.model = model.to(self.device).eval()
         config = self.model.config
         metric = getattr(config, "depth_estimation_type", "") == "metric"
@@ -75,3 +85,40 @@ def depth_of_inverse(inverse: Floats) -> Floats:
     if not np.isfinite(middle) or middle <= 0:
         return np.full_like(inverse, np.nan)
     return (1 / np.maximum(inverse / middle, _LEAST_INVERSE)).astype(np.float32)
+
+
+def align_depth(relative: Floats, first_m: Floats) -> Floats | None:
+    """Bring relative depth to metres.
+
+    Args:
+        relative: (N, H, W) depth of a window, of any scale, 1 / (true to scale and shift).
+        first_m: (H, W) measured depth of its first frame in metres, NaN where there is none.
+
+    Returns:
+        (N, H, W) metres, one scale and shift for the window, so that motion in depth is not
+        divided away; None where too few pixels were measured or half of them disagree.
+    """
+    known = np.isfinite(first_m) & (first_m > 0) & np.isfinite(relative[0]) & (relative[0] > 0)
+    if known.sum() < _MIN_PIXELS:
+        return None
+    near, wanted = 1 / relative[0][known].astype(np.float64), 1 / first_m[known].astype(np.float64)
+    weight = np.ones(len(near))
+    scale = shift = 0.0
+    for _ in range(_ITERATIONS):
+        middle, aim = np.average(near, weights=weight), np.average(wanted, weights=weight)
+        spread = float((weight * (near - middle) ** 2).sum())
+        # A flat image fixes no shift: scale alone is left.
+        flat = spread < 1e-6 * float(weight.sum()) * middle**2
+        scale = (
+            aim / middle
+            if flat
+            else float((weight * (near - middle) * (wanted - aim)).sum()) / spread
+        )
+        shift = 0.0 if flat else aim - scale * middle
+        miss = (scale * near + shift) / wanted - 1
+        weight = 1 / (1 + (miss / _AGREES) ** 2) ** 2 / wanted**2
+    if scale <= 0 or (np.abs(miss) < _AGREES).mean() < _MIN_AGREEING:
+        return None
+    least = 1 / (_FURTHEST * float(first_m[known].max()))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (1 / np.maximum(scale / relative + shift, least)).astype(np.float32)

@@ -30,6 +30,8 @@ class Ego4DSource(FolderSource):
     """SurfacePatches of long videos around narrated moments."""
 
     format = "ego4d"
+    looks_for = "narration.json"
+    takes_captions = False
     embodiment = "human"
     licence = "Ego4D License"
 

@@ -41,6 +41,8 @@ class FolderSource:
     """Videos below a folder, captions beside them."""
 
     format = "folder"
+    looks_for = f"video files ({', '.join(VIDEO_ENDINGS)})"
+    takes_captions = True
     # What is known of every recording of this format; a setting or a caption's row may say else.
     embodiment = "unknown"
     licence = "unknown"
@@ -84,8 +86,7 @@ class FolderSource:
         videos = [name for name in names if name.lower().endswith(VIDEO_ENDINGS)]
         if not videos:
             raise UserError(
-                f"source.path: no video found in {self.root} (looked for "
-                f"{', '.join(VIDEO_ENDINGS)}, for LeRobot's meta/info.json and for *.tfrecord)"
+                f"source.path: no video found in {self.root} (looked for {FolderSource.looks_for})"
             )
         rows: dict[str, list[CaptionRow]] = defaultdict(list)
         for row in self.read_rows(names):

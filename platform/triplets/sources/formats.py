@@ -1,12 +1,9 @@
-"""Open sources of recordings by what lies in them, one or several as a mix.
-
-A new format is one file with a class like those below (:class:`Source`, and ``detect``)
-and its name in :data:`FORMATS`.
-"""
+"""Open sources of recordings by their format, one or several as a mix."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -14,43 +11,55 @@ from typing import Any
 from dynaflip.errors import UserError
 from dynaflip.platform.triplets.clips import Clip, Recording, Source, normalise_caption
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
-from dynaflip.platform.triplets.models.captioner import KIND
-from dynaflip.platform.triplets.sources.ego4d import Ego4DSource
-from dynaflip.platform.triplets.sources.folder import FolderSource
-from dynaflip.platform.triplets.sources.lerobot import LeRobotSource
-from dynaflip.platform.triplets.sources.locations import location_of, root_and_files
-from dynaflip.platform.triplets.sources.rlds import RLDSSource
-from dynaflip.platform.triplets.sources.something import SomethingSource
-
-# The first that recognises itself is taken, so the most particular come first.
-FORMATS: tuple[Any, ...] = (LeRobotSource, RLDSSource, SomethingSource, Ego4DSource, FolderSource)
+from dynaflip.platform.triplets.sources import FALLBACK, SOURCES
+from dynaflip.platform.triplets.sources.locations import Location, location_of, root_and_files
 
 
 def open_source(config: SourceConfig) -> Source:
-    """The source that lies at ``config.path``, a folder, a file or an ``s3://`` prefix.
+    """Open the source at ``config.path``, a folder, a file or an ``s3://`` prefix.
 
     Raises:
-        UserError: there is nothing, or nothing that any format recognises.
+        UserError: nothing is there, no format recognises it, or the forced one does not import.
     """
-    place = location_of(config.path)
+    location = location_of(config.path)
     try:
-        if not place.exists():
-            raise UserError(f"source.path: there is no folder {place}")
+        if not location.exists():
+            raise UserError(f"source.path: there is no folder {location}")
         root, names = root_and_files(config.path)
     except OSError as error:
-        raise UserError(f"source.path: {place} cannot be read ({error})") from None
-    for kind in FORMATS:
-        if kind.detect(root, names):
-            if config.captions and kind is not FolderSource:
-                raise UserError(
-                    f"source.captions: {place} is read as {kind.format}, which brings its own "
-                    f"captions; leave the setting out"
-                )
-            return kind(config)
+        raise UserError(f"source.path: {location} cannot be read ({error})") from None
+    name, source_class = _source_class(config, location, root, names)
+    if config.captions and not getattr(source_class, "takes_captions", False):
+        raise UserError(
+            f"source.captions: {location} is read as {name}, which brings its own captions; leave "
+            f"the setting out"
+        )
+    return source_class(config)
+
+
+def _source_class(
+    config: SourceConfig, location: Location, root: Location, names: list[str]
+) -> tuple[str, Any]:
+    """Name and class of the format: the one of the settings, or the first that recognises files."""
+    if config.format:
+        return config.format, SOURCES.resolve(config.format, "source.format")
+    looked_for = []
+    for name in _detection_order():
+        source_class = SOURCES.resolve(name, "source.format")
+        if not hasattr(source_class, "detect"):
+            continue
+        if source_class.detect(root, names):
+            return name, source_class
+        looked_for.append(getattr(source_class, "looks_for", f"the files of {name}"))
     raise UserError(
-        f"source.path: no video found in {place} (looked for LeRobot's meta/info.json, "
-        f"*.tfrecord, labels of Something-Something, narration.json, and video files)"
+        f"source.path: no video found in {location} (looked for {', '.join(looked_for)})"
     )
+
+
+def _detection_order() -> Iterator[str]:
+    """Names of the formats, those of installed packages before the one that takes any video."""
+    yield from (name for name in SOURCES.names() if name != FALLBACK)
+    yield FALLBACK
 
 
 class Mix:
@@ -64,7 +73,7 @@ class Mix:
         self.configs = configs
         twice = [n for n, count in Counter(s.name for s in sources).items() if count > 1]
         if twice:
-            raise UserError(f"sources: two are named {twice[0]}; give each a name of its own")
+            raise UserError(f"sources: two are named {twice[0]}; give each its own name")
 
     def list_clips(self) -> list[Clip]:
         """Clips of all sources; content that is there twice is one clip and one rejection."""
@@ -83,7 +92,7 @@ class Mix:
         return self.sources[clip.source].open(clip)
 
     def about(self) -> dict[str, dict[str, Any]]:
-        """What the manifest says of each source: its format and its weight."""
+        """Format and weight of each source, for the manifest."""
         return {
             source.name: {"format": source.format, "weight": config.weight}
             for source, config in zip(self.sources.values(), self.configs, strict=True)
@@ -101,10 +110,9 @@ def open_sources(config: PreprocessConfig) -> Mix:
 
 
 def _with_settings(clip: Clip, config: SourceConfig) -> Clip:
-    """A clip with what its source is to be treated by.
+    """A clip with the settings of its source.
 
-    One whose only problem is that nobody said what happens in it takes the template's caption,
-    or waits for the captioner.
+    One whose only problem is a missing caption takes that of the template, or of the captioner.
     """
     clip = replace(clip, depth=config.depth, flow_window_s=config.flow_window_s)
     if clip.problem is None or clip.problem[0] != "caption":
@@ -115,8 +123,8 @@ def _with_settings(clip: Clip, config: SourceConfig) -> Clip:
         clip = replace(clip, captions=(caption,), caption_kind="template", problem=None)
         return replace(clip, caption_group=group, task=clip.task or group)
     if config.captioner:
-        kind, prompt = KIND + config.captioner, config.captioner_prompt
-        return replace(clip, problem=None, caption_kind=kind, captioner_prompt=prompt)
+        name, prompt = config.captioner_name(), config.captioner_prompt
+        return replace(clip, problem=None, caption_kind=name, captioner_prompt=prompt)
     return clip
 
 
@@ -127,7 +135,7 @@ def _templated(clip: Clip, template: str) -> str:
 
 
 def mark_duplicates(clips: list[Clip]) -> list[Clip]:
-    """Equal content under a second name would count twice, and cross the splits unseen."""
+    """Mark clips whose content is listed before: they would count twice, and cross the splits."""
     seen: dict[str, str] = {}
     out = []
     for clip in clips:

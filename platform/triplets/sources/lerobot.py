@@ -53,6 +53,7 @@ class LeRobotSource:
     """One clip for every camera of every episode."""
 
     format = "lerobot"
+    looks_for = "LeRobot's meta/info.json"
 
     def __init__(self, config: SourceConfig) -> None:
         self.root: Location = location_of(config.path)

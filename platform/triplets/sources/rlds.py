@@ -73,6 +73,7 @@ class RLDSSource:
     """One clip for every camera of every episode."""
 
     format = "rlds"
+    looks_for = "*.tfrecord"
 
     def __init__(self, config: SourceConfig) -> None:
         self.config = config

@@ -30,6 +30,8 @@ class SomethingSource(FolderSource):
     """
 
     format = "something-something-v2"
+    looks_for = "labels of Something-Something"
+    takes_captions = False
     embodiment = "human"
     licence = "Something-Something V2 (research use)"
 

@@ -36,8 +36,7 @@ from dynaflip.platform.triplets.flow.estimate import flow_of_window
 from dynaflip.platform.triplets.flow.grid import grid_on_first_frame
 from dynaflip.platform.triplets.flow.simulator import simulator_flow
 from dynaflip.platform.triplets.flow.window import RGBDWindow
-from dynaflip.platform.triplets.models.depth import depth_of_inverse
-from dynaflip.platform.triplets.models.depth_scale import align_depth
+from dynaflip.platform.triplets.models.depth import align_depth, depth_of_inverse
 from dynaflip.platform.triplets.schema import TRIPLET_SCHEMA
 from dynaflip.platform.triplets.sources import video
 from dynaflip.platform.triplets.sources.depth_file import read_depth_file_m

@@ -14,8 +14,8 @@ from triplet_recordings import moving_square, write_video
 from dynaflip.errors import UserError
 from dynaflip.platform.paths import captions_folder
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
-from dynaflip.platform.triplets.models import actor
-from dynaflip.platform.triplets.models.captioner import Captioner, check_captioner
+from dynaflip.platform.triplets.models import CAPTIONERS, actor
+from dynaflip.platform.triplets.models.captioner import TransformersCaptioner, with_caption
 from dynaflip.platform.triplets.pipeline import preprocess
 from dynaflip.platform.triplets.sources.formats import open_sources
 
@@ -111,8 +111,8 @@ def test_a_captioner_says_the_same_of_the_same_image(
 ) -> None:
     torch.manual_seed(0)
     name = str(kind(tmp_path / "captioner"))
-    check_captioner(name)
-    model = Captioner(name)
+    TransformersCaptioner.check(name)
+    model = TransformersCaptioner(name)
     image = np.random.default_rng(0).integers(0, 255, (40, 120, 3), dtype=np.uint8)
     said = model.describe(image, "lift the box")
     assert said == model.describe(image, "lift the box")
@@ -130,21 +130,21 @@ def test_each_source_asks_its_own_question(tmp_path: Path, monkeypatch: pytest.M
     config = PreprocessConfig(sources=sources)
     mix = open_sources(config)
 
-    class Echo(Captioner):
+    class Echo:
         def __init__(self, name: str) -> None:
-            self.name, self.digest = name, str(tmp_path)
+            self.digest = str(tmp_path)
 
         def describe(self, image: np.ndarray, prompt: str) -> str:
             return f"asked {prompt}"
 
-    monkeypatch.setattr(actor, "Captioner", Echo)
+    monkeypatch.setitem(CAPTIONERS._loaded, "model", Echo)
     shards = actor.ModelShards(config, str(tmp_path), mix)
-    assert len(shards.captioners) == 1, "a model is loaded once"
-    said = [
-        shards.captioners[clip.caption_kind].captioned(clip, mix.open(clip)).captions
+    (captioner,) = shards.captioners.values()  # a model is loaded once
+    captions = [
+        with_caption(clip, mix.open(clip), captioner.model, captioner.digest).captions
         for clip in mix.list_clips()
     ]
-    assert said == [("asked a",), ("asked b",)]
+    assert captions == [("asked a",), ("asked b",)]
 
 
 @pytest.mark.ray
@@ -181,9 +181,9 @@ def test_clips_without_caption_are_described_once(
 
 def test_what_is_no_captioner_is_a_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="neither a folder nor"):
-        check_captioner(str(tmp_path / "nothing"))
+        TransformersCaptioner.check(str(tmp_path / "nothing"))
     from transformers import ViTConfig
 
     ViTConfig().save_pretrained(tmp_path / "vit")
     with pytest.raises(UserError, match="not a captioner"):
-        check_captioner(str(tmp_path / "vit"))
+        TransformersCaptioner.check(str(tmp_path / "vit"))

@@ -14,7 +14,6 @@ from dynaflip.platform.triplets.config import FilterConfig, PreprocessConfig, So
 from dynaflip.platform.triplets.flow.config import CameraConfig
 from dynaflip.platform.triplets.models.depth import (
     TransformersDepth,
-    check_depth_model,
     depth_of_inverse,
 )
 from dynaflip.platform.triplets.pipeline import preprocess
@@ -63,7 +62,7 @@ def model_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 
 
 def test_a_model_gives_depth_of_the_images_size(model_folder: Path) -> None:
-    check_depth_model(str(model_folder))
+    TransformersDepth.check(str(model_folder))
     model = TransformersDepth(str(model_folder))
     frames = np.random.default_rng(0).integers(0, 255, (3, 60, 80, 3), dtype=np.uint8)
     depth = model(frames)
@@ -80,12 +79,12 @@ def test_inverse_depth_becomes_depth_with_median_one() -> None:
 
 def test_what_is_no_depth_model_is_a_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="neither a folder nor"):
-        check_depth_model(str(tmp_path / "nothing"))
+        TransformersDepth.check(str(tmp_path / "nothing"))
     from transformers import ViTConfig
 
     ViTConfig().save_pretrained(tmp_path / "vit")
     with pytest.raises(UserError, match="not a depth model"):
-        check_depth_model(str(tmp_path / "vit"))
+        TransformersDepth.check(str(tmp_path / "vit"))
 
 
 @pytest.mark.ray

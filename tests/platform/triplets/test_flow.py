@@ -20,12 +20,12 @@ from dynaflip.platform.triplets.flow.camera_motion import compensate_camera, fit
 from dynaflip.platform.triplets.flow.config import AlignmentConfig, CameraConfig, TrackConfig
 from dynaflip.platform.triplets.flow.estimate import Flow, flow_of_window
 from dynaflip.platform.triplets.flow.grid import grid_on_first_frame
-from dynaflip.platform.triplets.flow.learned_tracker import track_learned
+from dynaflip.platform.triplets.flow.learned_tracker import track_windows
 from dynaflip.platform.triplets.flow.rejection import WindowRejected
 from dynaflip.platform.triplets.flow.tracking import grid_px
 from dynaflip.platform.triplets.flow.window import RGBDWindow
 from dynaflip.platform.triplets.models.actor import digests_of_models
-from dynaflip.platform.triplets.models.depth_scale import align_depth
+from dynaflip.platform.triplets.models.depth import align_depth
 
 
 def end_errors(config: PreprocessConfig) -> tuple[np.ndarray, float]:
@@ -189,7 +189,7 @@ def test_a_torchscript_tracker_takes_the_place_of_the_built_in_one(tmp_path: Pat
     torch.jit.script(ShiftTracker()).save(str(file))
     points = np.array([[5.0, 5.0], [40.0, 30.0], [70.0, 60.0]], np.float32)
     frames = moving_square(6)
-    tracks, misses = track_learned(frames, points, f"torchscript:{file}")
+    tracks, misses = track_windows(frames, points, f"torchscript:{file}")
     np.testing.assert_allclose(tracks[3, 1:], points[1:] + np.array([6, 0]), atol=1e-4)
     assert np.isinf(misses[:, 0]).all()
     assert (misses[:, 1:] == 0).all()
@@ -209,14 +209,14 @@ def test_a_torchscript_tracker_takes_the_place_of_the_built_in_one(tmp_path: Pat
 def test_trackers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     frames, points = moving_square(4), np.full((3, 2), 40.0, np.float32)
     with pytest.raises(UserError, match="there is no file"):
-        track_learned(frames, points, f"torchscript:{tmp_path / 'none.pt'}")
+        track_windows(frames, points, f"torchscript:{tmp_path / 'none.pt'}")
     (tmp_path / "text.pt").write_text("not a module")
     with pytest.raises(UserError, match="no TorchScript module"):
-        track_learned(frames, points, f"torchscript:{tmp_path / 'text.pt'}")
+        track_windows(frames, points, f"torchscript:{tmp_path / 'text.pt'}")
     with pytest.raises(UserError, match="cannot import"):
-        track_learned(frames, points, "class:test_flow:Missing")
+        track_windows(frames, points, "class:test_flow:Missing")
     with pytest.raises(ClipRejected, match="for 4 frames and 3 points"):
-        track_learned(frames, points, f"class:{__name__}:Broken")
+        track_windows(frames, points, f"class:{__name__}:Broken")
 
 
 def test_relative_depth_is_brought_to_metres_where_some_was_measured() -> None:

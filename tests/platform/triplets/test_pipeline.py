@@ -280,7 +280,7 @@ def run_job(*words: str, home: Path) -> subprocess.CompletedProcess[str]:
     [
         (["--source", "nowhere"], "there is no folder"),
         (["--dept", "plane"], "depth"),
-        (["--depth", "flat"], "depth must be auto, plane or model:"),
+        (["--depth", "flat"], "depth: there is no depth model 'flat'"),
         (["--heldout_share", "2"], "heldout_share must be in"),
     ],
 )
