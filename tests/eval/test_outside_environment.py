@@ -8,9 +8,11 @@ import pytest
 
 from dynaflip.errors import UserError
 from dynaflip.eval import perturbations
+from dynaflip.eval.envs.base import EnvironmentSpec
+from dynaflip.eval.envs.gymnasium_env import GymnasiumEnv
 from dynaflip.eval.envs.registry import DEFAULT_ENVIRONMENT, ENVIRONMENTS, environment
 from dynaflip.eval.policies.random_policy import RandomPolicy
-from dynaflip.eval.rollout import EpisodeStart, roll_out
+from dynaflip.eval.rollout import EpisodeStart, Observation, roll_out
 
 REACH = "class:outside_environment:ENVIRONMENT"
 FOG, NOTHING = "class:outside_environment:FOG", "class:outside_environment:NOTHING"
@@ -113,3 +115,72 @@ def test_evaluations_of_before_a_factor_need_not_cover_it() -> None:
     before = perturbations.recorded_factors(None)
     assert before == perturbations.recorded_factors(perturbations.factors_to_record(before))
     assert len(before) == 10
+
+
+class Corridor:
+    """As Gymnasium has its environments: walk to the right end of a line."""
+
+    def __init__(self, height: int, width: int) -> None:
+        self.size, self.x, self.closed = (height, width), 0.0, False
+
+    def reset(self, *, seed: int) -> tuple[np.ndarray, dict]:
+        self.x = np.random.default_rng(seed).uniform(-0.9, 0.0)
+        return np.array([self.x]), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.x += 0.3 * float(action[0])
+        lost = self.x < -1
+        return np.array([self.x]), self.x, lost, False, {"is_success": self.x > 1}
+
+    def render(self) -> np.ndarray:
+        image = np.zeros((*self.size, 3), np.uint8)
+        image[:, : int((self.x + 1) / 2.5 * self.size[1])] = 200
+        return image
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def corridor(px: int) -> GymnasiumEnv:
+    def make(task: str, *, height_px: int, width_px: int, camera: str) -> GymnasiumEnv:
+        return GymnasiumEnv(
+            Corridor(px, px),
+            task,
+            height_px=height_px,
+            width_px=width_px,
+            camera=camera,
+            success=lambda info: info["is_success"],
+            proprioception=lambda observation, info: observation,
+            expert=lambda observation, info: np.ones(1),
+        )
+
+    spec = EnvironmentSpec(
+        name="corridor",
+        make=make,
+        captions={"right": ("walk to the right",)},
+        action_names=("speed",),
+        proprioception_names=("x",),
+        control_hz=10.0,
+        horizon_steps=20,
+        camera="side",
+    )
+    return spec.open("right", height_px=32, width_px=32)
+
+
+def test_a_gymnasium_environment_is_rolled_out_and_its_end_ends_the_episode() -> None:
+    scene = corridor(32)
+    starts = [EpisodeStart(seed, {}) for seed in range(3)]
+    options = {"horizon_steps": 20, "steps_after_success": 0}
+    assert all(result.success_ever for result in roll_out([scene], starts, None, **options))
+
+    class Left:
+        def act(self, observation: Observation) -> np.ndarray:
+            return -np.ones((len(observation.images), 5, 1), np.float32)
+
+    for result in roll_out([scene], starts, Left(), **options):
+        assert not result.success_ever
+        assert result.steps <= 4  # it left the corridor
+    scene.close()
+    assert scene.raw.closed
+    with pytest.raises(UserError, match=r"renders uint8 of shape \(16, 16, 3\)"):
+        corridor(16).rgb()

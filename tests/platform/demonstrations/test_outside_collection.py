@@ -1,0 +1,68 @@
+"""Demonstrations in an environment from outside, which has neither depth nor factors."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dynaflip.eval.envs.registry import environment
+from dynaflip.platform.demonstrations.collect import Recorder
+from dynaflip.platform.demonstrations.config import CollectConfig
+from dynaflip.platform.demonstrations.lerobot_dataset import assemble
+from dynaflip.platform.demonstrations.plan import plan_episodes
+from dynaflip.platform.triplets.config import SourceConfig
+from dynaflip.platform.triplets.sources.lerobot import LeRobotSource
+
+REACH = "class:outside_environment:ENVIRONMENT"
+PLAIN = {"perturbed_share": 0.0, "moving_camera_share": 0.0, "image_px": 48, "max_steps": 30}
+
+
+@pytest.fixture(autouse=True)
+def outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "eval"))
+    monkeypatch.delitem(sys.modules, "outside_environment", raising=False)
+
+
+def test_an_outsiders_demonstrations_are_recorded_and_read_again(tmp_path: Path) -> None:
+    config = CollectConfig(environment=REACH, episodes_per_task=3, **PLAIN)
+    assert config.tasks == ("reach",)
+    plans = plan_episodes(config)
+    recorder = Recorder(config, str(tmp_path / "episodes"))
+    for plan in plans:
+        assert plan.caption in ("reach the green block", "go to the green block")
+        recorder.record(plan)
+    folders = sorted((tmp_path / "episodes").iterdir())
+    made = assemble(tmp_path / "set", folders, environment(REACH))
+    assert made["depth_error"] is None
+    info = json.loads((tmp_path / "set" / "meta" / "info.json").read_text())
+    assert info["fps"] == 20
+    assert info["features"]["action"]["names"] == ["x", "y"]
+    assert not [name for name in info["features"] if "depth" in name or "camera_pose" in name]
+
+    source = LeRobotSource(SourceConfig(path=str(tmp_path / "set")))
+    clips = source.list_clips()
+    assert [clip.task for clip in clips] == ["reach"] * 3
+    assert json.loads(clips[0].extra)["environment"] == "reach"
+    recording = source.open(clips[0])
+    images = recording.read_frames([0, 1], 1 << 20)
+    assert images.shape == (2, 48, 48, 3)
+    brightest = images.astype(int).max((1, 2))
+    assert np.abs(brightest - (220, 200, 95)).max() < 20  # a red and a green block on grey
+
+
+def test_what_the_environment_lacks_is_refused_by_the_settings() -> None:
+    with pytest.raises(ValueError, match="perturbed_share: reach has no perturbation factors"):
+        CollectConfig(environment=REACH, max_steps=30)
+    with pytest.raises(ValueError, match="moving_camera_share: reach has no moving camera"):
+        CollectConfig(environment=REACH, max_steps=30, perturbed_share=0.0)
+    with pytest.raises(ValueError, match="max_steps must be in"):
+        CollectConfig(environment=REACH, **{**PLAIN, "max_steps": 41})
+
+
+def test_the_recipe_of_the_default_environment_is_that_of_before_there_were_others() -> None:
+    assert "environment" not in CollectConfig().recipe()
+    assert CollectConfig(environment=REACH, **PLAIN).recipe()["environment"] == REACH
