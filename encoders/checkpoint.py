@@ -10,6 +10,7 @@ neither the hub nor the folder that pretraining started from.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -220,4 +221,22 @@ def _fill(folder: str | Path, module: nn.Module, state: Mapping[str, Tensor]) ->
         module.load_state_dict(state)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder}: the weights do not fit the settings ({reason})") from None
+        raise UserError(
+            f"{folder}: the weights do not fit the settings{_other_release(folder)} ({reason})"
+        ) from None
+
+
+def _other_release(folder: str | Path) -> str:
+    """A hint where the network is of another release of transformers than the one here."""
+    architecture = _read_config(folder)["image_architecture"] or {}
+    written = architecture.get("transformers_version")
+    if written is None:
+        return ""
+    installed = importlib.metadata.version("transformers")
+    if installed == written:
+        return ""
+    return (
+        f": they were written with transformers {written}, and {installed} is installed, which "
+        "may name them otherwise; `dynaflip export URI FOLDER --format transformers` writes a "
+        "folder for either"
+    )
