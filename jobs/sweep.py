@@ -33,7 +33,7 @@ FLAGS = {
     "concurrent": "trials at once (default 1)",
     "scheduler": "early stopping: none | median | asha",
     "sampler": "tpe | random",
-    "storage": "Optuna's database, e.g. postgresql://… (default SQLite in the home)",
+    "storage": "Optuna's database: a URL without password, or env:NAME (default: SQLite)",
     "warm-start": "begin with the history of this sweep",
     "confirm": "best trials that are trained again with other seeds (default 2, 0 = none)",
     "confirm-seeds": "other seeds of each (default 3)",

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from dynaflip.errors import UserError
 from dynaflip.platform.config_loader import flat_fields, load_config
+from dynaflip.platform.passwords import masked
 from dynaflip.platform.paths import home, in_submitted_job
 from dynaflip.platform.settings_text import commented_yaml, help_text
 from dynaflip.renames import current_flags, current_key
@@ -129,7 +130,7 @@ def run_job(main: Callable[[list[str]], int], *, check_home: bool = True) -> typ
             print(f"DYNAFLIP_HOME {home()}{place}")
         code = main(argv)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {masked(str(error))}", file=sys.stderr)
         code = 2
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]

@@ -11,10 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-
-def masked(text: str) -> str:
-    """A text without the passwords of its URLs (``scheme://user:password@host``)."""
-    return re.sub(r"(\w://[^\s:/@]*:)[^\s/@]+@", r"\1***@", text)
+from dynaflip.platform.passwords import MASK, masked
 
 
 def provenance() -> dict[str, str]:
@@ -23,7 +20,7 @@ def provenance() -> dict[str, str]:
         "git_commit": git_commit(),
         "hardware": hardware(),
         "python": host_platform.python_version(),
-        "command": masked(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))[:1000],
+        "command": " ".join([Path(sys.argv[0]).name, *map(_masked_word, sys.argv[1:])])[:1000],
     }
 
 
@@ -60,6 +57,12 @@ def hardware() -> str:
 def versions_of(packages: tuple[str, ...]) -> list[str]:
     """``name version`` of installed packages."""
     return [f"{name} {version(name)}" for name in packages]
+
+
+def _masked_word(word: str) -> str:
+    """A word of the command line; one that is a URL may have spaces in its password."""
+    masked_url = re.sub(r"^(\w+://[^:/]*:)[^@]*\s[^@]*@", rf"\1{MASK}@", word)
+    return masked(masked_url)
 
 
 def _git(root: Path, *words: str) -> str:

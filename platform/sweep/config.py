@@ -138,7 +138,9 @@ class SweepConfig:
     What is confirmed and registered is chosen by the first."""
 
     storage: str | None = None
-    """Optuna's database; none = SQLite in the home's sweeps folder."""
+    """Optuna's database: a URL without password (Postgres reads PGPASSWORD and ~/.pgpass), or
+    env:NAME for an environment variable that holds the URL; none = SQLite in the home's sweeps
+    folder."""
 
     warm_start: str | None = None
     """A sweep of the same database and space whose finished trials the sampler begins with."""

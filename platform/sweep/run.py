@@ -17,8 +17,8 @@ from dynaflip.errors import UserError
 from dynaflip.files import file_lock
 from dynaflip.platform import cluster, tracking
 from dynaflip.platform.config_loader import config_digest, flatten, load_config, to_dict, to_yaml
+from dynaflip.platform.passwords import masked
 from dynaflip.platform.paths import default_triplets, input_path, new_run_name
-from dynaflip.platform.provenance import masked
 from dynaflip.platform.sweep import frames as labelled
 from dynaflip.platform.sweep import study as studies
 from dynaflip.platform.sweep import sweep_folder as folders
@@ -47,6 +47,7 @@ def start(job: SweepJobConfig) -> str:
     space, base = parse_space(job.sweep.search), pretrain_part(job)
     papers = papers_values(space, base)
     name = job.sweep.name or new_run_name("sweep")
+    studies.storage_of(job.sweep)  # refuses a password or a missing variable before any work
     if (folders.folder_of(name) / folders.FILE).exists():
         raise UserError(f"--name {name}: there is such a sweep; go on with it by --resume {name}")
     base = dataclasses.replace(base, triplets=input_path(base.triplets, default_triplets()))
@@ -172,7 +173,7 @@ def open_sweep(
         papers=papers,
         total_steps=length[0],
         steps_per_epoch=length[1],
-        storage=studies.storage_url(config),
+        storage=studies.storage_of(config),
         warm_trials=len(warm),
         **digests,
     )

@@ -13,8 +13,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from dynaflip.errors import UserError
 from dynaflip.files import file_lock
+from dynaflip.platform.passwords import from_environment, masked, refuse_password
 from dynaflip.platform.paths import home
-from dynaflip.platform.provenance import masked
 from dynaflip.platform.sweep.config import SweepConfig
 from dynaflip.platform.sweep.space import Dimension
 from dynaflip.platform.sweep.sweep_folder import Facts, default_storage, sweeps
@@ -37,12 +37,16 @@ def study_name(name: str, stage: str) -> str:
     return name if stage == SEARCH else f"{name}-{stage}"
 
 
-def open_storage(url: str) -> optuna.storages.RDBStorage:
+def open_storage(storage: str) -> optuna.storages.RDBStorage:
     """Join the database of studies; SQLite is made if it is missing.
+
+    Args:
+        storage: its URL, or ``env:NAME`` for a variable that holds the URL.
 
     Raises:
         UserError: there is none at the URL, or its driver is not installed.
     """
+    url = from_environment(storage, "sweep.storage")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     options: dict[str, Any] = {}
     if url.startswith("sqlite"):
@@ -63,9 +67,17 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
         raise UserError(f"sweep.storage {masked(url)}: cannot be opened ({reason})") from None
 
 
-def storage_url(config: SweepConfig) -> str:
-    """The database asked for, or the home's own."""
-    return config.storage or default_storage()
+def storage_of(config: SweepConfig) -> str:
+    """The database asked for (a URL or ``env:NAME``), or the home's own.
+
+    Raises:
+        UserError: a password in the URL, or a variable that is not set.
+    """
+    if config.storage is None:
+        return default_storage()
+    refuse_password(config.storage, "sweep.storage")
+    from_environment(config.storage, "sweep.storage")
+    return config.storage
 
 
 def open_study(facts: Facts, stage: str, objectives: Sequence[str]) -> optuna.Study:
@@ -166,7 +178,7 @@ def warm_trials(
     assert config.warm_start is not None
     name = config.warm_start
     try:
-        study = optuna.load_study(study_name=name, storage=open_storage(storage_url(config)))
+        study = optuna.load_study(study_name=name, storage=open_storage(storage_of(config)))
     except KeyError:
         raise UserError(f"sweep.warm_start: the database has no study {name}") from None
     for key, value in digests.items():

@@ -6,6 +6,7 @@ what happens is in the Optuna study.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from dynaflip.errors import UserError
 from dynaflip.files import write_file
 from dynaflip.platform.config_loader import to_yaml
+from dynaflip.platform.passwords import has_password
 from dynaflip.platform.paths import home
 
 FILE, CONFIG, FRAMES, LOCK = "sweep.json", "config.yaml", "frames.npz", "running.lock"
@@ -32,7 +34,7 @@ class Facts:
     base_digest: str  # of the settings that are not searched
     total_steps: int  # of a trial
     steps_per_epoch: int
-    storage: str  # Optuna's URL
+    storage: str  # Optuna's URL, or env:NAME
     warm_trials: int  # copied from another sweep, before trial 0
 
 
@@ -58,7 +60,9 @@ def write_facts(facts: Facts) -> None:
 
 def write_config(name: str, job: Any) -> None:
     """Write ``config.yaml``, the sweep's settings, whole or not at all."""
-    write_file(folder_of(name) / CONFIG, to_yaml(job))
+    text = to_yaml(job)
+    # New sweeps hold no password; those of version 0.1 may.
+    write_file(folder_of(name) / CONFIG, text, mode=0o600 if has_password(text) else None)
 
 
 def read_facts(name: str, flag: str) -> Facts:
@@ -76,4 +80,8 @@ def read_facts(name: str, flag: str) -> Facts:
         known = sorted(sweeps().glob(f"*/{FILE}"), key=lambda p: p.stat().st_mtime, reverse=True)
         names = ", ".join(p.parent.name for p in known[:3]) or "none"
         raise UserError(f"{flag} {name}: there is no such sweep in {sweeps()}; newest: {names}")
-    return Facts(**json.loads(path.read_text()))
+    text = path.read_text()
+    if has_password(text):  # a sweep of version 0.1
+        with contextlib.suppress(OSError):
+            path.chmod(0o600)
+    return Facts(**json.loads(text))

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynaflip.errors import UserError
 from dynaflip.platform import tracking
+from dynaflip.platform.passwords import masked
 from dynaflip.platform.paths import mlflow_folder
 
 if TYPE_CHECKING:
@@ -168,7 +169,8 @@ def version_of_alias(name: str, alias: str) -> str | None:
         if error.error_code in _GONE:
             return None
         raise UserError(
-            f"alias {alias} of {name}: cannot read it from {tracking.tracking_uri()}: {error}"
+            f"alias {alias} of {name}: cannot read it from {masked(tracking.tracking_uri())}: "
+            f"{error}"
         ) from None
 
 
@@ -273,7 +275,9 @@ def _missing(asked: str, name: str, error: Exception) -> UserError:
 
     if isinstance(error, MlflowException) and error.error_code in _GONE:
         return UserError(f"encoder {asked} does not exist; registered: {describe_versions(name)}")
-    return UserError(f"encoder {asked}: cannot read it from {tracking.tracking_uri()}: {error}")
+    return UserError(
+        f"encoder {asked}: cannot read it from {masked(tracking.tracking_uri())}: {error}"
+    )
 
 
 def _code_paths() -> list[str]:

@@ -23,8 +23,9 @@ from urllib.request import getproxies, proxy_bypass
 
 from dynaflip.errors import StoreError, UserError
 from dynaflip.platform.config_loader import flatten, to_dict, to_yaml
+from dynaflip.platform.passwords import masked
 from dynaflip.platform.paths import mlflow_folder
-from dynaflip.platform.provenance import masked, provenance
+from dynaflip.platform.provenance import provenance
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -159,7 +160,9 @@ class Run:
         """Set tags; values are written as text."""
         from mlflow.entities import RunTag
 
-        self.client().log_batch(self.run_id, tags=[RunTag(k, str(v)) for k, v in tags.items()])
+        self.client().log_batch(
+            self.run_id, tags=[RunTag(k, masked(str(v))) for k, v in tags.items()]
+        )
 
     def tags(self) -> dict[str, str]:
         """The run's tags."""
@@ -184,7 +187,7 @@ class Run:
             name=name,
             digest=digest[:32],
             source_type="local" if "://" not in source else source.split("://")[0],
-            source=json.dumps({"uri": source}),
+            source=json.dumps({"uri": masked(source)}),
             profile=profile,
         )
         self.client().log_inputs(self.run_id, datasets=[DatasetInput(dataset=found, tags=[])])
@@ -236,7 +239,7 @@ def open_run(
     run = store.create_run(
         experiment_id,
         run_name=run_name,
-        tags={name: str(value) for name, value in stamped.items()},
+        tags={name: masked(str(value)) for name, value in stamped.items()},
     )
     return Run(run.info.run_id, run_name, tracking_uri())
 
@@ -254,7 +257,7 @@ def reopen_run(run_id: str) -> Run:
         run = store.get_run(run_id)
     except MlflowException:
         raise UserError(
-            f"MLflow store {tracking_uri()} has no run {run_id}; is DYNAFLIP_HOME or "
+            f"MLflow store {masked(tracking_uri())} has no run {run_id}; is DYNAFLIP_HOME or "
             f"MLFLOW_TRACKING_URI another one than when the run was started?"
         ) from None
     store.update_run(run_id, status="RUNNING")

@@ -9,14 +9,6 @@ import pytest
 from dynaflip.platform import provenance
 
 
-def test_passwords_of_urls_are_not_recorded() -> None:
-    typed = "sweep.py --storage postgresql://me:secret@host:5432/db --name n"
-    assert provenance.masked(typed) == typed.replace("secret", "***")
-    assert (
-        provenance.masked("s3://bucket/a@b http://host:80/x") == "s3://bucket/a@b http://host:80/x"
-    )
-
-
 def test_without_a_checkout_the_commit_is_the_environment_s_or_unknown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -91,8 +91,11 @@ def wait_for(port: int, running: subprocess.Popen[bytes], log: Path) -> None:
     raise AssertionError(log.read_text())
 
 
-def test_two_sweeps_share_a_database(server: str, home: Path) -> None:
-    first = opened("first", trials=4, storage=server)
+def test_two_sweeps_share_a_database(
+    server: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUDIES", server)
+    first = opened("first", trials=4, storage="env:STUDIES")
     run_with(first, SEARCH, 4, computed, reuse=True)
     second = opened("second", trials=3, storage=server, warm_start="first")
     run_with(second, SEARCH, 3, computed, reuse=True)
