@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from dynaflip.errors import UserError
-from dynaflip.platform.config_loader import flat_fields, load_config
+from dynaflip.platform.config_loader import load_config, setting_type
 from dynaflip.platform.passwords import masked
 from dynaflip.platform.paths import home, in_submitted_job
 from dynaflip.platform.settings_text import commented_yaml, help_text
@@ -153,7 +153,6 @@ def run_job(main: Callable[[list[str]], int], *, check_home: bool = True) -> typ
 
 
 def _dotted(words: list[str], cls: type) -> dict[str, str]:
-    known = dict(flat_fields(cls))
     overrides: dict[str, str] = {}
     words = list(words)
     while words:
@@ -161,7 +160,7 @@ def _dotted(words: list[str], cls: type) -> dict[str, str]:
         if not word.startswith("--"):
             raise UserError(f"command line: {word!r} belongs to no flag")
         key, equals, value = word[2:].partition("=")
-        if current_key(cls, key) not in known:
+        if setting_type(cls, current_key(cls, key)) is None:
             # load_config words the error, with the nearest key there is.
             return {key: value}
         if not equals:

@@ -12,7 +12,7 @@ import difflib
 import hashlib
 import json
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,14 +59,18 @@ def load_config(
     known = dict(flat_fields(cls))
     for given, value in overrides.items():
         key = current_key(cls, given)
-        if key not in known:
+        expected = setting_type(cls, key)
+        if expected is None:
             raise UserError(_unknown(key, list(known), "command line"))
         if key != given:
             if key in overrides:
                 raise UserError(f"command line: --{given} is the old name of --{key}; give one")
             warn(f"--{given} is now --{key}; the old name works until {UNTIL}")
         if isinstance(value, str):
-            value = _parse_text(value, known[key])
+            value = _parse_text(value, expected)
+        if (entry := entry_of(cls, key)) is not None:
+            _set_entry(values, *entry, value)
+            continue
         _set(values, key, current_value(cls, key, value, f"--{key}", warn))
     try:
         return TypeAdapter(cls).validate_python(values)
@@ -82,6 +86,34 @@ def flat_fields(cls: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flat_fields(types[field.name], f"{prefix}{field.name}.")
         else:
             yield prefix + field.name, types[field.name]
+
+
+def entry_of(cls: Any, key: str) -> tuple[str, str] | None:
+    """The setting and the name of its entry, where a dotted key names an entry of a mapping.
+
+    ``objective.extra_terms.class:my.losses:Smooth`` is the entry ``class:my.losses:Smooth``: all
+    after the setting's key is the name, dots included.
+    """
+    for field, expected in flat_fields(cls):
+        if typing.get_origin(expected) is dict and key.startswith(f"{field}."):
+            return field, key.removeprefix(f"{field}.")
+    return None
+
+
+def setting_type(cls: Any, key: str) -> Any | None:
+    """The type of a dotted key's value, an entry of a mapping included; None: no such setting."""
+    known = dict(flat_fields(cls))
+    if (entry := entry_of(cls, key)) is not None:
+        return typing.get_args(known[entry[0]])[1]
+    return known.get(key)
+
+
+def with_entry(mapping: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:
+    """A mapping with one entry replaced; of one that is a section a plain value is the weight."""
+    before = mapping.get(name)
+    if isinstance(before, dict) and not isinstance(value, dict):
+        value = {**before, "weight": value}
+    return {**mapping, name: value}
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -207,6 +239,14 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
     for section in sections:
         values = values.setdefault(section, {})
     values[last] = value
+
+
+def _set_entry(values: dict[str, Any], key: str, name: str, value: Any) -> None:
+    *sections, field = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+    mapping = values.get(field)
+    values[field] = with_entry(mapping if isinstance(mapping, dict) else {}, name, value)
 
 
 def _explain(problem: Any) -> str:

@@ -15,7 +15,14 @@ import yaml
 
 from dynaflip.errors import UserError
 from dynaflip.losses.config import ObjectiveConfig
-from dynaflip.platform.config_loader import flat_fields, flatten, load_config, to_dict
+from dynaflip.platform.config_loader import (
+    entry_of,
+    flatten,
+    load_config,
+    setting_type,
+    to_dict,
+    with_entry,
+)
 from dynaflip.platform.training.config import PretrainConfig
 from dynaflip.renames import UNTIL, current_key, warn_once
 
@@ -24,7 +31,7 @@ if TYPE_CHECKING:
 
 KINDS = ("uniform", "log", "int", "choice")
 SEED = "train.seed"
-_SPEC = re.compile(r"(?P<key>[\w.]+)=(?P<kind>\w+)\((?P<inside>.*)\)")
+_SPEC = re.compile(r"(?P<key>[\w.:-]+)=(?P<kind>\w+)\((?P<inside>.*)\)")
 # The sweep itself decides these.
 _RESERVED = {
     SEED: "the confirmation varies it",
@@ -84,18 +91,25 @@ def papers_values(space: Sequence[Dimension], base: PretrainConfig) -> dict[str,
     """Trial 0: the paper's objective; settings that are no part of it as ``base`` has them.
 
     Raises:
-        UserError: a choice that does not offer that value.
+        UserError: a choice that does not offer that value, or a logarithmic range where it is 0.
     """
-    current = flatten(to_dict(base)) | {
+    others = {k: v for k, v in flatten(to_dict(base)).items() if not k.startswith("objective.")}
+    current = others | {
         f"objective.{key}": value for key, value in flatten(to_dict(ObjectiveConfig())).items()
     }
     values = {}
     for d in space:
-        values[d.key] = current[d.key]
-        if d.kind == "choice" and current[d.key] not in d.choices:
+        # Only a mapping's entries can be missing: the paper has no extra terms, so weight 0.
+        values[d.key] = current.get(d.key, 0.0)
+        if d.kind == "choice" and values[d.key] not in d.choices:
             raise UserError(
-                f"--search {d.text()}: trial 0 has {_shown(current[d.key])}, which is not among "
+                f"--search {d.text()}: trial 0 has {_shown(values[d.key])}, which is not among "
                 f"the choices; add it"
+            )
+        if d.kind == "log" and values[d.key] <= 0:
+            raise UserError(
+                f"--search {d.text()}: trial 0 has the paper's {_shown(values[d.key])}, which has "
+                f"no logarithm; use {d.key}=uniform(0,{_shown(d.high)})"
             )
     return values
 
@@ -108,6 +122,10 @@ def with_values(base: PretrainConfig, values: dict[str, Any]) -> PretrainConfig:
     """
     changed: Any = base
     for key, value in values.items():
+        entry = entry_of(type(base), key)
+        if entry is not None:
+            key = entry[0]
+            value = with_entry(_value_of(changed, key), entry[1], value)
         changed = _replaced(changed, key.split("."), value)
     return changed
 
@@ -116,6 +134,12 @@ def short_names(space: Sequence[Dimension]) -> list[str]:
     """Column titles: the last word of each key where that is unique."""
     last = [d.key.rsplit(".", 1)[-1] for d in space]
     return [d.key if last.count(name) > 1 else name for d, name in zip(space, last, strict=True)]
+
+
+def _value_of(config: Any, key: str) -> Any:
+    for name in key.split("."):
+        config = getattr(config, name)
+    return config
 
 
 def _replaced(config: Any, path: list[str], value: Any) -> Any:
@@ -135,14 +159,14 @@ def _parse(spec: str) -> Dimension:
     key, kind = current_key(PretrainConfig, match["key"]), match["kind"]
     if key != match["key"]:
         warn_once(f"--search {match['key']} is now {key}; the old name works until {UNTIL}")
-    known = dict(flat_fields(PretrainConfig))
-    if key not in known:
+    expected = setting_type(PretrainConfig, key)
+    if expected is None:
         _check(spec, {key: 0})  # refuses, and names the nearest key
     if key in _RESERVED:
         raise UserError(f"--search {spec}: {key} cannot be searched: {_RESERVED[key]}")
     words = [word for word in match["inside"].split(",") if word]
     choice = kind == "choice"
-    dimension = _choice(spec, key, words) if choice else _range(spec, key, kind, words, known[key])
+    dimension = _choice(spec, key, words) if choice else _range(spec, key, kind, words, expected)
     for end in dimension.choices if choice else (dimension.low, dimension.high):
         _check(spec, {key: int(end) if kind == "int" else end})
     return dimension

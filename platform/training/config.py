@@ -9,54 +9,64 @@ from dynaflip.checks import above, at_least, one_of, share, within
 from dynaflip.encoders.config import FlowConfig, ModelConfig
 from dynaflip.losses.config import ObjectiveConfig
 
-# Raised when the same settings and triplets come to give other weights: encoders of before are
-# then not taken for those of now.
+# Raised when the same settings and triplets give other weights than before, so that --reuse does
+# not take an earlier encoder for one of today.
 PRETRAIN_VERSION = 3
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """How triplets become batches."""
+    """How triplets become training batches."""
 
     RENAMED: ClassVar[dict[str, str]] = {"jitter_per_picture": "jitter_per_image"}
 
     batch_size: int = 32
-    """Samples per worker and step; the negatives come from the batches of all workers."""
+    """Samples of a worker in a step, at least 2; negatives come from the batches of all workers."""
 
     shuffle_buffer_rows: int = 2048
-    """Rows (images still encoded, about 100 kB each) that are mixed before batching."""
+    """Rows in the shuffle buffer that batches are drawn from, about 100 kB each (images still
+    encoded). A buffer as large as the data set is a full shuffle."""
 
     jitter_brightness: float = 0.1
-    """Colour jitter, the paper's: half widths of brightness, contrast, saturation (factors around
-    1) and hue (turns of the colour circle). 0 switches one off."""
+    """Colour jitter of brightness: factors are drawn from 1 ± this, in [0, 1] (paper: 0.1); 0 =
+    off."""
 
     jitter_contrast: float = 0.1
+    """Colour jitter of contrast: factors are drawn from 1 ± this, in [0, 1] (paper: 0.1); 0 =
+    off."""
+
     jitter_saturation: float = 0.05
+    """Colour jitter of saturation: factors are drawn from 1 ± this, in [0, 1] (paper: 0.05); 0 =
+    off."""
+
     jitter_hue: float = 0.02
+    """Colour jitter of hue: rotations are drawn from 0 ± this, in turns of the colour circle, at
+    most 0.5 (paper: 0.02); 0 = off."""
+
     jitter_per_image: bool = False
     """Draw new jitter for each image of a sample. Off: the images of one sample change alike, so
     that their difference shows motion and not jitter."""
 
     patches: int = 0
-    """Most patches of random texture that are laid over an image, drawn for each image of a sample
-    alone (random erasing, with shadows and surfaces among them). 0 = none; ours."""
+    """Random erasing: at most this many patches of random texture are laid over an image (objects,
+    shadows and surfaces), drawn for each image of a sample alone. 0 = none (paper)."""
 
     crop_min_share: float = 1.0
-    """Random crop: the smallest share of the image's sides that is kept, the same window for all
-    images of a sample. 1 = no crop: the flow's grid covers the whole image, so a crop makes its
-    prediction harder (the 3D flow stays that of the whole image)."""
+    """Random crop: smallest side of the window as a share of the image's sides, in (0, 1]; all
+    images of a sample have the same window. 1 = no crop. The 3D flow stays that of the whole image,
+    so a crop makes its prediction harder."""
 
     prefetch_batches: int = 2
-    """Batches that are decoded ahead of the training step."""
+    """Batches that are decoded in a thread ahead of the training step."""
 
     source_weights: dict[str, float] = field(default_factory=dict)
-    """Share of samples from each source (a triplet's column `source`), as weights: {sim: 1, ego:
-    2}. Rows of a source are repeated or left out by chance until the shares are met, and an epoch
-    keeps its length; a source that is not named has 0. Empty = the weights that the triplets were
-    made with, and where those are all the same every triplet once an epoch."""
+    """Share of samples from each source (a triplet's column `source`), as weights, e.g. {sim: 1,
+    ego: 2}; a source that is not named has 0. Rows are repeated or left out at random until the
+    shares are met, and an epoch keeps its length. Empty = the weights that the triplets were made
+    with, and where those are all equal every triplet once an epoch."""
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot be meant."""
+        """Validate the settings."""
         at_least(self, 2, "batch_size")  # one sample has no negatives
         at_least(self, 1, "shuffle_buffer_rows", "prefetch_batches")
         share(self, "jitter_brightness", "jitter_contrast", "jitter_saturation")
@@ -72,33 +82,35 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with warm-up and cosine decay."""
+    """AdamW with linear warm-up and cosine decay."""
 
     lr: float = 1e-4
-    """Peak learning rate (the paper's)."""
+    """Peak learning rate, of the heads (paper: 1e-4)."""
 
     backbone_lr_scale: float = 1.0
-    """Factor on the rate of the image backbone: below 1 it keeps more of its initialisation."""
+    """Factor on the learning rate of the image backbone: below 1 it keeps more of its
+    initialisation; 0 freezes it."""
 
     weight_decay: float = 1e-2
-    """Decoupled weight decay (the paper's); norms, biases and single learned tokens are left
-    out."""
+    """Decoupled weight decay (paper: 1e-2); norms, biases and single learned tokens have none."""
 
     beta1: float = 0.9
-    """AdamW's averaging of gradients and of their squares."""
+    """AdamW's decay of the running mean of gradients, in [0, 1)."""
 
     beta2: float = 0.999
+    """AdamW's decay of the running mean of squared gradients, in [0, 1)."""
+
     warmup_share: float = 0.05
-    """Share of all steps over which the rate rises linearly from 0."""
+    """Share of all steps, in [0, 1], over which the learning rate rises linearly from 0."""
 
     final_lr_share: float = 0.01
-    """Rate at the last step, as a share of the peak."""
+    """Learning rate at the last step, as a share of the peak."""
 
     clip_norm: float = 1.0
-    """Gradients are scaled down to this global norm; 0 = never."""
+    """Gradient clipping: the model's gradients are scaled down to this global norm; 0 = never."""
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot be meant."""
+        """Validate the settings."""
         above(self, 0, "lr")
         at_least(self, 0, "backbone_lr_scale", "weight_decay", "clip_norm")
         within(self, 0, 1, "beta1", "beta2", ends="[)")
@@ -107,104 +119,108 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long, on what, and how often to save and look."""
+    """Length, hardware, checkpoints and evaluation of the training."""
 
     steps: int | None = None
-    """Optimizer steps. Give this or epochs, not both; without either, 2000 steps."""
+    """Optimizer steps; none = `epochs`, and without either 2000 steps. Give one, not both."""
 
     epochs: float | None = None
-    """Passes over the training triplets, instead of steps."""
+    """Passes over the training triplets, instead of `steps`; may be a fraction."""
 
     num_workers: int = 1
-    """Training workers; each holds a full copy of the model."""
+    """Training workers (processes); each holds a full copy of the model."""
 
     min_workers: int | None = None
-    """Elastic: go on with as few workers when machines are lost, and with up to num_workers when
-    they come back. The remaining workers share the same whole batch (less what does not divide by
-    their number), in more passes each, so that steps and negatives stay what they are. None =
-    num_workers, neither more nor less."""
+    """Elastic training: continue with as few workers as this when machines are lost, and with up to
+    num_workers when they come back. The remaining workers share the same whole batch (less what
+    does not divide by their number) in micro-batches, so that steps and negatives stay the same.
+    none = always num_workers."""
 
     device: str = "auto"
-    """Auto = a GPU a worker where the cluster has enough of them | cpu | gpu."""
+    """``auto``: one GPU a worker where the cluster has enough of them, or else CPUs; ``cpu``;
+    ``gpu``."""
 
     cpus_per_worker: float | None = None
-    """CPUs that Ray reserves for a worker; none = what is left beside one CPU for Ray Data, at
-    most one. It reserves, it does not limit: `threads` does."""
+    """CPUs that Ray reserves for a worker; none = an equal share of those left beside one CPU for
+    Ray Data, at most 1. A reservation and no limit: `threads` is the limit."""
 
     gpus_per_worker: float = 1.0
-    """GPUs of a worker, where it has one: below 1 several workers or trials share a GPU."""
+    """GPUs of a worker that trains on GPU; below 1 several workers or trials share one."""
 
     wait_s: float = 0.0
-    """Seconds to wait for machines that the cluster's autoscaler starts; they are asked for. 0:
-    what is up must do."""
+    """Seconds to wait for machines that the cluster's autoscaler is asked to start; 0 = use only
+    those that are up."""
 
     threads: int | None = None
-    """Torch threads of a worker; none = its share of the machine's CPUs."""
+    """Torch threads of a worker; none = its share of its machine's CPUs."""
 
     precision: str = "float32"
-    """Float32 | bfloat16 (autocast; the energy stays float32)."""
+    """``float32``, or ``bfloat16`` (autocast of the model; the loss stays in float32)."""
 
     micro_batch_size: int | None = None
-    """Samples of one forward and backward pass; none = the whole batch. Negatives are those of the
-    whole batch all the same: embeddings first, then each part again for its gradient (a third more
-    work, memory of one part)."""
+    """Samples of one forward and backward pass (GradCache); none = the whole batch. The gradient is
+    exactly that of the whole batch with all its negatives: embeddings are computed first without
+    gradient, then each micro-batch again with it, which costs one more forward pass and needs the
+    memory of one micro-batch."""
 
     activation_checkpointing: bool = False
-    """Recompute activations in the backward pass: about a third more work, a fraction of the
-    memory."""
+    """Recompute the backbone's activations in the backward pass: one more forward pass for a
+    fraction of the memory."""
 
     compile: bool = False
-    """Compile the model (torch.compile); the first steps take minutes."""
+    """Compile the model with torch.compile; the first steps take minutes."""
 
     ema_decay: float = 0.0
-    """Decay of an exponential moving average of the weights, which is then what is evaluated and
-    registered; 0 = none."""
+    """Decay of an exponential moving average of the weights, in [0, 1); the average is then
+    evaluated and registered. 0 = none."""
 
     seed: int = 0
-    """Seeds weights, order, augmentation and negatives; same seed, same run."""
+    """Seed of initial weights, order, augmentation and dropout; same seed, same run."""
 
     report_every_steps: int = 10
-    """Steps between two points of the curves (means over the steps between)."""
+    """Steps between two points of the curves, which are means over these steps."""
 
     checkpoint_every_steps: int = 200
-    """Steps between checkpoints; the last step always saves one. They are written while training
-    goes on: what is lost with a machine is at most these and the steps of the writing."""
+    """Steps between checkpoints; the last step always saves one. They are written asynchronously: a
+    lost machine costs at most these steps and those during the write."""
 
     eval_every_steps: int = 200
-    """Steps between retrievals on the held-out gallery; first and last step always. 0 = never."""
+    """Steps between evaluations by retrieval on the held-out gallery; also before the first step
+    and at the last. 0 = never."""
 
     gallery_size: int = 256
-    """Held-out transitions of the fixed gallery."""
+    """Held-out transitions in the fixed gallery that retrieval searches."""
 
     diagnostics_every_steps: int = 100
-    """Steps between diagnostics on the batch: alignment, uniformity, effective rank, retrieval by
-    modality, gradient norm by term. 0 = never."""
+    """Steps between diagnostics on the batch: alignment, uniformity, effective rank and retrieval
+    by modality, gradient norm by loss term. 0 = never."""
 
     collapse_spread: float = 0.05
-    """A modality whose embeddings vary less about their mean (squared distance; 1 = all over the
-    sphere, 0 = one point) counts as collapsed."""
+    """A modality counts as collapsed when its embeddings' mean squared distance from their mean is
+    below this, in [0, 1]: 1 = all over the sphere, 0 = one point."""
 
     collapse_checks: int = 3
-    """Diagnostics in a row that must find a collapse before it is acted on, and how: warn |
-    stop."""
+    """Diagnostics in a row that must detect a collapse before `collapse_action` is taken."""
 
     collapse_action: str = "warn"
+    """What a detected collapse does: ``warn`` logs a line, ``stop`` ends the run as failed."""
+
     checkpoint_storage: str | None = None
-    """Where checkpoints go: a folder that all workers see, or s3://bucket/prefix; a folder of the
-    run's name is made in it. None = the run's own folder."""
+    """Where checkpoints go: a folder that all workers see, or s3://bucket/prefix; the run makes a
+    folder of its name in it. none = the run's own folder."""
 
     keep_checkpoints: int = 2
-    """Newest checkpoints that are kept; with 1, nothing is left where that one is damaged."""
+    """Newest checkpoints that stay; with 1 a damaged one leaves nothing to resume from."""
 
     best_metric: str = "heldout/retrieval/all/top1"
-    """The checkpoint with the highest value of this curve is kept too, and one is written at every
-    retrieval; empty = none. The encoder that is registered is the last one's all the same."""
+    """Curve whose highest value marks the best checkpoint, which stays too; one is then written at
+    every evaluation. Empty = none. The registered encoder is that of the last step in any case."""
 
     max_failures: int = 1
-    """How often a crashed worker is started again from the last checkpoint."""
+    """How often a crashed worker is restarted from the last checkpoint."""
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot be meant."""
+        """Validate the settings."""
         if self.steps is not None and self.epochs is not None:
             raise ValueError("steps and train.epochs exclude each other: give one")
         at_least(self, 1, "steps", "num_workers", "threads", "micro_batch_size")
@@ -228,16 +244,16 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """Where the run is written down."""
+    """MLflow's names for the run and its encoder."""
 
     experiment: str = "dynaflip-pretrain"
-    """MLflow experiment."""
+    """MLflow experiment that the run belongs to."""
 
     model_name: str = "dynaflip-encoder"
-    """Registered model that the run adds a version to."""
+    """Registered MLflow model that the run's encoder becomes a version of."""
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot be meant."""
+        """Validate the settings."""
         for name in ("experiment", "model_name"):
             if not getattr(self, name).strip():
                 raise ValueError(f"{name} must not be empty")
@@ -247,10 +263,10 @@ class TrackingConfig:
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Everything that decides a pretraining."""
+    """Settings of a pretraining."""
 
     triplets: str | None = None
-    """Triplet folder; none = the home's triplets/demo."""
+    """Folder of triplets (jobs/preprocess.py writes one); none = triplets/demo in DYNAFLIP_HOME."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -260,7 +276,7 @@ class PretrainConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
-        """Refuse settings that contradict each other, or what triplets are."""
+        """Validate settings against each other and against the triplet format."""
         flow, stored = self.model.flow, FlowConfig()
         if (flow.steps, flow.grid) != (stored.steps, stored.grid):
             raise ValueError(

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from checkout import REPOSITORY
+from safetensors.torch import load_file
 from test_golden_curve import batch_of, tiny_model
 
+import dynaflip
 from dynaflip.errors import UserError
 from dynaflip.losses.config import ObjectiveConfig
 from dynaflip.losses.objective import Objective
@@ -217,3 +223,65 @@ def test_the_table_names_classes_that_keep_the_contract() -> None:
     assert list(objective.weights) == list(TERMS.table)
     with pytest.raises(UserError, match="was read from a file"):
         TERMS.resolve("class:os:getcwd", trusted=False)
+
+
+def test_one_weight_has_a_key_of_its_own_on_the_command_line_and_in_a_sweep(mine: str) -> None:
+    from dynaflip.platform.cli import config_parser, parse_config
+    from dynaflip.platform.sweep.space import papers_values, parse_space, with_values
+
+    key = f"objective.extra_terms.{mine}:Centre"
+    parser = config_parser("", PretrainConfig)
+    words = [f"--{key}", "0.5", "--data.source_weights.sim=2"]
+    _, config = parse_config(parser, PretrainConfig, words, {})
+    assert config.objective.weights()["Centre"] == 0.5
+    assert config.data.source_weights == {"sim": 2.0}
+
+    (dimension,) = space = parse_space([f"{key}=uniform(0,1)"])
+    assert papers_values(space, config) == {key: 0.0}, "the paper has no such term"
+    with pytest.raises(UserError, match=r"trial 0 has the paper's 0, which has no logarithm; use"):
+        papers_values(parse_space([f"{key}=log(0.01,1)"]), config)
+    changed = with_values(config, {dimension.key: 0.25})
+    assert changed.objective.extra_terms == {f"{mine}:Centre": 0.25}
+    section = {f"{mine}:Centre": {"weight": 0.5, "margin": 0.1}}
+    objective = dataclasses.replace(config.objective, extra_terms=section)
+    changed = with_values(dataclasses.replace(config, objective=objective), {key: 0.25})
+    assert changed.objective.extra_terms == {f"{mine}:Centre": {"weight": 0.25, "margin": 0.1}}
+    for bad in (f"{key}=int(1,2.5)", f"{key}=log(0,1)", f"{key}=uniform(-1,1)"):
+        with pytest.raises(UserError, match="--search"):
+            parse_space([bad])
+
+
+def test_settings_without_extra_terms_keep_the_digest_of_before() -> None:
+    from dynaflip.renames import first_settings
+
+    assert "extra_terms" not in first_settings(ObjectiveConfig())
+    given = ObjectiveConfig(extra_terms={"class:a:B": 1.0})
+    assert first_settings(given)["extra_terms"] == {"class:a:B": 1.0}
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    "backend", ["in_process", pytest.param("ray_train", marks=pytest.mark.ray)]
+)
+def test_a_term_goes_through_the_whole_job(
+    mine: str, tmp_path: Path, triplet_folder: Path, backend: str
+) -> None:
+    """Trained, checkpointed, logged and resumed by `jobs/pretrain.py`, and no line elsewhere."""
+    words = ["--config", "tests/tiny.yaml", "--triplets", str(triplet_folder)]
+    words += ["--backend", backend, f"--objective.extra_terms.{mine}:Centre", "0.5"]
+    words += ["--output", str(tmp_path / "run")] if backend == "in_process" else []
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "jobs/pretrain.py", *words],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": path, "DYNAFLIP_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "Centre " in done.stdout, "in the progress line"
+    (run,) = tmp_path.glob("run" if backend == "in_process" else "home/runs/*")
+    saved = load_file(next(run.glob("checkpoints/step-00000003/objective.safetensors")))
+    assert (saved["terms.Centre.point"] != 0.1).any(), "trained and saved"
+    info = dynaflip.load_encoder(str(run / "encoder")).info
+    assert info["metrics"]["train/centre_norm"] > 0
