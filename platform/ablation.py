@@ -175,9 +175,11 @@ def by_policies(config: AblationConfig, encoders: dict[str, list[str]]) -> Ranki
 
 def table_of(ranking: Ranking, effective_ranks: dict[str, str]) -> str:
     """The variants in the paper's order, then those that it does not have."""
-    places = {place.arm: place for place in ranking.places}
+    places = {place.variant: place for place in ranking.places}
     order = [name for name in PAPER_SUCCESS_PERCENT if name in places]
-    order += [place.arm for place in ranking.places if place.arm not in PAPER_SUCCESS_PERCENT]
+    order += [
+        place.variant for place in ranking.places if place.variant not in PAPER_SUCCESS_PERCENT
+    ]
     width = max(len(name) for name in order)
     lines = [
         f"{'variant':<{width}}  success % out of distribution  rank  paper %  "
@@ -204,13 +206,13 @@ def metrics_of(ranking: Ranking) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for place in ranking.places:
         metrics |= {
-            f"success/{place.arm}": place.value,
-            f"success/{place.arm}/low": place.low,
-            f"success/{place.arm}/high": place.high,
-            f"rank/{place.arm}": float(place.rank),
+            f"success/{place.variant}": place.value,
+            f"success/{place.variant}/low": place.low,
+            f"success/{place.variant}/high": place.high,
+            f"rank/{place.variant}": float(place.rank),
         }
     metrics["spearman"] = ranking.spearman(PAPER_SUCCESS_PERCENT)
-    shared = [place.arm for place in ranking.places if place.arm in PAPER_SUCCESS_PERCENT]
+    shared = [place.variant for place in ranking.places if place.variant in PAPER_SUCCESS_PERCENT]
     if NO_NEGATIVES in shared and len(shared) > 1:
         metrics["probability_no_negatives_last"] = ranking.probability_last(NO_NEGATIVES, shared)
     return metrics

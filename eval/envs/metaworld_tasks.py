@@ -97,8 +97,6 @@ CAPTIONS: dict[str, tuple[str, ...]] = {
     "window-open-v3": ("open the window", "slide the window open", "push the window aside"),
 }
 
-KNOWN_TASKS = tuple(CAPTIONS)
-
 # r3m5: the five tasks of R3M's evaluation (Nair et al. 2022). mt10: Meta-World's own multi-task
 # set. mw15: fifteen tasks of this project's choice, because the paper (arXiv 2605.30350)
 # evaluates on fifteen and does not list them.

@@ -87,14 +87,14 @@ def resampled_means(
 ) -> np.ndarray:
     """(R,) means of resampled seeds and initial states (and tasks).
 
-    Equal shapes and seeds draw the same units, so the draws of two arms are pairs. Arguments and
-    errors as of :func:`success_rate`.
+    Equal shapes and seeds draw the same units, so the draws of two variants are pairs. Arguments
+    and errors as of :func:`success_rate`.
     """
     values = np.asarray(success, np.float64)
     if values.ndim != 4 or values.size == 0:
         raise ValueError(f"success must be (S, T, C, E) and hold something, got {values.shape}")
     if not np.isfinite(values).all():
-        raise ValueError("success holds NaN or infinity, which is not finite: a cell is missing")
+        raise ValueError("success holds NaN or infinity, which is not finite: a result is missing")
     by_state = values.mean(axis=2)  # (S, T, E)
     seeds, tasks, episodes = by_state.shape
     rng = np.random.default_rng(seed)

@@ -1,9 +1,9 @@
-"""Arms of an ablation in order, and how sure the order is.
+"""Variants of an ablation in order of success, and how certain the order is.
 
-Both the pretraining seed and the initial states of episodes are resampled, for all arms
-alike, so that differences between arms stay paired (see :mod:`.success_statistics`).
+Both the pretraining seed and the initial states of episodes are resampled, for all variants
+alike, so that differences between variants stay paired (see :mod:`.hierarchical_bootstrap`).
 
-Legend of shapes: A arms, S seeds, T tasks, C conditions, E episodes, R resamples.
+Legend of shapes: S seeds, T tasks, C conditions, E episodes, R resamples.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from dynaflip.eval.intervals.hierarchical_bootstrap import (
 
 
 @dataclass(frozen=True)
-class Place:
-    """An arm's mean success, its 95 % interval, and its rank; arms of one rank are tied."""
+class RankedVariant:
+    """A variant's mean success, its 95 % interval, and its rank; equal ranks are ties."""
 
-    arm: str
+    variant: str
     value: float
     low: float
     high: float
@@ -36,56 +36,58 @@ class Place:
 
 @dataclass(frozen=True)
 class Ranking:
-    """The arms, best first, and what is asked of their order."""
+    """The variants, best first, and what is asked of their order."""
 
-    places: list[Place]
-    draws: dict[str, np.ndarray]  # arm to its (R,) resampled means
+    places: list[RankedVariant]
+    draws: dict[str, np.ndarray]  # variant to its (R,) resampled means
 
-    def probability_last(self, arm: str, among: list[str]) -> float:
-        """Share of the resamples in which an arm is the worst of some."""
-        others = np.stack([self.draws[name] for name in among if name != arm])
-        return float((self.draws[arm] < others.min(0)).mean())
+    def probability_last(self, variant: str, among: list[str]) -> float:
+        """Share of the resamples in which a variant is the worst of some."""
+        others = np.stack([self.draws[name] for name in among if name != variant])
+        return float((self.draws[variant] < others.min(0)).mean())
 
     def spearman(self, reference: Mapping[str, float]) -> float:
-        """Rank correlation with another order of arms; ties in ours are ties.
+        """Rank correlation with another order of variants; ties in ours are ties.
 
         Args:
-            reference: arm to a value, higher is better; arms that are missing are left out.
+            reference: variant to a value, higher is better; variants that are missing are left out.
         """
-        shared = [place for place in self.places if place.arm in reference]
+        shared = [place for place in self.places if place.variant in reference]
         ours = [-place.rank for place in shared]
         if len(set(ours)) < 2:
-            return 0.0  # one tie: the order says nothing
-        theirs = [reference[place.arm] for place in shared]
+            return 0.0  # one tie: there is no order
+        theirs = [reference[place.variant] for place in shared]
         return float(stats.spearmanr(ours, theirs).statistic)
 
 
 def rank_variants(
     success: Mapping[str, np.ndarray], *, seed: int = 0, resamples: int = RESAMPLES
 ) -> Ranking:
-    """Order arms by mean success; neighbours whose difference may be 0 are tied.
+    """Order variants by mean success; neighbours whose difference may be 0 are tied.
 
     Args:
-        success: arm to (S, T, C, E), the same tasks, conditions and episodes for all; higher
+        success: variant to (S, T, C, E), the same tasks, conditions and episodes for all; higher
             is better.
         seed, resamples: of the bootstrap.
 
     Raises:
-        ValueError: arms of different shapes, or values that are not finite.
+        ValueError: variants of different shapes, or values that are not finite.
     """
     if len({np.shape(values) for values in success.values()}) > 1:
-        raise ValueError("arms must have the same seeds, tasks, conditions and episodes")
-    # The same seed draws the same units for every arm, so that draws stay paired.
+        raise ValueError("variants must have the same seeds, tasks, conditions and episodes")
+    # The same seed draws the same units for every variant, so that draws stay paired.
     draw = partial(resampled_means, seed=seed, resamples=resamples)
     rate = partial(success_rate, seed=seed, resamples=resamples)
     gain = partial(paired_success, seed=seed, resamples=resamples)
     rates = {name: rate(values) for name, values in success.items()}
-    places: list[Place] = []
+    places: list[RankedVariant] = []
     leader, rank = None, 0
     for number, name in enumerate(sorted(rates, key=lambda name: -rates[name].value), 1):
         # Tied with the best of the rank above unless that one is clearly better.
         if leader is None or gain(success[leader], success[name]).low > 0:
             leader, rank = name, number
-        places.append(Place(name, rates[name].value, rates[name].low, rates[name].high, rank))
+        places.append(
+            RankedVariant(name, rates[name].value, rates[name].low, rates[name].high, rank)
+        )
     draws = {name: draw(values) for name, values in success.items()}
     return Ranking(places, draws)

@@ -68,12 +68,12 @@ def show_expert(
     )
 
 
-def agreement(actions: np.ndarray, expert: np.ndarray, unit: np.ndarray) -> np.ndarray:
-    """Agreement with the expert at each moment: (N,) in [0, 1].
+def action_score(actions: np.ndarray, expert: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """One minus the normalised action error at each moment: (N,) in [0, 1].
 
     max(0, 1 − ‖a − a*‖² / V) with V the variance of the expert's actions, summed over their
     components: 1 is the expert's own action, and a policy that always does what the expert does
-    on average has little above 0. Bounded, so that a few wild actions do not outweigh the rest.
+    on average scores little above 0. Bounded, so that a few wild actions do not outweigh the rest.
 
     Args:
         actions, expert: (N, A).

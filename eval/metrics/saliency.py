@@ -47,7 +47,7 @@ def saliency(encoder: Any, images: np.ndarray) -> np.ndarray:
     return (cells / total).cpu().numpy().astype(np.float32)
 
 
-def gaze(maps: np.ndarray, robot: np.ndarray, objects: np.ndarray) -> SaliencyShares:
+def saliency_shares(maps: np.ndarray, robot: np.ndarray, objects: np.ndarray) -> SaliencyShares:
     """How saliency is shared out, mean over images.
 
     Args:

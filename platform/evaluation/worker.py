@@ -144,7 +144,7 @@ class Worker:
         """
         import numpy as np
 
-        from dynaflip.eval.metrics.action_error import agreement
+        from dynaflip.eval.metrics.action_error import action_score
         from dynaflip.eval.rollout import Observation
 
         views = self._expert_views(jobs)
@@ -158,7 +158,7 @@ class Worker:
                 observation = Observation(views.images[part], views.proprioception[part])
                 plan = views.actions[part, None] if policy is None else policy.act(observation)
                 actions.append(plan[:, 0])
-            by_policy[digest] = agreement(np.concatenate(actions), views.actions, unit)
+            by_policy[digest] = action_score(np.concatenate(actions), views.actions, unit)
         return ImitationResult(views.condition, views.episode, by_policy)
 
     def saliency(

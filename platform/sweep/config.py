@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import Any
 
 from dynaflip.checks import at_least, one_of
-from dynaflip.eval.policies.config import BehaviourCloningConfig
+from dynaflip.eval.envs.registry import DEFAULT_ENVIRONMENT, environment
+from dynaflip.eval.policies.config import BehaviourCloningConfig, settings_to_hash
 from dynaflip.platform.evaluation.config import RolloutConfig, ViewsConfig
 from dynaflip.platform.training.config import PretrainConfig
 
@@ -23,8 +25,11 @@ UNITS = {PERTURBED: "cm", UNPERTURBED: "cm", POLICY: "% failed"}
 class PolicyScoreConfig:
     """The small policy of the objective `policy`: behaviour cloning on the frozen encoder."""
 
-    tasks: tuple[str, ...] = ("button-press-topdown-v3", "drawer-open-v3")
-    """Sets or names of tasks."""
+    environment: str = DEFAULT_ENVIRONMENT
+    """The simulator: a built-in one, an installed package's, or class:MODULE:NAME."""
+
+    tasks: tuple[str, ...] = ()
+    """Names of tasks or sets of tasks; empty takes those that the environment recommends."""
 
     factors: tuple[str, ...] = ("light_gain", "table_colour")
     """Factors perturbed one at a time, dev values, and how strongly, 1…5."""
@@ -45,14 +50,29 @@ class PolicyScoreConfig:
     """The policy on the features: as the headline's."""
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot be meant."""
+        """Validate the settings."""
         if not self.factors:
             raise ValueError("factors: name at least one")
+        if not self.tasks:
+            tasks = environment(self.environment).tasks_for("sweep")
+            object.__setattr__(self, "tasks", tasks)
         self.rollouts()
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides the score, as digests have it: equal for settings of equal meaning.
+
+        The default environment is left out, as it was before there were others.
+        """
+        values = dataclasses.asdict(self)
+        if self.environment == DEFAULT_ENVIRONMENT:
+            del values["environment"]
+        values["behaviour_cloning"] = settings_to_hash(values["behaviour_cloning"])
+        return values
 
     def rollouts(self) -> RolloutConfig:
         """The same as settings of the policy evaluation."""
         return RolloutConfig(
+            environment=self.environment,
             tasks=self.tasks,
             factors=self.factors,
             levels=(self.level,),

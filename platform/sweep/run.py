@@ -191,7 +191,7 @@ def _score_digest(config: SweepConfig, frames: LabelledFrames) -> str:
     """Scores of equal digests are comparable."""
     digest = f"{labelled.digest_of(frames)}-{config.score.folds}"
     by_policy = POLICY in config.objectives
-    return f"{digest}-{config_digest(config.score.policy)}" if by_policy else digest
+    return f"{digest}-{config_digest(config.score.policy.recipe())}" if by_policy else digest
 
 
 def _held(name: str) -> contextlib.AbstractContextManager[None]:

@@ -9,7 +9,7 @@ from torch import nn
 
 from dynaflip.encoders.config import ImageConfig
 from dynaflip.encoders.image import build_image_encoder
-from dynaflip.eval.metrics.saliency import GRID, gaze, overlay, saliency
+from dynaflip.eval.metrics.saliency import GRID, overlay, saliency, saliency_shares
 
 
 class Corner(nn.Module):
@@ -38,7 +38,7 @@ def test_saliency_is_where_the_embedding_comes_from() -> None:
     robot, objects = np.zeros((2, 3, 56, 56), bool)
     robot[:, :28, :28] = True
     objects[:, 28:, :14] = True
-    shares = gaze(found, robot, objects)
+    shares = saliency_shares(found, robot, objects)
     assert shares.robot == pytest.approx(1, abs=1e-5)
     assert shares.object == pytest.approx(0, abs=1e-5)
     assert (shares.robot_area, shares.object_area) == (0.25, 0.125)

@@ -14,7 +14,7 @@ import pytest
 from tiny_rollouts import encoder_folder
 
 from dynaflip.errors import UserError
-from dynaflip.eval.envs.metaworld_task_sets import TASK_SETS
+from dynaflip.eval.envs.metaworld_tasks import TASK_SETS
 from dynaflip.eval.perturbations import FACTORS
 from dynaflip.platform.evaluation.config import RolloutConfig
 

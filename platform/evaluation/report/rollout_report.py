@@ -75,7 +75,7 @@ def saliency_section(
     tested: list[EncoderUnderTest], saliency: dict[str, SaliencyMaps]
 ) -> tuple[Section, dict[str, float]]:
     """The share of saliency on robot and object by encoder, beside their share of the image."""
-    from dynaflip.eval.metrics.saliency import gaze
+    from dynaflip.eval.metrics.saliency import saliency_shares
 
     section = Section(
         "Saliency on robot and object, % (spread evenly it is the share of the area)",
@@ -92,7 +92,7 @@ def saliency_section(
         if encoder.folder is None:
             continue
         maps = np.concatenate([of_task.saliency[encoder.digest] for of_task in saliency.values()])
-        shares = area = gaze(maps, robot, objects)
+        shares = area = saliency_shares(maps, robot, objects)
         row = [entry.name, f"{100 * shares.robot:.1f}", f"{100 * shares.object:.1f}"]
         section.rows.append(row)
         name = entry.name.replace(" ", "_")

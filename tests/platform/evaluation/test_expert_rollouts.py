@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dynaflip.eval.envs.metaworld import Scene
-from dynaflip.eval.envs.metaworld_task_sets import TASK_SETS
+from dynaflip.eval.envs.metaworld_tasks import TASK_SETS
 from dynaflip.eval.perturbations import layout_seed
 from dynaflip.eval.policies.random_policy import RandomPolicy
 from dynaflip.eval.rollout import EpisodeStart, roll_out

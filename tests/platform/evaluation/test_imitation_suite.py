@@ -12,14 +12,14 @@ from dynaflip.errors import UserError
 
 
 def test_agreement_is_one_for_the_expert_and_nothing_for_its_mean_or_worse() -> None:
-    from dynaflip.eval.metrics.action_error import agreement
+    from dynaflip.eval.metrics.action_error import action_score
 
     expert = np.array([[1.0, 0, 0, 0], [-1.0, 0, 0, 0]])
-    np.testing.assert_array_equal(agreement(expert, expert, expert), [1, 1])
-    np.testing.assert_array_equal(agreement(0 * expert, expert, expert), [0, 0])
-    np.testing.assert_array_equal(agreement(5 * expert, expert, expert), [0, 0])
+    np.testing.assert_array_equal(action_score(expert, expert, expert), [1, 1])
+    np.testing.assert_array_equal(action_score(0 * expert, expert, expert), [0, 0])
+    np.testing.assert_array_equal(action_score(5 * expert, expert, expert), [0, 0])
     # By hand: V = 1, half of the way to the mean is 1 - 0.25.
-    np.testing.assert_allclose(agreement(0.5 * expert, expert, expert), [0.75, 0.75])
+    np.testing.assert_allclose(action_score(0.5 * expert, expert, expert), [0.75, 0.75])
 
 
 @pytest.mark.ray

@@ -196,7 +196,15 @@ def test_the_policy_is_scored_on_dev_and_its_settings_are_checked() -> None:
     from dynaflip.platform.sweep.config import PolicyScoreConfig
 
     assert PolicyScoreConfig().rollouts().split == "dev"
-    with pytest.raises(ValueError, match="factors: there is no rain"):
+    with pytest.raises(ValueError, match="factors: there is no factor 'rain'"):
         PolicyScoreConfig(factors=("rain",))
     with pytest.raises(ValueError, match="factors: name at least one"):
         PolicyScoreConfig(factors=())
+
+
+def test_the_digest_of_a_policys_score_is_that_of_version_0_1() -> None:
+    """Sweeps of before a value was renamed are resumed, and their trials start new sweeps."""
+    from dynaflip.platform.config_loader import config_digest
+    from dynaflip.platform.sweep.config import PolicyScoreConfig
+
+    assert config_digest(PolicyScoreConfig().recipe()) == "381d1489632db0ea"
