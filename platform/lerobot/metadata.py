@@ -92,18 +92,25 @@ class Meta:
         index = int(episode["episode_index"])
         template = str(self.info.get(f"{kind}_path") or _PATHS[self.version][kind])
         try:
-            return template.format(
+            path = template.format(
                 video_key=key,
                 chunk_index=episode.get(f"{episode_field}/chunk_index", 0),
                 file_index=episode.get(f"{episode_field}/file_index", 0),
                 episode_index=index,
                 episode_chunk=index // max(1, int(self.info.get("chunks_size") or 1000)),
             )
-        except (KeyError, ValueError, IndexError):
+        except (KeyError, ValueError, IndexError, AttributeError, TypeError):
             raise UserError(
                 f"source.path: {self.root}/meta/info.json: {kind}_path {template!r} is not a "
                 f"path of LeRobot"
             ) from None
+        # A downloaded set may name only files of its own.
+        if path.startswith("/") or "://" in path or ".." in path.replace("\\", "/").split("/"):
+            raise UserError(
+                f"source.path: {self.root}/meta/info.json: {kind}_path leads out of the data set "
+                f"({path!r})"
+            )
+        return path
 
     def _json_lines(self, name: str, may_lack: bool = False) -> list[dict[str, Any]]:
         path = self.root / "meta" / name
