@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -117,7 +118,8 @@ def check_model(setting: str, name: str, auto_class: Any, kind: str) -> None:
         kind: for the message, e.g. "depth model".
 
     Raises:
-        UserError: the name, and why it does not do.
+        UserError: the name, and why it does not do: nothing there, of another kind, or a folder
+            whose weights are pickled.
     """
     from transformers import AutoConfig
 
@@ -129,6 +131,12 @@ def check_model(setting: str, name: str, auto_class: Any, kind: str) -> None:
         ) from None
     if type(config) not in auto_class._model_mapping:
         raise UserError(f"{setting}{name} is a {config.model_type}, not a {kind}")
+    folder = Path(name)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"{setting}{name} has no weights as safetensors, and pickled weights can run code; "
+            "load them where you trust them and write them with `model.save_pretrained(FOLDER)`"
+        )
 
 
 def _file(name: str, file: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,6 +60,21 @@ def model_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     DepthAnythingForDepthEstimation(config).save_pretrained(folder)
     DPTImageProcessor(size={"height": 56, "width": 56}).save_pretrained(folder)
     return folder
+
+
+def test_pickled_weights_are_refused_before_any_work(model_folder: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    folder = tmp_path / "pickled"
+    shutil.copytree(model_folder, folder)
+    weights = folder / "model.safetensors"
+    torch.save(load_file(str(weights)), folder / "pytorch_model.bin")
+    weights.unlink()
+    with pytest.raises(UserError, match=r"depth: model:.* has no weights as safetensors"):
+        check_depth_model(str(folder))
+    with pytest.raises(OSError, match="safetensors"):
+        TransformersDepth(str(folder))
 
 
 def test_a_model_gives_depth_of_the_images_size(model_folder: Path) -> None:
