@@ -37,6 +37,8 @@ _ENVIRONMENT = {
 
 _CONNECT_S = 5.0
 _SERVER_PORTS = range(20_000, 32_000)
+# A socket's path has at most 107 bytes; Ray's own part (/ray/session_…/sockets/…) takes 66.
+_LONGEST_TMPDIR = 40
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -110,6 +112,8 @@ def start_ray(num_cpus: int | None = None, *, dashboard: bool = False) -> None:
     if not joined:
         options |= {"include_dashboard": dashboard, "_node_ip_address": "127.0.0.1"}
         options |= {"object_store_memory": _object_store_bytes()}
+        if (folder := _short_temporary_folder()) is not None:
+            options["_temp_dir"] = folder
     try:
         ray.init(
             address=address if joined else "local",
@@ -129,6 +133,14 @@ def start_ray(num_cpus: int | None = None, *, dashboard: bool = False) -> None:
         ) from error
     finally:
         os.environ.pop("RAY_GCS_SERVER_PORT", None)  # of this cluster alone
+
+
+def _short_temporary_folder() -> str | None:
+    """Where Ray's sockets go if TMPDIR is too long for their names, as batch systems make it."""
+    chosen = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or ""
+    if len(os.fsencode(chosen)) <= _LONGEST_TMPDIR:
+        return None
+    return f"/tmp/ray-{os.getuid()}"
 
 
 def _check_address(address: str) -> None:

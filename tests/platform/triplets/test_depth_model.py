@@ -72,7 +72,7 @@ def test_pickled_weights_are_refused_before_any_work(model_folder: Path, tmp_pat
     torch.save(load_file(str(weights)), folder / "pytorch_model.bin")
     weights.unlink()
     with pytest.raises(UserError, match=r"depth: model:.* has no weights as safetensors"):
-        check_depth_model(str(folder))
+        TransformersDepth.check(str(folder))
     with pytest.raises(OSError, match="safetensors"):
         TransformersDepth(str(folder))
 
