@@ -6,10 +6,10 @@ No real video has it. Its triplets have the flow source ``simulator``.
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import numpy as np
 
+from dynaflip.platform.lerobot.metadata import Episode
 from dynaflip.platform.triplets.clips import Clip, ClipRejected, Doubles, Floats
 from dynaflip.platform.triplets.flow.estimate import Flow
 from dynaflip.platform.triplets.flow.lifting import at_steps
@@ -37,8 +37,9 @@ def simulator_flow(
     Raises:
         ClipRejected: not a recording of the simulator.
     """
-    episode: dict[str, Any] = json.loads(clip.extra) if clip.episode_index is not None else {}
-    if poses is None or qpos is None or "layout_seed" not in episode or not clip.task:
+    episode = Episode.from_json(clip.extra) if _is_episode(clip) else Episode({})
+    seed = episode.layout_seed
+    if poses is None or qpos is None or seed is None or not clip.task:
         raise ClipRejected(
             "flow", "flow_source=simulator needs a recording of jobs/collect.py; use tracked"
         )
@@ -47,7 +48,7 @@ def simulator_flow(
     width, height = size_px
     exact = exact_flow_for_episode(
         task_id=clip.task,
-        layout_seed=int(episode["layout_seed"]),
+        layout_seed=seed,
         factors=json.loads(clip.factors),
         qpos=qpos,
         camera_poses=poses,
@@ -55,7 +56,7 @@ def simulator_flow(
         height_px=height,
         width_px=width,
         camera=clip.camera,
-        **({"environment": episode["environment"]} if "environment" in episode else {}),
+        **({"environment": episode.environment} if episode.environment else {}),
     )
     valid = exact.valid.reshape(GRID, GRID)
     origin_m = _grid(exact.origin_m[None], 3)[0] * valid[..., None]
@@ -67,6 +68,11 @@ def simulator_flow(
     exact_fit = np.zeros((GRID, GRID), np.float32)
     origin_m = origin_m.astype(np.float32)
     return Flow(origin_m, displacement_m, steps_visible, origin_px, tracks_px, exact_fit)
+
+
+def _is_episode(clip: Clip) -> bool:
+    """Whether ``extra`` is an episode of LeRobot: other formats of episodes hold other things."""
+    return clip.episode_index is not None and clip.extra.startswith("{")
 
 
 def _grid(values: np.ndarray, width: int) -> Floats:

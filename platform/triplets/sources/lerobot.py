@@ -19,7 +19,14 @@ import numpy as np
 import pyarrow as pa
 
 from dynaflip.errors import UserError
-from dynaflip.platform.lerobot.metadata import Meta, first_line
+from dynaflip.platform.lerobot.columns import (
+    SIMULATOR_STATE,
+    intrinsics_column,
+    pose_column,
+    read_columns,
+)
+from dynaflip.platform.lerobot.depth_codec import decode_depth_m
+from dynaflip.platform.lerobot.metadata import Episode, Meta, first_line
 from dynaflip.platform.s3 import NetworkError
 from dynaflip.platform.triplets.clips import (
     Cameras,
@@ -38,15 +45,9 @@ from dynaflip.platform.triplets.sources.locations import (
     fingerprints,
     is_temporary,
     location_of,
-    read_schema,
-    read_table,
 )
 
 IMAGES = "observation.images."
-# Where an episode lies, and which number its task has, says nothing about what it holds.
-_POSITIONAL_STATS = ("index", "episode_index", "frame_index", "timestamp", "task_index")
-_CODES = 4095  # 12 bit
-_SIMULATOR_STATE = "privileged.qpos"
 
 
 class LeRobotSource:
@@ -108,9 +109,9 @@ class LeRobotSource:
                 )
         return [names.get(name, name) for name in self.config.cameras]
 
-    def _clip(self, episode: dict[str, Any], key: str, prints: dict[str, Fingerprint]) -> Clip:
+    def _clip(self, episode: Episode, key: str, prints: dict[str, Fingerprint]) -> Clip:
         path = self._video_file(episode, key, prints)
-        start_s, end_s = _span_s(episode, key)
+        start_s, end_s = episode.span_s(key)
         depth_key = self._depth_key(key)
         content = [prints[path].digest, prints[self.meta.data_path(episode)].digest]
         content.append(json.dumps(self.info["features"][key], sort_keys=True))
@@ -119,12 +120,11 @@ class LeRobotSource:
             content.append(json.dumps(self.info["features"][depth_key], sort_keys=True))
         # All cameras of an episode are one recording: the first one's video stands for it.
         first = self._video_file(episode, self.cameras[0], prints)
-        begin, end = _span_s(episode, self.cameras[0])
+        begin, end = episode.span_s(self.cameras[0])
         recording = _recording_id(episode, f"{prints[first].digest or first} {begin} {end}")
-        captions = tuple(str(t).strip() for t in episode.get("tasks") or () if str(t).strip())
+        captions = episode.captions
         if len(captions) > 1:
             content.append(prints[self.meta.tasks_file()].digest)  # each frame's is looked up
-        task = str(episode.get("task_id") or "")
         licence = self.info.get("licence") or self.info.get("license") or "unknown"
         return Clip(
             clip_id=content_hash("clip", recording, key),
@@ -133,20 +133,20 @@ class LeRobotSource:
             path=path,
             camera=key.removeprefix(IMAGES),
             captions=captions,
-            caption_group=task,
-            task=task,
+            caption_group=episode.task_id,
+            task=episode.task_id,
             embodiment=self.config.embodiment or "robot",
             licence=self.config.licence or str(licence),
-            factors=str(episode.get("factors") or "{}"),
-            episode_index=int(episode["episode_index"]),
+            factors=episode.factors,
+            episode_index=episode.index,
             start_s=start_s,
             end_s=end_s,
-            content=content_hash(*content, json.dumps(_plain(episode), sort_keys=True)),
-            extra=json.dumps(_plain({k: v for k, v in episode.items() if "stats/" not in k})),
+            content=content_hash(*content, episode.to_json(statistics=True)),
+            extra=episode.to_json(),
             problem=None if captions else ("caption", "the episode has no task"),
         )
 
-    def _video_file(self, episode: dict[str, Any], key: str, prints: dict[str, Fingerprint]) -> str:
+    def _video_file(self, episode: Episode, key: str, prints: dict[str, Fingerprint]) -> str:
         """Relative path of an episode's video; third-party sets may call the folder video/."""
         path = self.meta.video_path(episode, key)
         other = prints.get(_other_folder(path))
@@ -163,15 +163,13 @@ class LeRobotSource:
     def open(self, clip: Clip) -> LeRobotRecording:
         """Get ready to read an episode through one camera."""
         key = clip.camera if clip.camera in self.info["features"] else IMAGES + clip.camera
-        return LeRobotRecording(self, clip, key, json.loads(clip.extra))
+        return LeRobotRecording(self, clip, key, Episode.from_json(clip.extra))
 
 
 class LeRobotRecording:
     """One episode through one camera."""
 
-    def __init__(
-        self, source: LeRobotSource, clip: Clip, key: str, episode: dict[str, Any]
-    ) -> None:
+    def __init__(self, source: LeRobotSource, clip: Clip, key: str, episode: Episode) -> None:
         self.source, self.clip, self.key, self.episode = source, clip, key, episode
         self.path = source.root / clip.path
         self._timeline: video.Timeline | None = None
@@ -182,8 +180,8 @@ class LeRobotRecording:
         """Times of the episode's frames, read once."""
         if self._timeline is None:
             found = video.read_timeline(self.path, self.clip.start_s, self.clip.end_s)
-            length = int(self.episode.get("length", len(found.pts)))
-            if len(found.pts) != length:
+            length = self.episode.length
+            if length is not None and len(found.pts) != length:
                 raise ClipRejected(
                     "decode",
                     f"the episode has {length} frames, but its video {len(found.pts)} "
@@ -209,7 +207,7 @@ class LeRobotRecording:
         try:
             if not (self.source.root / name).is_file():
                 name = _other_folder(name)
-            timeline = video.read_timeline(self.source.root / name, *_span_s(self.episode, key))
+            timeline = video.read_timeline(self.source.root / name, *self.episode.span_s(key))
             if len(timeline.pts) != len(self.timeline.pts):
                 raise ClipRejected(
                     "depth",
@@ -225,20 +223,20 @@ class LeRobotRecording:
 
     def cameras(self, indices: list[int]) -> Cameras | None:
         """See :class:`~dynaflip.platform.triplets.clips.Recording`."""
-        intrinsics = self._column(f"observation.intrinsics.{self.clip.camera}", 4)
-        poses = self._column(f"observation.camera_pose.{self.clip.camera}", 16)
+        intrinsics = self._column(intrinsics_column(self.clip.camera), 4)
+        poses = self._column(pose_column(self.clip.camera), 16)
         if intrinsics is None:
             return None
         return Cameras(
             intrinsics[indices],
-            _image_px(self.source.info["features"][self.key]),
+            self.source.meta.image_px(self.key),
             None if poses is None else poses[indices].reshape(-1, 4, 4),
             assumed=False,
         )
 
     def simulator_state(self, indices: list[int]) -> Doubles | None:
         """See :class:`~dynaflip.platform.triplets.clips.Recording`."""
-        column = self._read_columns().get(_SIMULATOR_STATE)
+        column = self._read_columns().get(SIMULATOR_STATE)
         return None if column is None else np.array(column.to_pylist(), np.float64)[indices]
 
     def caption_at(self, index: int, draw: int) -> str:
@@ -264,44 +262,16 @@ class LeRobotRecording:
     def _read_columns(self) -> dict[str, pa.ChunkedArray]:
         """The columns beyond the images that this camera needs, of this episode."""
         if self._columns is None:
-            name = self.source.meta.data_path(self.episode)
-            path = self.source.root / name
-            wanted = {f"observation.{n}.{self.clip.camera}" for n in ("intrinsics", "camera_pose")}
-            wanted |= {"task_index", _SIMULATOR_STATE}
+            camera = self.clip.camera
+            names = (intrinsics_column(camera), pose_column(camera), "task_index", SIMULATOR_STATE)
+            meta = self.source.meta
             try:
-                names = [n for n in read_schema(path).names if n in wanted]
-                keep = [("episode_index", "=", self.clip.episode_index)]
-                table = read_table(path, columns=names, filters=keep)
+                self._columns = read_columns(meta, self.episode, names, may_lack=True)
             except (OSError, pa.ArrowException) as error:
-                stage = "network" if is_temporary(path, error) else "decode"
+                name = meta.data_path(self.episode)
+                stage = "network" if is_temporary(meta.root / name, error) else "decode"
                 raise ClipRejected(stage, f"cannot read {name}: {first_line(error)}") from None
-            self._columns = {n: table[n] for n in names}
         return self._columns
-
-
-def decode_depth_m(codes: np.ndarray, info: dict[str, Any]) -> Floats:
-    """Undo LeRobot's 12-bit depth quantisation (``datasets/depth_utils.py``).
-
-    Args:
-        codes: (N, H, W) uint16 in 0…4095.
-        info: the feature's ``info`` with ``video.depth_min``, ``depth_max`` and
-            ``shift`` (metres) and ``use_log``; LeRobot's defaults where absent.
-
-    Returns:
-        (N, H, W) z-depth in metres. NaN at the lowest code, which is also what NaN
-        and zero are stored as; infinity at the highest: beyond the range, like the sky.
-    """
-    low = float(info.get("video.depth_min", 0.01))
-    high = float(info.get("video.depth_max", 10.0))
-    shift = float(info.get("video.shift", 3.5))
-    share = np.arange(_CODES + 1) / _CODES
-    if info.get("video.use_log", True):
-        logs = np.log([low + shift, high + shift])
-        table = np.exp(logs[0] + share * (logs[1] - logs[0])) - shift
-    else:
-        table = low + share * (high - low)
-    table[0], table[-1] = np.nan, np.inf
-    return table.astype(np.float32)[np.minimum(codes, _CODES)]
 
 
 def _other_folder(path: str) -> str:
@@ -313,33 +283,11 @@ def _is_depth(feature: dict[str, Any]) -> bool:
     return bool(info.get("is_depth_map") or info.get("video.is_depth_map"))
 
 
-def _span_s(episode: dict[str, Any], key: str) -> tuple[float, float | None]:
-    end = episode.get(f"videos/{key}/to_timestamp")
-    start = float(episode.get(f"videos/{key}/from_timestamp") or 0.0)
-    return start, None if end is None else float(end)
-
-
-def _image_px(feature: dict[str, Any]) -> tuple[int, int]:
-    """(width, height) of a camera's images."""
-    names = feature.get("names") or ["height", "width", "channels"]
-    shape = dict(zip(names, feature["shape"], strict=False))
-    return int(shape["width"]), int(shape["height"])
-
-
-def _recording_id(episode: dict[str, Any], place: str) -> str:
+def _recording_id(episode: Episode, location: str) -> str:
     """Content of an episode: its statistics, or where its video lies if there are none.
 
-    Nothing that is said of it: the same episode with another caption stays the same recording.
+    Its captions are no part of it: the same episode with another caption is the same recording.
     """
-    statistics = {
-        k: v
-        for k, v in episode.items()
-        if k.startswith("stats/") and k.split("/")[1] not in _POSITIONAL_STATS
-    }
-    text = json.dumps(_plain({**statistics, "length": episode.get("length")}), sort_keys=True)
-    return content_hash("episode", text, "" if statistics else place)
-
-
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON values of a row of Parquet."""
-    return json.loads(json.dumps(values, default=str, sort_keys=True))
+    statistics = episode.statistics()
+    text = Episode({**statistics, "length": episode.row.get("length")}).to_json(statistics=True)
+    return content_hash("episode", text, "" if statistics else location)

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from rgbd_windows import HEIGHT, INTRINSICS_PX, WIDTH, egg, wall
 from triplet_recordings import moving_square, numbered, textured, write_video
 
+from dynaflip.platform.lerobot.depth_codec import decode_depth_m
 from dynaflip.platform.triplets import filters, windows
 from dynaflip.platform.triplets.build import clip_table
 from dynaflip.platform.triplets.clips import Cameras, Clip, normalise_caption
@@ -42,7 +43,6 @@ from dynaflip.platform.triplets.sources import video
 from dynaflip.platform.triplets.sources.depth_file import read_depth_file_m
 from dynaflip.platform.triplets.sources.ego4d import plain_narration
 from dynaflip.platform.triplets.sources.formats import open_sources
-from dynaflip.platform.triplets.sources.lerobot import decode_depth_m
 from dynaflip.platform.triplets.split import split_of
 
 Outputs = dict[str, Any]  # name → array, or list of texts

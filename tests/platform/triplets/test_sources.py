@@ -13,11 +13,12 @@ import pytest
 from triplet_recordings import moving_square, numbered, write_lerobot, write_video
 
 from dynaflip.errors import UserError
+from dynaflip.platform.lerobot.depth_codec import decode_depth_m
 from dynaflip.platform.triplets.clips import ClipRejected
 from dynaflip.platform.triplets.config import SourceConfig
 from dynaflip.platform.triplets.sources.folder import FolderSource
 from dynaflip.platform.triplets.sources.formats import mark_duplicates, open_source
-from dynaflip.platform.triplets.sources.lerobot import LeRobotSource, decode_depth_m
+from dynaflip.platform.triplets.sources.lerobot import LeRobotSource
 from dynaflip.platform.triplets.split import split_of
 
 
