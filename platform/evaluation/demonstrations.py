@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dynaflip.errors import UserError
 from dynaflip.eval.envs.registry import DEFAULT_ENVIRONMENT, environment
@@ -17,13 +13,14 @@ from dynaflip.platform.config_loader import config_digest
 from dynaflip.platform.demonstrations.collect import RECIPE_VERSION, collect
 from dynaflip.platform.demonstrations.config import CollectConfig
 from dynaflip.platform.evaluation.config import RolloutConfig
+from dynaflip.platform.lerobot.columns import ACTION, PROPRIOCEPTION, read_arrays
+from dynaflip.platform.lerobot.metadata import Episode
 from dynaflip.platform.paths import home
 from dynaflip.platform.triplets.clips import ClipRejected
 from dynaflip.platform.triplets.config import SourceConfig
 from dynaflip.platform.triplets.sources.lerobot import LeRobotSource
 
 # All that a policy may read of a frame besides its image.
-PROPRIOCEPTION, ACTION = "observation.state", "action"
 _AS_RECORDED = 1 << 20  # px: longer than any short side, and images are never enlarged
 
 
@@ -100,10 +97,11 @@ def _recipe_digest(settings: CollectConfig, number: int) -> str:
 def read_demonstrations(demonstrations: DemonstrationSet) -> DemonstrationFrames:
     """Decode every frame of the first episodes that were solved."""
     source = LeRobotSource(SourceConfig(path=demonstrations.folder))
-    solved = sorted(_solved_episodes(Path(demonstrations.folder)))[: demonstrations.number]
+    solved = [episode.index for episode in source.meta.episodes() if episode.success]
+    chosen = solved[: demonstrations.number]
     parts: dict[str, list[np.ndarray]] = {n: [] for n in ("images", "state", "action", "episode")}
     for clip in source.list_clips():
-        if clip.episode_index not in solved:
+        if clip.episode_index not in chosen:
             continue
         recording = source.open(clip)
         try:
@@ -113,7 +111,7 @@ def read_demonstrations(demonstrations: DemonstrationSet) -> DemonstrationFrames
             raise UserError(
                 f"demonstrations: {demonstrations.folder} is damaged ({error.reason}); delete it"
             ) from None
-        state, action = _columns(source, clip.episode_index, json.loads(clip.extra), number)
+        state, action = _columns(source, Episode.from_json(clip.extra), number)
         parts["images"].append(images)
         parts["state"].append(state)
         parts["action"].append(action)
@@ -126,31 +124,12 @@ def read_demonstrations(demonstrations: DemonstrationSet) -> DemonstrationFrames
     )
 
 
-def _solved_episodes(folder: Path) -> set[int]:
-    files = sorted((folder / "meta" / "episodes").glob("chunk-*/file-*.parquet"))
-    table = pa.concat_tables(
-        [pq.read_table(file, columns=["episode_index", "success"]) for file in files]
-    ).to_pydict()
-    rows = zip(table["episode_index"], table["success"], strict=True)
-    return {index for index, success in rows if success}
-
-
-def _columns(
-    source: LeRobotSource, episode_index: int, episode: dict, number: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Proprioception (N, P) and actions (N, A) of an episode, float32."""
-    name = source.info["data_path"].format(
-        chunk_index=episode["data/chunk_index"], file_index=episode["data/file_index"]
-    )
-    table = pq.read_table(
-        source.root / name,
-        columns=["frame_index", PROPRIOCEPTION, ACTION],
-        filters=[("episode_index", "=", episode_index)],
-    ).sort_by("frame_index")
-    if table.num_rows != number:
+def _columns(source: LeRobotSource, episode: Episode, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Proprioception and actions of an episode: two (N, 4) float32."""
+    state, action = read_arrays(source.meta, episode, (PROPRIOCEPTION, ACTION))
+    if len(state) != number:
         raise UserError(
-            f"demonstrations: episode {episode_index} of {source.root} has {table.num_rows} rows "
-            f"and {number} images; delete the folder"
+            f"demonstrations: episode {episode.index} of {source.root} has {len(state)} rows and "
+            f"{number} images; delete the folder"
         )
-    state = np.array(table[PROPRIOCEPTION].to_pylist(), np.float32)
-    return state, np.array(table[ACTION].to_pylist(), np.float32)
+    return state.astype(np.float32), action.astype(np.float32)

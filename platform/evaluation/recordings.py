@@ -14,18 +14,22 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dynaflip.errors import UserError
 from dynaflip.eval.labelled_frames import LabelledFrames
+from dynaflip.platform.lerobot.columns import (
+    JOINT_ANGLES,
+    OBJECT_POSITION,
+    PROPRIOCEPTION,
+    read_arrays,
+)
+from dynaflip.platform.lerobot.metadata import Episode
 from dynaflip.platform.triplets.clips import Clip, ClipRejected
 from dynaflip.platform.triplets.config import SourceConfig
 from dynaflip.platform.triplets.sources.lerobot import LeRobotSource
 from dynaflip.platform.triplets.split import split_of
 
-HAND = "observation.state"
-OBJECT = "privileged.object_position_m"
-JOINTS = "privileged.joint_angles"
+HAND, OBJECT, JOINTS = PROPRIOCEPTION, OBJECT_POSITION, JOINT_ANGLES
 _AS_RECORDED = 1 << 20  # px: longer than any short side, and images are never enlarged
 
 
@@ -83,11 +87,8 @@ def open_recordings(folder: str, heldout_share: float) -> Recordings:
             f"({len(clips)} recordings); probes are fitted on those alone, so collect more"
         )
     key = camera if camera in source.info["features"] else f"observation.images.{camera}"
-    feature = source.info["features"][key]
-    names = feature.get("names") or ["height", "width", "channels"]
-    shape = dict(zip(names, feature["shape"], strict=False))
-    size_px = (int(shape["height"]), int(shape["width"]))
-    return Recordings(source, camera, size_px, by_split["train"], by_split["heldout"])
+    width, height = source.meta.image_px(key)
+    return Recordings(source, camera, (height, width), by_split["train"], by_split["heldout"])
 
 
 def read_frames(
@@ -132,30 +133,21 @@ def read_frames(
 
 
 def _is_plain(clip: Clip) -> bool:
-    moving = bool(json.loads(clip.extra).get("moving_camera", False))
+    moving = Episode.from_json(clip.extra).moving_camera if clip.extra else False
     return clip.problem is None and json.loads(clip.factors) == {} and not moving
 
 
 def _labels(source: LeRobotSource, clip: Clip, number: int) -> tuple[np.ndarray, ...]:
     """Of an episode's frames: hand and object positions, (N, 3) metres, world; joints, radians."""
-    episode = json.loads(clip.extra)
-    name = source.info["data_path"].format(
-        chunk_index=episode["data/chunk_index"], file_index=episode["data/file_index"]
-    )
+    episode, path = Episode.from_json(clip.extra), source.root
     try:
-        table = pq.read_table(
-            source.root / name,
-            columns=["frame_index", HAND, OBJECT, JOINTS],
-            filters=[("episode_index", "=", clip.episode_index)],
-        ).sort_by("frame_index")
+        hand, object_m, joints_rad = read_arrays(source.meta, episode, (HAND, OBJECT, JOINTS))
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"--data: cannot read {source.root / name}: {error}") from None
-    if table.num_rows != number:
+        path = path / source.meta.data_path(episode)
+        raise UserError(f"--data: cannot read {path}: {error}") from None
+    if len(hand) != number:
         raise UserError(
-            f"--data: episode {clip.episode_index} of {source.root} has {table.num_rows} rows of "
-            f"labels and {number} images"
+            f"--data: episode {clip.episode_index} of {path} has {len(hand)} rows of labels and "
+            f"{number} images"
         )
-    hand, object_m, joints_rad = (
-        np.array(table[name].to_pylist(), dtype=np.float64) for name in (HAND, OBJECT, JOINTS)
-    )
     return hand[:, :3], object_m, joints_rad

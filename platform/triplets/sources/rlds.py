@@ -69,6 +69,28 @@ class _About:
     images: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class StoredEpisode:
+    """Where a clip's record lies, which feature is its camera, and its steps a second."""
+
+    file: str  # relative to the source's root
+    record: Record
+    feature: str
+    fps: float
+
+    def to_json(self) -> str:
+        """As a clip's ``extra``."""
+        record = self.record
+        values = [self.file, record.offset, record.size, record.checksum, self.feature, self.fps]
+        return json.dumps(values)
+
+    @classmethod
+    def from_json(cls, text: str) -> StoredEpisode:
+        """The episode that :meth:`to_json` wrote down."""
+        file, offset, size, checksum, feature, fps = json.loads(text)
+        return cls(file, Record(offset, size, checksum), feature, fps)
+
+
 class RLDSSource:
     """One clip for every camera of every episode."""
 
@@ -177,9 +199,7 @@ class RLDSSource:
                 licence=about.licence,
                 episode_index=number,
                 content=f"{recording} {about.fps!r}",
-                extra=json.dumps(
-                    [name, record.offset, record.size, record.checksum, key, about.fps]
-                ),
+                extra=StoredEpisode(name, record, key, about.fps).to_json(),
                 problem=None if captions else ("caption", "the episode has no instruction"),
             )
 
@@ -209,9 +229,8 @@ class RLDSRecording:
 
     def __init__(self, root: Location, clip: Clip) -> None:
         self.clip = clip
-        name, offset, size, checksum, self.key, self.fps = json.loads(clip.extra)
-        self.path = root / name
-        self.record = Record(offset, size, checksum)
+        self.stored = StoredEpisode.from_json(clip.extra)
+        self.path = root / self.stored.file
         self._features: dict[str, Values] = {}
 
     @property
@@ -220,7 +239,7 @@ class RLDSRecording:
         if not self._features:
             try:
                 with self.path.open("rb") as file:
-                    data = tfrecord.read_record(file, self.record)
+                    data = tfrecord.read_record(file, self.stored.record)
                 self._features = tfrecord.read_example(data)
             except DamagedRecord as error:
                 raise ClipRejected("decode", str(error)) from None
@@ -233,14 +252,14 @@ class RLDSRecording:
     @property
     def images(self) -> list[bytes]:
         """Encoded images, one a step."""
-        values = self.features.get(self.key)
+        values = self.features.get(self.stored.feature)
         if not isinstance(values, list) or not values:
-            raise ClipRejected("decode", f"the episode holds no images in {self.key}")
+            raise ClipRejected("decode", f"the episode holds no images in {self.stored.feature}")
         return values
 
     def times_s(self) -> Doubles:
         """See :class:`~dynaflip.platform.triplets.clips.Recording`."""
-        return np.arange(len(self.images)) / self.fps
+        return np.arange(len(self.images)) / self.stored.fps
 
     def read_frames(self, indices: list[int], short_side_px: int) -> Frames:
         """See :class:`~dynaflip.platform.triplets.clips.Recording`."""

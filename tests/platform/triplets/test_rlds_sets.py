@@ -11,7 +11,7 @@ import pytest
 from dynaflip.errors import UserError
 from dynaflip.platform.triplets.clips import Clip
 from dynaflip.platform.triplets.config import SourceConfig
-from dynaflip.platform.triplets.sources.rlds import RLDSSource
+from dynaflip.platform.triplets.sources.rlds import RLDSSource, StoredEpisode
 
 LICENCES = {"bridge": "CC BY 4.0", "droid": "Apache-2.0"}
 
@@ -44,11 +44,11 @@ def test_each_data_set_has_its_own_rate_and_licence(tmp_path: Path, record: Path
     steps = {"featuresDict": {"features": {"steps": {"sequence": {"feature": step}}}}}
     (root / "bridge" / "features.json").write_text(json.dumps(steps))  # above its records
     clips = listed(root)
-    about = {(c.path.split("/")[0], json.loads(c.extra)[-1], c.licence) for c in clips}
+    about = {(c.path.split("/")[0], StoredEpisode.from_json(c.extra).fps, c.licence) for c in clips}
     assert about == {("bridge", 5.0, "CC BY 4.0"), ("droid", 15.0, "Apache-2.0")}
     cameras = {(c.path.split("/")[0], c.camera) for c in clips}
     assert cameras == {("bridge", "image_1"), *(("droid", f"image_{n}") for n in range(3))}
-    given = {json.loads(c.extra)[-1] for c in listed(root, fps=7.0)}
+    given = {StoredEpisode.from_json(c.extra).fps for c in listed(root, fps=7.0)}
     assert given == {7.0}
 
 
@@ -70,4 +70,4 @@ def test_folders_above_the_source_say_nothing(tmp_path: Path, record: Path) -> N
         with pytest.raises(UserError, match=r"source\.fps"):
             listed(source)
     # The source's own folder does.
-    assert json.loads(listed(tmp_path / "viola")[0].extra)[-1] == 20.0
+    assert StoredEpisode.from_json(listed(tmp_path / "viola")[0].extra).fps == 20.0
