@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dynaflip.encoders.checkpoint import CONFIG
+from dynaflip.eval.envs.registry import DEFAULT_ENVIRONMENT
 from dynaflip.eval.expert_views import RENDER_VERSION
 from dynaflip.platform import tracking
 from dynaflip.platform.config_loader import config_digest
@@ -17,6 +18,7 @@ from dynaflip.platform.evaluation.outcome import Outcome
 from dynaflip.platform.paths import default_data, default_triplets, home, input_path
 from dynaflip.platform.tracking import registry
 from dynaflip.platform.triplets.schema import read_manifest
+from dynaflip.renames import first_settings
 
 # Metrics that a registered version shows as tags.
 _HEADLINES = (
@@ -78,8 +80,11 @@ def score_digest(config: ProbeSuiteConfig, folder: Path, manifest: dict[str, Any
         data=about.read_text() if about.is_file() else config.data,
         triplets=manifest["digest"],
     )
+    settings = first_settings(what)
+    if config.views.environment == DEFAULT_ENVIRONMENT:
+        del settings["views"]["environment"]  # as before there were others
     preprocessing = json.loads((folder / CONFIG).read_text())["preprocessing"]
-    digest = hashlib.sha256(config_digest(what).encode())
+    digest = hashlib.sha256(config_digest(settings).encode())
     digest.update(json.dumps([preprocessing, RENDER_VERSION], sort_keys=True).encode())
     for path in sorted(folder.glob("*.safetensors")):
         digest.update(path.read_bytes())

@@ -163,7 +163,7 @@ def test_policies_of_many_tasks_are_pairs_where_they_learnt_the_same_tasks(store
     many = replace(CONFIG, multitask=True)
     _, five = evaluated(store, inside=0.5, outside=0.4, config=many)
     _, ten = evaluated(store, inside=0.5, outside=0.4, config=replace(many, tasks=("mt10",)))
-    with pytest.raises(UserError, match=r"has tasks \['r3m5'\]"):
+    with pytest.raises(UserError, match=r"has tasks \['assembly-v3'"):
         compare(five, ten)
 
 
