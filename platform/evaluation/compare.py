@@ -39,7 +39,7 @@ def check_same_protocol(first: FinishedEvaluation, second: FinishedEvaluation) -
             f"{second.simulator}: their episodes are no pairs; evaluate both in one of them"
         )
     # What only some policies have is asked of those alone.
-    used = [str(first.settings["head"])]
+    used = [str(first.settings["head"]), "head_settings"]
     used += ["end_to_end"] if first.settings["adaptation"] != "frozen" else []
     used += ["tasks"] if first.settings["multitask"] else []  # they all shape the one policy
     for key in (*_PROTOCOL, *used):
@@ -57,7 +57,7 @@ def _setting(run: FinishedEvaluation, key: str) -> Any:
         return run.environment.name
     if key == "tasks":
         return list(run.environment.tasks_of(run.settings["tasks"]))
-    return run.settings.get(key)
+    return run.settings.get(key) or None
 
 
 @dataclass(frozen=True)

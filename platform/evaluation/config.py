@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
 
 from dynaflip.checks import at_least, one_of, within
 from dynaflip.eval.envs.registry import DEFAULT_ENVIRONMENT, environment
 from dynaflip.eval.perturbations import LEVELS
 from dynaflip.eval.policies.config import BehaviourCloningConfig, DiffusionConfig, EndToEndConfig
+from dynaflip.eval.policies.registry import HEADS
 
 ADAPTATIONS = ("frozen", "lora", "full")
-HEADS = ("behaviour_cloning", "diffusion")
 BASELINES = ("initialization", "imagenet", "random")
 SPLITS = ("dev", "test")
 TUNING_SPLIT = "dev"  # what is tuned against a score must never have seen test
@@ -184,7 +184,11 @@ class RolloutConfig(EvaluationConfig):
     both."""
 
     head: str = "behaviour_cloning"
-    """The policy on the features: behaviour_cloning or diffusion."""
+    """The policy on the features: behaviour_cloning, diffusion, an installed package's, or
+    class:MODULE:NAME."""
+
+    head_settings: dict[str, Any] = field(default_factory=dict)
+    """Settings of a head that has no section below, by name."""
 
     adaptation: str = "frozen"
     """The encoder inside the policy: frozen, lora (low-rank additions are trained) or full (all of
@@ -212,7 +216,7 @@ class RolloutConfig(EvaluationConfig):
         at_least(self, 0, "steps_after_success", "seed")
         self._check_environment()
         one_of(self, SPLITS, "split")
-        one_of(self, HEADS, "head")
+        self._check_head()
         one_of(self, ADAPTATIONS, "adaptation")
         self._check_adaptation()
         if self.image_px < 32 or self.image_px % 2:
@@ -243,12 +247,23 @@ class RolloutConfig(EvaluationConfig):
                 f"horizon_steps must be at most {spec.horizon_steps}: {spec.name} ends there"
             )
 
+    def settings_of_head(self) -> dict[str, Any]:
+        """The head's settings as plain values, from its section or ``head_settings``."""
+        section = getattr(self, self.head, None) if self.head in HEADS.table else None
+        return self.head_settings if section is None else asdict(section)
+
+    def _check_head(self) -> None:
+        HEADS.check(self.head, "head")
+        if self.head_settings and self.head in HEADS.table:
+            raise ValueError(f"head_settings: head {self.head} has a section of that name instead")
+
     def _check_adaptation(self) -> None:
         if self.adaptation == "frozen":
             return
-        if self.multitask or self.head != HEADS[0]:
+        if self.multitask or self.head != "behaviour_cloning":
             raise ValueError(
-                f"adaptation {self.adaptation} goes with head {HEADS[0]} and one task per policy"
+                f"adaptation {self.adaptation} goes with head behaviour_cloning and one task per "
+                "policy"
             )
         cloning, usual = self.behaviour_cloning, BehaviourCloningConfig()
         for name in ("steps", "batch_size", "input_norm"):

@@ -17,8 +17,12 @@ from dynaflip.eval.expert_views import ALL_FACTORS, UNPERTURBED
 from dynaflip.eval.policies.config import settings_to_hash
 from dynaflip.eval.rollout import EpisodeStart
 from dynaflip.platform.evaluation.config import RolloutConfig
-from dynaflip.platform.evaluation.demonstrations import DemonstrationSet
-from dynaflip.platform.evaluation.encoders_under_test import Encoder, EncoderUnderTest
+from dynaflip.platform.evaluation.demonstrations import DemonstrationSet, collect_demonstrations
+from dynaflip.platform.evaluation.encoders_under_test import (
+    Encoder,
+    EncoderUnderTest,
+    resolve_encoders,
+)
 from dynaflip.platform.provenance import versions_of
 
 # Raised when the same recipe gives other results than before.
@@ -107,6 +111,20 @@ def conditions_of(config: RolloutConfig) -> list[Condition]:
     return [Condition(UNPERTURBED, 0), *perturbed]
 
 
+def prepare(config: RolloutConfig) -> tuple[list[EncoderUnderTest], list[EvaluationJob]]:
+    """The encoders to compare and all jobs, with their demonstrations collected.
+
+    Raises:
+        UserError: a task, a head or an encoder does not exist, or the simulator cannot render.
+    """
+    from dynaflip.eval.policies.registry import head_settings
+
+    tasks = environment(config.environment).tasks_of(config.tasks)
+    head_settings(config.head, config.settings_of_head())  # refused now, not in every worker
+    tested = resolve_encoders(config)
+    return tested, plan_jobs(config, tested, collect_demonstrations(config, tasks))
+
+
 def plan_jobs(
     config: RolloutConfig,
     tested: list[EncoderUnderTest],
@@ -170,12 +188,11 @@ def _policy(
     seed: int,
 ) -> PolicySpec:
     together = tuple(demonstrations.values()) if config.multitask else (demonstrations[task],)
-    settings = getattr(config, config.head)
     return PolicySpec(
         encoder=entry.encoder(seed),
         demonstrations=together,
         head=config.head,
-        head_settings=asdict(settings),
+        head_settings=config.settings_of_head(),
         use_proprioception=proprioception,
         seed=seed,
         adaptation=config.adaptation,

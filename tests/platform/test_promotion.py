@@ -39,8 +39,11 @@ def evaluated(
     tasks: tuple[str, ...] = TASK_SETS["r3m5"],
     factors: tuple[str, ...] = FACTORS,
     level: int = 3,
+    recorded: str | None = None,
 ) -> tuple[str, str]:
     """A registered version and the run that found it to succeed that often on ``test``.
+
+    ``recorded`` is the list of factors that there were; None, as runs of before have it: no list.
 
     Its initialisation succeeds in 0.5 of the episodes in distribution and 0.2 out of it. Layouts
     are as hard for all, and a policy's luck is its own.
@@ -48,7 +51,12 @@ def evaluated(
     from dynaflip.platform import tracking
     from dynaflip.platform.evaluation.encoders_under_test import weights_digest
     from dynaflip.platform.evaluation.plan import ROLLOUT_VERSION
-    from dynaflip.platform.evaluation.rollout_run import EPISODES_FILE, KIND, VERSION_TAG
+    from dynaflip.platform.evaluation.rollout_run import (
+        EPISODES_FILE,
+        FACTORS_TAG,
+        KIND,
+        VERSION_TAG,
+    )
     from dynaflip.platform.promotion import RUN_TAG
     from dynaflip.platform.tracking import registry
 
@@ -58,7 +66,10 @@ def evaluated(
     version = str(registry.register(encoder, maker, name=NAME))
     maker.end("FINISHED")
     digest = weights_digest(f"models:/{NAME}/{version}")
-    hardness = np.random.default_rng(0).random((len(tasks), 1 + len(factors), config.episodes))
+    shape = (len(tasks), config.episodes)
+    hardness = np.stack(  # of a condition the same, whichever others there are
+        [np.random.default_rng(c).random(shape) for c in range(1 + len(factors))], axis=1
+    )
     rows = []
     for arm, rates in (("trained", (inside, outside)), ("initialization", (0.5, 0.2))):
         for seed in range(config.seeds):
@@ -76,9 +87,9 @@ def evaluated(
                         }
                         for e in range(config.episodes)
                     ]  # fmt: skip
-    run = tracking.open_run(
-        "dynaflip-evaluate", f"policies-{number}", {"kind": KIND, VERSION_TAG: ROLLOUT_VERSION}
-    )
+    tags = {"kind": KIND, VERSION_TAG: ROLLOUT_VERSION}
+    tags |= {} if recorded is None else {FACTORS_TAG: recorded}
+    run = tracking.open_run("dynaflip-evaluate", f"policies-{number}", tags)
     run.log_settings(config)
     pl.DataFrame(rows).write_parquet(folder / EPISODES_FILE)
     run.log_file(folder / EPISODES_FILE)
@@ -155,6 +166,23 @@ def test_narrow_evidence_is_refused(store: Path, change: dict, lacks: str) -> No
     with pytest.raises(UserError, match=f"lack {lacks}"):
         promote(NAME, version)
     assert champion() is None
+
+
+def test_a_new_factor_leaves_an_old_champion_s_evidence_valid(store: Path) -> None:
+    from dynaflip.platform.promotion import promote
+    from dynaflip.platform.tracking import registry
+
+    old, _ = evaluated(store, inside=0.5, outside=0.4)
+    assert promote(NAME, old).promoted, "a run without a list has the factors of its time"
+    more = (*FACTORS, "fog")
+    without, _ = evaluated(store, inside=0.5, outside=0.6, recorded=",".join(more))
+    with pytest.raises(UserError, match="lack fog-3"):
+        promote(NAME, without)
+    better, _ = evaluated(store, inside=0.5, outside=0.6, factors=more, recorded=",".join(more))
+    assert promote(NAME, better).promoted
+    evidence = json.loads(registry.version_tags(NAME, better)["champion_evidence"])
+    assert set(evidence["conditions"]) == {f"{factor}-3" for factor in FACTORS}, "what both have"
+    assert evidence["factors"] == list(more)
 
 
 def test_policies_of_many_tasks_are_pairs_where_they_learnt_the_same_tasks(store: Path) -> None:

@@ -109,7 +109,11 @@ def facts_of(
 ) -> dict[str, str]:
     """Settings, code and machine, as the report's head lists them."""
     spec = environment(config.environment)
-    tuned = {} if config.adaptation == "frozen" else {"tuning": _settings_text(config.end_to_end)}
+    tuned = (
+        {}
+        if config.adaptation == "frozen"
+        else {"tuning": _settings_text(asdict(config.end_to_end))}
+    )
     return {
         "encoders": "; ".join(
             f"{entry.name}: {', '.join(e.name for e in entry.encoders)}" for entry in tested
@@ -119,7 +123,7 @@ def facts_of(
         "policy": config.head
         + (" of all tasks, told apart by captions" if config.multitask else ""),
         "encoder in the policy": config.adaptation,
-        "policy's settings": _settings_text(getattr(config, config.head)),
+        "policy's settings": _settings_text(config.settings_of_head()),
         **tuned,
         "policies": f"{config.seeds} per encoder, {config.episodes} episodes per job",
         "proprioception": ", ".join(rollout_tables.GIVEN[p] for p in config.proprioception),
@@ -155,8 +159,8 @@ def notes_of(
     return notes
 
 
-def _settings_text(settings: Any) -> str:
-    return ", ".join(f"{key} {value}" for key, value in asdict(settings).items())
+def _settings_text(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in settings.items())
 
 
 def _metrics(by_name: dict[str, Successes], measure: str, proprioception: bool) -> dict[str, float]:

@@ -61,9 +61,8 @@ class Imitation(Suite):
             )
         from dynaflip.eval.envs.registry import environment
         from dynaflip.platform import tracking
-        from dynaflip.platform.evaluation.demonstrations import collect_demonstrations
-        from dynaflip.platform.evaluation.encoders_under_test import info_of, resolve_encoders
-        from dynaflip.platform.evaluation.plan import plan_jobs
+        from dynaflip.platform.evaluation.encoders_under_test import info_of
+        from dynaflip.platform.evaluation.plan import prepare
         from dynaflip.platform.evaluation.schedule import (
             compare_with_expert,
             fit_missing,
@@ -71,10 +70,7 @@ class Imitation(Suite):
         )
         from dynaflip.platform.paths import new_run_name
 
-        spec = environment(config.environment)
-        tasks = spec.tasks_of(config.tasks)
-        tested = resolve_encoders(config)
-        jobs = plan_jobs(config, tested, collect_demonstrations(config, tasks))
+        tested, jobs = prepare(config)
         tags = {
             "kind": KIND,
             "encoder": config.encoder,
@@ -84,7 +80,7 @@ class Imitation(Suite):
         run = tracking.open_run(config.experiment, new_run_name(KIND), tags)
         with tracking.ending(run):
             run.log_settings(config)
-            with open_pool(spec) as pool:
+            with open_pool(environment(config.environment)) as pool:
                 fit_missing(jobs, pool)
                 results = compare_with_expert(jobs, pool)
             return _report(config, tested, imitation_table(jobs, results), run)

@@ -41,25 +41,20 @@ class Rollouts(Suite):
         """
         from dynaflip.eval.envs.registry import environment
         from dynaflip.platform import tracking
-        from dynaflip.platform.evaluation.demonstrations import collect_demonstrations
-        from dynaflip.platform.evaluation.encoders_under_test import resolve_encoders
-        from dynaflip.platform.evaluation.plan import plan_jobs
+        from dynaflip.platform.evaluation.plan import prepare
         from dynaflip.platform.evaluation.results import episode_table
         from dynaflip.platform.evaluation.rollout_run import open_rollout_run
         from dynaflip.platform.evaluation.schedule import open_pool, run_jobs
         from dynaflip.platform.evaluation.version_scores import mark_versions
 
-        spec = environment(config.environment)
-        tasks = spec.tasks_of(config.tasks)
-        tested = resolve_encoders(config)
-        jobs = plan_jobs(config, tested, collect_demonstrations(config, tasks))
+        tested, jobs = prepare(config)
         # Opened before the first episode: an evaluation on test counts though it is killed.
         run, test_evaluation = open_rollout_run(config, tested, jobs)
         with tracking.ending(run):
             run.log_settings(config)
-            with open_pool(spec) as pool:
+            with open_pool(environment(config.environment)) as pool:
                 table = episode_table(jobs, run_jobs(jobs, pool))
-                saliency = _saliency(config, tested, tasks, pool)
+                saliency = _saliency(config, tested, pool)
             outcome = _report(config, tested, jobs, table, saliency, run, test_evaluation)
             mark_versions(config, tested, outcome)
         return outcome
@@ -68,10 +63,10 @@ class Rollouts(Suite):
 def _saliency(
     config: RolloutConfig,
     tested: list[EncoderUnderTest],
-    tasks: tuple[str, ...],
     pool: ActorPool,
 ) -> dict[str, SaliencyMaps]:
     """Saliency of the first encoder of each entry, by task; policies without one have none."""
+    from dynaflip.eval.envs.registry import environment
     from dynaflip.eval.perturbations import layout_seed
     from dynaflip.platform.evaluation.schedule import compute_saliency
     from dynaflip.platform.evaluation.worker import SceneSpec
@@ -81,6 +76,7 @@ def _saliency(
     encoders = {entry.encoders[0].digest: entry.encoders[0] for entry in tested}
     on_disk = [encoder for encoder in encoders.values() if encoder.folder is not None]
     seeds = [layout_seed(config.split, index) for index in range(SALIENCY_IMAGES)]
+    tasks = environment(config.environment).tasks_of(config.tasks)
     scenes = [SceneSpec(config.environment, task, config.image_px) for task in tasks]
     return compute_saliency(scenes, seeds, on_disk, pool)
 

@@ -132,7 +132,11 @@ def test_tasks_are_the_environment_s_and_an_empty_list_takes_its_recommendation(
         ({"horizon_steps": 501}, "horizon_steps must be at most 500"),
         ({"environment": "nowhere"}, "environment: there is no environment 'nowhere'"),
         ({"episodes": 0}, "episodes must be at least 1"),
-        ({"head": "transformer"}, "head must be one of"),
+        (
+            {"head": "transformer"},
+            "head: there is no policy head 'transformer'; known: behaviour_cl",
+        ),
+        ({"head_settings": {"width": 3}}, "head_settings: head behaviour_cloning has a section"),
         ({"adaptation": "half"}, "adaptation must be one of frozen, lora, full"),
         ({"adaptation": "full", "head": "diffusion"}, "goes with head behaviour_cloning"),
         ({"proprioception": ()}, "proprioception must be"),
