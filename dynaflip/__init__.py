@@ -40,7 +40,7 @@ def load_encoder(
             been downloaded, so ``class:MODULE:NAME`` is taken from here alone.
 
     Raises:
-        ValueError: the URI names no encoder; the message says what was looked for.
+        ValueError: the URI names no encoder; the message names what was looked for.
     """
     text = str(uri).strip()
     folder = Path(text).expanduser().absolute()

@@ -3,7 +3,7 @@
 A name is looked up in three places, in this order:
 
 1. the room's own table, e.g. ``losses/terms.py``: name → ``module:object``, one line a built-in,
-   imported when it is asked for;
+   imported at its first use;
 2. the entry points that installed packages declare in the group ``dynaflip.<kind>``
    (``[project.entry-points."dynaflip.backbone"]`` in their ``pyproject.toml``);
 3. ``class:MODULE:NAME``, any importable object.
@@ -106,7 +106,7 @@ class ExtensionPoint:
             raise UserError(f"{setting}: {self.unknown(name)}")
 
     def unknown(self, name: str) -> str:
-        """What to say of a name that nothing has: what there is, and the nearest."""
+        """The message for an unknown name: the known ones, and the nearest of them."""
         near = difflib.get_close_matches(name, self.names(), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         kind = self.kind.replace("_", " ")
@@ -128,7 +128,7 @@ class ExtensionPoint:
         if name in self._loaded and (trusted or not name.startswith(CLASS_PREFIX)):
             return self._loaded[name]
         if name in self.table:
-            found = load_object(self.table[name])
+            extension = load_object(self.table[name])
         elif name.startswith(CLASS_PREFIX):
             if not trusted:
                 raise UserError(
@@ -137,13 +137,13 @@ class ExtensionPoint:
                     f"{self.group} and use that name, or give it in your own settings"
                 )
             module, attribute = _parts(name, setting)
-            found = _import(f"{module}:{attribute}", f"{setting}: cannot import {name}")
+            extension = _import(f"{module}:{attribute}", f"{setting}: cannot import {name}")
         elif (entry := self._installed().get(name)) is not None:
-            found = _import(entry.value, f"{setting}: {_origin(entry)} does not import")
+            extension = _import(entry.value, f"{setting}: {_origin(entry)} does not import")
         else:
             raise UserError(f"{setting}: {self.unknown(name)}")
-        self._loaded[name] = found
-        return found
+        self._loaded[name] = extension
+        return extension
 
     def _installed(self) -> dict[str, importlib.metadata.EntryPoint]:
         return {entry.name: entry for entry in importlib.metadata.entry_points(group=self.group)}
@@ -188,10 +188,10 @@ def check_name(
 def load_object(target: str) -> Any:
     """The object of ``module:object``, imported now."""
     module, _, attribute = target.partition(":")
-    found: Any = importlib.import_module(module)
+    value: Any = importlib.import_module(module)
     for part in attribute.split("."):
-        found = getattr(found, part)
-    return found
+        value = getattr(value, part)
+    return value
 
 
 def listing(kinds: Collection[str] | None = None) -> Iterator[str]:

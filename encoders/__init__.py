@@ -1,1 +1,1 @@
-"""Pure torch: the image, language and flow towers and their checkpoint folder."""
+"""The image, language and flow encoders, their model and its folder, in plain torch."""

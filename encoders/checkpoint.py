@@ -1,11 +1,9 @@
-"""A model in one folder: ``config.json``, ``encoder.safetensors``, ``towers.safetensors``.
+"""The folder of a model: ``config.json``, ``encoder.safetensors``, ``towers.safetensors``.
 
-``README.md`` beside them is the model card.
-
-The encoder's weights are apart from the other towers' because use needs nothing else.
-Nothing is pickled. A folder is complete or absent: it is written beside its place and
-renamed. The image network's architecture is in ``config.json``, so that loading needs
-neither the hub nor the folder that pretraining started from.
+``README.md`` beside them is the model card. The image encoder's weights have a file of their own,
+because use needs nothing else. Nothing is pickled. A folder is complete or absent: it is written
+under a hidden name and renamed. The image network's architecture is in ``config.json``, so that
+loading needs neither a hub nor the folder that pretraining started from.
 """
 
 from __future__ import annotations
@@ -41,12 +39,12 @@ _DESCRIBED = ("model", "text_dim", "preprocessing", "image_architecture", "info"
 
 
 def save_folder(folder: str | Path, model: DynaFLIP, info: Mapping[str, Any]) -> Path:
-    """Write a model; a model already there is replaced.
+    """Write a model's folder, in place of one that is already there.
 
     Args:
         folder: where; its parent is made.
         model: the model, on any device.
-        info: what ``encoder.info`` will say: resolved config, git commit, data digest,
+        info: becomes ``encoder.info``: resolved config, git commit, data digest,
             metrics. Anything that JSON can hold.
 
     Returns:
@@ -114,13 +112,18 @@ def load_image_encoder(folder: str | Path, *, backbone: str | None = None) -> Im
 
     Raises:
         UserError: the folder is missing, incomplete or of another format, or its backbone is
-            not to be had.
+            not available.
     """
     described = _read_config(folder)
     config = _model_config(folder, described["model"]).image
     encoder = _image_encoder(folder, described, config, backbone)
     _fill(folder, encoder, _read_tensors(folder, ENCODER))
     return encoder.eval()
+
+
+def backbone_name(folder: str | Path) -> str:
+    """The backbone that a folder names: pass it on for folders that the same job has made."""
+    return str(_read_config(folder)["model"]["image"]["name"])
 
 
 def load_for_use(

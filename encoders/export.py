@@ -100,7 +100,7 @@ def save_transformers(encoder: ImageEncoder, folder: str | Path) -> Path:
         folder: new or empty, or made by this function.
 
     Raises:
-        UserError: the backbone's source is not to be had.
+        UserError: the backbone's source is not available.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,7 +118,7 @@ def save_transformers(encoder: ImageEncoder, folder: str | Path) -> Path:
         settings["image"] = asdict(replace(encoder.config, frozen_blocks=0))
         settings["architecture"] = encoder.architecture
         _save_with_backbone(encoder.backbone, folder, settings)
-    # Everything that `ImageEncoder.preprocess` does, whatever the backbone's own processor does.
+    # What `ImageEncoder.preprocess` does, which the backbone's own processor may not.
     processor = {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,

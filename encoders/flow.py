@@ -1,4 +1,4 @@
-"""The flow encoder: how a grid of scene points moves over K steps → one unit vector.
+"""The flow encoder: the motion of a grid of scene points over K steps → one vector.
 
 DynaFLIP (arXiv 2605.30350): per step a 4-layer CNN over the 20×20×3 grid; a 4-layer
 transformer over the K steps with the frame's embedding prepended as condition token, under
@@ -50,7 +50,7 @@ class FlowEncoder(nn.Module):
         Args:
             origin: (B, G, G, 3) points at frame t, camera frame of t, in median depths.
             displacement: (B, K, G, G, 3) from there, same frame and unit.
-            visible: (B, K, G, G) bool; what invisible points hold is not read.
+            visible: (B, K, G, G) bool; values of invisible points are not read.
             condition: (B, D) embedding of frame t; no gradient goes back into it.
         """
         num_examples, num_steps = visible.shape[:2]
@@ -62,13 +62,13 @@ class FlowEncoder(nn.Module):
         if not self.config.condition:
             frame = torch.zeros_like(frame)
         elif self.training and self.config.condition_dropout > 0:
-            kept = torch.rand(num_examples, 1, 1, device=frame.device)
-            frame = frame * (kept >= self.config.condition_dropout)
+            draw = torch.rand(num_examples, 1, 1, device=frame.device)
+            frame = frame * (draw >= self.config.condition_dropout)
         tokens = torch.cat([cls, frame, steps], 1) + self.positions
         return self.out(self.transformer(tokens)[:, 0])
 
     def _channels(self, origin: Tensor, displacement: Tensor, visible: Tensor) -> Tensor:
-        """What the CNN sees: (B, K, C, G, G)."""
+        """Input of the CNN: (B, K, C, G, G)."""
         seen = visible.unsqueeze(-1)
         # Selection, not multiplication: invisible points may hold NaN.
         displacement = torch.where(seen, displacement, 0.0)
@@ -84,7 +84,7 @@ class FlowEncoder(nn.Module):
 def _grid_cnn(config: FlowConfig) -> nn.Sequential:
     """(B·K, C, G, G) → (B·K, W): strided after the first layer, then pooled to 2×2.
 
-    Pooled to 2×2 and not to a point, so that where the motion is is not lost.
+    Pooled to 2×2 and not to a point, which would lose where the motion is.
     """
     channels = 7 if config.inputs == "both" else 4
     width = config.channels

@@ -1,4 +1,4 @@
-"""The image encoder: one RGB image → one vector, and spatial tokens. Nothing else at use.
+"""The image encoder: one RGB image → one vector, and spatial tokens.
 
 Shapes: B images, H×W pixels of an image as given, px the side of the square that the backbone
 sees, D embedding width, P spatial tokens of width D'.
@@ -22,16 +22,15 @@ from dynaflip.errors import UserError
 
 
 class ImageEncoder(nn.Module):
-    """Images to embeddings. ``info`` tells where the weights come from.
+    """Images to embeddings and spatial tokens; resizing and normalising happen inside.
 
     Attributes:
         config: the settings it was built with.
         dim: D, width of an embedding.
         token_dim: D', width of a spatial token.
         preprocessing: ``image_px``, ``mean``, ``std``: what happens to an image first.
-        architecture: what the backbone is rebuilt from beside the settings; None where its name
-            says everything.
-        info: free for the checkpoint: config, git commit, data digest, metrics.
+        architecture: what the backbone is rebuilt from beside the settings, or None.
+        info: where the weights come from: config, git commit, data digest, metrics.
     """
 
     def __init__(
@@ -60,7 +59,7 @@ class ImageEncoder(nn.Module):
         """Rows and columns of the spatial tokens, P = rows × columns, from the top left.
 
         The same for every image, because all are resized to one square: a token covers an equal
-        share of the image's height and width, whatever its shape.
+        share of the image's height and width, of any shape.
 
         Raises:
             UserError: the backbone's tokens have no grid.
@@ -140,9 +139,9 @@ class ImageEncoder(nn.Module):
         blank = torch.zeros(1, 3, px, px, device=trained[0].device)
         with torch.enable_grad():
             embedding, _ = self.eval().features(blank)
-            found = torch.autograd.grad(embedding.sum(), trained, allow_unused=True)
+            gradients = torch.autograd.grad(embedding.sum(), trained, allow_unused=True)
         self.train(training)
-        for parameter, gradient in zip(trained, found, strict=True):
+        for parameter, gradient in zip(trained, gradients, strict=True):
             parameter.requires_grad_(gradient is not None)
 
     def _checked(self, images: Any) -> Tensor:

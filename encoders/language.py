@@ -133,7 +133,7 @@ _encoders: dict[LanguageConfig, LanguageEncoder] = {}
 def embed_captions(captions: Sequence[str], config: LanguageConfig | None = None) -> Tensor:
     """Features of captions, (C, D_text) float32 on the CPU; each distinct caption once.
 
-    The encoder is loaded at the first call and kept.
+    The encoder is loaded at the first call and cached.
 
     Raises:
         UserError: the model cannot be reached.

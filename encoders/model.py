@@ -30,7 +30,7 @@ def _mlp(dim_in: int, hidden: int, dim_out: int) -> nn.Sequential:
 
 
 class DynaFLIP(nn.Module):
-    """The model that is pretrained; its ``image`` is what is kept for use.
+    """The pretrained model; its ``image`` is the encoder for use.
 
     The frozen language encoder is not inside: captions come as features, each embedded once.
     """
@@ -88,10 +88,12 @@ class DynaFLIP(nn.Module):
 
     def embed_frames(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """d_t, d_next, d_far (B, D) of the three images of a batch, as of :meth:`forward`."""
-        found = self._embed(batch, self.learnt_frames)
+        embeddings = self._embed(batch, self.learnt_frames)
         with torch.no_grad():
-            found |= self._embed(batch, tuple(n for n in FRAMES if n not in self.learnt_frames))
-        return found["t"], found["next"], found["far"]
+            embeddings |= self._embed(
+                batch, tuple(n for n in FRAMES if n not in self.learnt_frames)
+            )
+        return embeddings["t"], embeddings["next"], embeddings["far"]
 
     def _embed(self, batch: Mapping[str, Tensor], names: tuple[str, ...]) -> dict[str, Tensor]:
         if not names:

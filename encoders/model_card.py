@@ -1,4 +1,4 @@
-"""The model card of an encoder's folder: what it is, what it learnt from, how to load it."""
+"""The model card of an encoder's folder: what it is, its training data, how to load it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def model_card(encoder: ImageEncoder, info: Mapping[str, Any], *, library: str =
 
     Args:
         encoder: the image encoder; its backbone names the licence of its pretrained weights.
-        info: as in :func:`dynaflip.encoders.checkpoint.save_folder`; what is missing is said.
+        info: of :func:`dynaflip.encoders.checkpoint.save_folder`; missing entries read "unknown".
         library: that loads the folder, ``dynaflip`` or ``transformers``.
     """
     config, px = encoder.config, encoder.preprocessing["image_px"]

@@ -1,4 +1,4 @@
-"""Images as users have them, brought to what a backbone wants.
+"""Image preprocessing: check, resize to a square, normalise.
 
 Shapes: B images, H×W pixels, 3 channels red, green, blue.
 """
@@ -22,7 +22,7 @@ def channels_first(images: Any) -> Tensor:
         images: (B, H, W, 3) or (B, 3, H, W), uint8 or float in [0, 1]; tensor or array.
 
     Raises:
-        UserError: another shape or type; the message names what it got.
+        UserError: another shape or type; the message names the one given.
     """
     if not isinstance(images, Tensor):
         try:

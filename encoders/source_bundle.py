@@ -30,7 +30,7 @@ def bundle(
         imported: name → the import line that the file has in place of its definition.
 
     Raises:
-        UserError: some source is not to be had, or two modules define one name.
+        UserError: some source is not available, or two modules define one name.
     """
     bundler = _Bundler({root.split(".")[0].split(":")[0] for root in roots}, omit, imported or {})
     for root in roots:
@@ -47,7 +47,7 @@ class _Module:
         get_source = getattr(spec.loader, "get_source", None) if spec is not None else None
         source = get_source(name) if get_source is not None else None
         if source is None:
-            raise UserError(f"export: the source of {name} is not to be had; put it into a file")
+            raise UserError(f"export: the source of {name} is not available; put it into a file")
         self.name = name
         self.lines = source.splitlines()
         self.definitions: dict[str, _Definition] = {}
@@ -88,8 +88,8 @@ class _Module:
                 end += 1
             dropped |= set(range(start, end + 1))
         last = node.end_lineno or first
-        kept = [self.lines[n - 1] for n in range(first, last + 1) if n not in dropped]
-        return "\n".join(kept).rstrip()
+        lines = [self.lines[n - 1] for n in range(first, last + 1) if n not in dropped]
+        return "\n".join(lines).rstrip()
 
 
 class _Bundler:
@@ -173,11 +173,11 @@ def _omitted(node: ast.AST, omit: Collection[str]) -> list[ast.stmt]:
 def _names(node: ast.AST, omit: Collection[str]) -> set[str]:
     """All names that a definition reads, but for its omitted methods."""
     skipped = _omitted(node, omit)
-    found: set[str] = set()
+    names: set[str] = set()
     waiting = [node]
     while waiting:
         part = waiting.pop()
         if isinstance(part, ast.Name):
-            found.add(part.id)
+            names.add(part.id)
         waiting += [child for child in ast.iter_child_nodes(part) if child not in skipped]
-    return found
+    return names

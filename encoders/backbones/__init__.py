@@ -43,7 +43,7 @@ def backbone_class(name: str, *, trusted: bool = True) -> type[Backbone]:
 
     if not BACKBONES.knows(name):
         return TransformersBackbone
-    found: Any = BACKBONES.resolve(name, _SETTING, trusted=trusted)
-    if not (isinstance(found, type) and issubclass(found, Backbone)):
+    cls: Any = BACKBONES.resolve(name, _SETTING, trusted=trusted)
+    if not (isinstance(cls, type) and issubclass(cls, Backbone)):
         raise UserError(f"{_SETTING}: {name} is no subclass of {BACKBONES.contract}")
-    return found
+    return cls

@@ -36,7 +36,7 @@ HEAD_CHANNELS = 1280
 
 
 class ConvNorm(nn.Module):
-    """Convolution with TensorFlow's "same" padding, BatchNorm and, if asked, ReLU6."""
+    """Convolution with TensorFlow's "same" padding, BatchNorm and optionally ReLU6."""
 
     def __init__(
         self,
@@ -157,7 +157,7 @@ class EfficientNetLite0Backbone(Backbone):
     def from_description(
         cls, description: Mapping[str, Any] | None, config: ImageConfig
     ) -> EfficientNetLite0Backbone:
-        """With random weights; the name says everything, so that there is no description."""
+        """With random weights; there is no description, because the name is enough."""
         return cls(config.frozen_blocks)
 
     def blocks(self) -> nn.ModuleList:

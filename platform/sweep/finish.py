@@ -131,12 +131,16 @@ def _gap_to(
     Episodes are resampled; the candidate is one seed and the winner the mean of s, so that
     their seeds add σ √(1 + 1/s), with σ pooled over the confirmation.
     """
-    from dynaflip.encoders.checkpoint import load_image_encoder
+    from dynaflip.encoders.checkpoint import backbone_name, load_image_encoder
 
     settings = sweep.config.score
     score = ProbeScore(sweep.folder() / folders.FRAMES, settings.folds, settings.batch_size)
     trials = sweep.folder() / "trials"
-    ours = [score.errors(load_image_encoder(trials / name / "encoder")) for name in winner.runs]
+    encoders = [trials / name / "encoder" for name in winner.runs]
+    ours = [
+        score.errors(load_image_encoder(folder, backbone=backbone_name(folder)))
+        for folder in encoders
+    ]
     theirs = score.errors(
         registry.load_encoder(f"models:/{sweep.base.tracking.model_name}/{present}")
     )

@@ -111,7 +111,8 @@ class TrialTask:
         }
         if any(at != step for at, _ in scores.values()):
             # Killed between the last checkpoint and its report: score what was saved.
-            found = self.score.errors(load_image_encoder(encoder)).metrics()
+            own = load_image_encoder(encoder, backbone=settings.model.image.name)
+            found = self.score.errors(own).metrics()
             assignment.run.log_metrics(found, step)
         else:
             found = {name: value for name, (_, value) in scores.items()}

@@ -127,7 +127,7 @@ def resolve(uri: str | int) -> Path:
 
 
 def describe_versions(name: str = DEFAULT_NAME) -> str:
-    """What there is, in one line: ``dynaflip-encoder versions 1, 2 (candidate = 2)``."""
+    """The registered versions, in one line: ``dynaflip-encoder versions 1, 2 (candidate = 2)``."""
     if tracking.is_embedded() and not (mlflow_folder() / "mlflow.db").exists():
         return f"nothing yet in {mlflow_folder()}; jobs/pretrain.py registers a version"
     store = tracking.client()
@@ -145,8 +145,8 @@ def find_version(name: str, tags: dict[str, str]) -> int | None:
     """The newest version of a registered model that has all of these tags, or None."""
     if tracking.is_embedded() and not (mlflow_folder() / "mlflow.db").exists():
         return None
-    found = tracking.client().search_model_versions(f"name='{name}'")
-    matching = [int(v.version) for v in found if tags.items() <= dict(v.tags).items()]
+    versions = tracking.client().search_model_versions(f"name='{name}'")
+    matching = [int(v.version) for v in versions if tags.items() <= dict(v.tags).items()]
     return max(matching, default=None)
 
 
@@ -256,8 +256,8 @@ def _version_folder(name: str, version: str, asked: str) -> Path:
             folder = mlflow.artifacts.download_artifacts(artifact_uri=source)
     except (MlflowException, OSError) as error:
         raise _missing(asked, name, error) from None
-    found = Path(folder) / "artifacts"
-    inside = [path.parent for path in sorted(found.glob("*/config.json"))]
+    artifacts = Path(folder) / "artifacts"
+    inside = [path.parent for path in sorted(artifacts.glob("*/config.json"))]
     if not inside:
         raise UserError(f"encoder {asked}: version {version} of {name} holds no encoder folder")
     return inside[0]
@@ -284,7 +284,7 @@ def _code_paths() -> list[str]:
     """This package's folders, so that a version can be served where it is not installed."""
     package = Path(__file__).resolve().parents[2]
     # Installed from a wheel, everything is inside. A checkout has no __init__.py at its root,
-    # and may itself be called dynaflip: its name says nothing.
+    # and may itself be called dynaflip, so its name does not tell.
     if (package / "__init__.py").is_file():
         return [str(package)]
     return [str(package / name) for name in ("dynaflip", "encoders", "losses", "platform")]
@@ -306,11 +306,11 @@ def _quiet() -> Any:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()) as said:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()) as output:
             warnings.simplefilter("ignore")
             yield
     except BaseException:
-        sys.stderr.write(said.getvalue())
+        sys.stderr.write(output.getvalue())
         raise
     finally:
         for logger, level in zip(loggers, levels, strict=True):
