@@ -16,6 +16,7 @@ def home_with_an_encoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
     from dynaflip.encoders.config import FlowConfig, ImageConfig, ModelConfig
     from dynaflip.encoders.model import DynaFLIP
     from dynaflip.platform import tracking
+    from dynaflip.platform.promotion import move_alias
     from dynaflip.platform.tracking import registry
 
     folder = tmp_path_factory.mktemp("docs") / "home"
@@ -30,6 +31,7 @@ def home_with_an_encoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
     encoder = save_folder(folder.parent / "encoder", DynaFLIP(config, text_dim=384), {"steps": 3})
     run = tracking.open_run("docs", "a small encoder")
     with tracking.ending(run):
-        registry.register(encoder, run, alias="candidate")
+        version = registry.register(encoder, run)
+        move_alias(registry.DEFAULT_NAME, "candidate", version)
     yield folder
     os.environ["DYNAFLIP_HOME"] = before
