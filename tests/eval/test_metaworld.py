@@ -141,6 +141,24 @@ def test_applying_replaces_what_was_applied(scene: Scene) -> None:
     scene.restore()
 
 
+FOG, NOTHING = "class:outside_environment:FOG", "class:outside_environment:NOTHING"
+
+
+def test_an_outsiders_factor_acts_on_the_image_and_not_on_its_depth(scene: Scene) -> None:
+    scene.reset(5)
+    scene.restore()
+    image, depth_m = scene.rgb_and_depth()
+    scene.apply(sample("dev", 0, [FOG], 5))
+    fogged, same_m = scene.rgb_and_depth()
+    assert fogged.mean() > image.mean() + 20
+    np.testing.assert_array_equal(same_m, depth_m)
+    scene.restore()
+    np.testing.assert_array_equal(scene.rgb(), image)
+    with pytest.raises(UserError, match="NOTHING changes no pixel of metaworld's task drawer-open"):
+        scene.apply(sample("dev", 0, [NOTHING]))
+    np.testing.assert_array_equal(scene.rgb(), image)
+
+
 def test_distractors_are_in_the_segmentation_and_leave_the_task_in_view(scene: Scene) -> None:
     act(scene, 5, 40)
     scene.restore()
