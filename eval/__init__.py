@@ -1,1 +1,1 @@
-"""Perturbations, simulator, probes, retrieval and statistics. Knows no Ray or MLflow."""
+"""Environments, perturbation, policies, metrics and intervals. Knows no Ray or MLflow."""

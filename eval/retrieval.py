@@ -11,7 +11,7 @@ Candidates are drawn
 
 and ``all_swapped`` and ``task_swapped`` repeat the first two with flows that were
 encoded under the condition token of *another* recording's clip: the condition
-token carries the scene, so what remains is what the flow itself says.
+token carries the scene, so what remains is the information in the flow itself.
 
 Shapes: Q queries, C candidates, B transitions of the gallery, E embedding width.
 """

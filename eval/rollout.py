@@ -31,13 +31,13 @@ class Policy(Protocol):
     """Acts for a batch of episodes; has no memory of its own."""
 
     def act(self, observation: Observation) -> np.ndarray:
-        """(B, T, A) float32: what to do in the next T steps, before the next look."""
+        """(B, T, A) float32: the actions of the next T steps; then the next image is read."""
         ...
 
 
 @dataclass(frozen=True)
 class EpisodeStart:
-    """Where an episode begins and how it looks: the same for every policy."""
+    """The initial state of an episode and its perturbation: the same for every policy."""
 
     layout_seed: int
     factors: dict[str, Any]  # of dynaflip.eval.perturbations; {} is unperturbed

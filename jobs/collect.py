@@ -35,8 +35,8 @@ def main(argv: list[str]) -> int:
     outcome = collect(config, output, num_cpus=args.num_cpus)
     for task, (solved, episodes) in outcome.successes.items():
         print(f"  {task:<28} solved {solved} of {episodes}")
-    kept = outcome.episodes - outcome.recorded_now
-    reused = f", {kept} of them from before" if kept else ""
+    earlier = outcome.episodes - outcome.recorded_now
+    reused = f", {earlier} of them from before" if earlier else ""
     error = outcome.depth_error
     print(
         f"{outcome.episodes} episodes{reused}, {outcome.frames} frames, "

@@ -383,6 +383,7 @@ class Env(ABC):
         Raises:
             UserError: an unknown factor, or one from outside that changes no pixel.
         """
+        self.spec.check_factors(tuple(values))
         for name in values:
             if name not in perturbations.FACTORS and name not in self._checked_factors:
                 self._checked_factors.add(name)

@@ -299,7 +299,7 @@ class Scene(Env):
     # Inside -----------------------------------------------------------------------------
 
     def _use_renderer(self, shadows: bool) -> None:
-        # One with shadows takes a second to make, and is kept beside the one without.
+        # One with shadows takes a second to make, and stays beside the one without.
         if shadows not in self._renderers:
             self._renderers[shadows] = SceneRenderer(
                 self.model,

@@ -71,7 +71,7 @@ class SceneParts:
 
 
 class MujocoAppearance:
-    """What one model looks like: what it was, and what perturbation makes of it.
+    """The appearance of one model: the original one, and the perturbed one.
 
     Args:
         model: MuJoCo's, unperturbed.

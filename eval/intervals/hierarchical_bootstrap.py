@@ -74,7 +74,7 @@ def _hierarchical(
         spread = draws.std(ddof=1) * stats.t.ppf((1 + LEVEL) / 2, freedom)
     else:
         # No chance at all to be seen. Clopper and Pearson's bound for n of n initial states
-        # says how many others may yet have been missed.
+        # bounds how many others may yet have been missed.
         missed = 1 - ((1 - LEVEL) / 2) ** (1 / (tasks * episodes))
         spread = missed * (1 - lowest)
     value = float(by_state.mean())

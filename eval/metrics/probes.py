@@ -158,8 +158,8 @@ def _fit_path(
     # The smaller Gram matrix: X = U S Vᵀ, weights = V S/(S² + penalty·N) Uᵀ y.
     wide = width > number
     values, vectors = np.linalg.eigh(x @ x.T if wide else x.T @ x)
-    kept = values > 1e-12 * max(values[-1], 1e-300)
-    values, vectors = values[kept], vectors[:, kept]
+    usable = values > 1e-12 * max(values[-1], 1e-300)
+    values, vectors = values[usable], vectors[:, usable]
     projected = vectors.T @ (y if wide else x.T @ y)
     probes = []
     for penalty in penalties:

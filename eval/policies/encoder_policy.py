@@ -106,5 +106,5 @@ def _same(before: np.ndarray, after: np.ndarray) -> None:
     if not np.allclose(before, after, rtol=1e-3, atol=1e-3 * np.abs(before).max()):
         raise UserError(
             "encoder: the same image gave other features at another moment or in another "
-            "batch; an encoder may look at its image alone"
+            "batch; an encoder may read its image alone"
         )

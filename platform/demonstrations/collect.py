@@ -86,26 +86,26 @@ def _is_done(target: Path, recipe: dict[str, Any]) -> bool:
             target.rmdir()
         return False
     try:
-        found = json.loads((target / _SETTINGS).read_text())
+        before = json.loads((target / _SETTINGS).read_text())
     except (OSError, json.JSONDecodeError):
         raise UserError(
             f"output: {target} is there already and was not written by jobs/collect.py; "
             f"choose another --output"
         ) from None
-    if found == recipe:
+    if before == recipe:
         return True
     raise UserError(
-        f"output: {target} was collected with other settings ({_difference(found, recipe)}); "
+        f"output: {target} was collected with other settings ({_difference(before, recipe)}); "
         f"choose another --output, or delete it first"
     )
 
 
-def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    if found.get("recipe_version") != wanted["recipe_version"]:
-        return f"recipe version {found.get('recipe_version')}, now {wanted['recipe_version']}"
-    before, now = flatten(found.get("settings", {})), flatten(wanted["settings"])
-    keys = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-    return ", ".join(f"{key} {before.get(key)}, now {now.get(key)}" for key in keys)
+def _difference(before: dict[str, Any], wanted: dict[str, Any]) -> str:
+    if before.get("recipe_version") != wanted["recipe_version"]:
+        return f"recipe version {before.get('recipe_version')}, now {wanted['recipe_version']}"
+    old, new = flatten(before.get("settings", {})), flatten(wanted["settings"])
+    keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    return ", ".join(f"{key} {old.get(key)}, now {new.get(key)}" for key in keys)
 
 
 def _open_staging(staging: Path, recipe: dict[str, Any]) -> Path:
@@ -117,19 +117,19 @@ def _open_staging(staging: Path, recipe: dict[str, Any]) -> Path:
     settings = staging / "settings.json"
     folder = staging / "episodes"
     try:
-        found = json.loads(settings.read_text())
+        before = json.loads(settings.read_text())
     except (OSError, json.JSONDecodeError):
-        found = {}
+        before = {}
     others = {path.name for path in staging.glob("*")} - {settings.name, folder.name, _WHOLE}
     if others:
         raise UserError(
             f"output: {staging} is there already and was not written by jobs/collect.py "
             f"({min(others)}); choose another --output"
         )
-    if found != recipe and any(path.suffix != ".tmp" for path in folder.glob("*")):
+    if before != recipe and any(path.suffix != ".tmp" for path in folder.glob("*")):
         raise UserError(
             f"output: {staging} holds episodes of an unfinished collection with other settings "
-            f"({_difference(found, recipe)}); choose another --output, or delete it first"
+            f"({_difference(before, recipe)}); choose another --output, or delete it first"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)

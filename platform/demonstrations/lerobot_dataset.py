@@ -120,19 +120,21 @@ def aggregate_stats(stats: list[dict[str, dict]]) -> dict[str, dict]:
     """
     together: dict[str, dict] = {}
     for key in stats[0]:
-        found = {name: np.stack([np.array(s[key][name]) for s in stats]) for name in stats[0][key]}
-        shape = (-1,) + (1,) * (found["mean"].ndim - 1)
-        weight = found["count"].reshape(shape) / found["count"].sum()
-        mean = (weight * found["mean"]).sum(0)
-        variance = (weight * (found["std"] ** 2 + (found["mean"] - mean) ** 2)).sum(0)
+        stacked = {
+            name: np.stack([np.array(s[key][name]) for s in stats]) for name in stats[0][key]
+        }
+        shape = (-1,) + (1,) * (stacked["mean"].ndim - 1)
+        weight = stacked["count"].reshape(shape) / stacked["count"].sum()
+        mean = (weight * stacked["mean"]).sum(0)
+        variance = (weight * (stacked["std"] ** 2 + (stacked["mean"] - mean) ** 2)).sum(0)
         merged = {
-            "min": found["min"].min(0),
-            "max": found["max"].max(0),
+            "min": stacked["min"].min(0),
+            "max": stacked["max"].max(0),
             "mean": mean,
             "std": np.sqrt(variance),
-            "count": found["count"].sum(0),
+            "count": stacked["count"].sum(0),
         }
-        merged |= {n: (weight * v).sum(0) for n, v in found.items() if n.startswith("q")}
+        merged |= {n: (weight * v).sum(0) for n, v in stacked.items() if n.startswith("q")}
         together[key] = {name: value.tolist() for name, value in merged.items()}
     return together
 

@@ -161,14 +161,14 @@ def image_stats(images: np.ndarray, count: int, scale: float = 1.0) -> dict[str,
 
 
 def _stats(flat: np.ndarray, count: int, tail: tuple[int, ...]) -> dict[str, list]:
-    found = {
+    stats = {
         "min": flat.min(0),
         "max": flat.max(0),
         "mean": flat.mean(0),
         "std": flat.std(0),
     }
-    found |= {name: np.quantile(flat, q, axis=0) for name, q in QUANTILES.items()}
-    shaped = {name: value.reshape(-1, *tail).tolist() for name, value in found.items()}
+    stats |= {name: np.quantile(flat, q, axis=0) for name, q in QUANTILES.items()}
+    shaped = {name: value.reshape(-1, *tail).tolist() for name, value in stats.items()}
     return {**shaped, "count": [count]}
 
 

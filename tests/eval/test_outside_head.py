@@ -91,3 +91,15 @@ def test_policies_that_were_fitted_before_a_value_was_renamed_are_found_again() 
     assert settings_to_hash(values) == {"input_norm": "floored", "chunk": 16}
     assert settings_to_hash({"input_norm": "batch"}) == {"input_norm": "batch"}
     assert BehaviourCloningConfig.RENAMED_VALUES["input_norm"]["floored"] == "std_floor"
+
+
+def test_the_old_word_of_a_renamed_norm_works_with_a_warning(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from dynaflip.platform.config_loader import load_config
+    from dynaflip.platform.evaluation.config import RolloutConfig
+
+    given = {"behaviour_cloning.input_norm": "floored", "diffusion.input_norm": "batch"}
+    config = load_config(RolloutConfig, None, given)
+    assert config.behaviour_cloning.input_norm == "std_floor"
+    assert "input_norm floored is now std_floor" in capsys.readouterr().err

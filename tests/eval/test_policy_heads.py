@@ -42,13 +42,13 @@ def test_behaviour_cloning_learns_the_demonstrated_actions_and_repeats_itself() 
 
 
 @pytest.mark.parametrize("head", ["behaviour_cloning", "diffusion"])
-def test_a_unit_that_demonstrations_leave_asleep_does_no_harm_with_a_floor(head: str) -> None:
-    """Its tiny spread is noise; under perturbation it wakes to what its fellows have."""
+def test_a_near_constant_feature_does_no_harm_with_a_std_floor(head: str) -> None:
+    """Its tiny std is noise; under perturbation it takes values as large as the others'."""
     shown = demonstrations()
-    asleep = 1e-6 * np.random.default_rng(1).normal(size=(400, 4)).astype(np.float32)
-    shown = replace(shown, features=np.concatenate([shown.features, asleep], 1))
-    woken = shown.inputs(True)
-    woken[:, 6:10] = 0.05
+    constant = 1e-6 * np.random.default_rng(1).normal(size=(400, 4)).astype(np.float32)
+    shown = replace(shown, features=np.concatenate([shown.features, constant], 1))
+    perturbed = shown.inputs(True)
+    perturbed[:, 6:10] = 0.05
     errors = {}
     for norm in ("batch", "std_floor"):
         if head == "diffusion":
@@ -59,7 +59,7 @@ def test_a_unit_that_demonstrations_leave_asleep_does_no_harm_with_a_floor(head:
         else:
             cloning = replace(QUICK, input_norm=norm)
             fitted = fit_behaviour_cloning(shown, cloning, use_proprioception=True, seed=0)
-        plan = fitted.plan(torch.from_numpy(woken))[:, 0].numpy()
+        plan = fitted.plan(torch.from_numpy(perturbed))[:, 0].numpy()
         errors[norm] = np.abs(plan - shown.actions).mean()
     mean = np.abs(shown.actions - shown.actions.mean(0)).mean()
     assert errors["std_floor"] < 0.6 * mean
@@ -161,7 +161,7 @@ def test_an_encoder_that_knows_more_than_its_image_is_refused() -> None:
             self.state += 1.0  # whatever moves in the simulator
             return super().__call__(images) + self.state
 
-    with pytest.raises(UserError, match="may look at its image alone"):
+    with pytest.raises(UserError, match="may read its image alone"):
         check_encoder(Peeking(), images)
 
     class BatchAware(Flat):
@@ -169,7 +169,7 @@ def test_an_encoder_that_knows_more_than_its_image_is_refused() -> None:
             features = super().__call__(images)
             return features - features.mean(0)
 
-    with pytest.raises(UserError, match="may look at its image alone"):
+    with pytest.raises(UserError, match="may read its image alone"):
         check_encoder(BatchAware(), images)
 
 
