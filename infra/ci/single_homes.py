@@ -57,7 +57,7 @@ def _mlflow_uses(tree: ast.AST) -> Iterator[tuple[int, str]]:
         match node:
             case ast.Attribute(value=ast.Name(id="mlflow"), attr=name):
                 yield node.lineno, f"mlflow.{name}"
-            case ast.Call(func=ast.Attribute(value=ast.Name(id="boto3"))):
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="boto3" | "s3"))):
                 pass
             case ast.Call(func=ast.Attribute(attr="client")):
                 yield node.lineno, ".client(…)"

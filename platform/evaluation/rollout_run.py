@@ -88,7 +88,7 @@ def count_test_evaluations(jobs_digest: str) -> int:
             once more, are the same evaluation.
     """
     runs = tracking.runs_with_tags({"kind": KIND, "perturbation_split": "test"})
-    return len({run.data.tags.get(JOBS_TAG, run.info.run_id) for run in runs} | {jobs_digest})
+    return len({run.tags.get(JOBS_TAG, run.run_id) for run in runs} | {jobs_digest})
 
 
 def read_evaluation(run: str) -> FinishedEvaluation:
@@ -101,7 +101,7 @@ def read_evaluation(run: str) -> FinishedEvaluation:
     if entity is None:
         newest = ", ".join(tracking.newest_run_names(KIND)) or "none"
         raise UserError(f"compare: there is no run {run}; newest policy runs: {newest}")
-    run_id = entity.info.run_id
+    run_id = entity.run_id
     episodes = tracking.read_artifact(run_id, EPISODES_FILE)
     settings = tracking.read_artifact(run_id, "config.yaml")
     if episodes is None or settings is None:
@@ -109,10 +109,10 @@ def read_evaluation(run: str) -> FinishedEvaluation:
             f"compare: run {run} holds no {EPISODES_FILE}; it is not a finished evaluation of "
             f"policies (jobs/evaluate.py --suite rollouts)"
         )
-    tags = entity.data.tags
+    tags = entity.tags
     return FinishedEvaluation(
         run_id,
-        entity.info.run_name,
+        entity.run_name,
         current_settings(RolloutConfig, yaml.safe_load(settings)),
         pl.read_parquet(io.BytesIO(episodes)),
         tags.get(TEST_TAG, ""),

@@ -48,15 +48,15 @@ def find_score(config: ProbeSuiteConfig) -> Outcome | None:
     run = tracking.find_finished({"kind": "evaluate", "score_digest": digest})
     if run is None:
         return None
-    table = tracking.read_artifact(run.info.run_id, "table.txt")
-    report = home() / "reports" / f"{run.info.run_name}.html"
+    table = tracking.read_artifact(run.run_id, "table.txt")
+    report = home() / "reports" / f"{run.run_name}.html"
     if table is None or not report.is_file():
         return None
     return Outcome(
         table.decode(),
-        run.info.run_name,
-        run.info.run_id,
-        metrics=dict(run.data.metrics),
+        run.run_name,
+        run.run_id,
+        metrics=run.metrics,
         report=report,
     )
 

@@ -31,7 +31,7 @@ def mark_versions(config: RolloutConfig, tested: list[EncoderUnderTest], outcome
         if not made_by:
             continue
         if (maker := tracking.find_run(made_by)) is not None:  # it may be in another store
-            run = tracking.Run(made_by, maker.info.run_name, tracking.tracking_uri())
+            run = maker.run
             assert outcome.report is not None
             run.log_file(outcome.report, "evaluation")
         if config.adaptation != "frozen":

@@ -21,7 +21,7 @@ from dynaflip.platform.sweep.probe_score import METRIC
 from dynaflip.platform.sweep.show import look_up
 from dynaflip.platform.sweep.stages import Sweep
 from dynaflip.platform.sweep.study import CONFIRM, SEARCH, open_storage, own_trials, study_name
-from dynaflip.platform.tracking.child_runs import Child, children
+from dynaflip.platform.tracking import RunRecord, child_runs
 
 
 def disagreements(name: str) -> list[str]:
@@ -32,7 +32,7 @@ def disagreements(name: str) -> list[str]:
     """
     sweep = look_up(name, "check")
     known = optuna.get_all_study_names(open_storage(sweep.facts.storage))
-    runs = children(sweep.parent)
+    runs = child_runs(sweep.parent)
     found: list[str] = []
     for stage in (SEARCH, CONFIRM):
         if study_name(name, stage) in known:
@@ -40,7 +40,7 @@ def disagreements(name: str) -> list[str]:
     return found
 
 
-def _of_stage(sweep: Sweep, stage: str, runs: list[Child]) -> Iterator[str]:
+def _of_stage(sweep: Sweep, stage: str, runs: list[RunRecord]) -> Iterator[str]:
     trials = own_trials(sweep.study(stage))
     wanted = sweep.config.trials if stage == SEARCH else len(trials)
     if len(trials) != wanted:
@@ -61,14 +61,14 @@ def _of_stage(sweep: Sweep, stage: str, runs: list[Child]) -> Iterator[str]:
         yield from _with_tune(name, trial, sweep)
 
 
-def _with_mlflow(name: str, trial: FrozenTrial, run: Child | None) -> Iterator[str]:
+def _with_mlflow(name: str, trial: FrozenTrial, run: RunRecord | None) -> Iterator[str]:
     if run is None:
         yield f"{name}: MLflow has no run"
         return
     state = trial.state.name.lower()
     if run.status != STATUS[trial.state] or run.tags.get("sweep.state") != state:
         yield f"{name}: {state} in the study, {run.status} in MLflow"
-    if run.run.run_id != trial.user_attrs.get("run_id"):
+    if run.run_id != trial.user_attrs.get("run_id"):
         yield f"{name}: another run than the study names"
     if trial.state == TrialState.COMPLETE and not _close(run.metrics.get("score_cm"), trial):
         yield f"{name}: {trial.values[0]} in the study, {run.metrics.get('score_cm')} in MLflow"

@@ -19,7 +19,6 @@ from dynaflip.platform.sweep.probe_score import FrameErrors, ProbeScore
 from dynaflip.platform.sweep.stages import Sweep
 from dynaflip.platform.sweep.study import CONFIRM, SEARCH, own_trials
 from dynaflip.platform.tracking import registry
-from dynaflip.platform.tracking.child_runs import children
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def _registered(sweep: Sweep, winner: Winner) -> int:
     study = sweep.study(CONFIRM if winner.name.startswith(CONFIRM) else SEARCH)
     trial = next(t for t in own_trials(study) if t.user_attrs["name"] == winner.name)
     run = tracking.Run(trial.user_attrs["run_id"], winner.name, sweep.parent.uri)
-    child = next(c for c in children(sweep.parent) if c.run.run_id == run.run_id)
+    child = next(c for c in tracking.child_runs(sweep.parent) if c.run_id == run.run_id)
     version = registry.register(
         sweep.folder() / "trials" / winner.name / "encoder",
         run,

@@ -28,7 +28,6 @@ from dynaflip.platform.sweep.study import (
     sampler,
 )
 from dynaflip.platform.sweep.sweep_folder import Facts
-from dynaflip.platform.tracking.child_runs import Child, children
 
 # How MLflow calls the end of a trial.
 STATUS = {
@@ -156,16 +155,18 @@ class Ledger:
 
     def mend(self) -> None:
         """Give MLflow the end of trials whose session died between study and MLflow."""
-        runs = {found.run.run_id: found for found in self.children()}
+        runs = {found.run_id: found for found in self.children()}
         for trial in own_trials(self.study):
             found = runs.get(trial.user_attrs.get("run_id", ""))
             if trial.state in FINISHED and found and found.status != STATUS[trial.state]:
                 self._conclude(found.run, trial)
 
-    def children(self) -> list[Child]:
+    def children(self) -> list[tracking.RunRecord]:
         """MLflow's runs of this stage."""
         return [
-            child for child in children(self.parent) if child.tags.get("sweep.stage") == self.stage
+            child
+            for child in tracking.child_runs(self.parent)
+            if child.tags.get("sweep.stage") == self.stage
         ]
 
     def _scores(self, metrics: dict[str, Any]) -> list[float] | None:
@@ -206,7 +207,7 @@ class Ledger:
         run_id = trial.user_attrs.get("run_id")
         if run_id is None and orphan:
             named = [c for c in self.children() if c.tags.get("sweep.trial") == name]
-            run_id = named[0].run.run_id if named else None
+            run_id = named[0].run_id if named else None
         if run_id is not None:
             run = tracking.reopen_run(run_id)
         else:

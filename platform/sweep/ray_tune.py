@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -209,7 +208,4 @@ def _recording(trainable: Trainable) -> Callable[[dict[str, Any]], None]:
 
 def _is_outage(error: Exception) -> bool:
     """Whether a disk, bucket or server is away that every trial needs: none is to blame."""
-    if isinstance(error, StoreError):
-        return True
-    # To import MLflow takes seconds, and what nobody has imported has raised nothing.
-    return "mlflow.exceptions" in sys.modules and isinstance(error, tracking.store_error())
+    return isinstance(error, StoreError) or tracking.is_store_error(error)

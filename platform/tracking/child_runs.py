@@ -1,45 +1,29 @@
-"""The MLflow runs of a sweep's trials, as the store has them."""
+"""The runs below another one: a sweep's trials."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dynaflip.platform.tracking.runs import PARENT, Run
+from dynaflip.platform.tracking.search import RunRecord, record_of
+from dynaflip.platform.tracking.store import client
 
-from dynaflip.platform import tracking
-
-
-@dataclass(frozen=True)
-class Child:
-    """A run below a sweep's."""
-
-    run: tracking.Run
-    status: str
-    tags: dict[str, str]
-    metrics: dict[str, float]  # the last value of every curve
+_PAGE = 1000  # runs a call; the server gives no more
 
 
-def children(parent: tracking.Run) -> list[Child]:
+def child_runs(parent: Run) -> list[RunRecord]:
     """The runs below a parent, oldest first."""
-    store = parent.client()
+    store = client(parent.uri)
     experiment = store.get_run(parent.run_id).info.experiment_id
-    found: list[Child] = []
+    children: list[RunRecord] = []
     token = None
     while True:
         page = store.search_runs(
             [experiment],
-            f"tags.`{tracking.PARENT}` = '{parent.run_id}'",
-            max_results=1000,
+            f"tags.`{PARENT}` = '{parent.run_id}'",
+            max_results=_PAGE,
             order_by=["attributes.start_time ASC"],
             page_token=token,
         )
-        found += [
-            Child(
-                tracking.Run(run.info.run_id, run.info.run_name, parent.uri),
-                run.info.status,
-                dict(run.data.tags),
-                dict(run.data.metrics),
-            )
-            for run in page
-        ]
+        children += [record_of(run, parent.uri) for run in page]
         token = page.token
         if not token:
-            return found
+            return children

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynaflip.errors import UserError
-from dynaflip.platform import tracking
 from dynaflip.platform.passwords import masked
 from dynaflip.platform.paths import mlflow_folder
+from dynaflip.platform.tracking.runs import Run
+from dynaflip.platform.tracking.store import client, is_embedded, tracking_uri
 
 if TYPE_CHECKING:
     from dynaflip.encoders.image import ImageEncoder
@@ -39,7 +40,7 @@ _REQUIREMENTS = ("torch", "numpy", "safetensors", "pyarrow", "pydantic", "pyyaml
 
 def register(
     folder: str | Path,
-    run: tracking.Run,
+    run: Run,
     *,
     name: str = DEFAULT_NAME,
     tags: dict[str, Any] | None = None,
@@ -57,7 +58,7 @@ def register(
     Returns:
         The version's number.
     """
-    store = tracking.client()
+    store = client()
     import mlflow
     import numpy as np
     from mlflow.models.signature import ModelSignature
@@ -128,9 +129,9 @@ def resolve(uri: str | int) -> Path:
 
 def describe_versions(name: str = DEFAULT_NAME) -> str:
     """The registered versions, in one line: ``dynaflip-encoder versions 1, 2 (candidate = 2)``."""
-    if tracking.is_embedded() and not (mlflow_folder() / "mlflow.db").exists():
+    if is_embedded() and not (mlflow_folder() / "mlflow.db").exists():
         return f"nothing yet in {mlflow_folder()}; jobs/pretrain.py registers a version"
-    store = tracking.client()
+    store = client()
     versions = sorted(int(v.version) for v in store.search_model_versions(f"name='{name}'"))
     if not versions:
         names = [model.name for model in store.search_registered_models()]
@@ -143,16 +144,16 @@ def describe_versions(name: str = DEFAULT_NAME) -> str:
 
 def find_version(name: str, tags: dict[str, str]) -> int | None:
     """The newest version of a registered model that has all of these tags, or None."""
-    if tracking.is_embedded() and not (mlflow_folder() / "mlflow.db").exists():
+    if is_embedded() and not (mlflow_folder() / "mlflow.db").exists():
         return None
-    versions = tracking.client().search_model_versions(f"name='{name}'")
+    versions = client().search_model_versions(f"name='{name}'")
     matching = [int(v.version) for v in versions if tags.items() <= dict(v.tags).items()]
     return max(matching, default=None)
 
 
 def set_alias(name: str, alias: str, version: int) -> None:
     """Move an alias to a version (:mod:`dynaflip.platform.promotion` decides whether)."""
-    tracking.client().set_registered_model_alias(name, alias, str(version))
+    client().set_registered_model_alias(name, alias, str(version))
 
 
 def version_of_alias(name: str, alias: str) -> str | None:
@@ -164,13 +165,12 @@ def version_of_alias(name: str, alias: str) -> str | None:
     from mlflow.exceptions import MlflowException
 
     try:
-        return str(tracking.client().get_model_version_by_alias(name, alias).version)
+        return str(client().get_model_version_by_alias(name, alias).version)
     except MlflowException as error:
         if error.error_code in _GONE:
             return None
         raise UserError(
-            f"alias {alias} of {name}: cannot read it from {masked(tracking.tracking_uri())}: "
-            f"{error}"
+            f"alias {alias} of {name}: cannot read it from {masked(tracking_uri())}: {error}"
         ) from None
 
 
@@ -185,7 +185,7 @@ class Version:
 
 def versions_of_run(run_id: str) -> list[Version]:
     """Registered versions that a run made, in this store."""
-    versions = tracking.client().search_model_versions(f"run_id='{run_id}'")
+    versions = client().search_model_versions(f"run_id='{run_id}'")
     return [Version(v.name, str(v.version), dict(v.tags)) for v in versions]
 
 
@@ -193,7 +193,7 @@ def set_version_tags(
     name: str, version: str, tags: dict[str, str], remove: Collection[str] = ()
 ) -> None:
     """Set tags of a version, and remove others."""
-    store = tracking.client()
+    store = client()
     for key in remove:
         store.delete_model_version_tag(name, version, key)
     for key, value in tags.items():
@@ -202,7 +202,7 @@ def set_version_tags(
 
 def version_tags(name: str, version: str) -> dict[str, str]:
     """Tags of a version that exists (see :func:`check_version`)."""
-    return dict(tracking.client().get_model_version(name, version).tags)
+    return dict(client().get_model_version(name, version).tags)
 
 
 def check_version(name: str, version: str) -> None:
@@ -265,9 +265,9 @@ def _version_folder(name: str, version: str, asked: str) -> Path:
 
 def _store(asked: str) -> Any:
     """A client, unless that would make an empty store just to find nothing in it."""
-    if tracking.is_embedded() and not (mlflow_folder() / "mlflow.db").exists():
+    if is_embedded() and not (mlflow_folder() / "mlflow.db").exists():
         raise UserError(f"encoder {asked}: registered: {describe_versions()}")
-    return tracking.client()
+    return client()
 
 
 def _missing(asked: str, name: str, error: Exception) -> UserError:
@@ -275,9 +275,7 @@ def _missing(asked: str, name: str, error: Exception) -> UserError:
 
     if isinstance(error, MlflowException) and error.error_code in _GONE:
         return UserError(f"encoder {asked} does not exist; registered: {describe_versions(name)}")
-    return UserError(
-        f"encoder {asked}: cannot read it from {masked(tracking.tracking_uri())}: {error}"
-    )
+    return UserError(f"encoder {asked}: cannot read it from {masked(tracking_uri())}: {error}")
 
 
 def _code_paths() -> list[str]:

@@ -13,6 +13,7 @@ import pytest
 
 from dynaflip.errors import UserError
 from dynaflip.platform.evaluation.config import ProbesConfig, ProbeSuiteConfig, ViewsConfig
+from dynaflip.platform.tracking.store import client
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = ("drawer-open-v3", "button-press-v3")
@@ -89,7 +90,6 @@ def recordings(folder: Path) -> tuple[Path, Path]:
 def test_an_untrained_encoder_scores_as_its_own_initialisation(
     ray_cluster: None, home: Path, tmp_path: Path
 ) -> None:
-    from dynaflip.platform import tracking
     from dynaflip.platform.evaluation.suites.probes import Probes
 
     data, triplets = recordings(tmp_path)
@@ -117,7 +117,7 @@ def test_an_untrained_encoder_scores_as_its_own_initialisation(
     page = outcome.report.read_text()
     assert page.count("data:image/") == 3
     assert "http" not in page
-    run = tracking.client().get_run(outcome.run_id)
+    run = client().get_run(outcome.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.tags["perturbation_split"] == "dev"
     assert run.data.metrics["probe/hand/all/trained_cm"] > 0

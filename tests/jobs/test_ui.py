@@ -14,7 +14,7 @@ import pytest
 from checkout import REPOSITORY
 
 from dynaflip.platform.cluster import free_port
-from dynaflip.platform.tracking import runs
+from dynaflip.platform.tracking.store import client
 
 
 def group_of(pid: int) -> set[int]:
@@ -32,7 +32,7 @@ def group_of(pid: int) -> set[int]:
 
 @pytest.mark.integration
 def test_a_terminated_ui_takes_its_server_with_it(home: Path) -> None:
-    runs.client().search_experiments()  # makes the store
+    client().search_experiments()  # makes the store
     port = free_port()
     ui = subprocess.Popen(
         [sys.executable, "jobs/ui.py", "--port", str(port)],

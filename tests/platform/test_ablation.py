@@ -11,9 +11,9 @@ from checkout import REPOSITORY
 
 from dynaflip.errors import UserError
 from dynaflip.eval.intervals.ranking import Ranking, rank_variants
-from dynaflip.platform import tracking
 from dynaflip.platform.ablation import AblationConfig, ablate, metrics_of, table_of
 from dynaflip.platform.config_loader import load_config
+from dynaflip.platform.tracking.store import client
 from dynaflip.platform.training.ablations import NO_NEGATIVES, PAPER_SUCCESS_PERCENT, VARIANTS
 from dynaflip.platform.training.config import PretrainConfig
 
@@ -87,7 +87,7 @@ def test_what_is_made_is_reused_and_logged(
     first = ablate(config, score)
     assert "variant no_negatives, seed 0: pretraining" in capsys.readouterr().out
     assert sorted(scored[0]) == ["full", "no_negatives"]
-    run = tracking.client().get_run(first.run_id)
+    run = client().get_run(first.run_id)
     assert run.data.metrics["spearman"] == pytest.approx(metrics_of(ranking())["spearman"])
     ablate(config, score)
     said = capsys.readouterr().out

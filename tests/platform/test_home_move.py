@@ -14,10 +14,9 @@ from checkout import REPOSITORY
 
 from dynaflip.errors import UserError
 from dynaflip.jobs import home as home_job
-from dynaflip.platform import paths
+from dynaflip.platform import paths, tracking
 from dynaflip.platform.home_move import MARKER, _Rename
 from dynaflip.platform.sweep import sweep_folder
-from dynaflip.platform.tracking import runs
 
 
 def use(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,7 +31,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made") / "a home"
     with pytest.MonkeyPatch.context() as patch:
         use(folder, patch)
-        run = runs.open_run("dynaflip-pretrain", "one", {"triplets": str(folder / "triplets")})
+        run = tracking.open_run("dynaflip-pretrain", "one", {"triplets": str(folder / "triplets")})
         run.log_text("what was logged", "note.txt")
         run.end("FINISHED")
         run_folder = paths.runs() / "one"
@@ -47,8 +46,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read_note() -> bytes | None:
-    (name,) = runs.newest_run_names("pretrain") or ["one"]
-    return runs.read_artifact(runs.find_run(name).info.run_id, "note.txt")
+    (name,) = tracking.newest_run_names("pretrain") or ["one"]
+    return tracking.read_artifact(tracking.find_run(name).run_id, "note.txt")
 
 
 @pytest.mark.parametrize("marked", [True, False], ids=["marked", "made by 0.1"])
@@ -75,7 +74,7 @@ def test_a_moved_home_is_refused_and_then_adopted(
     assert home_job.main(["move"]) == 0
     assert paths.home() == new
     assert read_note() == b"what was logged"
-    fresh = runs.open_run("dynaflip-pretrain", "two")
+    fresh = tracking.open_run("dynaflip-pretrain", "two")
     fresh.log_text("new", "note.txt")
     fresh.end("FINISHED")
     assert not old.exists(), "nothing may be written to the old place"
@@ -85,7 +84,7 @@ def test_a_moved_home_is_refused_and_then_adopted(
     assert saved["other"] == f"{made}-2/x", "a neighbour of a like name is not the home"
     storage = json.loads((new / "sweeps" / "s" / "sweep.json").read_text())["storage"]
     assert storage == sweep_folder.default_storage()
-    assert runs.find_run("one").data.tags["triplets"] == str(new / "triplets")
+    assert tracking.find_run("one").tags["triplets"] == str(new / "triplets")
     assert home_job.main(["move"]) == 0  # nothing left to do
 
 

@@ -17,6 +17,7 @@ from dynaflip.errors import UserError
 from dynaflip.eval.envs.metaworld_tasks import TASK_SETS
 from dynaflip.eval.perturbations import FACTORS
 from dynaflip.platform.evaluation.config import RolloutConfig
+from dynaflip.platform.tracking.store import client
 
 NAME = "promotion-test"
 CONFIG = RolloutConfig(split="test", all_at_once=False, baselines=("initialization",))
@@ -94,7 +95,7 @@ def evaluated(
     pl.DataFrame(rows).write_parquet(folder / EPISODES_FILE)
     run.log_file(folder / EPISODES_FILE)
     run.end("FINISHED")
-    tracking.client().set_model_version_tag(NAME, version, RUN_TAG, run.run_id)
+    client().set_model_version_tag(NAME, version, RUN_TAG, run.run_id)
     return version, run.run_name
 
 
@@ -196,7 +197,6 @@ def test_policies_of_many_tasks_are_pairs_where_they_learnt_the_same_tasks(store
 
 
 def test_runs_whose_episodes_are_no_pairs_are_refused(store: Path) -> None:
-    from dynaflip.platform import tracking
     from dynaflip.platform.evaluation.compare import compare, paired_groups
     from dynaflip.platform.evaluation.rollout_run import SIMULATOR_TAG, read_evaluation
 
@@ -209,6 +209,6 @@ def test_runs_whose_episodes_are_no_pairs_are_refused(store: Path) -> None:
     for run, simulator in ((mine, "mujoco 3.2.0"), (theirs, "mujoco 3.3.0")):
         assert "out of distribution" in compare(mine, theirs)
         run_id = read_evaluation(run).run_id
-        tracking.client().set_tag(run_id, SIMULATOR_TAG, simulator)
+        client().set_tag(run_id, SIMULATOR_TAG, simulator)
     with pytest.raises(UserError, match=r"rolled out in mujoco 3.2.0, policies-1 in mujoco 3.3.0"):
         compare(mine, theirs)

@@ -16,6 +16,7 @@ from checkout import REPOSITORY
 from tiny_rollouts import encoder_folder, tiny
 
 from dynaflip.errors import UserError
+from dynaflip.platform.tracking.store import client
 
 if TYPE_CHECKING:
     from dynaflip.platform.evaluation.outcome import Outcome
@@ -68,7 +69,7 @@ def test_a_killed_evaluation_goes_on_to_the_table_of_an_uninterrupted_one_and_is
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
     (begun,) = tracking.newest_run_names("policies")
-    run_id = tracking.find_run(begun).info.run_id
+    run_id = tracking.find_run(begun).run_id
     assert b"episodes: 2" in tracking.read_artifact(run_id, "config.yaml"), "a run without config"
     before = {path: path.stat().st_mtime_ns for path in cells.glob("*.json")}
     assert before
@@ -96,7 +97,7 @@ def test_a_killed_evaluation_goes_on_to_the_table_of_an_uninterrupted_one_and_is
     for path in policies.iterdir():
         assert path.read_bytes() == fitted[path], "fitted to other weights by the same seed"
 
-    run = tracking.client().get_run(outcome.run_id)
+    run = client().get_run(outcome.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.tags["perturbation_split"] == "dev"
     assert "test_look" not in run.data.tags
@@ -145,11 +146,11 @@ def test_runs_are_compared_in_pairs_and_promotion_asks_for_test(
         promote(registry.DEFAULT_NAME, str(registered))
 
     on_test = Rollouts().run(tiny(Path(uri), split="test", check_harness=False))
-    tags = tracking.client().get_run(on_test.run_id).data.tags
+    tags = client().get_run(on_test.run_id).data.tags
     assert tags["test_look"] == "1"
     assert count_test_evaluations(tags[JOBS_TAG]) == 1, "the same jobs are the same evaluation"
     assert count_test_evaluations("others") == 2
-    on_maker = tracking.client().list_artifacts(run.run_id, "evaluation")
+    on_maker = client().list_artifacts(run.run_id, "evaluation")
     assert [artifact.path for artifact in on_maker] == [f"evaluation/{on_test.report.name}"]
     assert any("evaluation 1 on the test split" in note for note in on_test.notes)
     with pytest.raises(UserError, match="split"):
@@ -164,7 +165,7 @@ def test_runs_are_compared_in_pairs_and_promotion_asks_for_test(
 
     headline = {"policies_test_breadth": "whole", RUN_TAG: "headline"}
     for key, value in headline.items():
-        tracking.client().set_model_version_tag(registry.DEFAULT_NAME, str(registered), key, value)
+        client().set_model_version_tag(registry.DEFAULT_NAME, str(registered), key, value)
     Rollouts().run(tiny(Path(uri), split="test", check_harness=False))
     kept = registry.version_tags(registry.DEFAULT_NAME, str(registered))
     assert kept.items() >= headline.items(), "narrow evidence in the place of the headline's"
@@ -177,16 +178,14 @@ def test_runs_are_compared_in_pairs_and_promotion_asks_for_test(
     other = encoder_folder(module_home / "other", seed=5)
     maker = tracking.open_run("dynaflip-pretrain", "other-maker", {"kind": "pretrain"})
     borrowed = str(_registered(other, maker, module_home / "other-registered"))
-    tracking.client().set_model_version_tag(
-        registry.DEFAULT_NAME, borrowed, RUN_TAG, on_test.run_id
-    )
+    client().set_model_version_tag(registry.DEFAULT_NAME, borrowed, RUN_TAG, on_test.run_id)
     with pytest.raises(UserError, match="has evaluated other weights than those of"):
         promote(registry.DEFAULT_NAME, borrowed)
     with pytest.raises(UserError, match="does not exist"):
         promote(registry.DEFAULT_NAME, "99")
     alone = _with_one_policy(on_test, module_home)
-    tracking.client().delete_registered_model_alias(registry.DEFAULT_NAME, "champion")
-    tracking.client().set_model_version_tag(registry.DEFAULT_NAME, str(registered), RUN_TAG, alone)
+    client().delete_registered_model_alias(registry.DEFAULT_NAME, "champion")
+    client().set_model_version_tag(registry.DEFAULT_NAME, str(registered), RUN_TAG, alone)
     with pytest.raises(UserError, match="one-policy has 1 policy of its weights"):
         promote(registry.DEFAULT_NAME, str(registered))
     with pytest.raises(UserError, match="no run nothing-like-it"):

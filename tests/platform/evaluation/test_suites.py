@@ -62,8 +62,8 @@ def test_an_outsider_s_suite_runs_through_the_job(
     assert "length 10" in printed
     run = tracking.find_run("name-length")
     assert run is not None
-    assert run.data.metrics == {"length": 10.0}
-    assert run.info.run_id in printed
+    assert run.metrics == {"length": 10.0}
+    assert run.run_id in printed
     with pytest.raises(UserError, match=r"factor"):
         evaluate.main([*words[:-1], "much"])
     with pytest.raises(SystemExit):

@@ -12,7 +12,6 @@ import tiny_sweep
 from labelled_frames import write_labelled_frames
 from tiny_sweep import STEPS, bowl, opened, report
 
-from dynaflip.platform import tracking
 from dynaflip.platform.sweep import sweep_folder as folders
 from dynaflip.platform.sweep.confirmation import Confirmed, confirmed_of
 from dynaflip.platform.sweep.consistency import disagreements
@@ -22,6 +21,7 @@ from dynaflip.platform.sweep.show import show
 from dynaflip.platform.sweep.stages import Sweep, chosen_settings, queue_confirmation, run_with
 from dynaflip.platform.sweep.study import CONFIRM, SEARCH
 from dynaflip.platform.tracking import registry
+from dynaflip.platform.tracking.store import client
 
 pytestmark = pytest.mark.ray
 
@@ -81,7 +81,7 @@ def test_a_winner_is_confirmed_and_registered_and_moves_the_alias_only_beyond_no
     assert tags["setting"] == f"trial-{confirmed[0].setting:03d}"
     assert tags["trial"].startswith("confirm-")
     assert len(tags["config_digest"]) == 16
-    store = tracking.client()
+    store = client()
     plots = {item.path for item in store.list_artifacts(sweep.parent.run_id, "plots")}
     names = ("history", "importance", "parallel_coordinates")
     assert plots == {f"plots/{name}.png" for name in names}
@@ -98,7 +98,7 @@ def test_a_winner_is_confirmed_and_registered_and_moves_the_alias_only_beyond_no
     conclude(sweep, confirmed)
     assert registry.version_of_alias(model, "candidate") == "2"
     assert "cm to version 2, over episodes and seeds" in capsys.readouterr().out
-    tracking.client().delete_registered_model_alias(model, "candidate")
+    client().delete_registered_model_alias(model, "candidate")
     unlucky = [dataclasses.replace(confirmed[0], missing=1), *confirmed[1:]]
     conclude(sweep, unlucky)
     assert "alias candidate: no: 1 seeds of the best setting" in capsys.readouterr().out

@@ -18,7 +18,7 @@ from dynaflip.platform.sweep.ledger import Assignment, Interrupted
 from dynaflip.platform.sweep.show import look_up, show
 from dynaflip.platform.sweep.stages import run_with
 from dynaflip.platform.sweep.study import SEARCH, own_trials
-from dynaflip.platform.tracking.child_runs import children
+from dynaflip.platform.tracking import child_runs
 
 pytestmark = pytest.mark.ray
 
@@ -60,7 +60,7 @@ def test_failures_are_recorded_with_their_reason_and_end_nothing(home: Path) -> 
     text = show("failing")
     assert "trial-002 failed: diverged" in text
     assert text.count("stopped") == 1 + states.count("PRUNED")
-    runs = children(sweep.parent)
+    runs = child_runs(sweep.parent)
     assert sorted(r.tags["sweep.state"] for r in runs) == sorted(s.lower() for s in states)
     # What does not agree is found.
     runs[0].run.end("KILLED")

@@ -16,6 +16,7 @@ from dynaflip.encoders.model import DynaFLIP
 from dynaflip.errors import UserError
 from dynaflip.platform import tracking
 from dynaflip.platform.tracking import registry
+from dynaflip.platform.tracking.store import client
 
 TINY = ModelConfig(
     image=ImageConfig(image_px=32, pretrained=False),
@@ -70,7 +71,7 @@ def test_every_uri_finds_the_same_encoder(
 
 
 def test_latest_moves_by_itself_and_candidate_on_request(registered: Path) -> None:
-    store = tracking.client()
+    store = client()
     name = registry.DEFAULT_NAME
     assert int(store.get_model_version_by_alias(name, "latest").version) == 2
     assert int(store.get_model_version_by_alias(name, "candidate").version) == 1
@@ -95,7 +96,7 @@ def test_a_store_that_does_not_answer_is_not_an_alias_that_nobody_has(
         def get_model_version_by_alias(self, name: str, alias: str) -> None:
             raise MlflowException("connection refused")
 
-    monkeypatch.setattr(tracking, "client", Down)
+    monkeypatch.setattr(registry, "client", Down)
     with pytest.raises(UserError, match="cannot read it from"):
         registry.version_of_alias(registry.DEFAULT_NAME, "champion")
 
@@ -103,12 +104,12 @@ def test_a_store_that_does_not_answer_is_not_an_alias_that_nobody_has(
 def test_a_version_is_served_by_mlflow_itself_without_pickle(registered: Path) -> None:
     import mlflow
 
-    tracking.client()
+    client()
     served = mlflow.pyfunc.load_model("models:/dynaflip-encoder/1")
     vectors = served.predict(IMAGES)
     assert vectors.shape == (2, 1280)
     assert vectors.dtype == np.float32
-    source = tracking.client().get_model_version_download_uri("dynaflip-encoder", "1")
+    source = client().get_model_version_download_uri("dynaflip-encoder", "1")
     folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=source))
     names = [path.name for path in folder.rglob("*") if path.is_file()]
     assert "encoder.safetensors" in names

@@ -12,11 +12,12 @@ import pytest
 
 from dynaflip.errors import UserError
 from dynaflip.platform import tracking
+from dynaflip.platform.tracking.store import client
 from dynaflip.platform.training.config import PretrainConfig
 
 
 def status(run: tracking.Run) -> str:
-    return tracking.client().get_run(run.run_id).info.status
+    return client().get_run(run.run_id).info.status
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,7 @@ def test_a_store_that_is_not_there_is_one_line_at_once(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(UserError, match=said):
-        tracking.client()
+        client()
 
 
 def test_a_run_lies_in_the_home_and_keeps_curves_settings_and_provenance(
@@ -43,7 +44,7 @@ def test_a_run_lies_in_the_home_and_keeps_curves_settings_and_provenance(
         run.log_settings(PretrainConfig())
         run.log_curves([(step, {"train/loss": 1.0 / (step + 1)}) for step in range(1200)])
         run.log_text("hello", "notes/hello.txt")
-    stored = tracking.client().get_run(run.run_id)
+    stored = client().get_run(run.run_id)
     assert stored.info.status == "FINISHED"
     assert stored.data.params["objective.temperature"] == "0.07"
     assert stored.data.tags["kind"] == "test"
@@ -83,7 +84,7 @@ def test_failures_and_interrupts_end_the_run(home: Path) -> None:
     with pytest.raises(KeyboardInterrupt), tracking.ending(stopped):
         raise KeyboardInterrupt
     assert (status(failed), status(stopped)) == ("FAILED", "KILLED")
-    assert tracking.client().get_run(failed.run_id).data.tags["error"] == "the loss of step 3"
+    assert client().get_run(failed.run_id).data.tags["error"] == "the loss of step 3"
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
@@ -101,7 +102,7 @@ def test_a_killed_process_leaves_no_run_running(home: Path, how: signal.Signals)
         other.send_signal(how)
         other.wait(30)
     tracking.open_run("first", "next")
-    theirs = tracking.client().get_run(run_id)
+    theirs = client().get_run(run_id)
     assert theirs.info.status == "KILLED"
     assert status(mine) == "RUNNING"
 
@@ -112,6 +113,6 @@ def test_the_environment_overrides_the_store(
     uri = f"sqlite:///{tmp_path / 'other.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert not tracking.is_embedded()
-    assert tracking.client().tracking_uri == uri
+    assert client().tracking_uri == uri
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert tracking.client().tracking_uri == f"sqlite:///{home / 'mlflow' / 'mlflow.db'}"
+    assert client().tracking_uri == f"sqlite:///{home / 'mlflow' / 'mlflow.db'}"

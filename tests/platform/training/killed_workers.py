@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dynaflip.platform import tracking
 from dynaflip.platform.paths import runs
+from dynaflip.platform.tracking.store import client
 
 
 class Killer(threading.Thread):
@@ -56,7 +57,7 @@ Curves = dict[str, list[tuple[int, float]]]
 
 def curves_and_points(run_id: str) -> tuple[Curves, dict[str, list[int]]]:
     """A run's curves, and every step that MLflow has of each, repetitions and all."""
-    store = tracking.client()
+    store = client()
     curves = tracking.reopen_run(run_id).curves()
     tracking.reopen_run(run_id).end("FINISHED")
     return curves, {n: [p.step for p in store.get_metric_history(run_id, n)] for n in curves}

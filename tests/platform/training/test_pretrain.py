@@ -18,9 +18,9 @@ from killed_workers import Killer, curves_and_points
 import dynaflip
 from dynaflip.encoders.config import FlowConfig, ImageConfig, ModelConfig
 from dynaflip.errors import UserError
-from dynaflip.platform import tracking
 from dynaflip.platform.config_loader import load_config
 from dynaflip.platform.paths import runs
+from dynaflip.platform.tracking.store import client
 from dynaflip.platform.training.config import DataConfig, PretrainConfig, TrainConfig
 
 pytestmark = pytest.mark.ray
@@ -72,7 +72,7 @@ def test_a_run_survives_its_worker_and_its_driver_and_is_logged_registered_and_l
     assert killer.killed == [4]
     folder = max(runs().glob("*/run.json"), key=lambda path: path.stat().st_mtime).parent
     saved = json.loads((folder / "run.json").read_text())
-    store = tracking.client()
+    store = client()
     assert store.get_run(saved["run_id"]).info.status == "KILLED"
 
     outcome = training.resume(folder.name, alias="candidate")
@@ -109,7 +109,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_failed(
     wild = dataclasses.replace(config.optimizer, lr=1e38, clip_norm=0, warmup_share=0)
     with pytest.raises(NonFiniteLoss, match=r"^step \d+: loss.*; triplets of the batch: \w+-\d"):
         pretrain(dataclasses.replace(config, optimizer=wild))
-    store = tracking.client()
+    store = client()
     experiment = store.get_experiment_by_name(config.tracking.experiment)
     assert experiment is not None
     newest = store.search_runs([experiment.experiment_id], max_results=1)[0]

@@ -8,6 +8,7 @@ import pytest
 
 from dynaflip.errors import StoreError
 from dynaflip.platform import tracking
+from dynaflip.platform.tracking.store import client
 from dynaflip.platform.training.backends.ray_train import Reporter
 
 
@@ -22,14 +23,14 @@ def test_reports_that_mlflow_refuses_are_logged_when_it_answers_again(tmp_path: 
     log = tmp_path / "progress.log"
     reporter = Reporter(run, log, total_steps=100)
     said(reporter, 1)
-    tracking.client().delete_run(run.run_id)  # its store refuses points from here on
+    client().delete_run(run.run_id)  # its store refuses points from here on
     said(reporter, 2, 3)
     assert log.read_text().count("warning: MLflow refused a report") == 2
-    tracking.client().restore_run(run.run_id)
+    client().restore_run(run.run_id)
     said(reporter, 4)
     assert [step for step, _ in run.curves()["train/loss"]] == [1, 2, 3, 4]
 
-    tracking.client().delete_run(run.run_id)
+    client().delete_run(run.run_id)
     with pytest.raises(StoreError, match=r"refused 10 reports in a row .*--resume"):
         said(reporter, *range(5, 20))
     with pytest.raises(StoreError, match="refused 11 reports"):

@@ -1,0 +1,108 @@
+"""The MLflow store: where it is, and the only client of it.
+
+The store is embedded: SQLite and an artifact folder below ``DYNAFLIP_HOME``, no server.
+``MLFLOW_TRACKING_URI`` overrides it. Only modules of this folder import :func:`client`.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from functools import lru_cache
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from dynaflip.errors import StoreError, UserError
+from dynaflip.platform.passwords import masked
+from dynaflip.platform.paths import mlflow_folder
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_URI = "MLFLOW_TRACKING_URI"
+_CONNECT_S = 5.0
+# MLflow's telemetry thread and its colour codes have no place in a job's output.
+_ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "GIT_PYTHON_REFRESH": "quiet"}
+
+
+def tracking_uri() -> str:
+    """The store's absolute URI: ``MLFLOW_TRACKING_URI``, or SQLite below the home."""
+    return os.environ.get(_URI) or f"sqlite:///{mlflow_folder() / 'mlflow.db'}"
+
+
+def is_embedded() -> bool:
+    """Whether runs go into the home's own store."""
+    return not os.environ.get(_URI)
+
+
+def client(uri: str | None = None) -> MlflowClient:
+    """A client of the store; makes the embedded one if it does not exist yet.
+
+    Only a driver may be the first to call this: two processes that create one
+    SQLite file at the same time crash in its migration.
+
+    Args:
+        uri: of the store; by default :func:`tracking_uri`.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import logging
+
+    # One line a migration step, on every fresh store, says nothing to a user.
+    for noisy in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    if is_embedded():
+        (mlflow_folder() / "artifacts").mkdir(parents=True, exist_ok=True)
+    import mlflow
+
+    chosen = os.environ.get(_URI)
+    uri = uri or tracking_uri()
+    _check_answers(uri)
+    if mlflow.get_tracking_uri() != uri:
+        mlflow.set_tracking_uri(uri)
+        # It also sets the variable, which would then read as the user's own choice.
+        if chosen is None:
+            os.environ.pop(_URI, None)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return mlflow.MlflowClient(tracking_uri=uri)
+    except MlflowException:
+        raise UserError(
+            f"{_URI}={masked(uri)}: MLflow knows no such store; give http(s)://HOST, "
+            "sqlite:///FILE or postgresql://…"
+        ) from None
+
+
+def store_error() -> type[Exception]:
+    """What a store raises that refuses, or does not answer any more."""
+    from mlflow.exceptions import MlflowException
+
+    return MlflowException
+
+
+def is_store_error(error: BaseException) -> bool:
+    """Whether an error is a store's; imports nothing, which would take seconds."""
+    # Where nobody has imported MLflow, it has raised nothing.
+    return "mlflow.exceptions" in sys.modules and isinstance(error, store_error())
+
+
+@lru_cache
+def _check_answers(uri: str) -> None:
+    """Refuse a server that nobody answers at, before MLflow tries for minutes."""
+    place = urlsplit(uri)
+    if place.scheme not in ("http", "https") or not place.hostname:
+        return
+    if place.scheme in getproxies() and not proxy_bypass(place.hostname):
+        return  # the proxy answers for it
+    port = place.port or (443 if place.scheme == "https" else 80)
+    try:
+        socket.create_connection((place.hostname, port), timeout=_CONNECT_S).close()
+    except OSError as error:
+        why = error.strerror or error
+        raise StoreError(
+            f"{_URI}={masked(uri)}: no server answers there ({why}); start it, or unset the "
+            "variable to keep runs in DYNAFLIP_HOME"
+        ) from None
