@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from dynaflip.errors import UserError
-from dynaflip.platform.lerobot.metadata import Meta
+from dynaflip.platform.lerobot.metadata import Episode, Meta
 
-EPISODE = {"episode_index": 0, "data/chunk_index": 0, "data/file_index": 0}
+EPISODE = Episode({"episode_index": 0, "data/chunk_index": 0, "data/file_index": 0})
 
 
 def meta(folder: Path, **info: str) -> Meta:
