@@ -1,7 +1,7 @@
 """Files and folders that appear whole or not at all, and locks between processes.
 
-The one place of the atomic write, used by every part of the package: what is written gets a hidden
-name beside its place, and takes its own name in one rename.
+The package's only atomic write: a file or folder is written under a hidden name beside the final
+one, and takes that in one rename.
 """
 
 from __future__ import annotations
@@ -91,22 +91,22 @@ def replaced_path(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def file_lock(path: Path, refusal: str | None = None) -> Iterator[None]:
+def file_lock(path: Path, busy: str | None = None) -> Iterator[None]:
     """Hold a lock file while the block runs; the kernel frees it when a process dies.
 
     Args:
         path: the file; made if it is missing.
-        refusal: the error's text where another process holds it; None waits for it.
+        busy: the error's text where another process holds it; None waits for it.
 
     Raises:
-        UserError: another process holds it, and a refusal is given.
+        UserError: another process holds it, and ``busy`` is given.
     """
     import fcntl  # not on Windows, where encoders load, too
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal else 0))
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
         except BlockingIOError:
-            raise UserError(str(refusal)) from None
+            raise UserError(str(busy)) from None
         yield

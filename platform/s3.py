@@ -23,8 +23,8 @@ T = TypeVar("T")
 _ATTEMPTS = 6
 _FIRST_WAIT_S = 0.2
 _BLOCK_BYTES = 256 << 10
-# Blocks kept by an open file (8 MiB), and the most that one request asks for (2 MiB).
-_KEPT_BLOCKS = 32
+# Blocks cached by an open file (8 MiB), and the most that one request asks for (2 MiB).
+_CACHED_BLOCKS = 32
 _MOST_BLOCKS = 8
 _MISSING = ("404", "NoSuchKey", "NoSuchBucket", "NotFound")
 # The credentials' fault and not the object's: with others it can be read. The answer to HEAD has
@@ -149,16 +149,16 @@ class S3Path:
 
 
 class RangedFile(io.RawIOBase):
-    """A seekable file over ranged reads, with a few blocks kept.
+    """A seekable file over ranged reads, with a cache of a few blocks.
 
-    Whoever reads on from where the last request ended gets twice as much with the next.
+    Reading on from where the last request ended doubles the size of the next one.
     """
 
     def __init__(self, path: S3Path) -> None:
         self.path = path
         self.name = str(path)
         self.size = path.stat().st_size
-        self.place = 0
+        self.position = 0
         self.bytes_asked = 0
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
         self._next, self._ahead = -1, 1
@@ -172,16 +172,16 @@ class RangedFile(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        """Place of the next byte."""
-        return self.place
+        """Position of the next byte."""
+        return self.position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a place; nothing is read."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: self.size}[whence]
+        """Go to a position; nothing is read."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
         if base + offset < 0:
             raise ValueError(f"seek to {base + offset}")
-        self.place = base + offset
-        return self.place
+        self.position = base + offset
+        return self.position
 
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer as far as one block goes."""
@@ -191,13 +191,13 @@ class RangedFile(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         """Exactly ``size`` bytes, or what is left."""
-        end = self.size if size is None or size < 0 else min(self.size, self.place + size)
+        end = self.size if size is None or size < 0 else min(self.size, self.position + size)
         out = []
-        while self.place < end:
-            number, within = divmod(self.place, _BLOCK_BYTES)
-            part = self._block(number, end)[within : within + end - self.place]
+        while self.position < end:
+            number, within = divmod(self.position, _BLOCK_BYTES)
+            part = self._block(number, end)[within : within + end - self.position]
             out.append(part)
-            self.place += len(part)
+            self.position += len(part)
         return b"".join(out)
 
     def _block(self, number: int, end: int) -> bytes:
@@ -212,7 +212,7 @@ class RangedFile(io.RawIOBase):
                 self._blocks[number + n] = data[n * _BLOCK_BYTES : (n + 1) * _BLOCK_BYTES]
             self._next = number + count
         self._blocks.move_to_end(number)
-        while len(self._blocks) > _KEPT_BLOCKS:
+        while len(self._blocks) > _CACHED_BLOCKS:
             self._blocks.popitem(last=False)
         return self._blocks[number]
 

@@ -1,6 +1,6 @@
 """Folders under a name, on a file system or in an S3 bucket: complete or not there at all.
 
-On a file system a folder is written beside its place and renamed. In S3 the file that
+On a file system a folder is written under a hidden name and renamed. In S3 the file that
 marks it complete is uploaded last and deleted first. The S3 endpoint and credentials are
 boto3's own settings (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, …).
 """
@@ -25,7 +25,7 @@ _ATTEMPTS = 5
 
 
 class Storage(Protocol):
-    """Where folders of files are kept; ``marker`` is the file that makes one complete."""
+    """A store of folders of files; ``marker`` is the file that makes one complete."""
 
     def names(self) -> list[str]:
         """Complete folders, sorted by name."""
@@ -34,7 +34,7 @@ class Storage(Protocol):
         """A new local folder to write into before :meth:`publish`."""
 
     def publish(self, staged: Path, name: str) -> None:
-        """Keep a staged folder under a name, in the place of one that is there already."""
+        """Store a staged folder under a name; one that is there already is replaced."""
 
     def fetched(self, name: str) -> contextlib.AbstractContextManager[Path]:
         """A local folder with the files, for a block: elsewhere than on a disk it is a copy."""
@@ -46,7 +46,7 @@ class Storage(Protocol):
         """Delete a folder."""
 
     def remove_unfinished(self) -> None:
-        """Delete what writers left that were killed; only where nobody writes now."""
+        """Delete what killed writers left behind; call it only while none is writing."""
 
 
 def open_storage(uri: str, marker: str) -> Storage:
@@ -71,7 +71,7 @@ class LocalStorage:
 
     def __init__(self, root: Path, marker: str) -> None:
         self.root, self.marker = root, marker
-        with _told(f"make {root}"):
+        with _store_errors(f"make {root}"):
             root.mkdir(parents=True, exist_ok=True)
 
     def names(self) -> list[str]:
@@ -81,14 +81,14 @@ class LocalStorage:
 
     def staging(self) -> Path:
         """A folder beside the others, so that a rename publishes it."""
-        with _told(f"write into {self.root}"):
+        with _store_errors(f"write into {self.root}"):
             staged = Path(tempfile.mkdtemp(prefix=_STAGING, dir=self.root))
             staged.chmod(0o755)  # mkdtemp makes folders for their owner alone
             return staged
 
     def publish(self, staged: Path, name: str) -> None:
         """Flush the files to the disk, then rename their folder."""
-        with _told(f"write {self.root / name}"):
+        with _store_errors(f"write {self.root / name}"):
             for path in staged.iterdir():
                 path.chmod(0o644)
                 with path.open("rb+") as file:
@@ -102,12 +102,12 @@ class LocalStorage:
 
     def read(self, name: str, file: str) -> bytes:
         """One file of a folder."""
-        with _told(f"read {self.root / name / file}"):
+        with _store_errors(f"read {self.root / name / file}"):
             return (self.root / name / file).read_bytes()
 
     def remove(self, name: str) -> None:
         """Delete a folder, its marker first."""
-        with _told(f"delete {self.root / name}"):
+        with _store_errors(f"delete {self.root / name}"):
             (self.root / name / self.marker).unlink(missing_ok=True)
             shutil.rmtree(self.root / name)
 
@@ -137,12 +137,12 @@ class S3Storage:
 
     def staging(self) -> Path:
         """A temporary folder of this machine."""
-        with _told("write a temporary folder"):
+        with _store_errors("write a temporary folder"):
             return Path(tempfile.mkdtemp(prefix="dynaflip-"))
 
     def publish(self, staged: Path, name: str) -> None:
         """Upload the files, the marker last."""
-        with _told(f"write {self.uri}/{name}"):
+        with _store_errors(f"write {self.uri}/{name}"):
             client = s3.client(_ATTEMPTS)
             client.delete_object(Bucket=self.bucket, Key=self._key(name, self.marker))
             files = sorted(staged.iterdir(), key=lambda path: path.name == self.marker)
@@ -154,21 +154,21 @@ class S3Storage:
     def fetched(self, name: str) -> Iterator[Path]:
         """A copy in a temporary folder, deleted after the block."""
         with tempfile.TemporaryDirectory(prefix="dynaflip-") as copy:
-            with _told(f"read {self.uri}/{name}"):
+            with _store_errors(f"read {self.uri}/{name}"):
                 for key in self._keys(self._key(name, "")):
-                    place = Path(copy) / key.rsplit("/", 1)[-1]
-                    s3.client(_ATTEMPTS).download_file(self.bucket, key, str(place))
+                    target = Path(copy) / key.rsplit("/", 1)[-1]
+                    s3.client(_ATTEMPTS).download_file(self.bucket, key, str(target))
             yield Path(copy)
 
     def read(self, name: str, file: str) -> bytes:
         """One file of a folder."""
-        with _told(f"read {self.uri}/{name}/{file}"):
+        with _store_errors(f"read {self.uri}/{name}/{file}"):
             found = s3.client(_ATTEMPTS).get_object(Bucket=self.bucket, Key=self._key(name, file))
             return found["Body"].read()
 
     def remove(self, name: str) -> None:
         """Delete a folder, its marker first."""
-        with _told(f"delete {self.uri}/{name}"):
+        with _store_errors(f"delete {self.uri}/{name}"):
             keys = self._keys(self._key(name, ""))
             for key in sorted(keys, key=lambda key: not key.endswith("/" + self.marker)):
                 s3.client(_ATTEMPTS).delete_object(Bucket=self.bucket, Key=key)
@@ -183,15 +183,15 @@ class S3Storage:
         return f"{self.prefix}{name}/{file}"
 
     def _keys(self, prefix: str) -> list[str]:
-        with _told(f"list {self.uri}"):
+        with _store_errors(f"list {self.uri}"):
             pages = s3.client(_ATTEMPTS).get_paginator("list_objects_v2")
             found = pages.paginate(Bucket=self.bucket, Prefix=prefix)
             return [item["Key"] for page in found for item in page.get("Contents", [])]
 
 
 @contextlib.contextmanager
-def _told(what: str) -> Iterator[None]:
-    """Say in one line what the disk or the object store refused."""
+def _store_errors(what: str) -> Iterator[None]:
+    """Turn errors of the disk or the object store into one line."""
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
 

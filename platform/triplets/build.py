@@ -60,7 +60,7 @@ def clip_table(
         A table of :data:`TRIPLET_SCHEMA`, at least one row.
 
     Raises:
-        ClipRejected: the clip is rejected; stage and reason say why.
+        ClipRejected: the clip is rejected; with stage and reason.
     """
     if clip.problem:
         raise ClipRejected(*clip.problem)
@@ -97,12 +97,13 @@ def clip_table(
 
 
 def _check_for_pretraining(clip: Clip) -> None:
-    """What is evaluated on must not be learnt from: only looks of split pretrain may pass."""
+    """Reject perturbation values of the evaluation splits: they must not be learnt from."""
     values = json.loads(clip.factors)
     if values and not belongs_to(values, "pretrain"):
-        found = ", ".join(split for split in ("dev", "test") if belongs_to(values, split))
+        splits = ", ".join(split for split in ("dev", "test") if belongs_to(values, split))
         raise ClipRejected(
-            "perturbation", f"its look is of split {found or 'none'}, not of pretrain"
+            "perturbation",
+            f"its perturbation values are of split {splits or 'none'}, not of pretrain",
         )
 
 
@@ -189,7 +190,7 @@ def _flow_columns(flow: Flow, scale: np.ndarray) -> dict[str, Any]:
 
 
 def _caption(clip: Clip, recording: Recording, transition: Transition) -> str:
-    """A captioner's one caption of the clip, or what the recording says at that frame."""
+    """The captioner's caption of the clip, or the recording's at that frame."""
     if is_captioned(clip):
         return clip.captions[0]
     return recording.caption_at(transition.start, transition.draw)

@@ -1,6 +1,6 @@
-"""What a source hands out: clips, which are cheap, and recordings, which are read.
+"""Clips, which are cheap to list, and recordings, which are read.
 
-A clip is one camera of one recording (an episode, a source video or a piece of
+A clip is one camera of one recording (an episode, a source video or a segment of
 it). Listing clips reads no image; a :class:`Recording` decodes.
 """
 
@@ -20,8 +20,8 @@ Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
 
-# Rejections that may pass, and not for what is in the clip: the store did not answer, or memory,
-# disk or the machine itself gave out. The next run tries these clips again.
+# Rejections for temporary reasons, not for the clip's content: the store did not answer, or
+# memory, disk or the machine failed. The next run tries these clips again.
 TEMPORARY_STAGES = frozenset({"network", "machine"})
 
 
@@ -39,7 +39,7 @@ class Clip:
     """One camera of one recording, without its images."""
 
     clip_id: str  # content hash
-    recording_id: str  # content hash, shared by all cameras and pieces of a recording
+    recording_id: str  # content hash, shared by all cameras and segments of a recording
     source: str
     path: str  # video, relative to the source's root; for messages too
     camera: str
@@ -85,7 +85,7 @@ class Cameras:
         intrinsics_px: (N, 4) fx, fy, cx, cy of the recorded image; pixel centres at +0.5.
         frame_px: (width, height) that the intrinsics belong to.
         poses: (N, 4, 4) camera to world in metres, OpenCV axes, or None: assumed still.
-        assumed: True where the focal length is a guess; triplets say so in ``focal_kind``.
+        assumed: whether the focal length is a guess (column ``focal_kind``).
     """
 
     intrinsics_px: Doubles
@@ -141,7 +141,7 @@ class Source(Protocol):
 
 
 def content_hash(*parts: str) -> str:
-    """A 128-bit id of what the parts say."""
+    """128-bit hash of texts."""
     # Names on disk need not be UTF-8: what is not is part of the id as well.
     return hashlib.sha256("\x1f".join(parts).encode(errors="surrogatepass")).hexdigest()[:32]
 

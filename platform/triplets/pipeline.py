@@ -1,8 +1,8 @@
 """Recordings to a triplet folder, on Ray Data.
 
 Ray Data hands shards of clips to CPU tasks (or to actors that hold a depth
-model). A task writes its own Parquet file and then says so, so a job that was
-stopped goes on where it was; the folder takes its final name in one rename.
+model). A task writes its Parquet file and then its clips' summaries, so an interrupted job
+resumes; the folder takes its final name in one rename.
 """
 
 from __future__ import annotations
@@ -57,15 +57,15 @@ _LEAST_SHARDS = 16  # of a set that has as many clips
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of preprocessing.
+    """Result of preprocessing.
 
     Args:
         folder: the triplet folder, or where ``rejected.parquet`` lies if it failed.
         counts: read, kept, rejected, triplets, by split and by reason.
-        reused: the folder was there already, made from the same input by the same code.
+        reused: the folder existed, made from the same input by the same stage versions.
         failure: why there are no triplets, or "".
-        version: 1 for a new folder, one more whenever it was made anew.
-        changed: what made this version another than the one before.
+        version: 1 for a new folder, one more whenever it is made anew.
+        changed: what differs from the version before.
     """
 
     folder: Path
@@ -116,7 +116,7 @@ def _preprocess(config: PreprocessConfig, folder: Path) -> Outcome:
     if finished.get("work_key") == key and not again:
         return _reuse(folder, finished, source, settings)
     if again:
-        print(f"{again} clips were rejected for what may have passed: they are tried again")
+        print(f"{again} clips were rejected for a temporary reason: they are tried again")
     for part in (work.triplets, work.done, work.attempts):
         part.mkdir(parents=True, exist_ok=True)
     shards = adopt_shards(folder, made_from, clips, work)
@@ -154,7 +154,7 @@ def _new_shards(
 def _reuse(
     folder: Path, manifest: dict[str, Any], source: Mix, settings: dict[str, Any]
 ) -> Outcome:
-    """Keep the triplets; weights and other settings that change none of them are written down."""
+    """Reuse the triplets; settings that change none of them are updated in the manifest."""
     sources = {
         name: {**manifest["sources"][name], **about} for name, about in source.about().items()
     }
@@ -182,8 +182,8 @@ def _run(
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it would report beside our progress
     dataset: Any = ray.data.from_items(items, override_num_blocks=min(len(items), _MAX_BLOCKS))
     arguments = {"config": config, "folder": str(work.path), "source": source}
-    # Ray Data runs a dead worker's task again without end: workers die of what is not the clip's
-    # fault, and which clip kills them is counted in `attempts`.
+    # Ray Data repeats a dead worker's task without end: most deaths are not the clip's fault, and
+    # `attempts` counts the clips that kill workers.
     if uses_models(config):
         resources = ray.cluster_resources()
         gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
@@ -231,7 +231,7 @@ def _read_done(work: WorkFolder, shards: dict[int, list[Clip]]) -> list[dict[str
 
 
 def _check_complete(clips: list[Clip], summaries: list[dict[str, Any]]) -> None:
-    """Every clip once: published triplets have lost none and hold none twice."""
+    """Check that every clip is there once: published triplets miss none and hold none twice."""
     wanted = Counter(clip.digest() for clip in clips)
     found = Counter(summary["clip_digest"] for summary in summaries)
     if wanted != found:
@@ -262,7 +262,7 @@ def _finish(
     digest = digest_of(row for s in summaries for row in s["rows"])
     share = len(rejected) / max(1, len(summaries))
     if share > config.max_rejected_share or not counts["triplets"]:
-        place = _set_aside(folder, work)
+        failed = _set_aside(folder, work)
         too_many = (
             f", more than max_rejected_share={config.max_rejected_share:g} allows"
             if share > config.max_rejected_share
@@ -271,9 +271,9 @@ def _finish(
         failure = (
             f"{len(rejected)} of {len(summaries)} clips were rejected ({share:.0%}){too_many}; "
             f"most: {next(iter(counts['reasons']), 'none')}; all of them: "
-            f"{place / 'rejected.parquet'}"
+            f"{failed / 'rejected.parquet'}"
         )
-        return Outcome(place, counts, digest, failure=failure)
+        return Outcome(failed, counts, digest, failure=failure)
     write_examples(work.path, config.example_images)
     before = read_finished(folder)
     same = (before.get("digest"), before.get("work_key")) == (digest, about["work_key"])
@@ -294,7 +294,7 @@ def _finish(
     }
     write_manifest(work.path, manifest)
     replace_folder(work.path, folder)
-    # Only now: whoever is killed before finds the manifest, and has nothing to do again.
+    # Only now: after a kill before this line the manifest is there, and nothing is made again.
     shutil.rmtree(folder / work.attempts.name)
     # Unfinished work for other settings, or for this folder as it was, has nowhere to go.
     for left in folder.parent.glob(f".{glob.escape(folder.name)}.{'[0-9a-f]' * _KEY_LETTERS}"):
@@ -303,17 +303,17 @@ def _finish(
 
 
 def _set_aside(folder: Path, work: WorkFolder) -> Path:
-    """Put the list of rejected clips where the user looks; the next run begins with the rest.
+    """Write the list of rejected clips beside the output; the next run begins with the rest.
 
-    Shards with a rejected clip are made again, because what was wrong may be mended by then.
+    Shards with a rejected clip are made again, because the cause may be repaired by then.
     """
-    place = (
+    target = (
         folder
         if not (folder / "manifest.json").exists()
         else folder.with_name(f"{folder.name}.failed")
     )
-    place.mkdir(parents=True, exist_ok=True)
-    move(work.path / "rejected.parquet", place / "rejected.parquet")
+    target.mkdir(parents=True, exist_ok=True)
+    move(work.path / "rejected.parquet", target / "rejected.parquet")
     for done in list(work.done.glob("part-*.json")):
         if any(summary["stage"] for summary in json.loads(done.read_text())):
             done.unlink()
@@ -323,7 +323,7 @@ def _set_aside(folder: Path, work: WorkFolder) -> Path:
         shutil.rmtree(work.attempts)
     else:
         shutil.rmtree(work.path)
-    return place
+    return target
 
 
 def _counts(summaries: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A line that says how far preprocessing is."""
+"""Progress line of preprocessing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Progress:
         self.skipped: int | None = None
 
     def update(self, stages: list[str]) -> None:
-        """Count clips by the stage that rejected them, "" for those that were kept.
+        """Count clips by the stage that rejected them, "" for those that gave triplets.
 
         The first call counts those that an earlier run did.
         """

@@ -1,13 +1,11 @@
-"""When finished work is reused, and what makes a new version of a triplet folder."""
+"""Reuse of finished work, and versions of a triplet folder."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
 import shutil
-import typing
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from dynaflip.platform.triplets.clips import TEMPORARY_STAGES, Clip, content_has
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.shard import WorkFolder
 from dynaflip.platform.triplets.versions import STAGE_VERSIONS, versions_of
+from dynaflip.renames import current_key
 
 # Settings that change no triplet; and those of sources, because each clip holds those that
 # matter to it, so that an added source costs its own clips alone.
@@ -34,13 +33,15 @@ def work_of(settings: dict[str, Any], clips: list[Clip], models: dict[str, str])
 
 
 def current_form(made_from: dict[str, Any]) -> dict[str, Any]:
-    """What a manifest says its folder was made from, in today's names of settings and stages.
+    """A manifest's ``made_from`` in today's names of settings and stages.
 
     A setting that the manifest lacks has today's default, because a new setting leaves triplets
     as they were by default.
     """
     defaults = flatten({k: v for k, v in to_dict(PreprocessConfig()).items() if k not in _BESIDE})
-    renamed = {_renamed(key): value for key, value in made_from["settings"].items()}
+    renamed = {
+        current_key(PreprocessConfig, key): value for key, value in made_from["settings"].items()
+    }
     unversioned = {"unknown": 1}
     return {
         "settings": defaults | renamed,
@@ -50,24 +51,13 @@ def current_form(made_from: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _renamed(key: str) -> str:
-    """Today's name of a dotted setting."""
-    cls: Any = PreprocessConfig
-    names = []
-    for name in key.split("."):
-        current = getattr(cls, "RENAMED", {}).get(name, name)
-        names.append(current)
-        cls = typing.get_type_hints(cls).get(current) if dataclasses.is_dataclass(cls) else None
-    return ".".join(names)
-
-
 def work_key(work: dict[str, Any]) -> str:
     """Equal for equal work."""
     return content_hash(json.dumps(work, sort_keys=True))
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What differs between two pieces of work, a line each; empty where there is no old one."""
+    """Differences between two ``made_from``, one line each; empty where there is no old one."""
     if not old:
         return []
     before, after = old["settings"], new["settings"]
@@ -96,11 +86,11 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def adopt_shards(
     folder: Path, made_from: dict[str, Any], clips: list[Clip], work: WorkFolder
 ) -> dict[int, list[Clip]]:
-    """Take over from a finished folder the shards that would be made again just the same.
+    """Adopt the shards of a finished folder that would be made again just the same.
 
     Those are the shards whose clips are all still there as they were, if settings and code are
-    the folder's own, and none was rejected for what may have passed. So a recording that was
-    added costs its own time alone.
+    the folder's own, and none was rejected for a temporary reason. So an added recording costs its
+    own time alone.
 
     Returns:
         The clips of each shard that the work folder now holds, by its number.
@@ -123,13 +113,13 @@ def adopt_shards(
         wanted -= Counter(digests)
         for file in (folder / work.triplets.name).glob(f"{done.stem}-*.parquet"):
             _link(file, work.triplets / file.name)
-        _link(done, work.done / done.name)  # last: it says that the others are there
+        _link(done, work.done / done.name)  # last: a shard with a summary is complete
         adopted[int(done.stem.removeprefix("part-"))] = [by_digest[d] for d in digests]
     return adopted
 
 
 def temporary_rejections(folder: Path) -> int:
-    """How many clips of a finished folder were rejected for what may have passed since."""
+    """Number of clips of a finished folder that were rejected for a temporary reason."""
     file = folder / "rejected.parquet"
     if not file.is_file():
         return 0

@@ -112,7 +112,7 @@ REJECTED_SCHEMA = pa.schema(
 
 
 def read_manifest(folder: str) -> dict[str, Any]:
-    """Read ``manifest.json`` of a triplet folder and refuse what we do not know.
+    """Read ``manifest.json`` of a triplet folder.
 
     Keys: ``schema_version``, ``digest`` (of all triplets), ``settings`` (resolved),
     ``counts`` (read, kept, rejected, triplets, by split and by reason).

@@ -1,4 +1,4 @@
-"""A few clips to Parquet: what one Ray task does, as a plain function."""
+"""The work of one Ray task as a plain function: a few clips to Parquet."""
 
 from __future__ import annotations
 
@@ -32,7 +32,14 @@ _STARTED = "started"
 _FAULT = "Fatal Python error"  # what faulthandler writes
 _MAX_FAULTS = 2
 _MAX_STARTS = 8
-_GAVE_OUT = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO)
+_OUT_OF_RESOURCES = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENOMEM,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.EIO,
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ Captioners = Mapping[str, LoadedCaptioner]
 
 @dataclass(frozen=True)
 class WorkFolder:
-    """Where unfinished work lies; it is renamed when everything is done."""
+    """Folder of unfinished work; it is renamed when everything is done."""
 
     path: Path
 
@@ -60,12 +67,12 @@ class WorkFolder:
 
     @property
     def done(self) -> Path:
-        """One JSON a finished shard, with a summary of each clip; kept, see ``adopt_shards``."""
+        """One JSON file for each finished shard with its clips' summaries; see ``adopt_shards``."""
         return self.path / "done"
 
     @property
     def attempts(self) -> Path:
-        """One file a clip that is being worked on: it outlives a worker that dies."""
+        """One file for each clip in work, which outlives a worker that dies."""
         return self.path / "attempts"
 
 
@@ -78,19 +85,19 @@ def process_shard(
     depth_models: Mapping[str, DepthModel] = MappingProxyType({}),
     captioners: Captioners = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
-    """Make the triplets of some clips, and write them before saying so.
+    """Make the triplets of some clips, and write them before their summaries.
 
     Clips that came without caption are first given one by the captioner of their
     ``caption_kind``.
 
     Returns:
-        One summary a clip: what was kept, or stage and reason of its rejection.
+        One summary for each clip: its triplets, or stage and reason of its rejection.
     """
     summaries = []
     writer = _Writer(work.triplets, number)
     for clip in clips:
-        with _counted(work.attempts, clip) as refusal:
-            summary, table = _summary(clip, source, config, refusal, depth_models, captioners)
+        with _counted(work.attempts, clip) as rejection:
+            summary, table = _summary(clip, source, config, rejection, depth_models, captioners)
         # Outside: what cannot be written is the job's problem and not the clip's.
         if table is not None:
             writer.write(table)
@@ -104,11 +111,11 @@ def _summary(
     clip: Clip,
     source: Source,
     config: PreprocessConfig,
-    refusal: ClipRejected | None,
+    rejection: ClipRejected | None,
     depth_models: Mapping[str, DepthModel],
     captioners: Captioners,
 ) -> tuple[dict[str, Any], pa.Table | None]:
-    """Triplets of a clip with what is to be said of them, or why there are none."""
+    """Summary of a clip and its triplets, None where it is rejected."""
     summary: dict[str, Any] = {"clip_id": clip.clip_id, "recording_id": clip.recording_id}
     summary |= {"clip_digest": clip.digest()}  # before its caption is made
     summary |= {"source": clip.source, "path": _printable(clip.path), "stage": "", "reason": ""}
@@ -117,8 +124,8 @@ def _summary(
     left_out: Counter[str] = Counter()
     table = None
     try:
-        if refusal is not None:
-            raise refusal
+        if rejection is not None:
+            raise rejection
         recording = source.open(clip)
         if needs_caption(clip):
             captioner = captioners[clip.caption_kind]
@@ -133,32 +140,32 @@ def _summary(
     except ClipRejected as error:
         summary |= {"stage": error.stage, "reason": _printable(error.reason)}
     except Exception as error:
-        # One clip must not stop the job, whatever it holds. Nothing is hidden: the clip
-        # is rejected with the place of the error, and counts towards the failing share.
+        # One clip must not stop the job, whatever it holds. Nothing is hidden: the clip is
+        # rejected with the line of the error, and counts towards max_rejected_share.
         at = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{Path(at.filename).name}:{at.lineno}"
-        reason = f"{type(error).__name__} at {place}: {error}".splitlines()[0]
-        stage = "machine" if _gave_out(error) else "unexpected"
+        line = f"{Path(at.filename).name}:{at.lineno}"
+        reason = f"{type(error).__name__} at {line}: {error}".splitlines()[0]
+        stage = "machine" if _out_of_resources(error) else "unexpected"
         summary |= {"stage": stage, "reason": _printable(reason)}
         table = None
     summary["left_out"] = dict(left_out)
     return summary, table
 
 
-def _gave_out(error: Exception) -> bool:
+def _out_of_resources(error: Exception) -> bool:
     """Whether memory, disk or file handles ran out."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
         return True
-    return isinstance(error, OSError) and error.errno in _GAVE_OUT
+    return isinstance(error, OSError) and error.errno in _OUT_OF_RESOURCES
 
 
 @contextmanager
 def _counted(attempts: Path, clip: Clip) -> Iterator[ClipRejected | None]:
-    """Note that a clip is being worked on; yield why not to, if workers died of it before.
+    """Note that a clip is in work; yield its rejection if workers died of it before.
 
     A crash inside a decoder leaves its trace in the note and is the clip's fault. A worker
-    that was killed leaves none: the memory ran out, or somebody stopped the machine, and
-    the clip gets more chances.
+    that was killed leaves none (out of memory, or the machine was stopped), and the clip gets
+    more attempts.
     """
     attempts.mkdir(exist_ok=True)  # a worker may outlive the driver that made it
     note = attempts / clip.clip_id

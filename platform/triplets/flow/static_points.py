@@ -103,16 +103,18 @@ def compare_with_static_scene(
     same[0] = known
     most = config.max_colour_difference * (1.0 if depth_m is not None else config.without_depth)
     for n in range(1, count):
-        place = move_points(world_m, window.from_first(n)) if window.poses is not None else world_m
-        at_px = static_px[n] = project(place, window.intrinsics_px[n])
-        inside = ((at_px >= 0) & (at_px < (width, height))).all(1) & (place[:, 2] > 0)
+        expected_m = (
+            move_points(world_m, window.from_first(n)) if window.poses is not None else world_m
+        )
+        at_px = static_px[n] = project(expected_m, window.intrinsics_px[n])
+        inside = ((at_px >= 0) & (at_px < (width, height))).all(1) & (expected_m[:, 2] > 0)
         patches = _colour_patches(frames[n], at_px, config.patch_radius_px)
         change[n] = np.abs(patches - reference).mean(axis=(1, 2))
         same[n] = known & inside & (change[n] <= most)
         hidden[n] = known & ~inside
         if depth_m is not None:
-            found_m = sample_depth_m(depth_m[n], at_px, place[:, 2], search_px)
-            beyond[n] = np.where(known & inside, found_m / place[:, 2] - 1, np.nan)
+            found_m = sample_depth_m(depth_m[n], at_px, expected_m[:, 2], search_px)
+            beyond[n] = np.where(known & inside, found_m / expected_m[:, 2] - 1, np.nan)
     if depth_m is None:
         return StaticPoints(same, hidden, static_px, 0.0, _robust(change / most), beyond)
     noise = _noise(beyond[1:]) if depth_noise is None else depth_noise

@@ -130,8 +130,8 @@ def cut_surface_patches(
     which = np.flatnonzero(chosen)
     x, y, own = _lattice(origin_px[which], (width, height), alignment)
     # Each lattice point once, however many patches share it.
-    flat, place = np.unique(y * width + x, return_inverse=True)
-    place = place.reshape(x.shape)
+    flat, cell = np.unique(y * width + x, return_inverse=True)
+    cell = cell.reshape(x.shape)
     rows, columns = flat // width, flat % width
     lattice_px = np.stack([columns, rows], -1) + 0.5
     static = compare_with_static_scene(
@@ -143,17 +143,17 @@ def cut_surface_patches(
         window.depth_m[0], origin_px[which].astype(np.float64), None, search_px
     )
     with np.errstate(invalid="ignore"):
-        near = np.abs(z_m[place] - own_z_m[:, None]) <= alignment.depth_share * own_z_m[:, None]
-    own &= near & usable[place]
+        near = np.abs(z_m[cell] - own_z_m[:, None]) <= alignment.depth_share * own_z_m[:, None]
+    own &= near & usable[cell]
     keep = own.sum(1) >= alignment.min_samples
-    which, own, place = which[keep], own[keep], place[keep]
+    which, own, cell = which[keep], own[keep], cell[keep]
     some = _spread_over(own, alignment.samples)
-    own, place = np.take_along_axis(own, some, 1), np.take_along_axis(place, some, 1)
+    own, cell = np.take_along_axis(own, some, 1), np.take_along_axis(cell, some, 1)
     lattice_m = back_project(lattice_px, np.where(usable, z_m, 1.0), window.intrinsics_px[0])
-    points_m = lattice_m[place].astype(np.float32)
+    points_m = lattice_m[cell].astype(np.float32)
     total = np.maximum(own.sum(1), 1)[:, None]
     middle_m = ((points_m * own[..., None]).sum(1) / total).astype(np.float32)
-    grey = np.stack([level[rows, columns][place] for level in grey_levels(window.frames[0])])
+    grey = np.stack([level[rows, columns][cell] for level in grey_levels(window.frames[0])])
     return SurfacePatches(points_m, own, grey, middle_m), which
 
 

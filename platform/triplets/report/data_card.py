@@ -37,7 +37,7 @@ def write_card(found: Inspection, examples: int) -> Path:
         found: what the folder holds.
         examples: how many triplets to show, those with most motion.
     """
-    counts, said = found.manifest["counts"], found.captions()
+    counts, texts = found.manifest["counts"], found.captions()
     rows = found.rows
     parts = [
         f"<h1>{html.escape(found.folder.name)}</h1>",
@@ -59,9 +59,9 @@ def write_card(found: Inspection, examples: int) -> Path:
         parts.append(_histogram("points that agree with the fitted camera", *_bins(fitted)))
     parts += [
         "<h2>Captions</h2>",
-        f"<p>{said['distinct']:.0f} distinct, {said['distinct_normalised']:.0f} but for case and "
-        f"punctuation, in {said['groups']:.0f} groups of equal meaning; {said['words_mean']:.1f} "
-        f"words on average; {said['duplicates']:.0%} of the clips share their caption.</p>",
+        f"<p>{texts['distinct']:.0f} distinct, {texts['distinct_normalised']:.0f} but for case and "
+        f"punctuation, in {texts['groups']:.0f} groups of equal meaning; {texts['words_mean']:.1f} "
+        f"words on average; {texts['duplicates']:.0%} of the clips share their caption.</p>",
         _table(found.common_captions()),
         "<h2>Rejected clips</h2>",
         _table(found.reasons()),

@@ -38,7 +38,7 @@ _PLAIN = [
     "focal_kind",
     "grid",
 ]
-# What older folders do not say.
+# Columns that older folders lack.
 _ADDED = {"focal_kind": "unknown"}
 # Bins of a point's motion to the end of the window, as a share of the median depth.
 MOTION_BINS = np.concatenate([[0, 1e-6], np.geomspace(0.002, 1.0, 19)])
@@ -85,7 +85,7 @@ class Inspection:
         )
 
     def left_out(self) -> pl.DataFrame:
-        """Windows that the filters refused, by reason."""
+        """Windows that were rejected, by reason."""
         found = self.manifest["counts"].get("windows_left_out", {})
         return pl.DataFrame(
             {"reason": list(found), "windows": list(found.values())},
@@ -96,14 +96,14 @@ class Inspection:
         """Distinct captions and groups; ``duplicates``: the share of clips whose caption (but
         for case and punctuation) another clip has too: they weaken the contrast."""
         by_clip = self.rows.unique(["clip_id", "caption"]).with_columns(
-            pl.col("caption").map_elements(normalise_caption, return_dtype=pl.String).alias("said")
+            pl.col("caption").map_elements(normalise_caption, return_dtype=pl.String).alias("plain")
         )
-        shared = by_clip.group_by("said").agg(pl.col("clip_id").n_unique().alias("clips"))
-        repeated = by_clip.join(shared, on="said")
-        words = by_clip["said"].str.split(" ").list.len()
+        shared = by_clip.group_by("plain").agg(pl.col("clip_id").n_unique().alias("clips"))
+        repeated = by_clip.join(shared, on="plain")
+        words = by_clip["plain"].str.split(" ").list.len()
         return {
             "distinct": by_clip["caption"].n_unique(),
-            "distinct_normalised": by_clip["said"].n_unique(),
+            "distinct_normalised": by_clip["plain"].n_unique(),
             "groups": self.rows["caption_group"].n_unique(),
             "duplicates": float((repeated["clips"] > 1).to_numpy().mean()) if len(words) else 0.0,
             "words_mean": float(np.mean(words.to_numpy())) if len(words) else 0.0,
@@ -149,15 +149,15 @@ def _motion(path: Path) -> np.ndarray:
             )
             depth_m = table["median_depth_m"].to_numpy()[:, None, None]
             share = np.linalg.norm(moved_m, axis=-1) / depth_m
-            place = np.digitize(share[visible.astype(bool)], MOTION_BINS) - 1
-            out += np.bincount(place, minlength=len(MOTION_BINS))
+            bins = np.digitize(share[visible.astype(bool)], MOTION_BINS) - 1
+            out += np.bincount(bins, minlength=len(MOTION_BINS))
     return out
 
 
 def inspection_lines(found: Inspection) -> list[str]:
     """What ``jobs/preprocess.py inspect`` prints."""
     counts = found.manifest["counts"]
-    said = found.captions()
+    texts = found.captions()
     lines = [
         f"{found.folder}: schema version {found.manifest['schema_version']}, "
         f"digest {found.manifest['digest'][:16]}",
@@ -181,9 +181,9 @@ def inspection_lines(found: Inspection) -> list[str]:
     if len(fitted):
         lines.append(f"points that agree with the fitted camera: {_spread(fitted)}")
     lines += [
-        f"captions: {said['distinct']:.0f} distinct ({said['distinct_normalised']:.0f} but for "
-        f"case and punctuation), {said['groups']:.0f} groups, {said['words_mean']:.1f} words; "
-        f"{said['duplicates']:.0%} of the clips share theirs with another",
+        f"captions: {texts['distinct']:.0f} distinct ({texts['distinct_normalised']:.0f} but for "
+        f"case and punctuation), {texts['groups']:.0f} groups, {texts['words_mean']:.1f} words; "
+        f"{texts['duplicates']:.0%} of the clips share theirs with another",
         "",
         *_table(found.common_captions()),
     ]

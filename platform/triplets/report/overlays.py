@@ -68,19 +68,19 @@ def draw_flow_3d(row: dict[str, Any], side_px: int = 320) -> Frames:
     for across, down, left in views:
         for r, c in np.argwhere(shown):
             steps = int(visible[:, r, c].sum()) if moving[r, c] else 0
-            place = [
+            at = [
                 (int(across[k, r, c] * side_px), int(down[k, r, c] * side_px))
                 for k in range(steps + 1)
             ]
-            if not all(0 <= x < side_px and 0 <= y < side_px for x, y in place):
+            if not all(0 <= x < side_px and 0 <= y < side_px for x, y in at):
                 continue
             for k in range(steps):
                 share = k / max(1, len(path) - 2)
                 colour = (int(255 * share), 255 - int(160 * share), 60)
-                ends = [(x + left, y) for x, y in place[k : k + 2]]
+                ends = [(x + left, y) for x, y in at[k : k + 2]]
                 cv2.line(out, ends[0], ends[1], colour, 1, cv2.LINE_AA)
             dot = (255, 255, 255) if moving[r, c] else (70, 90, 140)
-            cv2.circle(out, (place[0][0] + left, place[0][1]), 1, dot, -1)
+            cv2.circle(out, (at[0][0] + left, at[0][1]), 1, dot, -1)
     cv2.line(out, (side_px, 0), (side_px, side_px), (90, 90, 90), 1)
     return out
 
@@ -128,8 +128,8 @@ def sheet(images: list[Frames], captions: list[str], columns: int = 4) -> Frames
         y, x = n // columns * height, n % columns * width
         out[y : y + image.shape[0], x : x + image.shape[1]] = image
         text = caption[: max(8, image.shape[1] // 7)]
-        place = (x + 2, y + image.shape[0] + 15)
-        cv2.putText(out, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.4, (230,) * 3, 1, cv2.LINE_AA)
+        at = (x + 2, y + image.shape[0] + 15)
+        cv2.putText(out, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.4, (230,) * 3, 1, cv2.LINE_AA)
     return out
 
 

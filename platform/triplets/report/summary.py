@@ -1,4 +1,4 @@
-"""What preprocessing prints at its end."""
+"""Summary that preprocessing prints at its end."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def summary_lines(outcome: Outcome, seconds: float) -> list[str]:
     if passing := sum(
         number for reason, number in reasons if reason.split(":")[0] in TEMPORARY_STAGES
     ):
-        lines.append(f"{passing} rejections may pass (network, machine): run again to retry them")
+        lines.append(
+            f"{passing} rejections are temporary (network, machine): run again to retry them"
+        )
     if not outcome.failure:
         lines.append(f"digest {outcome.digest[:16]}")
         if outcome.changed:

@@ -1,8 +1,8 @@
 """Captions in a table beside the videos: ``captions.csv``, ``.jsonl`` or ``.parquet``.
 
 Columns: ``file`` and ``caption``; a file may have several rows, one a phrasing.
-Optional: ``start_s`` and ``end_s`` (the piece of the video that the caption is
-about), ``task`` (rows of equal task mean the same), ``recording`` (files of equal
+Optional: ``start_s`` and ``end_s`` (the segment of the video that the caption
+describes), ``task`` (rows of equal task mean the same), ``recording`` (files of equal
 name are cameras of one recording and stay in one split), ``camera``, ``licence``,
 ``embodiment``, and ``depth`` (see :mod:`~dynaflip.platform.triplets.sources.folder`).
 """
@@ -28,12 +28,12 @@ CAPTION_FILES = ("captions.csv", "captions.jsonl", "captions.parquet")
 
 @dataclass(frozen=True)
 class CaptionRow:
-    """One caption of one video, or of a piece of it."""
+    """One caption of one video, or of a segment of it."""
 
     file: str  # relative to the source's root
     caption: str = ""
     task: str = ""
-    group: str = ""  # equal = same meaning, where that is not what the task says; no column
+    group: str = ""  # equal = same meaning, where it differs from the task; no column
     recording: str = ""
     camera: str = ""
     licence: str = ""
@@ -46,7 +46,7 @@ class CaptionRow:
 
 _NO_COLUMNS = ("group", "problem")
 _TEXTS = tuple(f.name for f in fields(CaptionRow) if f.type == "str" and f.name not in _NO_COLUMNS)
-# Names on disk need not be UTF-8; what triplets say must be.
+# Names on disk need not be UTF-8; texts in triplets must be.
 _WORDS = tuple(name for name in _TEXTS if name not in ("file", "depth"))
 _TIMES = ("start_s", "end_s")
 

@@ -43,7 +43,7 @@ class FolderSource:
     format = "folder"
     looks_for = f"video files ({', '.join(VIDEO_ENDINGS)})"
     takes_captions = True
-    # What is known of every recording of this format; a setting or a caption's row may say else.
+    # Of every recording of this format, unless a setting or a caption's row has another value.
     embodiment = "unknown"
     licence = "unknown"
 
@@ -81,7 +81,7 @@ class FolderSource:
         )
 
     def list_clips(self) -> list[Clip]:
-        """One clip a video or a captioned piece of it; what is wrong with it is its problem."""
+        """One clip for each video or captioned segment; ``problem`` is what is wrong with it."""
         _, names = root_and_files(self.config.path)
         videos = [name for name in names if name.lower().endswith(VIDEO_ENDINGS)]
         if not videos:
@@ -96,9 +96,9 @@ class FolderSource:
         prints = fingerprints(self.root, [*videos, *sorted(filter(is_within, depths))])
         recordings = _recording_ids(videos, rows, prints)
         clips = [
-            self._clip(name, piece, prints, recordings[name])
+            self._clip(name, segment, prints, recordings[name])
             for name in videos
-            for piece in _pieces(rows.get(name, []))
+            for segment in _segments(rows.get(name, []))
         ]
         strays = [self._stray(row) for row in self._strays(rows, set(videos))]
         if strays and len(strays) == len(rows):
@@ -131,7 +131,7 @@ class FolderSource:
         return self._described(row, identity, identity, problem=("list", reason))
 
     def _described(self, row: CaptionRow, clip_id: str, recording: str, **values: object) -> Clip:
-        """A clip with what a caption's row and the settings say of it."""
+        """A clip described by a caption's row and the settings."""
         about = {
             "clip_id": clip_id,
             "recording_id": recording,
@@ -151,7 +151,7 @@ class FolderSource:
     ) -> Clip:
         first = rows[0]
         captions = tuple(row.caption for row in rows if row.caption and not row.problem)
-        said = normalise_caption(captions[0]) if captions else ""
+        group = normalise_caption(captions[0]) if captions else ""
         footage = prints[name].digest or name  # what cannot be read has no content
         content = prints[name].digest
         problem = ("caption", f"no caption in {self.config.captions or 'the captions file'}")
@@ -166,12 +166,12 @@ class FolderSource:
         span = () if not first.start_s and first.end_s is None else (_span(first),)
         return self._described(
             CaptionRow(**{**vars(first), "file": name}),
-            # Whatever captions say of it, the same footage is the same clip.
+            # Whatever its captions, the same footage is the same clip.
             content_hash("clip", footage, *span),
             recording,
             captions=captions,
-            caption_group=first.group or first.task or said,
-            task=first.task or first.group or said,
+            caption_group=first.group or first.task or group,
+            task=first.task or first.group or group,
             start_s=first.start_s or 0.0,
             end_s=first.end_s,
             content=content,
@@ -186,7 +186,7 @@ class FolderSource:
 
 
 class FolderRecording:
-    """A video file or a piece of one, with depth beside it or without."""
+    """A video file or a segment of one, with depth beside it or without."""
 
     def __init__(self, path: Location, depth_path: Location | None, clip: Clip) -> None:
         self.path = path
@@ -237,12 +237,12 @@ def _span(row: CaptionRow) -> str:
     return f"{row.start_s or 0.0!r} {row.end_s!r}"
 
 
-def _pieces(rows: list[CaptionRow]) -> list[list[CaptionRow]]:
-    """Rows of a video by the piece that they are about; a video without rows is one piece."""
-    pieces: dict[str, list[CaptionRow]] = defaultdict(list)
+def _segments(rows: list[CaptionRow]) -> list[list[CaptionRow]]:
+    """Rows of a video by their segment; a video without rows is one segment."""
+    segments: dict[str, list[CaptionRow]] = defaultdict(list)
     for row in rows:
-        pieces[_span(row)].append(row)
-    return list(pieces.values()) or [[CaptionRow("")]]
+        segments[_span(row)].append(row)
+    return list(segments.values()) or [[CaptionRow("")]]
 
 
 def _recording_ids(

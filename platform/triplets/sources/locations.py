@@ -1,4 +1,4 @@
-"""Where files of a source lie: a local folder or a prefix in S3, read the same way."""
+"""Locations of a source's files: a local folder or a prefix in S3, read the same way."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def list_files(root: Location) -> list[str]:
 
 
 def root_and_files(text: str) -> tuple[Location, list[str]]:
-    """The folder that a source's path means, and the files below it; a file is its only one."""
-    place = location_of(text)
-    if place.is_file():
-        return place.parent, [place.name]
-    return place, list_files(place)
+    """Root folder of a source's path and the files below it; of a single file only that one."""
+    location = location_of(text)
+    if location.is_file():
+        return location.parent, [location.name]
+    return location, list_files(location)
 
 
 def _walk(root: Path) -> Iterator[str]:
@@ -56,13 +56,13 @@ def _walk(root: Path) -> Iterator[str]:
         raise error
 
     for folder, folders, files in os.walk(root, onerror=fail, followlinks=True):
-        kept = []
+        chosen = []
         for name in sorted(folders):
             about = os.stat(os.path.join(folder, name))
             if (about.st_dev, about.st_ino) not in seen:
                 seen.add((about.st_dev, about.st_ino))
-                kept.append(name)
-        folders[:] = kept
+                chosen.append(name)
+        folders[:] = chosen
         for name in files:
             yield (Path(folder) / name).relative_to(root).as_posix()
 
@@ -86,10 +86,10 @@ def fingerprint(path: Location) -> str:
     return digest.hexdigest()[:32]
 
 
-def is_temporary(place: Location, error: BaseException | None) -> bool:
-    """Whether reading failed for what may pass: pyarrow calls every failure of S3 an OSError."""
+def is_temporary(location: Location, error: BaseException | None) -> bool:
+    """Whether reading failed for a temporary reason; pyarrow raises OSError for any of S3's."""
     failed = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
-    return failed and isinstance(place, S3Path)
+    return failed and isinstance(location, S3Path)
 
 
 class Fingerprint(NamedTuple):

@@ -2,11 +2,11 @@
 
 A record is an episode: a ``tf.train.Example`` whose features ``steps/…`` hold a value for
 every step (RLDS, arXiv 2111.02767, as TensorFlow Datasets stores it). Images are encoded
-JPEG or PNG; which features are images is told by ``features.json`` beside the records, and
-by their first bytes where there is none.
+JPEG or PNG; ``features.json`` beside the records lists which features are images; without it their
+first bytes decide.
 
-Depth is not used: the format does not say its unit. Nor does it say how much time passes
-between steps: see ``source.fps``.
+Depth is not used, because the format has no unit of it. Nor has it the time between steps: see
+``source.fps``.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _STEPS = "steps/"
 
 @dataclass(frozen=True)
 class _About:
-    """What is known of a data set: ``images`` are the features that hold some, empty where no
+    """Properties of a data set: ``images`` are the features that hold some, empty where no
     ``features.json`` says so."""
 
     fps: float
@@ -114,8 +114,8 @@ class RLDSSource:
         _, names = root_and_files(self.config.path)
         files = [name for name in names if _is_records(name)]
         folders = {PurePosixPath(name).parent for name in files}
-        told = {folder: self._told(folder, set(names)) for folder in folders}
-        about = {n: _About(self._rate_hz(n), *told[PurePosixPath(n).parent]) for n in files}
+        described = {folder: self._described(folder, set(names)) for folder in folders}
+        about = {n: _About(self._rate_hz(n), *described[PurePosixPath(n).parent]) for n in files}
         with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
             listed = list(pool.map(lambda name: list(self._clips(name, about[name])), files))
         clips = [clip for several in listed for clip in several]
@@ -129,17 +129,17 @@ class RLDSSource:
         fps = self.config.fps or _known_rate_hz(f"{self.root.resolve().name}/{file}")
         if not fps:
             raise UserError(
-                f"source.fps: {self.root / file} does not say how many steps a second it has; give "
+                f"source.fps: {self.root / file} does not state its steps per second; give "
                 f"--source.fps (BridgeData 5, DROID 15), or each data set as a source of its own"
             )
         return fps
 
-    def _told(self, folder: PurePosixPath, names: set[str]) -> tuple[str, tuple[str, ...]]:
+    def _described(self, folder: PurePosixPath, names: set[str]) -> tuple[str, tuple[str, ...]]:
         """Licence and image features of a folder's data set, by what lies there or above."""
 
         def nearest(wanted: str) -> dict[str, Any]:
-            places = [(place / wanted).as_posix() for place in (folder, *folder.parents)]
-            found = next((name for name in places if name in names), None)
+            paths = [(above / wanted).as_posix() for above in (folder, *folder.parents)]
+            found = next((name for name in paths if name in names), None)
             return _read_json(self.root / found) if found else {}
 
         images = _image_paths(nearest("features.json"), "")
@@ -279,7 +279,7 @@ class RLDSRecording:
         return np.stack(out)
 
     def read_depth_m(self, indices: list[int]) -> Floats | None:
-        """None: the format does not say the unit of depth."""
+        """None: the format has no unit of depth."""
         return None
 
     def cameras(self, indices: list[int]) -> Cameras | None:
@@ -293,8 +293,8 @@ class RLDSRecording:
     def caption_at(self, index: int, draw: int) -> str:
         """The instruction of the step; phrasings take turns over draws."""
         of_step = [texts[min(index, len(texts) - 1)] for texts in _instructions(self.features)]
-        said = [text for text in of_step if text] or list(self.clip.captions)
-        return said[draw % len(said)]
+        captions = [text for text in of_step if text] or list(self.clip.captions)
+        return captions[draw % len(captions)]
 
 
 def _is_records(name: str) -> bool:

@@ -43,24 +43,24 @@ def scan_records(file: Any, size: int) -> Iterator[Record | DamagedRecord]:
 
     After a damaged length nothing more can be found: the last item then says so.
     """
-    place = 0
-    while place < size:
-        file.seek(place)
+    position = 0
+    while position < size:
+        file.seek(position)
         head = file.read(_HEAD.size)
         if len(head) < _HEAD.size:
             yield DamagedRecord("the file ends within a record's head")
             return
         length, checksum = _HEAD.unpack(head)
         if masked_crc32c(head[:8]) != checksum:
-            yield DamagedRecord(f"the length at byte {place} is damaged, the rest is unreadable")
+            yield DamagedRecord(f"the length at byte {position} is damaged, the rest is unreadable")
             return
-        begin = place + _HEAD.size
+        begin = position + _HEAD.size
         if begin + length + _SUM.size > size:
             yield DamagedRecord(f"truncated: {size - begin} of {length} bytes of a record")
             return
         file.seek(begin + length)
         yield Record(begin, length, _SUM.unpack(file.read(_SUM.size))[0])
-        place = begin + length + _SUM.size
+        position = begin + length + _SUM.size
 
 
 def read_record(file: Any, record: Record) -> bytes:
@@ -106,16 +106,16 @@ def read_outline(file: Any, record: Record, most_bytes: int) -> dict[str, Values
     return out
 
 
-def _enter(file: Any, place: int, limit: int) -> tuple[int, int]:
-    """Begin and end of the content of the length-delimited first field at a place."""
-    file.seek(place)
-    head = memoryview(file.read(min(11, limit - place)))
+def _enter(file: Any, position: int, limit: int) -> tuple[int, int]:
+    """Begin and end of the content of the length-delimited first field at a position."""
+    file.seek(position)
+    head = memoryview(file.read(min(11, limit - position)))
     if head[0] != (1 << 3 | _LENGTH):
         raise ValueError(f"byte {head[0]} where a field begins")
     size, used = _varint(head, 1)
-    if place + used + size > limit:
-        raise ValueError(f"a field of {size} bytes where {limit - place - used} are left")
-    return place + used, place + used + size
+    if position + used + size > limit:
+        raise ValueError(f"a field of {size} bytes where {limit - position - used} are left")
+    return position + used, position + used + size
 
 
 def read_example(data: bytes) -> dict[str, Values]:
@@ -158,9 +158,9 @@ def _integers(part: memoryview | int) -> list[int]:
     """Signed 64-bit integers, packed or single."""
     if isinstance(part, int):
         return [_signed(part)]
-    out, place = [], 0
-    while place < len(part):
-        value, place = _varint(part, place)
+    out, position = [], 0
+    while position < len(part):
+        value, position = _varint(part, position)
         out.append(_signed(value))
     return out
 
@@ -171,31 +171,31 @@ def _signed(value: int) -> int:
 
 def _fields(view: memoryview) -> Iterator[tuple[int, Any]]:
     """Number and value of the fields of a protobuf message."""
-    place = 0
-    while place < len(view):
-        tag, place = _varint(view, place)
+    position = 0
+    while position < len(view):
+        tag, position = _varint(view, position)
         kind = tag & 7
         if kind == _VARINT:
-            value, place = _varint(view, place)
+            value, position = _varint(view, position)
             yield tag >> 3, value
             continue
         size = {_FIXED64: 8, _FIXED32: 4}.get(kind)
         if kind == _LENGTH:
-            size, place = _varint(view, place)
-        if size is None or place + size > len(view):
-            raise ValueError(f"field {tag >> 3} of wire type {kind} at byte {place}")
-        yield tag >> 3, view[place : place + size]
-        place += size
+            size, position = _varint(view, position)
+        if size is None or position + size > len(view):
+            raise ValueError(f"field {tag >> 3} of wire type {kind} at byte {position}")
+        yield tag >> 3, view[position : position + size]
+        position += size
 
 
-def _varint(view: memoryview, place: int) -> tuple[int, int]:
+def _varint(view: memoryview, position: int) -> tuple[int, int]:
     value = shift = 0
     while True:
-        byte = view[place]
-        place += 1
+        byte = view[position]
+        position += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return value, place
+            return value, position
         shift += 7
         if shift > 63:
-            raise ValueError(f"a number of more than 64 bits at byte {place}")
+            raise ValueError(f"a number of more than 64 bits at byte {position}")

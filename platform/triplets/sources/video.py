@@ -19,7 +19,7 @@ from dynaflip.platform.s3 import NetworkError, S3Path
 from dynaflip.platform.triplets.clips import ClipRejected, Doubles, Frames
 from dynaflip.platform.triplets.sources.locations import Location
 
-# A file that ends this much before it says it does was cut off.
+# A file that ends this much before its declared duration was cut off.
 _TRUNCATED_S = 0.5
 # Half a frame at 1000 fps: how far a stored time may be off through rounding.
 TIME_TOLERANCE_S = 5e-4
@@ -70,10 +70,10 @@ def _opened(path: Location) -> Iterator[tuple[av.container.InputContainer, av.Vi
     except NetworkError as error:
         raise ClipRejected("network", str(error)) from None
     except (av.error.FFmpegError, OSError, EOFError) as error:
-        raise _refusal(path, error) from None
+        raise _rejection(path, error) from None
 
 
-def _refusal(path: Location, error: Exception) -> ClipRejected:
+def _rejection(path: Location, error: Exception) -> ClipRejected:
     """What is wrong with a file that cannot be opened or read on."""
     try:
         if not path.is_file():
@@ -110,10 +110,10 @@ def read_timeline(
 
     Args:
         path: video file.
-        start_s: begin of the piece, in the file's own time.
-        end_s: end of the piece (its first frame is not part of it), None for the file's end.
+        start_s: begin of the segment, in the file's own time.
+        end_s: end of the segment (its first frame is not part of it), None for the file's end.
         from_beginning: both times count from the video's own beginning instead.
-        seek: go to the piece at once, where the file allows it.
+        seek: go to the segment at once, where the file allows it.
 
     Raises:
         ClipRejected: no video in it, or it was cut off.
@@ -229,7 +229,7 @@ def _decode_pass(
     path: Location, timeline: Timeline, indices: list[int], seek: bool
 ) -> Iterator[tuple[av.VideoFrame, float]]:
     """Yield frames as :func:`_decode` does; without ``seek`` all before them are decoded."""
-    place = -_SEEK_FROM_FRAMES  # index of the last decoded frame
+    decoded = -_SEEK_FROM_FRAMES  # index of the last decoded frame
     with _opened(path) as (container, stream):
         aspect = float(stream.sample_aspect_ratio or 1) or 1.0
         seek = seek and container.format.name not in _NO_SEEK
@@ -238,7 +238,7 @@ def _decode_pass(
             time = int(timeline.pts[index])
             before = timeline.key_pts[timeline.key_pts <= time]
             key = int(before[-1]) if len(before) else 0
-            far = np.searchsorted(timeline.pts, key) - place >= _SEEK_FROM_FRAMES
+            far = np.searchsorted(timeline.pts, key) - decoded >= _SEEK_FROM_FRAMES
             sought = seek and bool(far) and key > (stream.start_time or 0)
             if sought:
                 container.seek(key, stream=stream, backward=True)
@@ -254,7 +254,7 @@ def _decode_pass(
             if found is None:
                 seconds = (time - timeline.pts[0]) * timeline.tick_s
                 raise ClipRejected("decode", f"frame {index} at {seconds:.3f} s cannot be decoded")
-            place = index
+            decoded = index
             yield found, aspect
 
 
@@ -263,7 +263,7 @@ def _timed(
 ) -> Iterator[tuple[int | None, av.VideoFrame]]:
     """Frames with their presentation times; None: not known.
 
-    In AVI a frame that was stored out of order carries its place in the file. But frames come
+    In AVI a frame that was stored out of order carries its position in the file. But frames come
     out of the decoder in the order in which they are shown, so they are counted there.
     """
     counted = container.format.name == "avi" and stream.codec_context.has_b_frames
