@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -71,16 +72,22 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--torch", default="2.7.1", help="release (default 2.7.1)")
     parser.add_argument("--python", default=sys.executable, help="that makes the environment")
+    parser.add_argument("--venv", help="an environment to install into, instead of a new one")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         folder, expected = str(work / "encoder"), str(work / "expected.safetensors")
         own = {**os.environ, "PYTHONPATH": str(ROOT)}
         subprocess.run([sys.executable, "-c", SAVE, folder, expected], check=True, env=own)
-        subprocess.run([args.python, "-m", "venv", str(work / "venv")], check=True)
-        python = str(work / "venv" / "bin" / "python")
+        venv = Path(args.venv) if args.venv else work / "venv"
+        if not args.venv:
+            subprocess.run([args.python, "-m", "venv", str(venv)], check=True)
+        python = str(venv / "bin" / "python")
         pip = [python, "-m", "pip", "install", "--quiet", "--no-compile"]
-        subprocess.run([*pip, f"torch=={args.torch}", str(ROOT)], check=True)
+        # A copy, because building leaves files in the checkout.
+        ignore = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__")
+        source = shutil.copytree(ROOT, work / "source", ignore=ignore)
+        subprocess.run([*pip, f"torch=={args.torch}", str(source)], check=True)
         bare = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         result = subprocess.run(
             [python, "-c", LOAD, folder, expected],

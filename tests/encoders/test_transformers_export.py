@@ -76,23 +76,33 @@ def exported(
             name = name or str(vision_folder(kind, work / kind))
             encoders[kind] = build_image_encoder(ImageConfig(name=name, image_px=56)).eval()
             save_transformers(encoders[kind], top / kind)
-    environment = {**os.environ, "HF_HOME": str(work / "hub"), "PYTHONPATH": ""}
-    words = [sys.executable, "-c", ELSEWHERE, str(top)]
-    result = subprocess.run(
-        words, env=environment, cwd=work, capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 0, result.stderr
     return top, images, encoders
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_transformers_alone_gives_the_encoder_s_features(
-    exported: tuple[Path, torch.Tensor, dict[str, ImageEncoder]], kind: str
-) -> None:
+def load_elsewhere(top: Path, packages: str = "") -> None:
+    """Write each folder's features, as transformers alone gives them, beside it.
+
+    Args:
+        top: the folder of the exports.
+        packages: a folder of packages that come before the installed ones.
+    """
+    work = top.parent
+    result = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, str(top)],
+        env={**os.environ, "HF_HOME": str(work / "hub"), "PYTHONPATH": packages},
+        cwd=work,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def check_features(top: Path, kind: str, encoder: ImageEncoder, images: torch.Tensor) -> None:
+    """Compare what :func:`load_elsewhere` wrote with the encoder's own."""
     from safetensors.torch import load_file
 
-    top, images, encoders = exported
-    encoder, found = encoders[kind], load_file(top / f"{kind}.safetensors")
+    found = load_file(top / f"{kind}.safetensors")
     with torch.no_grad():
         pixels = encoder.preprocess(images)
         embedding, tokens = encoder.features(pixels)
@@ -106,8 +116,30 @@ def test_transformers_alone_gives_the_encoder_s_features(
     assert not found["norms_in_training"].any()  # as in the encoder itself
 
 
+Exports = tuple[Path, torch.Tensor, dict[str, ImageEncoder]]
+
+
+def test_transformers_alone_gives_the_encoder_s_features(exported: Exports) -> None:
+    top, images, encoders = exported
+    load_elsewhere(top)
+    for kind, encoder in encoders.items():
+        check_features(top, kind, encoder, images)
+
+
+@pytest.mark.slow
+def test_transformers_4_gives_them_too(exported: Exports, tmp_path: Path) -> None:
+    """Downloads transformers 4.57, the release of many policies' environments."""
+    top, images, encoders = exported
+    packages = ["transformers==4.57.*", "huggingface-hub<1", "tokenizers>=0.22,<0.23"]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
+    subprocess.run([*pip, str(tmp_path), *packages], check=True)
+    load_elsewhere(top, str(tmp_path))
+    for kind, encoder in encoders.items():
+        check_features(top, kind, encoder, images)
+
+
 def test_the_folder_s_code_imports_nothing_of_this_package_nor_of_the_weights_package(
-    exported: tuple[Path, torch.Tensor, dict[str, ImageEncoder]],
+    exported: Exports,
 ) -> None:
     for path in exported[0].rglob("*.py"):
         code = [line.strip() for line in path.read_text().splitlines()]
