@@ -6,6 +6,7 @@ the reference page what a setting may be (:func:`limits_of`).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -29,16 +30,15 @@ _collected: dict[tuple[type, str], Limits] | None = None
 
 @cache
 def limits_of(cls: type) -> dict[str, Limits]:
-    """Limits of a dataclass's fields, collected from the checks that its defaults pass.
+    """Limits of a dataclass's fields, collected from the checks of its ``__post_init__``.
 
-    Args:
-        cls: a dataclass whose fields all have defaults; its ``__post_init__`` calls the
-            functions of this module.
+    Empty for a dataclass that cannot be made from its defaults alone.
     """
     global _collected
     outer, _collected = _collected, {}
     try:
-        cls()
+        with contextlib.suppress(TypeError, ValueError):
+            cls()
         return {name: limits for (owner, name), limits in _collected.items() if owner is cls}
     finally:
         _collected = outer

@@ -67,9 +67,11 @@ class FlowConfig:
     """The flow encoder: a CNN over the grid of each step, a transformer over the steps."""
 
     steps: int = 7
-    """Steps of the flow and grid points a side; the triplet format has 7 and 20 (as the paper)."""
+    """Steps K of the flow; the triplet format has 7 (as the paper)."""
 
     grid: int = 20
+    """Key points along a side of the flow's grid; the triplet format has 20 (as the paper)."""
+
     width: int = 192
     """Width of the transformer's tokens."""
 

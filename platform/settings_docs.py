@@ -21,6 +21,7 @@ from typing import Any
 
 from dynaflip.checks import Limits, limits_of
 
+_REQUIRED = "(required)"
 _TYPES = {str: "text", int: "whole number", float: "number", bool: "true or false"}
 
 
@@ -47,7 +48,8 @@ class Setting:
             kind = f"list of {kind}"
         if self.choices and self.type.endswith("or none"):
             kind += " or none"
-        return "; ".join(filter(None, (kind, self.limits, f"default {self.default}")))
+        default = self.default if self.default == _REQUIRED else f"default {self.default}"
+        return "; ".join(filter(None, (kind, self.limits, default)))
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Section:
 
 def sections(cls: type) -> list[Section]:
     """All sections of a job's settings, the outermost first, in the order of the fields."""
-    return list(_sections(cls, cls(), "", meaning_of(cls)))
+    return list(_sections(cls, _defaults(cls), "", meaning_of(cls)))
 
 
 def undocumented(cls: type) -> list[str]:
@@ -83,6 +85,8 @@ def shown(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {shown(item)}" for key, item in value.items()) + "}"
+    if value is dataclasses.MISSING:
+        return _REQUIRED
     if dataclasses.is_dataclass(value):
         return "{…}"
     if value == "":
@@ -127,12 +131,12 @@ def _class_meanings(body: list[ast.stmt], prefix: str) -> Iterator[tuple[str, di
         yield from _class_meanings(node.body, f"{prefix}{node.name}.")
 
 
-def _sections(cls: type, default: Any, prefix: str, meaning: str) -> Iterator[Section]:
+def _sections(cls: type, default: dict[str, Any], prefix: str, meaning: str) -> Iterator[Section]:
     hints = typing.get_type_hints(cls)
     meanings, limits = field_meanings(cls), limits_of(cls)
     own, inner = [], []
     for field in dataclasses.fields(cls):
-        hint, value = hints[field.name], getattr(default, field.name)
+        hint, value = hints[field.name], default[field.name]
         said = meanings.get(field.name, "")
         if dataclasses.is_dataclass(hint):
             inner.append((field.name, typing.cast(type, hint), value, said))
@@ -150,7 +154,26 @@ def _sections(cls: type, default: Any, prefix: str, meaning: str) -> Iterator[Se
             )
     yield Section(prefix.rstrip("."), cls, meaning, tuple(own))
     for name, section, value, said in inner:
-        yield from _sections(section, value, f"{prefix}{name}.", said or meaning_of(section))
+        values = value if isinstance(value, dict) else _values(value)
+        yield from _sections(section, values, f"{prefix}{name}.", said or meaning_of(section))
+
+
+def _values(config: Any) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+
+
+def _defaults(cls: Any) -> dict[str, Any]:
+    """Each field's default; ``MISSING`` for one that must be given."""
+    defaults: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        factory: Any = field.default_factory
+        made = factory is not dataclasses.MISSING
+        defaults[field.name] = factory() if made else field.default
+    hints = typing.get_type_hints(cls)
+    for name, value in defaults.items():
+        if value is dataclasses.MISSING and dataclasses.is_dataclass(hints[name]):
+            defaults[name] = _defaults(hints[name])
+    return defaults
 
 
 def _type_words(hint: Any) -> str:

@@ -1,4 +1,4 @@
-"""Settings of a sweep, the single place for their defaults (no torch, Ray or Optuna in here)."""
+"""Settings of a sweep. Imports no torch, Ray or Optuna, so that ``--help`` is quick."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from dynaflip.platform.training.config import PretrainConfig
 SAMPLERS = ("tpe", "random")
 SCHEDULERS = ("none", "median", "asha")
 PROMOTIONS = ("auto", "always", "never")
-# What a trial is scored by, less is better: mean probe error of hand and object, with one
-# factor perturbed and with none; and how often a small policy fails with one factor perturbed.
+# Objectives of a trial, all minimised: mean probe error of hand and object with one factor
+# perturbed and with none, and the failures of a small policy with one factor perturbed.
 PERTURBED, UNPERTURBED, POLICY = "perturbed", "unperturbed", "policy"
 UNITS = {PERTURBED: "cm", UNPERTURBED: "cm", POLICY: "% failed"}
 
 
 @dataclass(frozen=True)
 class PolicyScoreConfig:
-    """The small policy of the objective `policy`: behaviour cloning on the frozen encoder."""
+    """The objective `policy`: behaviour cloning on the frozen encoder, rolled out."""
 
     environment: str = DEFAULT_ENVIRONMENT
     """The simulator: a built-in one, an installed package's, or class:MODULE:NAME."""
@@ -32,22 +32,24 @@ class PolicyScoreConfig:
     """Names of tasks or sets of tasks; empty takes those that the environment recommends."""
 
     factors: tuple[str, ...] = ("light_gain", "table_colour")
-    """Factors perturbed one at a time, dev values, and how strongly, 1…5."""
+    """Factors that are perturbed, one at a time, with values of the `dev` split."""
 
     level: int = 1
+    """Strength of the perturbation, 1…5."""
+
     episodes: int = 10
-    """Episodes of a task under a factor: the same initial states for every trial."""
+    """Episodes per task and factor, with the same initial states for every trial."""
 
     demonstrations: int = 25
-    """Unperturbed demonstrations of a task."""
+    """Unperturbed demonstrations per task."""
 
     image_px: int = 112
-    """Side of the images."""
+    """Side of the square images, in pixels."""
 
     behaviour_cloning: BehaviourCloningConfig = field(
         default_factory=lambda: BehaviourCloningConfig(chunk=16, input_norm="std_floor")
     )
-    """The policy on the features: as the headline's."""
+    """The policy on the features; the defaults are those of the headline evaluation."""
 
     def __post_init__(self) -> None:
         """Validate the settings."""
@@ -59,9 +61,9 @@ class PolicyScoreConfig:
         self.rollouts()
 
     def recipe(self) -> dict[str, Any]:
-        """What decides the score, as digests have it: equal for settings of equal meaning.
+        """Settings for digests: equal where the score is the same.
 
-        The default environment is left out, as it was before there were others.
+        The default environment is left out, as digests had none before there were others.
         """
         values = dataclasses.asdict(self)
         if self.environment == DEFAULT_ENVIRONMENT:
@@ -70,7 +72,7 @@ class PolicyScoreConfig:
         return values
 
     def rollouts(self) -> RolloutConfig:
-        """The same as settings of the policy evaluation."""
+        """The settings of the evaluation's suite `rollouts`."""
         return RolloutConfig(
             environment=self.environment,
             tasks=self.tasks,
@@ -82,17 +84,17 @@ class PolicyScoreConfig:
             demonstrations=self.demonstrations,
             image_px=self.image_px,
             behaviour_cloning=self.behaviour_cloning,
-            split="dev",  # tuned against: the headline's split is never looked at here
+            split="dev",  # a sweep tunes, and `test` is for headlines
         )
 
 
 @dataclass(frozen=True)
 class ScoreConfig:
-    """The probe error that ranks trials; one protocol for all trials of a sweep."""
+    """How trials are scored: the same protocol for all trials of a sweep."""
 
     frames: str | None = None
-    """A file of labelled frames (.npz, see platform/sweep/frames.py); none = recordings of `data`
-    to fit probes on and rendered `dev` views to test them on."""
+    """File of labelled frames (.npz, format in platform/sweep/frames.py). None = probes are fitted
+    on recordings of `data` and tested on rendered `dev` views."""
 
     data: str | None = None
     """LeRobot data set with simulator labels; none = the home's data/demo."""
@@ -104,58 +106,63 @@ class ScoreConfig:
     """Folds of the cross-validation over episodes that chooses the probes' penalty."""
 
     batch_size: int = 64
-    """Images a forward pass."""
+    """Images per forward pass."""
 
     views: ViewsConfig = field(
         default_factory=lambda: ViewsConfig(
             episodes_per_task=3, frames_per_episode=2, frames_per_factor=2
         )
     )
-    """Views that probes are tested on: fewer than an evaluation's, because every trial pays."""
+    """Rendered views that probes are tested on; fewer than in an evaluation, as each trial is
+    scored."""
 
     policy: PolicyScoreConfig = field(default_factory=PolicyScoreConfig)
-    """Used where `policy` is an objective."""
+    """The policy that is rolled out where `policy` is an objective."""
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot be meant."""
+        """Validate the settings."""
         at_least(self, 2, "frames_per_episode", "folds")
         at_least(self, 1, "batch_size")
 
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """What is searched, how, and what becomes of the best."""
+    """The search space, the search, and what happens with the best trial."""
 
     name: str | None = None
-    """Name of the sweep; none = a fresh one from the date."""
+    """Name of the sweep; none = a new one from the date."""
 
     search: tuple[str, ...] = ()
-    """What is searched: KEY=log(a,b), uniform(a,b), int(a,b) or choice(a,b,…), KEY any setting."""
+    """The search space, a list of KEY=log(a,b), KEY=uniform(a,b), KEY=int(a,b) or
+    KEY=choice(a,b,…), where KEY is any dotted setting of pretraining."""
 
     trials: int = 20
-    """Trials; the first has the paper's weights."""
+    """Number of trials; the first has the paper's weights."""
 
     concurrent: int = 1
-    """Trials at once."""
+    """Trials that run at once."""
 
     sampler: str = "tpe"
-    """Tpe | random."""
+    """How values are suggested: TPE models the scores so far."""
 
     startup_trials: int = 6
-    """Random trials before TPE models the scores."""
+    """Random trials before TPE starts to model the scores."""
 
     seed: int = 0
-    """Seeds the sampler (a trial's own seed is train.seed)."""
+    """Seed of the sampler; the seed of every trial's training is `train.seed`."""
 
     scheduler: str = "none"
-    """Early stopping by intermediate scores: none | median | asha."""
+    """Early stopping by intermediate scores: below the median of earlier trials, or by successive
+    halving (ASHA)."""
 
     reduction: int = 3
-    """Asha: of the trials that reach a rung 1/reduction go on; rungs at T/r², T/r of T steps."""
+    """Reduction factor r of ASHA: the best 1/r of the trials at a rung continue; the rungs lie at
+    T/r² and T/r of T steps."""
 
     objectives: tuple[str, ...] = (PERTURBED,)
-    """Perturbed, and by choice a second one, unperturbed or policy: a search for the Pareto front.
-    What is confirmed and registered is chosen by the first."""
+    """What is minimised: perturbed, alone or with unperturbed or policy as a second objective, for
+    which the search looks for the Pareto front. The first one chooses what is confirmed and
+    registered."""
 
     storage: str | None = None
     """Optuna's database: a URL without password (Postgres reads PGPASSWORD and ~/.pgpass), or
@@ -163,20 +170,22 @@ class SweepConfig:
     folder."""
 
     warm_start: str | None = None
-    """A sweep of the same database and space whose finished trials the sampler begins with."""
+    """Name of an earlier sweep of the same database and space; the sampler starts with its
+    finished trials."""
 
     confirm: int = 2
-    """Best trials that are trained again, with the paper's weights beside them; 0 = none."""
+    """Number of best trials that are trained again with other seeds, beside the paper's weights;
+    0 = none."""
 
     confirm_seeds: int = 3
-    """Other seeds of each of them."""
+    """Number of other seeds for each of them."""
 
     promote: str = "auto"
-    """When the alias `candidate` moves: auto = confirmed, and better than the present one beyond
-    noise | always | never."""
+    """When the alias `candidate` moves to the registered encoder; auto: if it is confirmed and
+    better than the present candidate beyond noise."""
 
     max_failures: int = 2
-    """How often a trial whose driver process dies is started again from its last checkpoint."""
+    """How often a trial is restarted from its last checkpoint after its process died."""
 
     experiment: str = "dynaflip-sweep"
     """MLflow experiment of the sweep and its trials."""
@@ -184,7 +193,7 @@ class SweepConfig:
     score: ScoreConfig = field(default_factory=ScoreConfig)
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot be meant."""
+        """Validate the settings."""
         at_least(self, 1, "trials", "concurrent", "startup_trials")
         at_least(self, 0, "seed", "confirm", "max_failures")
         at_least(self, 2, "reduction", "confirm_seeds")
@@ -207,12 +216,13 @@ class SweepConfig:
 
 @dataclass(frozen=True)
 class SweepJobConfig(PretrainConfig):
-    """A pretraining's settings, which every trial begins from, and the sweep over them."""
+    """Settings of ``jobs/sweep.py``: those of pretraining, which every trial starts from, and the
+    sweep's own in the section `sweep`."""
 
     sweep: SweepConfig = field(default_factory=SweepConfig)
 
 
 def pretrain_part(job: SweepJobConfig) -> PretrainConfig:
-    """What a trial is trained with where the sweep changes nothing."""
+    """The pretraining settings of a sweep, without its own section."""
     names = [f.name for f in dataclasses.fields(PretrainConfig)]
     return PretrainConfig(**{name: getattr(job, name) for name in names})

@@ -94,6 +94,26 @@ def test_a_setting_has_its_type_limits_default_and_meaning() -> None:
     assert undocumented(Wider) == ["part.share"]
 
 
+@dataclass(frozen=True)
+class Outsider:
+    """Settings of somebody's own suite, which have no default."""
+
+    path: str
+    part: Part
+
+
+def test_settings_that_must_be_given_are_shown_as_such() -> None:
+    outer, part = sections(Outsider)
+    assert outer.settings[0].facts() == "text; (required)"
+    assert [one.default for one in part.settings] == ["a", "0.5", "none"]
+    assert "--path" in help_text(Outsider, 80)
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_every_setting_has_a_docstring(cls: type) -> None:
+    assert undocumented(cls) == []
+
+
 def test_help_explains_each_setting_within_the_terminal() -> None:
     text = help_text(Wider, 80)
     assert "\npart: A part of the settings.\n  --part.kind       " in text
