@@ -27,12 +27,12 @@ from dynaflip.platform.provenance import versions_of
 
 # Raised when the same recipe gives other results than before.
 ROLLOUT_VERSION = 3
-_LEARNING = ("torch",)  # packages that decide what is learnt
+_LEARNING = ("torch",)  # packages that decide the fitted weights
 
 
 @dataclass(frozen=True)
 class Condition:
-    """How the scene looks: unperturbed, one factor at a level, or all of them."""
+    """The appearance of the scene: unperturbed, one factor at a level, or all of them."""
 
     factor: str  # UNPERTURBED, ALL_FACTORS or the name of a factor
     level: int  # 0 where nothing is perturbed
@@ -104,8 +104,9 @@ class EvaluationJob:
 
 def conditions_of(config: RolloutConfig) -> list[Condition]:
     """Unperturbed, each factor at each level, and all at once at each level."""
-    factors = [*(config.factors or environment(config.environment).factors)]
-    if config.all_at_once:
+    available = environment(config.environment).factors
+    factors = [*(config.factors or available)]
+    if config.all_at_once and available:
         factors.append(ALL_FACTORS)
     perturbed = [Condition(factor, level) for factor in factors for level in config.levels]
     return [Condition(UNPERTURBED, 0), *perturbed]

@@ -1,7 +1,7 @@
 """Render the evaluation's own episodes in parallel on Ray, once for each plan.
 
-Images are kept below ``DYNAFLIP_HOME/evaluation``, a Parquet file a task, named by
-the digest of what is in it: a second evaluation, of whichever encoder, reads them.
+Images are cached below ``DYNAFLIP_HOME/evaluation``, a Parquet file per task, named by the digest
+of its plan: a second evaluation, of whichever encoder, reads them.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class FinishedEvaluation:
     episodes: pl.DataFrame
     test_evaluation: str  # its number among the evaluations on test; empty on dev
     rollout_version: str  # of the code's recipe for episodes
-    simulator: str  # its packages with versions; empty where the run does not say
+    simulator: str  # its packages with versions; empty where it is not recorded
     factors: tuple[str, ...]  # all that the environment had when it was made
 
     @property

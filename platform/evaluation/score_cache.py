@@ -1,4 +1,4 @@
-"""Scores of the suite ``probes`` in MLflow: logged, and found again when nothing has changed."""
+"""Scores of the suite ``probes`` in MLflow: logged, and read back when nothing has changed."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def find_score(config: ProbeSuiteConfig) -> Outcome | None:
 
 
 def resolved(config: ProbeSuiteConfig) -> ProbeSuiteConfig:
-    """The settings with the places of data and triplets filled in."""
+    """The settings with the paths of data and triplets filled in."""
     return dataclasses.replace(
         config,
         data=input_path(config.data, default_data()),

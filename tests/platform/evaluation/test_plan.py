@@ -21,7 +21,7 @@ from dynaflip.platform.evaluation.encoders_under_test import (
 )
 from dynaflip.platform.evaluation.plan import EvaluationJob, conditions_of, plan_jobs
 
-VARIANTS = [
+TESTED = [
     EncoderUnderTest("trained", (Encoder("a", "/a", "digest-a"), Encoder("b", "/b", "digest-b"))),
     EncoderUnderTest("random", (Encoder("c", "/c", "digest-c"),)),
 ]
@@ -31,7 +31,7 @@ def jobs_of(config: RolloutConfig) -> list[EvaluationJob]:
     shown = {
         task: DemonstrationSet(task, f"/{task}", f"digest-{task}", 25) for task in TASK_SETS["r3m5"]
     }
-    return plan_jobs(config, VARIANTS, shown)
+    return plan_jobs(config, TESTED, shown)
 
 
 @pytest.mark.parametrize("split", ["dev", "test"])
@@ -112,6 +112,34 @@ def test_tasks_are_the_environment_s_and_an_empty_list_takes_its_recommendation(
     assert set(ENVIRONMENT.tasks_to_promote_on()) <= set(ENVIRONMENT.tasks)
     with pytest.raises(UserError, match=r"no task or set juggle; sets: r3m5.*assembly-v3"):
         RolloutConfig(tasks=("juggle",))
+
+
+BARE_ENVIRONMENT = """
+from dynaflip.eval.envs.base import EnvironmentSpec
+
+ENVIRONMENT = EnvironmentSpec(
+    name="bare", make=print, captions={"reach": ("reach the block",), "push": ("push it",)},
+    action_names=("x", "y"), proprioception_names=("x", "y"), control_hz=20.0, horizon_steps=40,
+    camera="top",
+)
+"""
+
+
+def test_an_environment_without_factors_has_one_condition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bare_environment.py").write_text(BARE_ENVIRONMENT)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = "class:bare_environment:ENVIRONMENT"
+    config = RolloutConfig(environment=name, horizon_steps=40, seeds=2, episodes=2)
+    assert config.tasks == ("reach", "push")
+    assert [condition.name for condition in conditions_of(config)] == ["none"]
+    shown = {task: DemonstrationSet(task, "/x", "d", 25, name) for task in config.tasks}
+    assert shown["push"].caption == "push it"
+    jobs = plan_jobs(config, TESTED, shown)
+    assert len(jobs) == len({job.digest() for job in jobs}) == 8
+    with pytest.raises(ValueError, match="horizon_steps must be at most 40: bare ends there"):
+        RolloutConfig(environment=name)
 
 
 @pytest.mark.parametrize(
