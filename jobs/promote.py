@@ -5,8 +5,8 @@
 The champion is what others build on, so it takes evidence on the test split: out of
 distribution better than the present champion (the difference's interval above zero), in
 distribution not worse (no interval below zero, and a mean above -5 points). A first champion is
-measured against its own initialisation. The evidence is kept with the version, and the alias
-moves in one step.
+compared with its own initialisation. The evidence is recorded with the version before the alias
+moves.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from dynaflip.platform.cli import job_parser, run_job
 
 
 def main(argv: list[str]) -> int:
-    """Promote and say why, or refuse and say why not."""
+    """Promote a version, or print why not; 1 where it is not promoted."""
     parser = job_parser(__doc__ or "")
-    parser.add_argument("--version", required=True, metavar="N", help="of dynaflip-encoder")
-    parser.add_argument("--name", default="dynaflip-encoder", help="of the registered model")
+    parser.add_argument("--version", required=True, metavar="N", help="number of the version")
+    parser.add_argument("--name", default="dynaflip-encoder", help="registered model (default dynaflip-encoder)")
     parser.add_argument(
         "--force", metavar="REASON", help="promote without evidence; the reason is recorded"
     )
