@@ -23,7 +23,9 @@ def main(argv: list[str]) -> int:
     """Promote a version, or print why not; 1 where it is not promoted."""
     parser = job_parser(__doc__ or "")
     parser.add_argument("--version", required=True, metavar="N", help="number of the version")
-    parser.add_argument("--name", default="dynaflip-encoder", help="registered model (default dynaflip-encoder)")
+    parser.add_argument(
+        "--name", default="dynaflip-encoder", help="registered model (default dynaflip-encoder)"
+    )
     parser.add_argument(
         "--force", metavar="REASON", help="promote without evidence; the reason is recorded"
     )
