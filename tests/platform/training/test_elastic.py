@@ -16,7 +16,7 @@ from checkout import REPOSITORY
 @pytest.mark.ray
 @pytest.mark.integration
 def test_a_lost_node_costs_a_worker_and_no_step(triplet_folder: Path, tmp_path: Path) -> None:
-    script = REPOSITORY / "tests" / "training" / "elastic_run.py"
+    script = Path(__file__).with_name("elastic_run.py")
     paths = [REPOSITORY, script.parent, os.environ.get("PYTHONPATH", "")]
     environment = {
         **os.environ,
