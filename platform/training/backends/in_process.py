@@ -128,7 +128,9 @@ def _check_same_run(output: Path, config: PretrainConfig, data_digest: str) -> N
         return
     # Settings that did not exist yet when the run was begun had today's defaults.
     before = flatten(to_dict(PretrainConfig())) | json.loads(file.read_text())
-    other = [name for name in {**before, **mine} if before.get(name) != mine.get(name)]
+    # A mapping with entries has a name for each of them, an empty one a name of its own.
+    names = [name for name, value in {**before, **mine}.items() if value != {}]
+    other = [name for name in names if before.get(name) != mine.get(name)]
     if other:
         raise UserError(
             f"{output} holds a run with other {', '.join(other)}; go on with its settings, or "

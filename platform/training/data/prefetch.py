@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -12,6 +13,8 @@ import pyarrow as pa
 T = TypeVar("T")
 
 _TABLES_AHEAD = 2  # held of an epoch that is not trained on yet
+_LAST_ITEM_S = 10.0  # at most waited for the item that a thread prepares when Python ends
+_running: set[tuple[threading.Thread, threading.Event]] = set()
 
 
 class Prefetched(Iterator[T]):
@@ -27,7 +30,8 @@ class Prefetched(Iterator[T]):
         self._stopped = threading.Event()
         # The thread holds no reference to this, or nobody's letting go would be seen.
         arguments = (iter(items), self._ready, self._stopped)
-        threading.Thread(target=_read_ahead, args=arguments, daemon=True, name="prefetch").start()
+        thread = threading.Thread(target=_run, args=arguments, daemon=True, name="prefetch")
+        thread.start()
 
     def __next__(self) -> T:
         """The next item; raises what reading it raised."""
@@ -44,6 +48,27 @@ class Prefetched(Iterator[T]):
         self._stopped.set()
 
     __del__ = close
+
+
+def _run(
+    items: Iterator[Any], ready: queue.Queue[tuple[str, Any]], stopped: threading.Event
+) -> None:
+    entry = (threading.current_thread(), stopped)
+    _running.add(entry)
+    try:
+        _read_ahead(items, ready, stopped)
+    finally:
+        _running.discard(entry)
+
+
+@atexit.register
+def _end_all() -> None:
+    """Let all threads end: one that is inside torch when Python ends aborts the process."""
+    running = list(_running)
+    for _, stopped in running:
+        stopped.set()
+    for thread, _ in running:
+        thread.join(_LAST_ITEM_S)
 
 
 def _read_ahead(

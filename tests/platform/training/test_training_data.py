@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -336,3 +338,20 @@ def _rows(table):  # type: ignore[no-untyped-def]
     from dynaflip.platform.training.data.loader import rows_of
 
     return rows_of(table)
+
+
+def test_a_process_that_ends_while_it_reads_ahead_ends_well() -> None:
+    code = (
+        "import torch\n"
+        "from dynaflip.platform.training.data.prefetch import Prefetched\n"
+        "def batches():\n"
+        "    weights = torch.rand(300, 300, requires_grad=True)\n"
+        "    while True:\n"
+        "        (weights @ weights).sum().backward()\n"
+        "        yield 1\n"
+        "next(Prefetched(batches(), 100))\n"
+        "left = Prefetched(batches(), 100_000)\n"
+        "next(left)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
