@@ -158,6 +158,8 @@ def build_image_encoder(config: ImageConfig) -> ImageEncoder:
         UserError: the model cannot be reached or does not fit the settings.
     """
     backbone = backbone_class(config.name).from_settings(config)
+    if config.frozen_blocks and all(p.requires_grad for p in backbone.parameters()):
+        raise UserError(f"frozen_blocks: backbone {config.name} freezes no blocks; set it to 0")
     preprocessing = {"image_px": config.image_px, "mean": backbone.mean, "std": backbone.std}
     encoder = _around(backbone, config, preprocessing)
     if not config.pretrained:

@@ -38,6 +38,9 @@ class Backbone(nn.Module):
     def from_settings(cls, config: ImageConfig) -> Backbone:
         """A new backbone: with pretrained weights, or random ones without ``config.pretrained``.
 
+        With ``config.frozen_blocks`` its first blocks do not require gradients; a backbone that
+        freezes nothing then is refused.
+
         Raises:
             UserError: the weights cannot be reached, or the settings do not fit the network.
         """

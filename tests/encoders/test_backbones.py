@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from checkout import REPOSITORY
 
+import dynaflip
 from dynaflip.encoders.backbones import BACKBONES, backbone_class
 from dynaflip.encoders.checkpoint import load_image_encoder, load_model, save_folder
 from dynaflip.encoders.config import FlowConfig, ImageConfig, ModelConfig
@@ -90,6 +94,36 @@ def test_an_outsider_s_class_is_a_backbone(outside: Path) -> None:
     assert encoder.preprocessing == {"image_px": 32, "mean": (0.5,) * 3, "std": (0.25,) * 3}
     with torch.no_grad():
         assert encoder.token_map(IMAGES).shape == (2, 6, 1, 4)
+
+
+def test_frozen_blocks_are_not_ignored(outside: Path) -> None:
+    with pytest.raises(UserError, match=f"frozen_blocks: backbone {OWN} freezes no blocks"):
+        build_image_encoder(ImageConfig(name=OWN, image_px=32, frozen_blocks=2))
+
+
+@pytest.mark.integration
+def test_an_outsider_s_backbone_goes_through_the_whole_job(
+    outside: Path, tmp_path: Path, triplet_folder: Path
+) -> None:
+    words = ["--config", "tests/tiny.yaml", "--triplets", str(triplet_folder)]
+    words += ["--backend", "in_process", "--output", str(tmp_path / "run")]
+    words += ["--model.image.name", OWN, "--model.image.frozen_blocks", "0"]
+    path = os.pathsep.join([str(outside), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "DYNAFLIP_HOME": str(tmp_path / "home")}
+    done = subprocess.run(
+        [sys.executable, "jobs/pretrain.py", *words],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    folder = tmp_path / "run" / "encoder"
+    with pytest.raises(UserError, match="read from a file"):
+        dynaflip.load_encoder(folder)
+    encoder = dynaflip.load_encoder(folder, backbone=OWN)
+    with torch.no_grad():
+        assert encoder(IMAGES).shape == (2, 6)
 
 
 def test_a_folder_cannot_name_a_class_but_its_user_can(outside: Path, tmp_path: Path) -> None:
