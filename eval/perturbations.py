@@ -218,6 +218,36 @@ def sample(
     return values
 
 
+def check_changes_pixels(env: Any, name: str) -> None:
+    """Refuse a factor that changes no pixel: it would be measured as perfect robustness.
+
+    Draws the strongest ``dev`` values; the scene is as it was, without perturbation, afterwards.
+
+    Args:
+        env: an :class:`~dynaflip.eval.envs.base.Env`.
+        name: of the factor.
+
+    Raises:
+        UserError: every image is the unperturbed one.
+    """
+    env.restore()
+    plain = env.rgb()
+    try:
+        for seed in range(3):
+            value = sample("dev", seed, [name], max(LEVELS))[name]
+            env.restore()
+            factor(name).apply(env, value)
+            env.appearance_changed()
+            if (env.rgb() != plain).any():
+                return
+    finally:
+        env.restore()
+    raise UserError(
+        f"factors: {name} changes no pixel of {env.spec.name}'s task {env.task} at its strongest; "
+        f"its apply must change the environment it is given"
+    )
+
+
 def belongs_to(values: dict[str, Any], split: str) -> bool:
     """Whether recorded values could have been drawn from a split.
 

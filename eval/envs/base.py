@@ -387,7 +387,7 @@ class Env(ABC):
         for name in values:
             if name not in perturbations.FACTORS and name not in self._checked_factors:
                 self._checked_factors.add(name)
-                check_factor(self, name)
+                perturbations.check_changes_pixels(self, name)
         self.restore()
         for name, value in values.items():
             perturbations.factor(name).apply(self, value)
@@ -406,29 +406,3 @@ class Env(ABC):
 
     def _lacks(self, what: str) -> UserError:
         return UserError(f"environment: {self.spec.name} has {what}")
-
-
-def check_factor(env: Env, name: str) -> None:
-    """Refuse a factor that changes no pixel: it would be measured as perfect robustness.
-
-    Draws the strongest ``dev`` values; the scene is as it was, without perturbation, afterwards.
-
-    Raises:
-        UserError: every image is the unperturbed one.
-    """
-    env.restore()
-    plain = env.rgb()
-    try:
-        for seed in range(3):
-            value = perturbations.sample("dev", seed, [name], max(perturbations.LEVELS))[name]
-            env.restore()
-            perturbations.factor(name).apply(env, value)
-            env.appearance_changed()
-            if (env.rgb() != plain).any():
-                return
-    finally:
-        env.restore()
-    raise UserError(
-        f"factors: {name} changes no pixel of {env.spec.name}'s task {env.task} at its strongest; "
-        f"its apply must change the environment it is given"
-    )

@@ -22,11 +22,8 @@ from dynaflip.errors import UserError
 from dynaflip.eval.envs.base import Env, StepResult
 from dynaflip.eval.envs.metaworld_factors import PARTS
 from dynaflip.eval.envs.metaworld_tasks import ENVIRONMENT
-from dynaflip.eval.envs.mujoco_factors import (
-    MujocoAppearance,
-    camera_path_angles,
-    robot_and_object_geoms,
-)
+from dynaflip.eval.envs.mujoco_appearance import MujocoAppearance, robot_and_object_geoms
+from dynaflip.eval.envs.mujoco_factors import camera_path_angles
 from dynaflip.eval.envs.mujoco_renderer import SceneRenderer, load_mujoco
 
 # Mujoco and PyOpenGL choose their backend when they are imported.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dynaflip.eval.envs.mujoco_factors import SceneParts
+from dynaflip.eval.envs.mujoco_appearance import SceneParts
 
 
 def _texture_file(name: str) -> Path:
