@@ -1,13 +1,11 @@
-"""The layout's promises: the wheel, quick help, the standard module intact."""
+"""The layout's promises: quick help, the standard module intact."""
 
 from __future__ import annotations
 
 import os
 import platform
-import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -90,32 +88,3 @@ def test_help_always_works_writes_nothing_and_is_quick(
     assert "usage" in result.stdout or job == "cli"
     assert "DYNAFLIP_HOME" not in result.stdout.splitlines()[0]
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-def test_a_wheel_holds_every_subpackage_and_works_alone(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    ignore = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__")
-    shutil.copytree(REPOSITORY, source, ignore=ignore)
-    pip = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", "."]
-    result = run(*pip, str(source), cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    alone = tmp_path / "alone"
-    with zipfile.ZipFile(wheel) as archive:
-        names = set(archive.namelist())
-        archive.extractall(alone)
-    folders = ("losses", "encoders", "platform", "eval", "jobs")
-    expected = {
-        f"dynaflip/{path.relative_to(REPOSITORY).as_posix()}"
-        for folder in folders
-        for pattern in ("*.py", "*.yaml")
-        for path in (REPOSITORY / folder).rglob(pattern)
-    }
-    assert expected <= names, expected - names
-    code = (
-        "import dynaflip, dynaflip.platform.config_loader as c, dynaflip.losses.config as o\n"
-        f"assert c.__file__.startswith({str(alone)!r}), c.__file__\n"
-        f"assert o.__file__.startswith({str(alone)!r}), o.__file__\n"
-    )
-    result = run("-c", code, cwd=tmp_path, PYTHONPATH=str(alone))
-    assert result.returncode == 0, result.stderr
