@@ -104,8 +104,9 @@ def start_ray(num_cpus: int | None = None, *, dashboard: bool = False) -> None:
     if joined:
         _check_address(str(address))
     options: dict[str, Any] = {} if joined else {"num_cpus": num_cpus or available_cpus()}
-    if dashboard and not joined:
-        # The State API finds its cluster by this; unset, it may ask another of this machine.
+    if not joined:
+        # The State API finds its cluster by this. Unset, it may ask another of this machine, whose
+        # token is another one, and wait long for the refusal.
         port = free_port()
         os.environ["RAY_GCS_SERVER_PORT"] = str(port)
         environment["RAY_ADDRESS"] = f"127.0.0.1:{port}"
