@@ -206,7 +206,7 @@ def listing(kinds: Collection[str] | None = None) -> Iterator[str]:
         plugins = list(point.plugins())
         names = max((len(plugin.name) for plugin in plugins), default=0)
         origins = max((len(plugin.origin) for plugin in plugins), default=0)
-        contract = f", a {point.contract}" if point.contract else ""
+        contract = f", contract {point.contract}" if point.contract else ""
         yield f"{kind}: entry points {point.group}{contract}"
         for plugin in plugins:
             yield f"  {plugin.name:<{names}}  {plugin.origin:<{origins}}  {plugin.target}"

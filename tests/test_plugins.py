@@ -95,7 +95,7 @@ def test_the_list_shows_names_origins_and_targets(
 
     monkeypatch.setattr(plugins, "extension_points", lambda: {"shape": shapes})
     lines = [line.split() for line in listing()]
-    assert lines[0] == ["shape:", "entry", "points", "dynaflip.shape,", "a", "a.Shape"]
+    assert lines[0] == ["shape:", "entry", "points", "dynaflip.shape,", "contract", "a.Shape"]
     assert ["line", "built", "in", "math:tau"] in lines
     assert ["round", "outside-shapes", "2.1", "outside_shapes:ROUND"] in lines
     assert list(listing(["other"])) == []
