@@ -90,3 +90,21 @@ def test_conditions_differ_in_appearance_alone() -> None:
     # Nothing of a perturbation is left behind, and the episode is the same every time.
     for one, other in zip(views, again, strict=True):
         np.testing.assert_array_equal(one.image, other.image)
+
+
+def test_the_digest_of_a_plan_is_that_of_version_0_1() -> None:
+    """Rendered views are cached by it: a change would render all of them anew."""
+    drawn = plan_episode(
+        "drawer-open-v3",
+        3,
+        split="dev",
+        level=3,
+        factors=("camera", "light_gain"),
+        frames=4,
+        frames_a_factor=2,
+        horizon_steps=200,
+        size_px=(64, 64),
+        camera="corner4",
+        seed=1,
+    )
+    assert drawn.digest().startswith("303176d0791ed2d0")
