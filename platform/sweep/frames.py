@@ -20,13 +20,12 @@ from dynaflip.errors import UserError
 from dynaflip.eval.expert_views import ALL_FACTORS, UNPERTURBED
 from dynaflip.eval.labelled_frames import LabelledFrames, concatenate
 from dynaflip.files import new_file
+from dynaflip.platform.evaluation.probe_frames import TRAIN, make_probe_frames
+from dynaflip.platform.evaluation.recordings import labels_missing, open_recordings
 from dynaflip.platform.paths import default_data, input_path
 from dynaflip.platform.sweep.config import ScoreConfig
 from dynaflip.platform.triplets.schema import read_manifest
 
-TRAIN = "train"
-# Tuned against: the headline's split, `test`, is never looked at here.
-SPLIT = "dev"
 _FIELDS = tuple(field.name for field in fields(LabelledFrames))
 
 
@@ -42,26 +41,16 @@ def make_frames(config: ScoreConfig, triplets: str) -> LabelledFrames:
     """
     if config.frames is not None:
         return read_frames(Path(input_path(config.frames, Path())))
-    from dynaflip.platform.evaluation import recordings, rendered_views
-
     data = input_path(config.data, default_data())
-    missing = recordings.labels_missing(data)
+    missing = labels_missing(data)
     if missing is not None:
         raise UserError(f"sweep.score.data: {missing}; trials are scored on labelled frames")
     share = float(read_manifest(triplets)["settings"]["heldout_share"])
-    found = recordings.open_recordings(data, share)
-    tasks = list(config.views.tasks) or found.tasks()
-    unknown = sorted(set(tasks) - set(found.tasks()))
-    if unknown or not tasks:
-        raise UserError(
-            f"sweep.score.views.tasks: {data} has not two unperturbed training recordings of "
-            f"{', '.join(unknown) or 'any task'}, which probes need"
-        )
-    clips = [clip for clip in found.train if clip.task in tasks]
-    train = recordings.read_frames(found, clips, config.frames_per_episode, TRAIN)
-    plans = rendered_views.plan_views(config.views, tasks, found.camera, found.size_px, SPLIT)
-    test = rendered_views.render_views(plans)
-    return concatenate([train, test.where(test.condition != ALL_FACTORS)])
+    frames = make_probe_frames(
+        open_recordings(data, share), config.views, config.frames_per_episode, "sweep.score.views"
+    )
+    test = frames.views.where(frames.views.condition != ALL_FACTORS)
+    return concatenate([frames.train, test])
 
 
 def write_frames(frames: LabelledFrames, path: Path) -> None:

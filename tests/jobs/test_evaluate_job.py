@@ -152,3 +152,19 @@ def test_probes_are_skipped_in_words_where_nothing_is_labelled(tmp_path: Path) -
 def test_an_unknown_factor_is_refused_before_anything_is_rendered() -> None:
     with pytest.raises(UserError, match="there is no factor 'fog'"):
         ViewsConfig(factors=("fog",))
+
+
+def test_a_task_that_no_probe_can_be_fitted_on_is_refused_by_the_setting_s_name() -> None:
+    from types import SimpleNamespace
+    from typing import Any
+
+    from dynaflip.platform.evaluation.probe_frames import make_probe_frames
+
+    source = SimpleNamespace(root="/data")
+    recordings: Any = SimpleNamespace(source=source, tasks=lambda: ["open"])
+    views: Any = SimpleNamespace(tasks=("open", "close"))
+    with pytest.raises(UserError, match=r"score\.views\.tasks: /data .* of close, .* of open$"):
+        make_probe_frames(recordings, views, 2, "score.views")
+    none: Any = SimpleNamespace(source=source, tasks=list)
+    with pytest.raises(UserError, match=r"of any task, .*collect more"):
+        make_probe_frames(none, ViewsConfig(), 2, "views")

@@ -16,7 +16,7 @@ from dynaflip.platform.evaluation import cache
 from dynaflip.platform.evaluation.config import RolloutConfig
 from dynaflip.platform.evaluation.encoders_under_test import TRAINED, EncoderUnderTest
 from dynaflip.platform.evaluation.plan import EvaluationJob
-from dynaflip.platform.evaluation.report.html import jpeg_of, png_of
+from dynaflip.platform.evaluation.report.html_page import jpeg_of, png_of
 from dynaflip.platform.evaluation.results import successes
 from dynaflip.platform.evaluation.worker import SaliencyMaps
 

@@ -128,7 +128,7 @@ def _report(
 ) -> Outcome:
     """Write the report, and log it with the table of moments."""
     from dynaflip.platform.evaluation.encoders_under_test import single_seed_notes
-    from dynaflip.platform.evaluation.report.html import write_report
+    from dynaflip.platform.evaluation.report.html_page import write_report
     from dynaflip.platform.evaluation.report.rollout_report import facts_of
     from dynaflip.platform.evaluation.report.tables import as_text
     from dynaflip.platform.paths import home

@@ -151,22 +151,18 @@ def score_positions(pair: Pair, config: ProbeSuiteConfig, heldout_share: float) 
     from dynaflip.eval.labelled_frames import concatenate, embed, raw_pixels
     from dynaflip.eval.metrics.probe_report import score_probes
     from dynaflip.eval.plots import ONE_FACTOR, RECORDED
+    from dynaflip.platform.evaluation.probe_frames import make_probe_frames
     from dynaflip.platform.evaluation.recordings import open_recordings, read_frames
-    from dynaflip.platform.evaluation.rendered_views import plan_views, render_views
     from dynaflip.platform.evaluation.report.tables import INITIAL, PIXELS, TRAINED
 
     assert config.data is not None
     recordings = open_recordings(config.data, heldout_share)
-    tasks = _tasks(config, recordings.tasks())
     number = config.probes.frames_per_episode
-    chosen = [clip for clip in recordings.train if clip.task in tasks]
-    train = read_frames(recordings, chosen, number, "train")
-    plans = plan_views(config.views, tasks, recordings.camera, recordings.size_px, TUNING_SPLIT)
-    views = render_views(plans)
-    heldout = [clip for clip in recordings.heldout if clip.task in tasks]
+    frames = make_probe_frames(recordings, config.views, number, "views")
+    train, views, factors = frames.train, frames.views, frames.single_factors
+    heldout = [clip for clip in recordings.heldout if clip.task in frames.tasks]
     parts = [read_frames(recordings, heldout, number, RECORDED)] if heldout else []
     test = concatenate([*parts, views])
-    factors = plans[tasks[0]][0].single_factors()
     alone = [*([RECORDED] if heldout else []), UNPERTURBED, ALL_FACTORS]
     groups = {name: (name,) for name in alone} | {ONE_FACTOR: factors}
     groups |= {name: (name,) for name in factors}
@@ -187,7 +183,7 @@ def score_positions(pair: Pair, config: ProbeSuiteConfig, heldout_share: float) 
     )
     print(
         f"probes: {len(train)} training frames of {len(np.unique(train.episode))} recordings, "
-        f"{len(test)} test frames of {len(np.unique(test.episode))}, {len(tasks)} tasks"
+        f"{len(test)} test frames of {len(np.unique(test.episode))}, {len(frames.tasks)} tasks"
     )
     return Probed(report, views)
 
@@ -201,7 +197,7 @@ def _report(
     digest: str,
 ) -> Outcome:
     """Write the report with its tables and images, and log the score."""
-    from dynaflip.platform.evaluation.report import html, tables
+    from dynaflip.platform.evaluation.report import html_page, tables
     from dynaflip.platform.evaluation.score_cache import log_score
     from dynaflip.platform.paths import home, new_run_name
 
@@ -217,7 +213,7 @@ def _report(
     images = _images(retrieval, probed)
     run_name = new_run_name("evaluate")
     path = home() / "reports" / f"{run_name}.html"
-    html.write_report(
+    html_page.write_report(
         path,
         title=f"DynaFLIP: score of {config.encoder}",
         facts=_facts(config, pair.info),
@@ -237,7 +233,7 @@ def _images(
 ) -> list[tuple[str, str, bytes]]:
     """(file name, caption, bytes)."""
     from dynaflip.eval import plots
-    from dynaflip.platform.evaluation.report.html import jpeg_of, png_of
+    from dynaflip.platform.evaluation.report.html_page import jpeg_of, png_of
     from dynaflip.platform.evaluation.report.tables import INITIAL, TRAINED
 
     made = []
@@ -262,22 +258,6 @@ def _why_no_probes(config: ProbeSuiteConfig) -> str | None:
         return "probes.enabled is false"
     assert config.data is not None
     return labels_missing(config.data)
-
-
-def _tasks(config: ProbeSuiteConfig, known: list[str]) -> list[str]:
-    """Tasks to score: those asked for, or all that a probe can be fitted on."""
-    if not known:
-        raise UserError(
-            f"--data: {config.data} has no task with two unperturbed training recordings, "
-            f"which a probe needs; collect more, or pass --probes.enabled false"
-        )
-    for task in config.views.tasks:
-        if task not in known:
-            raise UserError(
-                f"views.tasks: {task} has fewer than two unperturbed training recordings in "
-                f"{config.data}; it has {', '.join(known)}"
-            )
-    return list(config.views.tasks) or known
 
 
 def _facts(config: ProbeSuiteConfig, info: dict[str, Any]) -> dict[str, str]:

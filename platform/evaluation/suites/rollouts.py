@@ -92,7 +92,7 @@ def _report(
 ) -> Outcome:
     """Write the report, and log it with the episodes."""
     from dynaflip.platform.evaluation.report import rollout_report
-    from dynaflip.platform.evaluation.report.html import write_report
+    from dynaflip.platform.evaluation.report.html_page import write_report
     from dynaflip.platform.evaluation.report.rollout_images import images_of
     from dynaflip.platform.evaluation.report.tables import as_text
     from dynaflip.platform.paths import home

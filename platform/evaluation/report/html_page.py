@@ -1,4 +1,4 @@
-"""The score as one HTML file that needs nothing beside it."""
+"""The report of an evaluation as one HTML file that needs no other file."""
 
 from __future__ import annotations
 
