@@ -19,6 +19,7 @@ from dynaflip.platform.triplets.clips import (
     Clip,
     ClipRejected,
     Recording,
+    WindowRejected,
     content_hash,
     normalise_caption,
 )
@@ -27,7 +28,6 @@ from dynaflip.platform.triplets.filters import check_flow, check_images
 from dynaflip.platform.triplets.flow.camera_motion import compensate_camera
 from dynaflip.platform.triplets.flow.estimate import Flow, flow_of_window, flow_source
 from dynaflip.platform.triplets.flow.grid import grid_on_first_frame
-from dynaflip.platform.triplets.flow.rejection import WindowRejected
 from dynaflip.platform.triplets.flow.simulator import simulator_flow
 from dynaflip.platform.triplets.flow.window import RGBDWindow
 from dynaflip.platform.triplets.models import DepthModel

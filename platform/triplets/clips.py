@@ -34,6 +34,10 @@ class ClipRejected(Exception):
         self.reason = reason
 
 
+class WindowRejected(ClipRejected):
+    """A window that makes no triplet; its clip is rejected only if no window is left."""
+
+
 @dataclass(frozen=True)
 class Clip:
     """One camera of one recording, without its images."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from dynaflip.platform.triplets.clips import Frames
+from dynaflip.platform.triplets.clips import Frames, WindowRejected
 from dynaflip.platform.triplets.config import FilterConfig
 from dynaflip.platform.triplets.flow.estimate import Flow
-from dynaflip.platform.triplets.flow.rejection import WindowRejected
 
 _THUMB_PX = 32
 _SHARPNESS_PX = 160  # blur is judged at one size, whatever the recording's

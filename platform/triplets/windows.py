@@ -51,7 +51,7 @@ def draw_r3m(frames: int, rng: np.random.Generator) -> tuple[int, ...]:
     """
     if frames < R3M_FRAMES:
         count = "one frame" if frames == 1 else f"{frames} frames"
-        raise ClipRejected("sample", f"only {count}; five are drawn")
+        raise ClipRejected("sample", f"only {count}; at least five are needed")
     edge = max(1, int(frames * _EDGE_SHARE))
     first = int(rng.integers(0, edge))
     last = int(rng.integers(frames - edge, frames))

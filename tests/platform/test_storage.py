@@ -18,7 +18,7 @@ def publish(place: LocalStorage, text: str) -> None:
 
 
 @pytest.mark.parametrize("renames", [0, 1, 2])
-def test_whenever_a_replacement_is_killed_one_of_both_is_left(
+def test_a_killed_replacement_leaves_the_old_or_the_new_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
 ) -> None:
     place = LocalStorage(tmp_path, "done")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dynaflip.platform.triplets.clips import Doubles, Floats
+from dynaflip.platform.triplets.clips import Doubles, Floats, WindowRejected
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.flow.config import CameraConfig
 from dynaflip.platform.triplets.flow.lifting import (
@@ -24,7 +24,6 @@ from dynaflip.platform.triplets.flow.lifting import (
     project,
     sample_depth_m,
 )
-from dynaflip.platform.triplets.flow.rejection import WindowRejected
 from dynaflip.platform.triplets.flow.rgbd_alignment import (
     Motion,
     SurfacePatches,

@@ -158,7 +158,8 @@ def static_explains_better(
         found_m = sample_depth_m(
             window.depth_m[n], tracks_px[n].astype(np.float64), expected_m, search_px
         )
-        moved = _robust(change) + _robust((found_m / expected_m - 1) / scale)
+        with np.errstate(divide="ignore"):
+            moved = _robust(change) + _robust((found_m / expected_m - 1) / scale)
         more[n] = moved - static.misfit[n]
     apart = np.linalg.norm(tracks_px - static.static_px, axis=-1) >= _APART_PX
     with np.errstate(invalid="ignore"):

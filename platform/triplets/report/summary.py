@@ -38,8 +38,8 @@ def summary_lines(outcome: Outcome, seconds: float) -> list[str]:
     )
     if assumed := counts["assumed_focal"]:
         lines.append(
-            f"{assumed} triplets of cameras whose focal length nobody recorded: it is taken for "
-            f"the longer side of the image (53°)"
+            f"{assumed} triplets of cameras without a recorded focal length: the longer side of "
+            f"the image is assumed (53°)"
         )
     if len(counts["sources"]) > 1:
         lines += [

@@ -217,7 +217,7 @@ class FolderRecording:
         if self.depth_path is None:
             return None
         if self.clip.start_s or self.clip.end_s is not None:
-            raise ClipRejected("depth", "depth beside a video goes with the whole video only")
+            raise ClipRejected("depth", "a depth file is for whole videos, not for segments")
         return read_depth_file_m(self.depth_path, indices, len(self.timeline.pts))
 
     def cameras(self, indices: list[int]) -> Cameras | None:

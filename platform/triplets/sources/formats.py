@@ -84,7 +84,9 @@ class Mix:
             except OSError as error:
                 raise UserError(f"source.path: {config.path} cannot be read ({error})") from None
             listed = listed[: config.max_clips] if config.max_clips else listed
-            clips += [_with_settings(clip, config) for clip in listed]
+            # Once for each source: looking up an installed captioner reads every package.
+            captioner = config.captioner_name() if config.captioner else ""
+            clips += [_with_settings(clip, config, captioner) for clip in listed]
         return mark_duplicates(clips)
 
     def open(self, clip: Clip) -> Recording:
@@ -109,7 +111,7 @@ def open_sources(config: PreprocessConfig) -> Mix:
     return Mix([open_source(one) for one in configs], configs)
 
 
-def _with_settings(clip: Clip, config: SourceConfig) -> Clip:
+def _with_settings(clip: Clip, config: SourceConfig, captioner: str) -> Clip:
     """A clip with the settings of its source.
 
     One whose only problem is a missing caption takes that of the template, or of the captioner.
@@ -122,9 +124,9 @@ def _with_settings(clip: Clip, config: SourceConfig) -> Clip:
         group = clip.caption_group or normalise_caption(caption)
         clip = replace(clip, captions=(caption,), caption_kind="template", problem=None)
         return replace(clip, caption_group=group, task=clip.task or group)
-    if config.captioner:
-        name, prompt = config.captioner_name(), config.captioner_prompt
-        return replace(clip, problem=None, caption_kind=name, captioner_prompt=prompt)
+    if captioner:
+        prompt = config.captioner_prompt
+        return replace(clip, problem=None, caption_kind=captioner, captioner_prompt=prompt)
     return clip
 
 

@@ -63,7 +63,7 @@ def _opened(path: Location) -> Iterator[tuple[av.container.InputContainer, av.Vi
                 raise ClipRejected("decode", "the file holds no video stream")
             stream = container.streams.video[0]
             if not stream.codec_context:
-                raise ClipRejected("decode", "nothing here decodes the kind of video that it holds")
+                raise ClipRejected("decode", "there is no decoder for its kind of video")
             # Ray gives a task one CPU; more threads would fight over it.
             stream.codec_context.thread_count = 1
             yield container, stream

@@ -43,7 +43,7 @@ def test_the_video_is_lossless(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_depth_codes(tmp_path / "depth.mp4"), codes)
 
 
-def test_errors_leave_out_the_sky_and_count_it() -> None:
+def test_depth_errors_exclude_the_sky_and_count_it() -> None:
     rendered = np.array([[[1.0, 80.0]]])
     errors = depth_errors(rendered, np.array([[[1.002, 7.0]]]))
     assert (errors["pixels"], errors["clipped"]) == (2, 1)

@@ -46,5 +46,5 @@ def test_a_path_that_is_no_template_of_lerobot_is_refused(tmp_path: Path, path: 
         meta(tmp_path, data_path=path).data_path(EPISODE)
 
 
-def test_paths_of_the_set_itself_are_as_ever(tmp_path: Path) -> None:
+def test_paths_within_the_set_are_unchanged(tmp_path: Path) -> None:
     assert meta(tmp_path).data_path(EPISODE) == "data/chunk-000/file-000.parquet"

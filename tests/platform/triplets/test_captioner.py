@@ -106,7 +106,7 @@ def describing(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", [chatting, describing])
-def test_a_captioner_says_the_same_of_the_same_image(
+def test_a_captioner_gives_the_same_caption_for_the_same_image(
     kind: Callable[[Path], Path], tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
@@ -120,7 +120,7 @@ def test_a_captioner_says_the_same_of_the_same_image(
     assert set(said.split()) <= {*WORDS, "<unk>"}, "neither the question nor special tokens"
 
 
-def test_each_source_asks_its_own_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_source_has_its_own_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number, name in enumerate("ab"):
         write_video(tmp_path / name / "x.mp4", moving_square(12, step_px=1 + number))
     sources = tuple(
@@ -179,7 +179,7 @@ def test_clips_without_caption_are_described_once(
     assert {r["caption"] for r in rows if r["clip_id"] == row["clip_id"]} == {"open the lid"}
 
 
-def test_what_is_no_captioner_is_a_users_mistake(tmp_path: Path) -> None:
+def test_other_models_as_captioners_are_user_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="neither a folder nor"):
         TransformersCaptioner.check(str(tmp_path / "nothing"))
     from transformers import ViTConfig

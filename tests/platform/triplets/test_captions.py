@@ -27,7 +27,7 @@ def clips_of(folder: Path, **values) -> list[Clip]:
     return open_sources(PreprocessConfig(source=source)).list_clips()
 
 
-def test_a_comma_without_quotes_is_said(tmp_path: Path) -> None:
+def test_a_comma_without_quotes_is_reported(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         write_video(tmp_path / f"{name}.mp4", moving_square(6, step_px=1 + ord(name) / 50))
     (tmp_path / "captions.csv").write_text(
@@ -43,7 +43,7 @@ def test_a_comma_without_quotes_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("column", ["caption", "task", "camera", "recording", "licence"])
-def test_text_that_is_not_utf8_is_said(tmp_path: Path, column: str) -> None:
+def test_text_that_is_not_utf8_is_reported(tmp_path: Path, column: str) -> None:
     write_video(tmp_path / "a.mp4", moving_square(6))
     write_video(tmp_path / "b.mp4", moving_square(6, step_px=2))
     row = {"file": "a.mp4", "caption": "push", column: "é"}
@@ -106,7 +106,7 @@ def test_a_template_serves_episodes_without_task(tmp_path: Path) -> None:
     assert recording.caption_at(3, 1) == "done in robot set"
 
 
-def test_a_table_of_captions_is_refused_where_the_format_has_its_own(tmp_path: Path) -> None:
+def test_a_captions_file_is_an_error_for_formats_with_their_own(tmp_path: Path) -> None:
     root = write_lerobot(tmp_path / "set", [{"top": numbered(20, 48, 64)}], ["open it"])
     table = tmp_path / "mine.csv"
     table.write_text("file,caption\n")

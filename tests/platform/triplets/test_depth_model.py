@@ -93,7 +93,7 @@ def test_inverse_depth_becomes_depth_with_median_one() -> None:
     assert np.isnan(depth_of_inverse(np.zeros((1, 2, 2), np.float32))).all()
 
 
-def test_what_is_no_depth_model_is_a_users_mistake(tmp_path: Path) -> None:
+def test_other_models_as_depth_models_are_user_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="neither a folder nor"):
         TransformersDepth.check(str(tmp_path / "nothing"))
     from transformers import ViTConfig
@@ -118,7 +118,7 @@ def test_triplets_name_the_model_they_are_from(
     )
     outcome = preprocess(config, str(tmp_path / "out"))
     rejected = pq.read_table(outcome.folder / "rejected.parquet").to_pylist()
-    # Random weights may give nothing positive; that is then said as a depth problem.
+    # Random weights may give nothing positive; that is then words as a depth problem.
     assert {row["stage"] for row in rejected} <= {"depth"}
     assert outcome.counts["kept"] + len(rejected) == 2
     if model_folder.name.startswith("metric"):

@@ -13,7 +13,7 @@ from rgbd_windows import HEIGHT, INTRINSICS_PX, STEP_M, WIDTH, egg, wall
 from triplet_recordings import moving_square
 
 from dynaflip.errors import UserError
-from dynaflip.platform.triplets.clips import ClipRejected
+from dynaflip.platform.triplets.clips import ClipRejected, WindowRejected
 from dynaflip.platform.triplets.config import FilterConfig, PreprocessConfig
 from dynaflip.platform.triplets.filters import check_flow, check_images, sharpness
 from dynaflip.platform.triplets.flow.camera_motion import compensate_camera, fit_camera
@@ -21,7 +21,6 @@ from dynaflip.platform.triplets.flow.config import AlignmentConfig, CameraConfig
 from dynaflip.platform.triplets.flow.estimate import Flow, flow_of_window
 from dynaflip.platform.triplets.flow.grid import grid_on_first_frame
 from dynaflip.platform.triplets.flow.learned_tracker import track_windows
-from dynaflip.platform.triplets.flow.rejection import WindowRejected
 from dynaflip.platform.triplets.flow.tracking import grid_px
 from dynaflip.platform.triplets.flow.window import RGBDWindow
 from dynaflip.platform.triplets.models.actor import digests_of_models
@@ -37,7 +36,7 @@ def end_errors(config: PreprocessConfig) -> tuple[np.ndarray, float]:
     return error_m[on_egg][kept], float(kept.mean())
 
 
-def test_shape_is_followed_where_colour_slides() -> None:
+def test_rgbd_alignment_tracks_shape_where_colour_slides() -> None:
     aligned_m, kept = end_errors(PreprocessConfig())
     alone_m, _ = end_errors(PreprocessConfig(rgbd_alignment=AlignmentConfig(enabled=False)))
     assert kept > 0.6
@@ -57,7 +56,7 @@ def test_a_hidden_camera_motion_is_found() -> None:
     assert 0.7 < fit.inlier_share < 0.99
 
 
-def test_a_still_camera_is_called_still() -> None:
+def test_a_static_camera_is_recognised() -> None:
     fit = fit_camera(wall(shift_m=0.0), PreprocessConfig())
     assert fit is not None
     np.testing.assert_array_equal(fit.poses, np.tile(np.eye(4), (6, 1, 1)))
@@ -77,7 +76,7 @@ def test_where_no_camera_fits_the_setting_decides() -> None:
     assert camera.inlier_share < 0.4
 
 
-def test_what_is_known_of_a_camera_is_said() -> None:
+def test_the_origin_of_camera_motion_is_recorded() -> None:
     poses = np.tile(np.eye(4), (6, 1, 1))
     known = replace(wall(), poses=poses)
     assert compensate_camera(known, PreprocessConfig())[1].kind == "pose"
@@ -120,7 +119,7 @@ def test_a_recorded_pose_is_taken_where_depth_is_in_metres() -> None:
     assert compensate_camera(flat, exact)[1].kind == "pose"
 
 
-def test_cuts_and_blur_are_refused_and_motion_is_not() -> None:
+def test_cuts_and_blur_are_rejected_and_motion_is_not() -> None:
     config = FilterConfig()
     frames = moving_square(12, step_px=4.0)
     check_images(frames, config)
@@ -133,7 +132,7 @@ def test_cuts_and_blur_are_refused_and_motion_is_not() -> None:
         check_images(soft, config)
 
 
-def test_windows_of_rest_or_of_lost_points_are_refused() -> None:
+def test_windows_without_motion_or_with_lost_points_are_rejected() -> None:
     grid = np.zeros((20, 20, 3), np.float32)
     seen = np.ones((7, 20, 20), bool)
     flow = Flow(grid, np.zeros((7, 20, 20, 3)), seen, grid[..., :2], seen[..., None], grid[..., 0])
@@ -206,7 +205,7 @@ def test_a_torchscript_tracker_takes_the_place_of_the_built_in_one(tmp_path: Pat
     np.testing.assert_allclose((flow.tracks_px[-1] - flow.origin_px)[square] - [10, 0], 0, atol=0.5)
 
 
-def test_trackers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+def test_unusable_trackers_are_errors(tmp_path: Path) -> None:
     frames, points = moving_square(4), np.full((3, 2), 40.0, np.float32)
     with pytest.raises(UserError, match="there is no file"):
         track_windows(frames, points, f"torchscript:{tmp_path / 'none.pt'}")
@@ -219,7 +218,7 @@ def test_trackers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         track_windows(frames, points, f"class:{__name__}:Broken")
 
 
-def test_relative_depth_is_brought_to_metres_where_some_was_measured() -> None:
+def test_relative_depth_is_aligned_to_metres_where_some_is_recorded() -> None:
     rng = np.random.default_rng(1)
     truth_m = rng.uniform(0.6, 3.0, (4, 40, 50)).astype(np.float32)
     relative = 1 / (2.5 / truth_m + 0.4)

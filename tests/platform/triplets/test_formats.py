@@ -52,7 +52,7 @@ def test_a_real_lerobot_v21_set_gives_triplets(shared_clips: Path) -> None:
     assert (row["embodiment"], row["source"]) == ("robot", "g1_lerobot_v21")
 
 
-def test_lerobot_v21_finds_what_its_info_says(tmp_path: Path, shared_clips: Path) -> None:
+def test_lerobot_v21_follows_the_paths_of_its_info(tmp_path: Path, shared_clips: Path) -> None:
     root = tmp_path / "set"
     shutil.copytree(shared_clips / "g1_lerobot_v21", root)
     for path in root.rglob("*"):
@@ -136,7 +136,7 @@ def test_damaged_records_are_clips_with_a_reason(tmp_path: Path, shared_clips: P
     assert "truncated" in clips[-1].problem[1]
 
 
-def test_a_rate_that_nobody_states_is_asked_for(tmp_path: Path, shared_clips: Path) -> None:
+def test_an_unknown_rate_asks_for_the_setting(tmp_path: Path, shared_clips: Path) -> None:
     path = tmp_path / "mine.tfrecord"
     shutil.copyfile(shared_clips / "bridge_debug.tfrecord", path)
     with pytest.raises(UserError, match=r"source\.fps"):
@@ -145,7 +145,7 @@ def test_a_rate_that_nobody_states_is_asked_for(tmp_path: Path, shared_clips: Pa
     np.testing.assert_allclose(np.diff(source.open(clips[0]).times_s()), 0.1)
 
 
-def test_features_json_says_which_features_are_images(tmp_path: Path, shared_clips: Path) -> None:
+def test_features_json_lists_the_image_features(tmp_path: Path, shared_clips: Path) -> None:
     folder = tmp_path / "bridge" / "1.0.0"
     folder.mkdir(parents=True)
     record = shared_clips / "bridge_debug.tfrecord"
@@ -242,7 +242,7 @@ def test_something_somethings_layout(tmp_path: Path) -> None:
     assert "Something-Something" in row["licence"]
 
 
-def test_ego4d_narrations_become_pieces(tmp_path: Path) -> None:
+def test_ego4d_narrations_become_segments(tmp_path: Path) -> None:
     write_video(tmp_path / "clips" / "abc-1.mp4", moving_square(150, step_px=0.4))
     moments = [
         {"narration_text": "#C C picks up a cup #unsure", "timestamp_sec": 1.2},
@@ -270,7 +270,7 @@ def test_narrations_lose_their_marks() -> None:
     assert plain_narration("#C C ") == ""
 
 
-def test_a_mix_keeps_names_weights_and_what_is_there_twice(
+def test_a_mix_has_names_weights_and_rejected_duplicates(
     video_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     videos = video_folder(2)
@@ -299,7 +299,7 @@ def test_a_mix_keeps_names_weights_and_what_is_there_twice(
     assert mix.about()["videos"] == {"format": "folder", "weight": 2.0}
     assert mix.about()["hands"]["weight"] == 1.0
     assert len(mix.open(clips[2]).times_s()) == 36
-    # What a source is to be treated by comes before what is said for all.
+    # What a source is to be treated by comes before what is words for all.
     assert max(clip_table(clips[0], mix.open(clips[0]), config)["window_s"].to_pylist()) > 0.3
     with pytest.raises(ClipRejected, match="no depth recorded"):
         clip_table(clips[5], mix.open(clips[5]), config)
@@ -308,7 +308,7 @@ def test_a_mix_keeps_names_weights_and_what_is_there_twice(
 
 
 @pytest.mark.parametrize(
-    ("yaml", "said"),
+    ("yaml", "words"),
     [
         ("sources: [{path: a}]\nsource: {path: b}", "exclude each other"),
         ("sources: [{path: a, wieght: 2}]", "sources.0.wieght"),
@@ -316,13 +316,13 @@ def test_a_mix_keeps_names_weights_and_what_is_there_twice(
         ("sources: [{name: a}]", "needs a path"),
     ],
 )
-def test_mistakes_in_a_mix_are_named(tmp_path: Path, yaml: str, said: str) -> None:
+def test_mistakes_in_a_mix_are_named(tmp_path: Path, yaml: str, words: str) -> None:
     (tmp_path / "mix.yaml").write_text(yaml)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=words):
         load_config(PreprocessConfig, str(tmp_path / "mix.yaml"), {})
 
 
-def test_two_sources_of_one_name_are_refused(video_folder: Callable[..., Path]) -> None:
+def test_two_sources_of_one_name_are_an_error(video_folder: Callable[..., Path]) -> None:
     one = SourceConfig(path=str(video_folder(1)))
     with pytest.raises(UserError, match="two are named videos"):
         open_sources(PreprocessConfig(sources=(one, one)))

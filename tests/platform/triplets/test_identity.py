@@ -37,11 +37,11 @@ def lerobot(root: Path, **options) -> Path:
     return write_lerobot(root, episodes, ["open it", "close it"], **options)
 
 
-def test_an_episode_with_other_words_is_the_same_recording(tmp_path: Path) -> None:
+def test_an_episode_with_another_caption_is_the_same_recording(tmp_path: Path) -> None:
     first = lerobot(tmp_path / "set")
     second = shutil.copytree(first, tmp_path / "copy")
-    said = {"tasks": ["something else"], "task_id": "else", "factors": "{}"}
-    rewrite(second / EPISODES, lambda n, row: {**row, **said})
+    words = {"tasks": ["something else"], "task_id": "else", "factors": "{}"}
+    rewrite(second / EPISODES, lambda n, row: {**row, **words})
     original, again = clips_of(first, second)[:2], clips_of(first, second)[2:]
     assert [c.recording_id for c in original] == [c.recording_id for c in again]
     assert [c.clip_id for c in original] == [c.clip_id for c in again]
@@ -96,7 +96,7 @@ def intrinsics(root: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [depth_range, image_size, intrinsics])
-def test_what_decides_the_geometry_is_part_of_a_clip(
+def test_the_geometry_is_part_of_a_clips_digest(
     tmp_path: Path, change: Callable[[Path], None]
 ) -> None:
     depth = [np.full((20 + n, 48, 64), 2, np.float32) for n in range(2)]
@@ -107,7 +107,7 @@ def test_what_decides_the_geometry_is_part_of_a_clip(
     assert not set(before) & {clip.digest() for clip in clips_of(root)}
 
 
-def test_the_table_of_tasks_is_part_of_clips_with_several(tmp_path: Path) -> None:
+def test_the_table_of_tasks_is_part_of_the_digest_of_clips_with_several(tmp_path: Path) -> None:
     root = lerobot(tmp_path / "set")
     rewrite(root / EPISODES, lambda n, row: {**row, "tasks": ["open it", "close it"][: 1 + n % 2]})
     one, several = clips_of(root)
@@ -119,7 +119,7 @@ def test_the_table_of_tasks_is_part_of_clips_with_several(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["./a.npy", "deep//a.npy", ".hidden/a.npy"])
-def test_depth_that_is_read_is_part_of_a_clip(tmp_path: Path, name: str) -> None:
+def test_depth_is_part_of_a_clips_digest(tmp_path: Path, name: str) -> None:
     write_video(tmp_path / "a.mp4", moving_square(10))
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / "captions.csv").write_text(f"file,caption,depth\na.mp4,push,{name}\n")
@@ -134,9 +134,9 @@ def test_depth_that_is_read_is_part_of_a_clip(tmp_path: Path, name: str) -> None
     assert found[0].digest() != found[1].digest()
 
 
-def test_depth_beside_a_single_file_is_part_of_its_clip(tmp_path: Path) -> None:
+def test_depth_beside_a_single_file_is_part_of_its_clips_digest(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", moving_square(10))
-    captions = tmp_path / "said.csv"
+    captions = tmp_path / "words.csv"
     captions.write_text("file,caption,depth\na.mp4,push,a.npy\n")
     source = SourceConfig(path=str(path), captions=str(captions))
     found = set()
@@ -159,18 +159,18 @@ def table_with_depth(folder: Path, height: int, width: int) -> pa.Table:
 def test_depth_of_the_images_shape_is_used(tmp_path: Path, height: int, width: int) -> None:
     table = table_with_depth(tmp_path, height, width)
     assert set(table["depth_scale"].to_pylist()) == {"metric"}
-    # Metric, but seen by a camera of which nobody said how wide it looks: that is said.
+    # Metric, but seen by a camera of which nobody words how wide it looks: that is words.
     assert set(table["focal_kind"].to_pylist()) == {"assumed"}
 
 
 @pytest.mark.parametrize(("height", "width"), [(160, 120), (90, 160), (120, 150)])
-def test_depth_of_another_shape_is_refused(tmp_path: Path, height: int, width: int) -> None:
+def test_depth_of_another_shape_is_rejected(tmp_path: Path, height: int, width: int) -> None:
     with pytest.raises(ClipRejected, match=f"depth of {width} x {height} pixels") as caught:
         table_with_depth(tmp_path, height, width)
     assert caught.value.stage == "depth"
 
 
-def test_recorded_intrinsics_are_called_so(tmp_path: Path) -> None:
+def test_recorded_intrinsics_are_marked_as_recorded(tmp_path: Path) -> None:
     root = write_lerobot(tmp_path / "set", [{"top": moving_square(30)}], ["push"])
     intrinsics(root)
     (clip,) = clips_of(root)

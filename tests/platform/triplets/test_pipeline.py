@@ -124,7 +124,7 @@ def test_too_many_rejected_clips_fail_the_job_but_are_listed(
 
 
 @pytest.mark.ray
-def test_depth_problems_are_the_clips(tmp_path: Path, ray_cluster: None) -> None:
+def test_depth_problems_reject_the_clip(tmp_path: Path, ray_cluster: None) -> None:
     folder = tmp_path / "videos"
     depths = {
         "good": np.full((30, 120, 160), 2.0, np.float32),
@@ -192,7 +192,7 @@ def test_the_second_image_is_of_the_window_or_r3ms(video_folder: Callable[..., P
     assert [r["frame_t"] for r in window] == [r["frame_t"] for r in r3m]
 
 
-def test_the_digest_forgets_order_and_nothing_else(video_folder: Callable[..., Path]) -> None:
+def test_the_digest_depends_on_everything_but_order(video_folder: Callable[..., Path]) -> None:
     folder = video_folder(1)
     digests = row_digests(table_of(folder, settings(folder)))
     assert digest_of(digests) == digest_of(reversed(digests))
@@ -201,7 +201,7 @@ def test_the_digest_forgets_order_and_nothing_else(video_folder: Callable[..., P
 
 
 @pytest.mark.parametrize("split", ["dev", "test"])
-def test_a_look_of_another_split_never_becomes_a_triplet(
+def test_perturbations_of_another_split_are_rejected(
     video_folder: Callable[..., Path], split: str
 ) -> None:
     config = settings(video_folder(1))
@@ -247,7 +247,7 @@ def test_crashes_of_a_worker_cost_one_clip(
     assert summaries[1]["rows"]
 
 
-def test_outputs_that_hold_something_else_are_left_alone(
+def test_outputs_with_other_content_are_left_alone(
     video_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     (tmp_path / "thesis").mkdir()
@@ -256,7 +256,7 @@ def test_outputs_that_hold_something_else_are_left_alone(
         preprocess(settings(video_folder(1)), str(tmp_path / "thesis"))
 
 
-def test_another_schema_version_is_refused(tmp_path: Path) -> None:
+def test_another_schema_version_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps({"schema_version": SCHEMA_VERSION + 1}))
     with pytest.raises(UserError, match=f"schema version {SCHEMA_VERSION + 1}"):
         read_manifest(str(tmp_path))
@@ -284,9 +284,7 @@ def run_job(*words: str, home: Path) -> subprocess.CompletedProcess[str]:
         (["--heldout_share", "2"], "heldout_share must be in"),
     ],
 )
-def test_users_mistakes_are_one_line_and_code_2(
-    tmp_path: Path, words: list[str], said: str
-) -> None:
+def test_user_errors_are_one_line_and_code_2(tmp_path: Path, words: list[str], said: str) -> None:
     done = run_job(*words, home=tmp_path)
     assert done.returncode == 2
     assert said in done.stderr

@@ -62,7 +62,7 @@ def test_a_set_without_a_known_rate_is_not_given_its_neighbours(
         listed(root)
 
 
-def test_folders_above_the_source_say_nothing(tmp_path: Path, record: Path) -> None:
+def test_folders_above_the_source_are_ignored(tmp_path: Path, record: Path) -> None:
     path = tmp_path / "viola" / "rec" / "mine.tfrecord"
     path.parent.mkdir(parents=True)
     shutil.copyfile(record, path)

@@ -70,7 +70,7 @@ def test_real_records_from_s3(
     assert digests(uri, cameras=("image_0",)) == digests(str(tmp_path), cameras=("image_0",))
 
 
-def test_a_piece_of_a_long_video_is_not_downloaded_whole(
+def test_a_segment_of_a_long_video_is_not_downloaded_whole(
     server: str, proxy: Failures, tmp_path: Path
 ) -> None:
     rng = np.random.default_rng(0)
@@ -107,7 +107,7 @@ def test_a_ranged_file_reads_what_a_file_reads(
     assert fingerprint(path) == fingerprint(tmp_path / "data.bin")
 
 
-def test_passing_failures_are_tried_again(
+def test_temporary_failures_are_retried(
     server: str, proxy: Failures, video_folder: Callable[..., Path]
 ) -> None:
     folder = video_folder(2)
@@ -118,7 +118,7 @@ def test_passing_failures_are_tried_again(
     assert any(proxy.rule("", n) == "cut" for n in range(len(proxy.requests)))
 
 
-def test_lasting_failures_are_the_clips_and_an_outage_is_the_jobs(
+def test_permanent_failures_reject_the_clip_and_an_outage_fails_the_job(
     server: str, proxy: Failures, tmp_path: Path
 ) -> None:
     for name in ("good", "gone"):
@@ -143,7 +143,7 @@ def test_lasting_failures_are_the_clips_and_an_outage_is_the_jobs(
 
 
 @pytest.mark.parametrize("verdict", ["403", "401", "expired"])
-def test_credentials_that_ran_out_are_no_fault_of_the_clips(
+def test_expired_credentials_are_a_temporary_rejection(
     server: str, proxy: Failures, tmp_path: Path, verdict: str
 ) -> None:
     write_video(tmp_path / "v" / "a.mp4", moving_square(10))
@@ -166,7 +166,7 @@ def test_credentials_that_ran_out_are_no_fault_of_the_clips(
     assert caught.value.stage == "network"
 
 
-def test_a_missing_table_of_an_episode_does_not_pass(
+def test_a_missing_table_of_an_episode_is_a_permanent_rejection(
     server: str, proxy: Failures, tmp_path: Path
 ) -> None:
     root = write_lerobot(tmp_path / "set", [{"top": moving_square(20)}], ["push"])
@@ -177,7 +177,7 @@ def test_a_missing_table_of_an_episode_does_not_pass(
     assert caught.value.stage == "decode"
 
 
-def test_a_failure_while_another_is_explained_is_the_networks(
+def test_a_failure_while_another_is_explained_is_a_network_rejection(
     server: str, proxy: Failures, tmp_path: Path
 ) -> None:
     """A damaged video is looked at once more, to say what is wrong with it."""
@@ -200,7 +200,7 @@ def test_a_failure_while_another_is_explained_is_the_networks(
 
 
 @pytest.mark.fuzz
-def test_a_flaky_bucket_costs_the_clips_that_it_keeps_back_and_no_other(
+def test_a_flaky_bucket_rejects_only_the_clips_that_it_withholds(
     server: str, proxy: Failures, video_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = video_folder(4)
@@ -236,7 +236,7 @@ def test_a_flaky_bucket_costs_the_clips_that_it_keeps_back_and_no_other(
     assert whole["triplets"] > counts["triplets"]
 
 
-def test_an_empty_prefix_is_a_users_mistake(server: str, proxy: Failures) -> None:
+def test_an_empty_prefix_is_a_user_error(server: str, proxy: Failures) -> None:
     with pytest.raises(UserError, match="no folder s3:"):
         open_sources(PreprocessConfig(source=SourceConfig(path=f"s3://{BUCKET}/nothing")))
     with pytest.raises(UserError, match="cannot be read"):

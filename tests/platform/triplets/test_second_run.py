@@ -19,7 +19,7 @@ from dynaflip.platform.triplets.schema import REJECTED_SCHEMA
 pytestmark = pytest.mark.ray
 
 
-def test_two_runs_agree_and_a_third_is_not_needed(
+def test_two_runs_make_equal_triplets_and_a_third_reuses_them(
     video_folder: Callable[..., Path], tmp_path: Path, ray_cluster: None, monkeypatch
 ) -> None:
     from dynaflip.platform.triplets import pipeline
@@ -50,7 +50,7 @@ def stopped_after(number: int, run: Callable[..., Any], asked: list[int]) -> Cal
     return some
 
 
-def test_a_stopped_job_goes_on_where_it_was(
+def test_an_interrupted_job_resumes(
     video_folder: Callable[..., Path], tmp_path: Path, ray_cluster: None, monkeypatch
 ) -> None:
     from dynaflip.platform.triplets import pipeline
@@ -71,7 +71,7 @@ def test_a_stopped_job_goes_on_where_it_was(
     assert outcome.digest == whole.digest
 
 
-def test_a_clip_that_is_added_costs_its_own_time_alone(
+def test_an_added_clip_is_the_only_one_made(
     video_folder: Callable[..., Path], tmp_path: Path, ray_cluster: None, monkeypatch
 ) -> None:
     from dynaflip.platform.triplets import pipeline
@@ -98,7 +98,7 @@ def test_a_clip_that_is_added_costs_its_own_time_alone(
     assert len(rows) == outcome.counts["triplets"]
 
 
-def test_a_stopped_job_loses_no_clip_to_one_that_finished_meanwhile(
+def test_an_interrupted_job_loses_no_clip_to_another_that_finished(
     video_folder: Callable[..., Path], tmp_path: Path, ray_cluster: None, monkeypatch
 ) -> None:
     from dynaflip.platform.triplets import pipeline
@@ -125,7 +125,7 @@ def test_a_stopped_job_loses_no_clip_to_one_that_finished_meanwhile(
     assert len(rows) == rows["triplet_id"].n_unique() == outcome.counts["triplets"]
 
 
-def test_what_the_machine_did_to_a_clip_is_tried_again(
+def test_clips_rejected_for_the_machine_are_retried(
     video_folder: Callable[..., Path], tmp_path: Path, ray_cluster: None
 ) -> None:
     folder, out = video_folder(3), tmp_path / "out"

@@ -1,4 +1,4 @@
-"""What lies in a folder is found, and what is wrong with it is said."""
+"""What lies in a folder is found, and what is wrong with it is words."""
 
 from __future__ import annotations
 
@@ -37,30 +37,30 @@ def test_formats_are_detected(tmp_path: Path, video_folder: Callable[..., Path])
     assert isinstance(open_source(SourceConfig(path=str(video_folder()))), FolderSource)
 
 
-def test_a_missing_folder_is_a_users_mistake(tmp_path: Path) -> None:
+def test_a_missing_folder_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no folder"):
         open_source(SourceConfig(path=str(tmp_path / "nothing")))
 
 
-def test_a_folder_without_video_is_a_users_mistake(tmp_path: Path) -> None:
+def test_a_folder_without_video_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no video found"):
         open_source(SourceConfig(path=str(tmp_path))).list_clips()
 
 
-def test_captions_that_name_no_video_at_all_are_a_users_mistake(tmp_path: Path) -> None:
+def test_captions_without_any_video_are_a_user_error(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", numbered(5))
     (tmp_path / "captions.csv").write_text("file,caption\nghost.mp4,haunt the house\n")
     with pytest.raises(UserError, match=r"such as ghost\.mp4"):
         open_source(SourceConfig(path=str(tmp_path))).list_clips()
 
 
-def test_videos_without_captions_csv_are_a_users_mistake(tmp_path: Path) -> None:
+def test_videos_without_captions_csv_are_a_user_error(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", numbered(5))
     with pytest.raises(UserError, match=r"captions\.csv"):
         open_source(SourceConfig(path=str(tmp_path))).list_clips()
 
 
-def test_a_missing_caption_is_the_clips_problem(video_folder: Callable[..., Path]) -> None:
+def test_a_missing_caption_rejects_the_clip(video_folder: Callable[..., Path]) -> None:
     folder = video_folder(2, {"clip0.mp4": ""})
     write_video(folder / "unnamed.mp4", numbered(12))
     clips = {c.path: c for c in open_source(SourceConfig(path=str(folder))).list_clips()}
@@ -126,7 +126,7 @@ def test_lerobot_episodes_share_a_file_and_have_several_cameras(tmp_path: Path) 
         assert recording.cameras([0]) is None
 
 
-def test_one_camera_can_be_chosen_and_an_unknown_one_is_refused(tmp_path: Path) -> None:
+def test_one_camera_can_be_chosen_and_an_unknown_one_is_an_error(tmp_path: Path) -> None:
     lerobot(tmp_path)
     path = str(tmp_path / "set")
     chosen = open_source(SourceConfig(path=path, cameras=("wrist",))).list_clips()
@@ -161,7 +161,7 @@ def test_depth_codes_follow_lerobots_logarithm() -> None:
     np.testing.assert_array_equal(decode_depth_m(codes, {}), decode_depth_m(codes, info))
 
 
-def test_depth_of_another_length_is_the_clips_problem(tmp_path: Path) -> None:
+def test_depth_of_another_length_rejects_the_clip(tmp_path: Path) -> None:
     depth = [np.ones((n, 48, 64), np.float32) for n in (20, 21, 15)]
     source = lerobot(tmp_path, depth_m=depth)
     with pytest.raises(ClipRejected, match="15 frames of depth, 22 of video") as caught:
@@ -179,7 +179,7 @@ def test_depth_beside_a_video_is_read(tmp_path: Path) -> None:
     np.testing.assert_allclose(depth, 1.5)
 
 
-def test_an_older_lerobot_version_is_refused(tmp_path: Path) -> None:
+def test_an_older_lerobot_version_is_an_error(tmp_path: Path) -> None:
     lerobot(tmp_path)
     info = tmp_path / "set" / "meta" / "info.json"
     info.write_text(info.read_text().replace("v3.0", "v1.6"))
@@ -197,7 +197,7 @@ def test_a_folder_named_video_is_found(tmp_path: Path) -> None:
         open_source(SourceConfig(path=str(tmp_path / "set"))).list_clips()
 
 
-def test_an_episodes_id_does_not_depend_on_its_place(tmp_path: Path) -> None:
+def test_an_episodes_id_does_not_depend_on_its_position(tmp_path: Path) -> None:
     before = [c.recording_id for c in lerobot(tmp_path).list_clips()]
     path = tmp_path / "set/meta/episodes/chunk-000/file-000.parquet"
     rows = pq.read_table(path).to_pylist()
@@ -212,7 +212,7 @@ def test_an_episodes_id_does_not_depend_on_its_place(tmp_path: Path) -> None:
     assert len(set(before)) == 3
 
 
-def test_a_damaged_info_is_a_users_mistake(tmp_path: Path) -> None:
+def test_a_damaged_info_is_a_user_error(tmp_path: Path) -> None:
     lerobot(tmp_path)
     (tmp_path / "set/meta/info.json").write_text(json.dumps({"fps": 3}))
     with pytest.raises(UserError, match=r"info\.json"):

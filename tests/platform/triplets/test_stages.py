@@ -32,9 +32,9 @@ def test_five_frames_follow_r3ms_rule() -> None:
     assert draw_r3m(5, rng) == (0, 1, 2, 3, 4)
 
 
-@pytest.mark.parametrize(("frames", "said"), [(1, "one frame"), (4, "4 frames")])
-def test_too_few_frames_are_refused(frames: int, said: str) -> None:
-    with pytest.raises(ClipRejected, match=said):
+@pytest.mark.parametrize(("frames", "words"), [(1, "one frame"), (4, "4 frames")])
+def test_too_few_frames_are_rejected(frames: int, words: str) -> None:
+    with pytest.raises(ClipRejected, match=words):
         sample_transitions(np.arange(frames) / 30, "clip", **SAMPLE)
 
 
@@ -57,12 +57,12 @@ def test_sampling_depends_on_content_and_seed_alone() -> None:
     assert first != sample_transitions(times_s, "clip", **{**SAMPLE, "seed": 1})
 
 
-def test_a_clip_without_a_long_enough_transition_is_refused() -> None:
+def test_a_clip_without_a_long_enough_transition_is_rejected() -> None:
     with pytest.raises(ClipRejected, match="no transition"):
         sample_transitions(np.arange(8) / 240, "clip", **SAMPLE)
 
 
-def test_a_rate_that_the_window_is_too_short_for_is_said() -> None:
+def test_a_frame_rate_too_low_for_the_window_is_reported() -> None:
     with pytest.raises(ClipRejected, match=r"0\.5 s holds fewer than three frames.*flow_window_s"):
         sample_transitions(np.arange(30) / 3, "clip", **SAMPLE)
     assert sample_transitions(np.arange(30) / 3, "clip", **{**SAMPLE, "flow_window_s": 0.7})
@@ -121,7 +121,7 @@ def test_lost_points_stay_lost_and_where_they_were() -> None:
     np.testing.assert_array_equal(tracks[-1][lost], points[lost])
 
 
-def test_unproject_and_project_are_inverse() -> None:
+def test_back_projection_and_projection_are_inverse() -> None:
     intrinsics = np.array([200.0, 210.0, 80.0, 60.0])
     points = grid_px(120, 160)
     xyz = lifting.back_project(points, np.full((20, 20), 1.7), intrinsics)
@@ -170,7 +170,7 @@ def test_the_cameras_motion_is_taken_out() -> None:
     np.testing.assert_allclose((moved[-1] - moved[0])[..., 0], -0.08, atol=1e-5)
 
 
-def test_motion_in_depth_is_followed_and_a_jump_is_refused() -> None:
+def test_motion_in_depth_is_tracked_and_a_jump_is_lost() -> None:
     frames = 6
     depth = np.stack([np.full((40, 40), 1 + 0.02 * n, np.float32) for n in range(frames)])
     tracks = np.tile(grid_px(40, 40), (frames, 1, 1, 1))
@@ -205,7 +205,7 @@ def rotated(origin: np.ndarray, degrees: float, shift: np.ndarray) -> np.ndarray
     return (origin - middle) @ turn.T + middle + shift - origin
 
 
-def test_a_turning_piece_puts_its_outliers_right() -> None:
+def test_rigid_smoothing_corrects_outliers_on_a_turning_surface() -> None:
     origin = lifting.back_project(
         grid_px(120, 160), np.ones((20, 20)), np.array([160.0, 160, 80, 60])
     )
@@ -253,7 +253,7 @@ def square_flow(with_depth: bool):
 
 
 @pytest.mark.parametrize("with_depth", [True, False])
-def test_a_square_moves_and_the_ground_rests(with_depth: bool) -> None:
+def test_a_square_moves_and_the_ground_is_static(with_depth: bool) -> None:
     flow, square, ground = square_flow(with_depth)
     z = 1.6 if with_depth else 1.0
     expected = 22 / 160 * z
@@ -265,7 +265,7 @@ def test_a_square_moves_and_the_ground_rests(with_depth: bool) -> None:
     np.testing.assert_array_equal(flow.displacement_m[:, ground], 0)
 
 
-def test_ground_that_is_covered_is_lost_and_not_dragged() -> None:
+def test_occluded_ground_is_lost_and_not_dragged() -> None:
     flow, _, _ = square_flow(True)
     x, y = flow.origin_px[..., 0], flow.origin_px[..., 1]
     covered = (x > 76) & (x < 86) & (y > 42) & (y < 78)

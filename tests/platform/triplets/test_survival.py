@@ -178,7 +178,7 @@ def test_twenty_kills_at_random_moments(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-def test_a_changed_setting_is_a_new_version_that_says_which(
+def test_a_changed_setting_makes_a_new_version_and_is_named(
     video_folder: Callable[..., Path], tmp_path: Path, ray_cluster: None
 ) -> None:
     from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig

@@ -24,7 +24,7 @@ def made_from(models: dict[str, str], *sources: SourceConfig, **values) -> dict:
     return work_of(to_dict(config), open_sources(config).list_clips(), models)
 
 
-def test_settings_that_change_no_triplet_are_beside_the_key(
+def test_settings_that_change_no_triplet_are_not_in_the_key(
     video_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = video_folder(2)
@@ -55,7 +55,7 @@ def test_settings_that_change_no_triplet_are_beside_the_key(
         ({"m": "1"}, {"m": "2"}, False),
     ],
 )
-def test_a_source_that_is_added_leaves_the_others_shards(
+def test_an_added_source_leaves_the_shards_of_the_others(
     video_folder: Callable[..., Path],
     tmp_path: Path,
     before: dict[str, str],

@@ -83,7 +83,7 @@ def test_rotation_is_undone(tmp_path: Path, degrees: int) -> None:
     assert np.abs(shown.astype(int) - expected).mean() < 12
 
 
-def test_a_piece_of_a_file_is_read_by_its_times(tmp_path: Path) -> None:
+def test_a_segment_of_a_file_is_read_by_its_times(tmp_path: Path) -> None:
     path = write_video(tmp_path / "many.mp4", numbered(55))
     timeline = video.read_timeline(path, 20 / 30, 35 / 30)
     assert len(timeline.pts) == 15
@@ -128,7 +128,7 @@ def test_every_frame_is_found_where_seeking_does_not_work(
     np.testing.assert_allclose(levels(shown), [20, 34], atol=1.5)
 
 
-def test_times_from_the_beginning_forget_where_a_files_own_time_starts(tmp_path: Path) -> None:
+def test_times_from_the_beginning_ignore_the_files_start_time(tmp_path: Path) -> None:
     path = tmp_path / "late.mkv"
     write_late_video(path)
     for timeline in (
@@ -173,7 +173,7 @@ def moving_noise() -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["zero bytes", "noise", "audio only"])
-def test_what_is_no_video_is_said(tmp_path: Path, kind: str) -> None:
+def test_files_without_video_are_reported(tmp_path: Path, kind: str) -> None:
     path = damaged(tmp_path / "bad.mp4", kind)
     with pytest.raises(ClipRejected) as caught:
         video.read_timeline(path)
@@ -184,7 +184,7 @@ def test_what_is_no_video_is_said(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("layout", ["index at the end", "index at the beginning", "mkv"])
-def test_a_truncated_video_is_refused(tmp_path: Path, layout: str) -> None:
+def test_a_truncated_video_is_rejected(tmp_path: Path, layout: str) -> None:
     path = tmp_path / ("cut.mkv" if layout == "mkv" else "cut.mp4")
     with av.open(
         str(path), "w", options={"movflags": "faststart"} if "beginning" in layout else {}
