@@ -26,6 +26,8 @@ def use_this_checkout() -> None:
     # In place of jobs/, whose modules (evaluate, ui) have the names of installable packages.
     if sys.path and os.path.abspath(sys.path[0]) == _HERE:
         del sys.path[0]
+    if not os.path.isdir(os.path.join(_ROOT, "dynaflip")):  # a wheel: the package is installed
+        return
     sys.path.insert(0, _ROOT)
     if sys.version_info[:2] < _OLDEST_PYTHON:
         _leave("is older than Python 3.11")
