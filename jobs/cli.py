@@ -13,6 +13,7 @@ if __name__ == "__main__":
 import importlib
 import sys
 import typing
+from pathlib import Path
 
 JOBS = {
     "collect": "scripted demonstrations, written as a LeRobot v3.0 data set",
@@ -46,8 +47,20 @@ def main() -> typing.NoReturn:
             "pip install 'dynaflip[platform]'"
         )
     job = importlib.import_module(f"dynaflip.jobs.{sys.argv[1]}")
+    _note_another_checkout(sys.argv[1])
     sys.argv = [f"dynaflip {sys.argv[1]}", *sys.argv[2:]]
     run_job(job.main, check_home=sys.argv[0].split()[1] not in ("home", "submit"))
+
+
+def _note_another_checkout(job: str) -> None:
+    """Tell who types the command in a checkout that it runs the code of the installed one."""
+    here, code = Path.cwd(), Path(__file__).resolve().parents[1]
+    if (here / "jobs" / f"{job}.py").is_file() and here.resolve() not in (code, code.parent):
+        print(
+            f"note: `dynaflip` runs the code installed from {code}; `python jobs/{job}.py` runs "
+            "that of this checkout",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

@@ -95,6 +95,23 @@ def test_a_second_checkout_runs_and_records_its_own_code(second: Path, home: Pat
     assert commit == head(second)
 
 
+def test_the_installed_command_tells_that_it_is_not_this_checkout_s(
+    second: Path, home: Path
+) -> None:
+    code = "import sys; sys.argv = ['dynaflip', 'home']; from dynaflip.jobs import cli; cli.main()"
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    notes = []
+    for folder in (REPOSITORY / "docs", REPOSITORY, second):
+        command = [sys.executable, "-P", "-c", code]
+        result = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60
+        )
+        assert result.returncode == 0, result.stderr
+        notes.append(result.stderr)
+    assert notes[:2] == ["", ""]
+    assert "python jobs/home.py" in notes[2]
+
+
 @pytest.mark.ray
 @pytest.mark.integration
 def test_the_workers_of_a_second_checkout_run_its_code(
