@@ -2,10 +2,10 @@
 
     python jobs/sweep.py --config jobs/configs/demo.yaml --trials 20 --concurrent 2 \\
         --search objective.volume=log(0.1,10) objective.contrastive=uniform(0.2,2)
-    python jobs/sweep.py --resume NAME      # after any kind of stop
-    python jobs/sweep.py show NAME          # table, importance, best; also while it runs
+    python jobs/sweep.py --resume NAME      # continue a stopped sweep
+    python jobs/sweep.py show NAME          # table, importances, best trial; also while it runs
     python jobs/sweep.py check NAME         # study, MLflow and Tune agree about every trial
-    python jobs/sweep.py --dry-run ...      # the space, what a trial takes, the cost
+    python jobs/sweep.py --dry-run ...      # search space, resources, estimated time
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from dynaflip.platform.config_loader import flatten, to_dict
 from dynaflip.platform.sweep.config import SweepJobConfig
 from dynaflip.renames import current_key
 
-# Flags that stand for settings of the section `sweep`.
-FLAGS = {
-    "name": "name of the sweep",
-    "trials": "trials of the search (default 20); the first has the paper's weights",
-    "concurrent": "trials at once (default 1)",
-    "scheduler": "early stopping: none | median | asha",
-    "sampler": "tpe | random",
-    "storage": "Optuna's database: a URL without password, or env:NAME (default: SQLite)",
-    "warm-start": "begin with the history of this sweep",
-    "confirm": "best trials that are trained again with other seeds (default 2, 0 = none)",
-    "confirm-seeds": "other seeds of each (default 3)",
-    "promote": "when the alias candidate moves: auto | always | never",
-}
+# Flags that stand for the setting of that name in the section `sweep`.
+FLAGS = (
+    "name",
+    "trials",
+    "concurrent",
+    "scheduler",
+    "sampler",
+    "storage",
+    "warm-start",
+    "confirm",
+    "confirm-seeds",
+    "promote",
+)
 
 
 def main(argv: list[str]) -> int:
-    """Search, resume, show or check."""
+    """Run, resume, show or check a sweep."""
     if argv[:1] in (["show"], ["check"]):
         return _look(argv)
     parser = _parser()
@@ -73,13 +73,22 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = config_parser(__doc__ or "", SweepJobConfig)
-    parser.add_argument("--search", nargs="+", action="extend", metavar="KEY=log(a,b)")
-    for name, said in FLAGS.items():
-        spellings = dict.fromkeys((f"--{name}", f"--{name.replace('-', '_')}"))
-        parser.add_argument(*spellings, help=said)
-    parser.add_argument("--resume", metavar="NAME", help="go on with a sweep that was stopped")
     parser.add_argument(
-        "--dry-run", action="store_true", help="print space, resources and cost; train nothing"
+        "--search",
+        nargs="+",
+        action="extend",
+        metavar="KEY=log(a,b)",
+        help="short for --sweep.search, see below",
+    )
+    for name in FLAGS:
+        key = name.replace("-", "_")
+        spellings = dict.fromkeys((f"--{name}", f"--{key}"))
+        parser.add_argument(*spellings, metavar="VALUE", help=f"short for --sweep.{key}, see below")
+    parser.add_argument("--resume", metavar="NAME", help="continue a sweep that was stopped")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print search space, resources and estimated time; train nothing",
     )
     return parser
 
@@ -95,12 +104,12 @@ def _refuse_set_and_searched(argv: list[str], specs: Sequence[str]) -> None:
 def _typed(
     args: argparse.Namespace, argv: list[str], job: SweepJobConfig, aliases: dict[str, str]
 ) -> dict:
-    """Dotted settings that were given, by flag, by their own key or in a file."""
+    """Dotted settings that were given by flag, by their own key or in a file."""
     given, default = flatten(to_dict(job)), flatten(to_dict(SweepJobConfig()))
     flags = {
         key for flag, key in aliases.items() if getattr(args, flag.replace("-", "_")) is not None
     }
-    # Typed is typed, though it be the default: the sweep may have begun with another value.
+    # A default that is typed counts: the sweep may have begun with another value.
     flags |= {
         current_key(SweepJobConfig, word.removeprefix("--").partition("=")[0])
         for word in argv
@@ -119,13 +128,13 @@ def _look(argv: list[str]) -> int:
 
         print(show(words.name))
         return 0
-    from dynaflip.platform.sweep.consistency import disagreements
+    from dynaflip.platform.sweep.consistency import inconsistencies
 
-    found = disagreements(words.name)
-    for line in found:
+    contradictions = inconsistencies(words.name)
+    for line in contradictions:
         print(line, file=sys.stderr)
-    print(f"{words.name}: {len(found)} disagreements")
-    return 1 if found else 0
+    print(f"{words.name}: {len(contradictions)} inconsistencies")
+    return 1 if contradictions else 0
 
 
 if __name__ == "__main__":

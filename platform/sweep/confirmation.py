@@ -1,4 +1,7 @@
-"""What the confirmation says: the winner of a noisy race is overrated, its repeats are not."""
+"""Results of the confirmation: scores over seeds, with intervals.
+
+The best of many noisy trials looks better than it is; training it again with other seeds does not.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +19,20 @@ from dynaflip.eval.intervals.cluster_bootstrap import LEVEL, Interval
 
 @dataclass(frozen=True)
 class Confirmed:
-    """One setting trained with several seeds that chose nothing."""
+    """One setting, trained with several seeds that had no part in choosing it."""
 
     setting: int  # number of the search's trial; 0 has the paper's weights
     scores_cm: dict[int, float]  # seed → score
     names: dict[int, str]  # seed → trial
     missing: int  # seeds that failed, or are not trained yet
     score_cm: Interval  # over seeds, Student's
-    difference_cm: Interval  # less the paper's weights with the same seeds; negative is better
+    difference_cm: Interval  # minus the paper's weights, same seeds; negative is better
 
 
 def confirmed_of(study: optuna.Study, settings: Sequence[int]) -> list[Confirmed]:
     """Scores over seeds of the chosen settings, best mean first, those with missing seeds last.
 
-    A setting of which only the lucky seed survived would win.
+    Otherwise a setting with one lucky seed left would win.
 
     Args:
         study: of the confirmation.
@@ -66,7 +69,7 @@ def confirmed_of(study: optuna.Study, settings: Sequence[int]) -> list[Confirmed
 
 
 def student_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
-    """Mean and Student's interval of independent values; bounds are NaN for fewer than two."""
+    """Mean and Student's t interval of independent values; bounds are NaN for fewer than two."""
     number = len(values)
     if number == 0:
         return Interval(math.nan, math.nan, math.nan, 0)
@@ -78,7 +81,7 @@ def student_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
 
 
 def seed_noise_cm(confirmed: Sequence[Confirmed]) -> tuple[float, int]:
-    """Spread between seeds of one setting, pooled over settings: (deviation, its freedom)."""
+    """Standard deviation between seeds, pooled over settings, with its degrees of freedom."""
     squares, freedom = 0.0, 0
     for c in confirmed:
         values = np.array(list(c.scores_cm.values()))
@@ -88,8 +91,8 @@ def seed_noise_cm(confirmed: Sequence[Confirmed]) -> tuple[float, int]:
 
 
 def confirmation_table(confirmed: Sequence[Confirmed]) -> list[list[str]]:
-    """Rows for people, with a head: setting, seeds, mean, difference to the paper's weights."""
-    rows = [["setting", "seeds", "mean cm [95 %]", "less the paper's weights"]]
+    """Rows of the table, header first: setting, seeds, mean, difference to the paper's weights."""
+    rows = [["setting", "seeds", "mean cm [95 %]", "minus the paper's weights"]]
     for c in confirmed:
         title = "paper's weights" if c.setting == 0 else f"trial-{c.setting:03d}"
         gap = "" if c.setting == 0 else _shown(c.difference_cm, "+")
@@ -100,12 +103,12 @@ def confirmation_table(confirmed: Sequence[Confirmed]) -> list[list[str]]:
 
 
 def verdict(confirmed: Sequence[Confirmed]) -> str:
-    """Whether the best setting beats the paper's weights, with the interval that says so."""
+    """Whether the best setting beats the paper's weights, with the interval of the difference."""
     best = confirmed[0]
     if best.setting == 0:
         return "no trial's weights score better than the paper's over seeds"
     gap = best.difference_cm
-    said = f"trial-{best.setting:03d} less the paper's weights: {_shown(gap, '+')} cm"
+    said = f"trial-{best.setting:03d} minus the paper's weights: {_shown(gap, '+')} cm"
     if gap.high < 0:
         return f"{said}: better beyond noise"
     return f"{said}: not better beyond noise"

@@ -1,7 +1,7 @@
-"""Do the study, MLflow and Ray Tune say the same of every trial? Run after a recovery.
+"""Consistency check: the study, MLflow and Ray Tune agree about every trial.
 
-Each record is read as its own tool wrote it: the study from the database, the runs from
-MLflow, and the last result of each trial from the files of Tune's sessions.
+Run after a recovery. Each record is read from its own source: the study from its database, the
+runs from MLflow, and each trial's last result from the files of Tune's sessions.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from optuna.trial import FrozenTrial, TrialState
 
 from dynaflip.platform.sweep.ledger import STATUS
 from dynaflip.platform.sweep.probe_score import METRIC
-from dynaflip.platform.sweep.show import look_up
+from dynaflip.platform.sweep.show import open_to_read
 from dynaflip.platform.sweep.stages import Sweep
 from dynaflip.platform.sweep.study import CONFIRM, SEARCH, open_storage, own_trials, study_name
 from dynaflip.platform.tracking import RunRecord, child_runs
 
 
-def disagreements(name: str) -> list[str]:
-    """What does not agree, a line each; empty where all is well.
+def inconsistencies(name: str) -> list[str]:
+    """Contradictions between the records, one line each; empty if there are none.
 
     Raises:
         UserError: there is no such sweep.
     """
-    sweep = look_up(name, "check")
+    sweep = open_to_read(name, "check")
     known = optuna.get_all_study_names(open_storage(sweep.facts.storage))
     runs = child_runs(sweep.parent)
     found: list[str] = []
@@ -55,7 +55,7 @@ def _of_stage(sweep: Sweep, stage: str, runs: list[RunRecord]) -> Iterator[str]:
     for trial in trials:
         name = trial.user_attrs.get("name", f"{stage} {trial.number}")
         if trial.state not in STATUS:
-            yield f"{name}: the study says {trial.state.name.lower()}"
+            yield f"{name}: {trial.state.name.lower()} in the study"
             continue
         yield from _with_mlflow(name, trial, by_name.get(name))
         yield from _with_tune(name, trial, sweep)
@@ -79,13 +79,13 @@ def _with_tune(name: str, trial: FrozenTrial, sweep: Sweep) -> Iterator[str]:
     finals = [r for r in results if r.get("final")]
     if trial.state == TrialState.COMPLETE:
         metric = METRIC[sweep.config.objectives[0]]
-        # A final that a kill kept from the study is reported once more, from its file.
+        # A final report that a kill kept from the study is sent once more, from its file.
         if not finals or not all(_close(r.get(metric), trial) for r in finals):
             yield f"{name}: {trial.values[0]} in the study, {finals or results} in Tune"
     elif any(not r.get("failed") for r in finals):
         yield f"{name}: {trial.state.name.lower()} in the study, finished in Tune"
     elif trial.state == TrialState.PRUNED and not results:
-        yield f"{name}: stopped in the study, unknown to Tune"
+        yield f"{name}: stopped in the study, and no report in Tune"
 
 
 def _tune_files(sweep: Sweep, name: str) -> list[Path]:
@@ -93,7 +93,7 @@ def _tune_files(sweep: Sweep, name: str) -> list[Path]:
 
 
 def _last_result(path: Path) -> dict[str, Any] | None:
-    """The last line that was written whole."""
+    """The last complete line of Tune's results."""
     for line in reversed(path.read_text().splitlines()):
         try:
             return json.loads(line)

@@ -1,4 +1,4 @@
-"""``--dry-run``: the space, what a trial takes, how many run at once, and what it will cost."""
+"""``--dry-run``: search space, resources of a trial, trials at once, and estimated time."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from dynaflip.platform.sweep import study as studies
 from dynaflip.platform.sweep.config import SweepJobConfig, pretrain_part
 from dynaflip.platform.sweep.resources import Fit
 from dynaflip.platform.sweep.run import join_cluster
-from dynaflip.platform.sweep.space import Dimension, papers_values, parse_space
+from dynaflip.platform.sweep.space import Dimension, paper_values, parse_space
 from dynaflip.platform.sweep.table import aligned
 from dynaflip.platform.training.config import PretrainConfig
 from dynaflip.platform.training.progress import clock
 
-# A rough figure for a trial's processes (Tune's, Train's controller, worker) and imports.
+# Rough time to start a trial's processes (Tune's, Train's controller, worker) and imports.
 START_S = 20.0
 _TIMED_STEPS = 3
 
 
 def dry_run(job: SweepJobConfig) -> str:
-    """What the sweep would do, as text; trains three steps in this process to time them.
+    """Describe what the sweep would do; times three training steps in this process.
 
     Raises:
-        UserError: what the sweep itself would refuse.
+        UserError: as the sweep itself would raise.
     """
     space, base = parse_space(job.sweep.search), pretrain_part(job)
-    papers = papers_values(space, base)
+    papers = paper_values(space, base)
     base = dataclasses.replace(base, triplets=input_path(base.triplets, default_triplets()))
     fit = join_cluster(base, job.sweep.concurrent)
     rows = [["setting", "range", "trial 0"]]
@@ -61,12 +61,12 @@ def _cost(job: SweepJobConfig, base: PretrainConfig, fit: Fit) -> list[str]:
         f"  search: {sweep.trials} trials, {sweep.concurrent} at once: {clock(search_s)}{early}",
         f"  confirmation: {runs} trainings: {clock(confirm_s)}",
         f"  together {clock(search_s + confirm_s)}, if {sweep.concurrent} at once do not slow "
-        f"each other",
+        f"each other down",
     ]
 
 
 def time_step(base: PretrainConfig, work: object, threads: int) -> float:
-    """Seconds of a training step on this machine's CPU or GPU, the first left out."""
+    """Seconds per training step on this machine's CPU or GPU, without the first step."""
     import torch
 
     from dynaflip.platform.training.data.collate import Collate

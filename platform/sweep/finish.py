@@ -1,4 +1,4 @@
-"""How a sweep ends: tables and plots on the parent run, a registered version, an alias or not."""
+"""The end of a sweep: report and plots on the parent run, a registered version, the alias."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dynaflip.platform.tracking import registry
 
 @dataclass(frozen=True)
 class Winner:
-    """What is registered: one trained encoder of the best setting."""
+    """The encoder that is registered: one of the best setting's."""
 
     setting: int
     name: str  # of the trial that trained it
@@ -31,8 +31,8 @@ class Winner:
     runs: list[str]  # trials of the same setting with other seeds, itself among them
 
 
-def conclude(sweep: Sweep, confirmed: Sequence[Confirmed]) -> None:
-    """Write the report, register the best setting's encoder, and move the alias or say why not."""
+def finish(sweep: Sweep, confirmed: Sequence[Confirmed]) -> None:
+    """Log the report, register the best setting's encoder, and decide about the alias."""
     from dynaflip.platform.sweep.plots import log_plots
 
     text = report(sweep, confirmed)
@@ -49,7 +49,7 @@ def conclude(sweep: Sweep, confirmed: Sequence[Confirmed]) -> None:
             policy=sweep.config.promote,
             confirmed=bool(confirmed),
             missing_seeds=confirmed[0].missing if confirmed else 0,
-            gap_to=lambda present: _gap_to(sweep, winner, confirmed, present),
+            gap_to=lambda present: _difference_to(sweep, winner, confirmed, present),
         )
     reason = f"{'yes' if decision.promoted else 'no'}: {decision.explanation}"
     tags = {"best_trial": winner.name, "registered_version": version, "promotion": reason}
@@ -68,7 +68,9 @@ def report(sweep: Sweep, confirmed: Sequence[Confirmed]) -> str:
     ]
     if len(objectives) > 1:
         parts.append("* on the Pareto front")
-        parts.append(f"confirmed and registered is what is best by the first one, {objectives[0]}")
+        parts.append(
+            f"the first objective, {objectives[0]}, chooses what is confirmed and registered"
+        )
     else:
         from dynaflip.platform.sweep.plots import importance_line
 
@@ -80,9 +82,9 @@ def report(sweep: Sweep, confirmed: Sequence[Confirmed]) -> str:
 
 
 def winner_of(sweep: Sweep, confirmed: Sequence[Confirmed]) -> Winner:
-    """The best setting, and of its runs the one nearest its mean.
+    """The best setting, and the one of its runs that is closest to its mean.
 
-    Not the best run: picking that would be another race, won by luck.
+    Not its best run: choosing that would select for luck again.
     """
     if confirmed:
         best = confirmed[0]
@@ -96,9 +98,9 @@ def winner_of(sweep: Sweep, confirmed: Sequence[Confirmed]) -> Winner:
 
 
 def _registered(sweep: Sweep, winner: Winner) -> int:
-    """The version of the winner's encoder; the one there is where a killed session made it.
+    """The registered version of the winner's encoder; one that a killed session made is reused.
 
-    By its run: names of sweeps are chosen by people, and come again.
+    It is looked up by its run, because users may reuse the name of a sweep.
     """
     study = sweep.study(CONFIRM if winner.name.startswith(CONFIRM) else SEARCH)
     trial = next(t for t in own_trials(study) if t.user_attrs["name"] == winner.name)
@@ -122,13 +124,13 @@ def _registered(sweep: Sweep, winner: Winner) -> int:
     return version
 
 
-def _gap_to(
+def _difference_to(
     sweep: Sweep, winner: Winner, confirmed: Sequence[Confirmed], present: int
 ) -> tuple[float, float]:
-    """Winner's mean error less the present candidate's on the same frames, and its 95 % half width.
+    """Winner's mean error minus the candidate's on the same frames, and its 95 % half width, cm.
 
-    Episodes are resampled; the candidate is one seed and the winner the mean of s, so that
-    their seeds add σ √(1 + 1/s), with σ pooled over the confirmation.
+    Episodes are resampled; the candidate is one seed and the winner the mean of s seeds, which
+    adds a standard deviation of σ √(1 + 1/s), with σ pooled over the confirmation.
     """
     from dynaflip.encoders.checkpoint import backbone_name, load_image_encoder
 
@@ -143,19 +145,19 @@ def _gap_to(
     theirs = score.errors(
         registry.load_encoder(f"models:/{sweep.base.tracking.model_name}/{present}")
     )
-    return gap_with_noise(ours, theirs, *confirmation.seed_noise_cm(confirmed))
+    return difference_with_noise(ours, theirs, *confirmation.seed_noise_cm(confirmed))
 
 
-def gap_with_noise(
+def difference_with_noise(
     ours: Sequence[FrameErrors], theirs: FrameErrors, noise_cm: float, freedom: int
 ) -> tuple[float, float]:
     """Difference of mean errors under perturbation and its 95 % half width, in cm.
 
     Args:
         ours: of s encoders that differ by their seeds.
-        theirs: of the one encoder that is compared with, on the same frames.
+        theirs: of the encoder that it is compared with, on the same frames.
         noise_cm: standard deviation between seeds.
-        freedom: degrees of freedom behind it.
+        freedom: degrees of freedom of that standard deviation.
     """
     here = theirs.perturbed
     mean_cm = np.mean([errors.error_cm for errors in ours], axis=0)

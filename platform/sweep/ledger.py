@@ -1,8 +1,8 @@
-"""What happens to trials, written down once: in the study first, and in MLflow beside it.
+"""Ledger of a stage's trials: recorded in the Optuna study first, then in MLflow.
 
-The driver alone writes here. A trial's values, intermediate scores and end are in the
-study's database; a session that finds trials running there takes them up again. So no
-state of Ray Tune has to survive a kill.
+Only the driver writes here. A trial's values, intermediate scores and final state are in the
+study's database; a session that finds trials in state RUNNING there continues them. No state of
+Ray Tune has to survive a kill.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dynaflip.platform.sweep.study import (
 )
 from dynaflip.platform.sweep.sweep_folder import Facts
 
-# How MLflow calls the end of a trial.
+# Final state of a trial → status of its MLflow run.
 STATUS = {
     TrialState.COMPLETE: "FINISHED",
     TrialState.PRUNED: "FINISHED",
@@ -38,12 +38,12 @@ STATUS = {
 
 
 class Interrupted(RuntimeError):
-    """The node died, or a disk, bucket or server is away: the sweep ends, to be gone on with."""
+    """The node died, or a disk, bucket or server is unreachable: the sweep stops and can resume."""
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """A trial to run; plain data, so that it travels."""
+    """A trial to run: plain data, which Ray sends to the trial's process."""
 
     stage: str
     number: int
@@ -67,17 +67,17 @@ class Ledger:
         total: int,
         describe: Callable[[dict[str, Any]], dict[str, Any]],
     ) -> None:
-        """Take up what is there.
+        """Read the state of the study.
 
         Args:
             study: of the stage.
             stage: search or confirm.
-            space: what a trial's values are.
+            space: the settings that a trial has values for.
             facts: of the sweep.
             config: its settings.
             parent: MLflow's parent run.
-            total: trials that the stage ends with.
-            describe: tags of a trial's run, from its values.
+            total: number of trials that the stage ends with.
+            describe: a trial's values → tags of its MLflow run.
         """
         self.study, self.stage, self.space, self.facts = study, stage, space, facts
         self.config, self.parent, self.total, self.describe = config, parent, total, describe
@@ -86,14 +86,14 @@ class Ledger:
         self._stopped: set[int] = set()
         self._orphans = [t for t in own_trials(study) if t.state == TrialState.RUNNING]
 
-    def left(self) -> int:
-        """Trials that are not finished, those not begun among them."""
+    def remaining(self) -> int:
+        """Number of trials that are not finished, including those that have not started."""
         done = [t for t in own_trials(self.study) if t.state in FINISHED]
-        # What was begun is ended, though fewer trials are wanted by now.
+        # Started trials are finished, even if fewer trials are asked for by now.
         return max(self.total - len(done), len(self._orphans))
 
     def next(self) -> Assignment | None:
-        """A trial that a killed session left running, or a new one; None when all are given."""
+        """A trial that a killed session left running, or a new one; None when there are no more."""
         orphan = bool(self._orphans)
         if orphan:
             frozen = self._orphans.pop(0)
@@ -117,7 +117,7 @@ class Ledger:
         return Assignment(self.stage, number, name, values, run)
 
     def progress(self, number: int, metrics: dict[str, Any]) -> bool:
-        """Note what a trial reported; False where it shall stop here."""
+        """Record a trial's report; False to stop the trial early."""
         trial = self._running[number]
         if "step" in metrics:
             trial.set_user_attr("step", int(metrics["step"]))
@@ -126,8 +126,8 @@ class Ledger:
             return True
         step = int(metrics["step"])
         trial.report(scores[0], step)
-        # The last score is the trial's own and not a rung. Trial 0 goes on whatever its rungs
-        # say, as all are held against it, but to be asked is what puts its scores on the rungs.
+        # The last step is the final score and no rung. Trial 0 is never stopped, because all
+        # others are compared with it, but asking records its scores on the rungs.
         at_rung = step < self.facts.total_steps and self.stage == "search"
         if at_rung and trial.should_prune() and number > 0:
             self._stopped.add(number)
@@ -135,7 +135,7 @@ class Ledger:
         return True
 
     def complete(self, number: int, metrics: dict[str, Any]) -> None:
-        """End a trial by its last report: scored, stopped early, or failed in words."""
+        """Record the end of a trial from its last report: scored, stopped early, or failed."""
         scores = self._scores(metrics)
         if metrics.get("failed"):
             self.fail(number, str(metrics["failed"]))
@@ -149,20 +149,20 @@ class Ledger:
             self._end(number, TrialState.COMPLETE, scores, metrics)
 
     def fail(self, number: int, reason: str) -> None:
-        """Record a trial as failed, and why."""
+        """Record a trial as failed, with the reason."""
         self._running[number].set_user_attr("reason", " ".join(reason.split())[:500])
         self._end(number, TrialState.FAIL, None, {})
 
-    def mend(self) -> None:
-        """Give MLflow the end of trials whose session died between study and MLflow."""
-        runs = {found.run_id: found for found in self.children()}
+    def repair(self) -> None:
+        """Close MLflow runs of trials whose session died after it wrote to the study."""
+        runs = {record.run_id: record for record in self.children()}
         for trial in own_trials(self.study):
-            found = runs.get(trial.user_attrs.get("run_id", ""))
-            if trial.state in FINISHED and found and found.status != STATUS[trial.state]:
-                self._conclude(found.run, trial)
+            record = runs.get(trial.user_attrs.get("run_id", ""))
+            if trial.state in FINISHED and record and record.status != STATUS[trial.state]:
+                self._close_run(record.run, trial)
 
     def children(self) -> list[tracking.RunRecord]:
-        """MLflow's runs of this stage."""
+        """The MLflow runs of this stage."""
         return [
             child
             for child in tracking.child_runs(self.parent)
@@ -185,9 +185,9 @@ class Ledger:
         trial.set_user_attr("ended_s", time.time())
         frozen = self.study.tell(trial, scores, state=state)
         run = tracking.Run(trial.user_attrs["run_id"], trial.user_attrs["name"], self.parent.uri)
-        self._conclude(run, frozen)
+        self._close_run(run, frozen)
 
-    def _conclude(self, run: tracking.Run, trial: FrozenTrial) -> None:
+    def _close_run(self, run: tracking.Run, trial: FrozenTrial) -> None:
         state = trial.state.name.lower()
         tags: dict[str, Any] = {"sweep.state": state}
         if "reason" in trial.user_attrs:
@@ -203,7 +203,7 @@ class Ledger:
     def _open_run(
         self, trial: optuna.Trial, name: str, values: dict[str, Any], orphan: bool
     ) -> tracking.Run:
-        """The trial's MLflow run; one is enough, also where a session died after opening it."""
+        """The trial's MLflow run: the one that a killed session opened, or a new one."""
         run_id = trial.user_attrs.get("run_id")
         if run_id is None and orphan:
             named = [c for c in self.children() if c.tags.get("sweep.trial") == name]

@@ -1,4 +1,4 @@
-"""Images of a sweep on its parent run: history, importance, parallel coordinates."""
+"""Plots of a sweep, logged to its parent run: history, importance, parallel coordinates."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from dynaflip.platform.sweep.stages import Sweep
 from dynaflip.platform.sweep.study import SEARCH
 from dynaflip.platform.sweep.table import titles
 
-_ENOUGH = 4  # finished trials below which an importance says nothing
+_ENOUGH = 4  # finished trials below which importances mean nothing
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
     """Share of the scores' variance that each setting explains (fANOVA); empty for too few trials.
 
-    Of several objectives the first counts.
+    With several objectives, the first one counts.
     """
     done = study.get_trials(states=[TrialState.COMPLETE], deepcopy=False)
     if len(done) < _ENOUGH or len({t.values[0] for t in done}) < 2:
         return {}
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    found = optuna.importance.get_param_importances(
+    shares = optuna.importance.get_param_importances(
         study, evaluator=evaluator, target=lambda trial: trial.values[0]
     )
-    return {key: float(value) for key, value in found.items()}
+    return {key: float(value) for key, value in shares.items()}
 
 
 def importance_line(study: optuna.Study) -> str:
     """Importances in one line."""
-    found = importances(study)
-    if not found:
+    shares = importances(study)
+    if not shares:
         return f"importance: needs {_ENOUGH} finished trials"
-    return "importance: " + ", ".join(f"{key} {share:.0%}" for key, share in found.items())
+    return "importance: " + ", ".join(f"{key} {share:.0%}" for key, share in shares.items())
 
 
 def log_plots(sweep: Sweep) -> None:
-    """Draw what the finished trials allow, and log it under ``plots/``."""
+    """Draw the plots that the finished trials allow, and log them under ``plots/``."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -68,6 +68,6 @@ def log_plots(sweep: Sweep) -> None:
             warnings.simplefilter("ignore")
             figure: Any = plot().figure
             figure.set_size_inches(9, 5)
-            figure.tight_layout()  # long names of settings stand aslant
+            figure.tight_layout()  # long names of settings are slanted
         sweep.parent.log_figure(figure, f"plots/{name}.png")
         plt.close(figure)

@@ -1,4 +1,4 @@
-"""By setting, a trial's second score: how often a small policy on its encoder fails.
+"""Optional second objective of a trial: how often a small policy on its encoder fails.
 
 Behaviour cloning on the frozen encoder, rolled out on perturbed ``dev`` episodes, as
 ``jobs/evaluate.py --suite rollouts`` does it. Demonstrations, initial states and the policy's
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PolicyScore:
-    """Scores encoders by rollouts; travels to trials with where the demonstrations lie."""
+    """Scores encoders by rollouts; plain data, which Ray sends to the trials."""
 
     config: RolloutConfig
     demonstrations: dict[str, DemonstrationSet]  # by task
 
     def __call__(self, encoder_folder: Path) -> float:
-        """Episodes of a hundred that end unsolved; the mean over tasks and conditions.
+        """Percentage of episodes that end unsolved; the mean over tasks and conditions.
 
         Runs in a process of its own, on the CPU of the trial's training, which has ended.
         """
@@ -57,7 +57,7 @@ class PolicyScore:
 
 
 def policy_score(config: PolicyScoreConfig) -> PolicyScore:
-    """The score of some settings; demonstrations that are not there yet are collected.
+    """The score with these settings; missing demonstrations are collected first.
 
     Raises:
         UserError: an unknown task, or the simulator cannot render here.

@@ -1,9 +1,9 @@
-"""The score of a trial: probe error under perturbation, which the weights cannot cheat.
+"""The score of a trial: probe error under perturbation, in cm (lower is better).
 
-Losses under other weights are not comparable, nor is retrieval under a run's own energy.
-So the frozen features are asked for something else: a ridge probe, fitted on unperturbed
-training frames, must find hand and object in images with one ``dev`` factor changed
-(lower is better, cm).
+Losses with different weights are not comparable, nor is retrieval by a run's own energy. So the
+frozen features are tested on something that the weights do not define: a ridge probe, fitted on
+unperturbed training frames, predicts the positions of hand and object in images with one ``dev``
+factor perturbed.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ class FrameErrors:
 
 
 class ProbeScore:
-    """Scores models on a file of labelled frames; travels to workers as its settings."""
+    """Scores models on a file of labelled frames; pickles as a path and settings."""
 
     def __init__(self, frames: Path, folds: int, batch_size: int) -> None:
-        """Frames are read when they are first needed, where they are needed."""
+        """Set the file and the probes' settings; frames are read at the first score."""
         self.frames, self.folds, self.batch_size = frames, folds, batch_size
 
     def __call__(self, model: DynaFLIP) -> dict[str, float]:
-        """Metrics of a model in training, which is left as it was."""
+        """Metrics of a model in training, whose mode is restored."""
         was_training = model.training
         try:
             return self.errors(model.image).metrics()
@@ -63,7 +63,7 @@ class ProbeScore:
             model.train(was_training)
 
     def errors(self, encoder: ImageEncoder) -> FrameErrors:
-        """Errors of an encoder's probes on each test frame."""
+        """Errors of the encoder's probes on each test frame."""
         frames = read_frames(self.frames)
         features = embed(encoder, frames.images, self.batch_size)
         fitted = frames.condition == TRAIN

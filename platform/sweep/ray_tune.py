@@ -1,7 +1,7 @@
-"""Ray Tune runs the trials of a stage; what to run and what came of it is the ledger's.
+"""Run the trials of a stage with Ray Tune; the ledger decides what to run and records results.
 
-Every session is a Tune experiment of its own, because the study already has everything
-that a session would have to restore. Import this only after
+Every session is a new Tune experiment, because the study already has all that a session would
+restore. Import this only after
 :func:`dynaflip.platform.cluster.start_ray`.
 """
 
@@ -40,11 +40,11 @@ _ENVIRONMENT = {
 
 
 class ProcessLost(RuntimeError):
-    """A process of a trial died, by no fault of its settings: it is started again."""
+    """A process of a trial was killed, through no fault of its settings: the trial is retried."""
 
 
 class StudySearch(Searcher):
-    """Tune's view of who suggests: the ledger."""
+    """Tune's search algorithm: suggestions come from the ledger."""
 
     def __init__(self, ledger: Ledger) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class StudySearch(Searcher):
         self._numbers: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial, or the word that there is none."""
+        """The next trial, or ``FINISHED``."""
         assignment = self.ledger.next()
         if assignment is None:
             return Searcher.FINISHED
@@ -62,31 +62,31 @@ class StudySearch(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict | None = None, error: bool = False
     ) -> None:
-        """Record a trial's end; :class:`Watch` records deaths, which it can count."""
+        """Record a trial's result; :class:`Watch` records processes that died."""
         number = self._numbers.pop(trial_id)
         if not error:
             self.ledger.complete(number, result or {})
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to save beside the study."""
+        """Save nothing: the state is in the study."""
         Path(checkpoint_path).write_text(self.ledger.study.study_name)
 
 
 class StudyScheduler(FIFOScheduler):
-    """Tune's view of who stops a trial early: the study's pruner."""
+    """Tune's scheduler: trials are stopped early by the study's pruner."""
 
     def __init__(self, ledger: Ledger) -> None:
         super().__init__()
         self.ledger = ledger
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
-        """Note the result, and stop what the pruner gives up."""
+        """Record the result, and stop the trial if the pruner says so."""
         goes_on = self.ledger.progress(trial.config[_ASSIGNMENT].number, result)
         return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
 
 class Watch(tune.Callback):
-    """Tells the ledger of trials that died, and the view that time has passed."""
+    """Reports dead trials to the ledger, and updates the live view."""
 
     def __init__(self, ledger: Ledger, tick: Callable[[], None]) -> None:
         self.ledger, self.tick = ledger, tick
@@ -96,33 +96,35 @@ class Watch(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **info: Any
     ) -> None:
-        """Hear of an outage, on which every trial would fail in turn."""
+        """Remember an outage: every trial would fail on it in turn."""
         self._outage = self._outage or result.get(_OUTAGE, "")
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Every turn of Tune's loop."""
+        """Update the view, and stop the sweep at an outage."""
         self.tick()
         if self._outage:
             raise Interrupted(
-                f"{self._outage}; when that is mended go on: python jobs/sweep.py --resume "
+                f"{self._outage}; when that is fixed, continue with: python jobs/sweep.py --resume "
                 f"{self.ledger.facts.name}"
             )
         self._check_node()
 
     def _check_node(self) -> None:
-        """Tune would wait for ever for the processes of a node that is no more."""
+        """Stop when this node is dead: Tune would wait for its processes for ever."""
         if time.monotonic() - self._checked_s < _NODE_CHECK_S:
             return
         self._checked_s = time.monotonic()
         here = ray.get_runtime_context().get_node_id()
         if not any(node["NodeID"] == here and node["Alive"] for node in ray.nodes()):
             name = self.ledger.facts.name
-            raise Interrupted(f"the Ray node died; go on: python jobs/sweep.py --resume {name}")
+            raise Interrupted(
+                f"the Ray node died; continue with: python jobs/sweep.py --resume {name}"
+            )
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        """A process died more often than allowed; what a trial raises is a result instead."""
+        """Record a trial whose process died more often than allowed."""
         lost = (trial.last_result or {}).get("lost", "its process died")
         reason = f"{lost} ({trial.num_failures} times)"
         self.ledger.fail(trial.config[_ASSIGNMENT].number, reason)
@@ -137,23 +139,23 @@ def run_stage(
     tick: Callable[[], None],
     reuse: bool = False,
 ) -> None:
-    """Run what is left of a stage.
+    """Run the remaining trials of a stage.
 
     Args:
         ledger: of the stage.
         trainable: runs one :class:`Assignment` in an actor and reports to Tune; its last
             report has ``final`` and the score, or ``failed`` and the reason.
         concurrent: trials at once.
-        session: folder of this session's Tune experiment; made.
+        session: folder of this session's Tune experiment, which is created.
         tick: called often while trials run.
         reuse: run several trials in one process, one after the other.
     """
-    left = ledger.left()
-    if left <= 0:
+    remaining = ledger.remaining()
+    if remaining <= 0:
         return
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    for name in ("ray.tune", "ray.train"):  # what fails is in the table, with its reason
+    for name in ("ray.tune", "ray.train"):  # the table lists failures with their reasons
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
     def named(trial: Trial) -> str:
@@ -164,7 +166,7 @@ def run_stage(
         tune_config=tune.TuneConfig(
             search_alg=StudySearch(ledger),
             scheduler=StudyScheduler(ledger),
-            num_samples=left,
+            num_samples=remaining,
             max_concurrent_trials=concurrent,
             trial_name_creator=named,
             trial_dirname_creator=named,
@@ -182,10 +184,10 @@ def run_stage(
 
 
 def _recording(trainable: Trainable) -> Callable[[dict[str, Any]], None]:
-    """A function for Tune that reports what a trial raises as its result.
+    """A function for Tune that reports a trial's exception as its result.
 
-    A lost process is raised again, so that Tune tries the trial once more; an outage ends the
-    sweep with its trial still running in the study, so that ``--resume`` takes it up.
+    A lost process is raised again, so that Tune retries the trial; an outage ends the sweep with
+    the trial still in state RUNNING, so that ``--resume`` continues it.
     """
 
     def run_one(config: dict[str, Any]) -> None:  # Tune wants a plain function
@@ -194,18 +196,18 @@ def _recording(trainable: Trainable) -> Callable[[dict[str, Any]], None]:
         except ProcessLost as error:
             tune.report({"lost": str(error)})
             raise
-        except Exception as error:  # would be raised again: recorded, and not tried again
-            if _is_outage(error):  # whatever the trial was at
+        except Exception as error:  # it would be raised again: recorded, not retried
+            if _is_outage(error):  # at whatever step of the trial
                 tune.report({_OUTAGE: str(error).partition("\n")[0] or type(error).__name__})
                 time.sleep(_OUTAGE_S)
                 return
             traceback.print_exc()
-            said = f"{type(error).__name__}: {error}"
-            tune.report({"final": True, "failed": said})
+            reason = f"{type(error).__name__}: {error}"
+            tune.report({"final": True, "failed": reason})
 
     return run_one
 
 
 def _is_outage(error: Exception) -> bool:
-    """Whether a disk, bucket or server is away that every trial needs: none is to blame."""
+    """Whether a disk, bucket or server that every trial needs is unreachable."""
     return isinstance(error, StoreError) or tracking.is_store_error(error)

@@ -1,4 +1,4 @@
-"""What a trial takes and how many fit: Ray itself would wait for ever for what is not there."""
+"""Resources of a trial, and how many trials fit; Ray would wait for ever for what is missing."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ DRIVER_CPUS = 0.1
 
 @dataclass(frozen=True)
 class Fit:
-    """Resources of one trial, and how many trials there is room for."""
+    """Resources of one trial, and the number of trials that fit."""
 
     cpus_per_worker: float
     gpus_per_worker: float
     workers: int
     threads: int
-    most: int  # trials at once
+    most: int  # trials that fit at once
     cpus: float  # of the cluster
 
     def text(self) -> str:
-        """One line for people."""
+        """One line for the terminal."""
         gpu = f" and {self.gpus_per_worker:g} GPU" if self.gpus_per_worker else ""
         return (
-            f"a trial takes {self.workers} worker(s) of {self.cpus_per_worker:g} CPU{gpu} with "
+            f"a trial uses {self.workers} worker(s) of {self.cpus_per_worker:g} CPU{gpu} with "
             f"{self.threads} thread(s), and {DRIVER_CPUS:g} CPU for its driver; "
-            f"{self.most} at once fit {self.cpus:g} CPUs, with one kept for Ray Data"
+            f"{self.most} at once fit {self.cpus:g} CPUs, with one reserved for Ray Data"
         )
 
 
@@ -40,10 +40,10 @@ def fit_trials(
     resources: dict[str, float],
     node_cpus: float = math.inf,
 ) -> Fit:
-    """Share a cluster out among ``concurrent`` trials.
+    """Divide a cluster's resources among ``concurrent`` trials.
 
-    A worker computes on a core, so that there are at most as many workers as CPUs; their
-    reservations leave one whole CPU to Ray Data, which reads for all trials.
+    There are at most as many workers as CPUs, and their reservations leave one whole CPU to Ray
+    Data, which reads for all trials.
 
     Args:
         config: of a trial.
@@ -52,7 +52,7 @@ def fit_trials(
         node_cpus: of its smallest machine; a worker computes on one.
 
     Raises:
-        UserError: fewer fit; the message says how many.
+        UserError: fewer fit; the message names the number.
     """
     train = config.train
     cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
@@ -84,7 +84,7 @@ def fit_trials(
 
 
 def placed(config: PretrainConfig, fit: Fit) -> PretrainConfig:
-    """Settings with a trial's share written in."""
+    """Settings with a trial's share of the resources filled in."""
     train = dataclasses.replace(
         config.train,
         cpus_per_worker=fit.cpus_per_worker,
@@ -98,6 +98,6 @@ def _most_by_cpu(cpus: float, workers: int, wanted: float | None) -> int:
     if cpus < 2:
         return 0
     by_cores = math.floor(cpus / workers)
-    # What each trial must reserve at least: Ray takes hundredths.
+    # The least that each trial must reserve: Ray counts in hundredths.
     smallest = workers * (wanted or 0.01) + DRIVER_CPUS
     return min(by_cores, math.floor((cpus - 1) / smallest + 1e-9))

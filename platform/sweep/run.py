@@ -1,7 +1,6 @@
-"""A sweep from settings to a registered encoder, and going on with a stopped one.
+"""Start or resume a sweep: search, confirmation, registration.
 
-Search, then confirmation, then the registry. Each can be killed at any moment and gone
-on with by name.
+Each stage can be killed at any moment and resumed by the sweep's name.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from dynaflip.platform.sweep import sweep_folder as folders
 from dynaflip.platform.sweep.config import POLICY, SweepConfig, SweepJobConfig, pretrain_part
 from dynaflip.platform.sweep.policy_score import policy_score
 from dynaflip.platform.sweep.resources import Fit, fit_trials
-from dynaflip.platform.sweep.space import Dimension, papers_values, parse_space
+from dynaflip.platform.sweep.space import Dimension, paper_values, parse_space
 from dynaflip.platform.sweep.stages import Sweep, confirm, search
 from dynaflip.platform.sweep.study import SEARCH
 from dynaflip.platform.sweep.sweep_folder import Facts
@@ -34,29 +33,29 @@ from dynaflip.platform.training.config import PretrainConfig
 if TYPE_CHECKING:
     from dynaflip.eval.labelled_frames import LabelledFrames
 
-# Settings that may differ from session to session: they change no trial.
-FREE = ("trials", "concurrent", "promote", "confirm", "confirm_seeds", "max_failures")
+# Settings that may change when a sweep is resumed, because they change no trial.
+CHANGEABLE = ("trials", "concurrent", "promote", "confirm", "confirm_seeds", "max_failures")
 
 
 def start(job: SweepJobConfig) -> str:
-    """Search from the beginning, confirm, register; returns the sweep's name.
+    """Run a new sweep; returns its name.
 
     Raises:
-        UserError: everything that can be refused is refused before the first trial.
+        UserError: a setting or resource does not fit; checked before the first trial.
     """
     space, base = parse_space(job.sweep.search), pretrain_part(job)
-    papers = papers_values(space, base)
+    papers = paper_values(space, base)
     name = job.sweep.name or new_run_name("sweep")
     studies.storage_of(job.sweep)  # refuses a password or a missing variable before any work
     if (folders.folder_of(name) / folders.FILE).exists():
-        raise UserError(f"--name {name}: there is such a sweep; go on with it by --resume {name}")
+        raise UserError(f"--name {name}: this sweep exists; continue it with --resume {name}")
     base = dataclasses.replace(base, triplets=input_path(base.triplets, default_triplets()))
     job = dataclasses.replace(job, triplets=base.triplets)
-    with _held(name):
+    with _sweep_lock(name):
         fit = join_cluster(base, job.sweep.concurrent)
         work = _prepare(base, name)
         if POLICY in job.sweep.objectives:
-            policy_score(job.sweep.score.policy)  # refuses and collects now, not after a trial
+            policy_score(job.sweep.score.policy)  # checks and collects now, not after a trial
         frames = labelled.make_frames(job.sweep.score, str(base.triplets))
         print(
             f"score: probes on {len(frames)} frames, "
@@ -73,17 +72,17 @@ def start(job: SweepJobConfig) -> str:
             score_digest=_score_digest(job.sweep, frames),
             length=(work.length.total_steps, work.length.steps_per_epoch),
         )
-        _go(sweep, work, fit)
+        _search_confirm_finish(sweep, work, fit)
     return name
 
 
 def resume(name: str, typed: dict[str, Any]) -> str:
-    """Go on with a sweep that was stopped or killed; returns its name.
+    """Resume a sweep that was stopped or killed; returns its name.
 
     Args:
         name: of the sweep.
         typed: dotted settings that were given beside the name; only those that change no
-            trial (:data:`FREE`) may differ from what the sweep began with.
+            trial (:data:`CHANGEABLE`) may differ from those of the first session.
 
     Raises:
         UserError: there is no such sweep, it runs already, or a setting differs.
@@ -94,7 +93,7 @@ def resume(name: str, typed: dict[str, Any]) -> str:
     )
     job = with_changes(name, saved, typed)
     base = pretrain_part(job)
-    with _held(name):
+    with _sweep_lock(name):
         _resume(job, base, facts)
     return name
 
@@ -108,15 +107,15 @@ def _resume(job: SweepJobConfig, base: PretrainConfig, facts: Facts) -> None:
             f"--resume {name}: the triplets in {base.triplets} are not those it began with "
             f"(digest {work.index.digest}, then {facts.data_digest}); start a new sweep"
         )
-    folders.write_config(name, job)  # with what may change from session to session
+    folders.write_config(name, job)  # with the changed settings
     parent = tracking.reopen_run(facts.run_id)
-    parent.log_text(masked(to_yaml(job)), "config-resumed.yaml")  # params are for good
+    parent.log_text(masked(to_yaml(job)), "config-resumed.yaml")  # params cannot be changed
     sweep = Sweep(job.sweep, base, parse_space(facts.space), facts, parent)
-    _go(sweep, work, fit)
+    _search_confirm_finish(sweep, work, fit)
 
 
 def join_cluster(base: Any, concurrent: int) -> Fit:
-    """Join or start Ray, and refuse what does not fit it."""
+    """Join or start Ray, and check that the trials fit its resources."""
     # A trial has about seven processes; Ray would warn of each beyond three a CPU.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
     # An early stop needs the State API, which is the dashboard's.
@@ -141,13 +140,13 @@ def open_sweep(
     score_digest: str,
     length: tuple[int, int],
 ) -> Sweep:
-    """Make a sweep's study with trial 0 in it, its parent run, and ``sweep.json`` last.
+    """Create a sweep: its study with trial 0, its parent run, and at last ``sweep.json``.
 
     Args:
         job: the settings.
         name: of the sweep.
         space: what is searched.
-        papers: trial 0's values.
+        papers: values of trial 0.
         data: (folder, digest) of the triplets.
         score_digest: of the labelled frames.
         length: (steps of a trial, steps of an epoch).
@@ -188,23 +187,23 @@ def open_sweep(
 
 
 def _score_digest(config: SweepConfig, frames: LabelledFrames) -> str:
-    """Scores of equal digests are comparable."""
+    """Digest of all that decides a score: scores with equal digests are comparable."""
     digest = f"{labelled.digest_of(frames)}-{config.score.folds}"
     by_policy = POLICY in config.objectives
     return f"{digest}-{config_digest(config.score.policy.recipe())}" if by_policy else digest
 
 
-def _held(name: str) -> contextlib.AbstractContextManager[None]:
+def _sweep_lock(name: str) -> contextlib.AbstractContextManager[None]:
     lock = folders.folder_of(name) / folders.LOCK
     return file_lock(lock, f"sweep {name} is running in another process")
 
 
-def _go(sweep: Sweep, work: Any, fit: Fit) -> None:
-    from dynaflip.platform.sweep.finish import conclude
+def _search_confirm_finish(sweep: Sweep, work: Any, fit: Fit) -> None:
+    from dynaflip.platform.sweep.finish import finish
 
     name = sweep.facts.name
     with tracking.ending(sweep.parent):
-        print(f"sweep {name} (MLflow run {sweep.facts.run_id}); go on with it: --resume {name}")
+        print(f"sweep {name} (MLflow run {sweep.facts.run_id}); continue it with --resume {name}")
         print(fit.text())
         began = time.monotonic()
         search(sweep, work, fit)
@@ -215,7 +214,7 @@ def _go(sweep: Sweep, work: Any, fit: Fit) -> None:
         confirmed = confirm(sweep, work, fit)
         if confirmed:
             print(f"confirmation took {time.monotonic() - began:.0f} s")
-        conclude(sweep, confirmed)
+        finish(sweep, confirmed)
 
 
 def _prepare(base: PretrainConfig, name: str) -> Any:
@@ -225,13 +224,13 @@ def _prepare(base: PretrainConfig, name: str) -> Any:
 
 
 def with_changes(name: str, saved: SweepJobConfig, typed: dict[str, Any]) -> SweepJobConfig:
-    """A sweep's settings with those that may change from session to session.
+    """A sweep's saved settings with the changes that a resumed session may make.
 
     Raises:
-        UserError: another setting differs from what the sweep began with.
+        UserError: another setting differs from that of the first session.
     """
     before = flatten(to_dict(saved))
-    free = {f"sweep.{key}" for key in FREE}
+    free = {f"sweep.{key}" for key in CHANGEABLE}
     for key, value in typed.items():
         if key in free or key == "sweep.name" or before[key] == value:
             continue
@@ -239,7 +238,7 @@ def with_changes(name: str, saved: SweepJobConfig, typed: dict[str, Any]) -> Swe
             if parse_space(value) == parse_space(before[key]):
                 continue
             raise UserError(
-                f"--resume {name}: the space is another one than it began with, "
+                f"--resume {name}: the sweep began with another space, "
                 f"{' '.join(before[key])}; leave --search out, or start a new sweep"
             )
         raise UserError(

@@ -1,4 +1,4 @@
-"""``sweep.py show NAME``: where a sweep stands, from its folder and its studies alone."""
+"""``sweep.py show NAME``: the state of a sweep, from its folder and its studies."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from dynaflip.platform.sweep.study import CONFIRM, open_storage, study_name
 from dynaflip.platform.sweep.table import summary, trial_table
 
 
-def look_up(name: str, flag: str) -> Sweep:
-    """Open a sweep to read it.
+def open_to_read(name: str, flag: str) -> Sweep:
+    """Open a sweep for reading.
 
     Raises:
         UserError: there is no such sweep.
@@ -27,10 +27,10 @@ def look_up(name: str, flag: str) -> Sweep:
 
 
 def show(name: str) -> str:
-    """Tables of the search and of the confirmation, as far as they are."""
+    """Tables of the search and, once it has started, of the confirmation."""
     import optuna
 
-    sweep = look_up(name, "show")
+    sweep = open_to_read(name, "show")
     known = optuna.get_all_study_names(open_storage(sweep.facts.storage))
     if study_name(name, CONFIRM) not in known:
         return report(sweep, [])

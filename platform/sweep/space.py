@@ -1,4 +1,4 @@
-"""The space that a sweep searches: ``KEY=log(a,b)`` for any setting of pretraining."""
+"""The search space: ``KEY=log(a,b)`` for any dotted setting of pretraining."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 KINDS = ("uniform", "log", "int", "choice")
 SEED = "train.seed"
 _SPEC = re.compile(r"(?P<key>[\w.:-]+)=(?P<kind>\w+)\((?P<inside>.*)\)")
-# The sweep itself decides these.
+# Settings that the sweep itself decides.
 _RESERVED = {
     SEED: "the confirmation varies it",
     "train.steps": "trials are compared at equal length",
@@ -54,7 +54,7 @@ class Dimension:
     choices: tuple[Any, ...] = ()
 
     def suggest(self, trial: Trial) -> Any:
-        """The trial's value: the one it has already, or a new one from the study's sampler."""
+        """The trial's value: the one it already has, or a new one from the study's sampler."""
         if self.kind == "choice":
             return trial.suggest_categorical(self.key, self.choices)
         if self.kind == "int":
@@ -62,7 +62,7 @@ class Dimension:
         return trial.suggest_float(self.key, self.low, self.high, log=self.kind == "log")
 
     def text(self) -> str:
-        """As it is typed."""
+        """The dimension as on the command line."""
         if self.kind == "choice":
             return f"{self.key}=choice({','.join(_shown(c) for c in self.choices)})"
         return f"{self.key}={self.kind}({_shown(self.low)},{_shown(self.high)})"
@@ -87,8 +87,8 @@ def parse_space(specs: Sequence[str]) -> tuple[Dimension, ...]:
     return tuple(dimensions)
 
 
-def papers_values(space: Sequence[Dimension], base: PretrainConfig) -> dict[str, Any]:
-    """Trial 0: the paper's objective; settings that are no part of it as ``base`` has them.
+def paper_values(space: Sequence[Dimension], base: PretrainConfig) -> dict[str, Any]:
+    """Values of trial 0: the paper's objective, and for other settings those of ``base``.
 
     Raises:
         UserError: a choice that does not offer that value, or a logarithmic range where it is 0.
@@ -173,7 +173,7 @@ def _parse(spec: str) -> Dimension:
 
 
 def _check(spec: str, values: dict[str, Any]) -> None:
-    """Refuse what the settings would refuse, in their words."""
+    """Check values with the settings' own validation and messages."""
     try:
         load_config(PretrainConfig, None, values)
     except UserError as error:
@@ -208,7 +208,7 @@ def _range(spec: str, key: str, kind: str, words: list[str], expected: Any) -> D
 
 
 def _value(word: str) -> Any:
-    """A word's value as in a settings file; YAML 1.1 alone would read 1e-3 as text."""
+    """The value of a word, as in a settings file; plain YAML 1.1 would read 1e-3 as text."""
     try:
         return json.loads(word)
     except json.JSONDecodeError:
@@ -216,7 +216,7 @@ def _value(word: str) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """Text that reads back as this very value: a resumed study refuses another space."""
+    """Text that reads back as exactly this value: a resumed study refuses another space."""
     if isinstance(value, float):
         short = f"{value:g}"
         return short if float(short) == value else repr(value)

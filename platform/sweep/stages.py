@@ -31,7 +31,7 @@ _SEEDS = 1 << 20
 
 @dataclass(frozen=True)
 class Sweep:
-    """An open sweep: its settings, what stays the same, and its parent run."""
+    """An open sweep: its settings, its fixed facts and its MLflow run."""
 
     config: SweepConfig
     base: PretrainConfig
@@ -48,7 +48,7 @@ class Sweep:
         return folders.folder_of(self.facts.name)
 
     def ledger(self, stage: str, total: int) -> Ledger:
-        """The trials of a stage, with what a killed session left undone put right."""
+        """The trials of a stage; what a killed session left unfinished is repaired first."""
         ledger = Ledger(
             self.study(stage),
             stage,
@@ -59,7 +59,7 @@ class Sweep:
             total=total,
             describe=self._describe,
         )
-        ledger.mend()
+        ledger.repair()
         return ledger
 
     def _describe(self, values: dict[str, Any]) -> dict[str, Any]:
@@ -67,24 +67,24 @@ class Sweep:
 
         try:
             return {"config_digest": settings_digest(with_values(self.base, values))}
-        except ValueError:  # the trial itself says why, and fails
+        except ValueError:  # the trial fails with the reason
             return {}
 
 
 def space_of(sweep: Sweep, stage: str) -> tuple[Dimension, ...]:
-    """What a trial's values are; in the confirmation the seed is one of them."""
+    """The settings that a trial has values for; in the confirmation also the seed."""
     if stage == SEARCH:
         return sweep.space
     return (*sweep.space, Dimension(SEED, "int", 0, _SEEDS))
 
 
 def search(sweep: Sweep, work: Any, fit: Fit) -> None:
-    """Run what is left of the search."""
+    """Run the remaining trials of the search."""
     _run(sweep, SEARCH, sweep.config.trials, work, fit)
 
 
 def confirm(sweep: Sweep, work: Any, fit: Fit) -> list[Confirmed]:
-    """Train the best trials and the paper's weights again with other seeds.
+    """Train the best trials and the paper's weights again, with other seeds.
 
     Returns:
         Their scores over seeds, best first; empty where the setting ``confirm`` is 0.
@@ -109,15 +109,15 @@ def chosen_settings(sweep: Sweep) -> list[int]:
 
 
 def queue_confirmation(sweep: Sweep) -> None:
-    """Put into the confirmation's study what is to be trained and is not there yet."""
+    """Add the trials of the confirmation that are missing to its study."""
     study = sweep.study(CONFIRM)
-    there = {(t.user_attrs[SETTING], t.user_attrs["seed"]) for t in study.trials}
+    queued = {(t.user_attrs[SETTING], t.user_attrs["seed"]) for t in study.trials}
     search_trials = own_trials(sweep.study(SEARCH))
     first = sweep.base.train.seed + 1
     for setting in chosen_settings(sweep):
         values = _values(sweep, search_trials[setting])
         for seed in range(first, first + sweep.config.confirm_seeds):
-            if (setting, seed) not in there:
+            if (setting, seed) not in queued:
                 study.enqueue_trial(values | {SEED: seed}, {SETTING: setting, "seed": seed})
 
 
@@ -146,7 +146,7 @@ def _run(sweep: Sweep, stage: str, total: int, work: Any, fit: Fit) -> None:
         fit=fit,
     )
     run_with(sweep, stage, total, task)
-    # Of a trial that was stopped or failed nothing is gone on with.
+    # Trials that were stopped early or failed are not continued.
     for path in task.folder.glob("*/checkpoints"):
         shutil.rmtree(path, ignore_errors=True)
 
@@ -159,13 +159,13 @@ def run_with(
     *,
     reuse: bool = False,
 ) -> None:
-    """Run what is left of a stage by any trainable, and show it live.
+    """Run the remaining trials of a stage with any trainable, and show the table live.
 
     Args:
         sweep: an open sweep.
         stage: search or confirm.
-        total: trials that the stage ends with.
-        trainable: as :func:`dynaflip.platform.sweep.ray_tune.run_stage` says.
+        total: number of trials that the stage ends with.
+        trainable: see :func:`dynaflip.platform.sweep.ray_tune.run_stage`.
         reuse: run several trials in one process.
     """
     from dynaflip.platform.sweep.ray_tune import run_stage

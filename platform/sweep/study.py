@@ -1,4 +1,4 @@
-"""The Optuna study of a sweep: where it is kept, who suggests, who stops a trial early."""
+"""The Optuna study of a sweep: its database, its sampler and its pruner."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _HOME = "home"  # user attribute: whose study it is, in a database that many may
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-# A trial that goes on reports its last scores again; the study keeps the first.
+# A continued trial reports its last scores again; the study keeps the first ones.
 warnings.filterwarnings("ignore", message="The reported value is ignored")
 # Trial 0 has the paper's values whether or not the searched range holds them.
 warnings.filterwarnings("ignore", message="Fixed parameter .* is out of range")
@@ -38,7 +38,7 @@ def study_name(name: str, stage: str) -> str:
 
 
 def open_storage(storage: str) -> optuna.storages.RDBStorage:
-    """Join the database of studies; SQLite is made if it is missing.
+    """Open the database of studies; SQLite is created if it is missing.
 
     Args:
         storage: its URL, or ``env:NAME`` for a variable that holds the URL.
@@ -81,7 +81,7 @@ def storage_of(config: SweepConfig) -> str:
 
 
 def open_study(facts: Facts, stage: str, objectives: Sequence[str]) -> optuna.Study:
-    """A stage's study, made if it is missing; every objective is an error to make small."""
+    """A stage's study, created if it is missing; all objectives are minimised."""
     study = optuna.create_study(
         storage=open_storage(facts.storage),
         study_name=study_name(facts.name, stage),
@@ -94,7 +94,7 @@ def open_study(facts: Facts, stage: str, objectives: Sequence[str]) -> optuna.St
 
 
 def new_study(facts: Facts, objectives: Sequence[str]) -> optuna.Study:
-    """The search's study, empty: what a start that was killed left under the name goes.
+    """The search's study, empty: a study that a killed start left under the name is deleted.
 
     Raises:
         UserError: the database has a study of that name that another home made.
@@ -113,10 +113,10 @@ def new_study(facts: Facts, objectives: Sequence[str]) -> optuna.Study:
 
 
 def sampler(config: SweepConfig, trial: int) -> optuna.samplers.BaseSampler:
-    """Who suggests a trial's values.
+    """The sampler that suggests a trial's values.
 
-    Seeded by the sweep and the trial's number, so that a resumed sweep suggests what an
-    uninterrupted one would: Optuna's samplers lose their place when a process dies.
+    Seeded by the sweep's seed and the trial's number, so that a resumed sweep suggests the same
+    values as an uninterrupted one: Optuna's samplers lose their state when a process dies.
     """
     mixed = int(np.random.SeedSequence([config.seed, trial]).generate_state(1)[0])
     if config.sampler == "random":
@@ -125,12 +125,12 @@ def sampler(config: SweepConfig, trial: int) -> optuna.samplers.BaseSampler:
         seed=mixed,
         n_startup_trials=config.startup_trials,
         multivariate=True,
-        constant_liar=True,  # trials that run at the same time keep apart
+        constant_liar=True,  # trials that run at the same time get different values
     )
 
 
 def score_steps(config: SweepConfig, total_steps: int) -> tuple[int, ...]:
-    """Steps at which a trial is scored: the scheduler's rungs, and the last."""
+    """Steps at which a trial is scored: the scheduler's rungs and the last step."""
     if config.scheduler == "asha":
         first = max(1, total_steps // config.reduction**2)
         rungs = [first, first * config.reduction]
@@ -142,7 +142,7 @@ def score_steps(config: SweepConfig, total_steps: int) -> tuple[int, ...]:
 
 
 def pruner(config: SweepConfig, total_steps: int) -> optuna.pruners.BasePruner:
-    """Who stops a trial early; rungs and their history are in the study and survive a kill."""
+    """The pruner that stops trials early; its rungs are in the study, which survives a kill."""
     if config.scheduler == "asha":
         return optuna.pruners.SuccessiveHalvingPruner(
             min_resource=score_steps(config, total_steps)[0], reduction_factor=config.reduction
@@ -153,7 +153,7 @@ def pruner(config: SweepConfig, total_steps: int) -> optuna.pruners.BasePruner:
 
 
 def own_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """The sweep's own trials in order, without what it was warm-started with."""
+    """The sweep's own trials in order, without those of a warm start."""
     return [t for t in study.get_trials(deepcopy=False) if _WARM not in t.user_attrs]
 
 
@@ -165,15 +165,15 @@ def number_of(trial: FrozenTrial | optuna.Trial, facts: Facts, stage: str) -> in
 def warm_trials(
     config: SweepConfig, space: Sequence[Dimension], digests: dict[str, str]
 ) -> list[FrozenTrial]:
-    """Finished trials of another sweep, to begin from.
+    """Finished trials of another sweep, for a warm start.
 
     Args:
-        config: names the other sweep.
+        config: its ``warm_start`` is the other sweep.
         space: of the new one.
         digests: of frames and settings, which make scores comparable.
 
     Raises:
-        UserError: it does not exist, or its scores mean something else.
+        UserError: it does not exist, or its scores are not comparable.
     """
     assert config.warm_start is not None
     name = config.warm_start

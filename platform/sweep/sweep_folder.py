@@ -1,7 +1,7 @@
-"""A sweep's folder, ``<home>/sweeps/NAME``: what it was asked, its frames, its trials.
+"""A sweep's folder, ``<home>/sweeps/NAME``: its settings, labelled frames and trials.
 
-``sweep.json`` is written once, ``config.yaml`` also where a later session extends the sweep;
-what happens is in the Optuna study.
+``sweep.json`` is written once, ``config.yaml`` again by each resumed session; the state of the
+trials is in the Optuna study.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ FILE, CONFIG, FRAMES, LOCK = "sweep.json", "config.yaml", "frames.npz", "running
 
 @dataclass(frozen=True)
 class Facts:
-    """What stays the same over all sessions of a sweep."""
+    """Facts of a sweep that no session changes."""
 
     name: str
     run_id: str  # MLflow's parent run
-    space: list[str]  # as typed
-    papers: dict[str, object]  # trial 0's values
+    space: list[str]  # as on the command line
+    papers: dict[str, object]  # values of trial 0, the paper's weights
     data_digest: str
     score_digest: str  # of the labelled frames
     base_digest: str  # of the settings that are not searched
@@ -44,12 +44,12 @@ def sweeps() -> Path:
 
 
 def default_storage() -> str:
-    """Optuna's database of this home: all sweeps in one file."""
+    """This home's Optuna database, one file for all sweeps."""
     return f"sqlite:///{sweeps() / 'studies.db'}"
 
 
 def folder_of(name: str) -> Path:
-    """A sweep's folder, there or not."""
+    """A sweep's folder, which may not exist yet."""
     return sweeps() / name
 
 

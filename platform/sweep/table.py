@@ -1,4 +1,4 @@
-"""What a sweep says: a table of its trials, from the study alone, also while it runs."""
+"""Tables of a sweep's trials, from the study alone, also while the sweep runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def trial_table(
     *,
     mark_best: bool = True,
 ) -> str:
-    """A line a trial: values, scores, epochs, state, ETA; the best may be marked."""
+    """One line per trial: values, scores, epochs, state, ETA; the best ones may be marked."""
     trials = own_trials(study)
     best = {t.number for t in study.best_trials} if mark_best else set()
     head = ["", "trial", *short_names(space), *titles(objectives)]
@@ -63,16 +63,16 @@ def trial_table(
 
 
 def summary(study: optuna.Study, facts: Facts, total: int) -> str:
-    """How far a stage is, in a line."""
+    """Progress of a stage in one line."""
     trials = own_trials(study)
     number = {state: sum(t.state == state for t in trials) for state in _STATES}
     parts = [f"{number[state]} {_STATES[state]}" for state in _STATES if number[state]]
     epochs = sum(t.user_attrs.get("step", 0) for t in trials) / facts.steps_per_epoch
-    return f"{', '.join(parts) or 'nothing begun'} of {total}; {epochs:.1f} epochs trained"
+    return f"{', '.join(parts) or 'nothing started'} of {total}; {epochs:.1f} epochs trained"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of text as lines with straight columns."""
+    """Rows of text as lines with aligned columns."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
         "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -81,7 +81,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def fitted(lines: Sequence[str], columns: int, rows: int) -> list[str]:
-    """Lines cut to a terminal; of too many the head and the newest, which come last, stay."""
+    """Lines that fit the terminal; if there are too many, the header and the last ones."""
     room = max(rows - 1, 4)  # the cursor's own row stays free
     if len(lines) > room:
         lines = [*lines[:2], f"… {len(lines) - room + 1} more", *lines[3 - room :]]
@@ -90,17 +90,17 @@ def fitted(lines: Sequence[str], columns: int, rows: int) -> list[str]:
 
 @dataclass
 class LiveView:
-    """On a terminal the table, drawn anew in its place; elsewhere a line a trial's change."""
+    """Live view: on a terminal the table is redrawn in place, elsewhere each change is a line."""
 
     draw: Callable[[], str]
-    changes: Callable[[], dict[str, str]]  # trial → what is to say when it changes
+    changes: Callable[[], dict[str, str]]  # trial → line that is printed when it changes
     every_s: float = 2.0
     _last_s: float = 0.0
     _lines: int = 0
-    _said: dict[str, str] = field(default_factory=dict)
+    _printed: dict[str, str] = field(default_factory=dict)
 
     def tick(self) -> None:
-        """Draw, if it is time."""
+        """Draw, if the last drawing is old enough."""
         if time.monotonic() - self._last_s < self.every_s:
             return
         self.update()
@@ -109,7 +109,7 @@ class LiveView:
         """Draw now."""
         self._last_s = time.monotonic()
         if sys.stdout.isatty():
-            # What is wrapped or scrolled away cannot be drawn over.
+            # Lines that wrapped or scrolled away cannot be redrawn.
             size = shutil.get_terminal_size()
             lines = fitted(self.draw().splitlines(), size.columns, size.lines)
             back = f"\x1b[{self._lines}F\x1b[J" if self._lines else ""
@@ -118,15 +118,15 @@ class LiveView:
             self._lines = len(lines)
             return
         for name, line in self.changes().items():
-            if self._said.get(name) != line:
-                self._said[name] = line
+            if self._printed.get(name) != line:
+                self._printed[name] = line
                 print(line)
 
 
 def state_lines(
     study: optuna.Study, facts: Facts, space: Sequence[Dimension], objectives: Sequence[str]
 ) -> dict[str, str]:
-    """What is said of each trial on a pipe, where lines cannot be drawn over."""
+    """One line per trial, for output that cannot be redrawn."""
     lines = {}
     for trial in own_trials(study):
         name = trial.user_attrs.get("name")
@@ -145,7 +145,7 @@ def state_lines(
 
 
 def titles(objectives: Sequence[str]) -> list[str]:
-    """Objectives with their units, for heads and axes."""
+    """Objectives with their units, for table headers and axes."""
     return [f"{objective} {UNITS[objective]}" for objective in objectives]
 
 
@@ -166,12 +166,12 @@ def _scores(trial: FrozenTrial, objectives: Sequence[str]) -> list[str]:
 
 def _eta(trial: FrozenTrial, facts: Facts) -> str:
     step = trial.user_attrs.get("step", 0)
-    # Since this session took it up; a trial that goes on began further along.
+    # Since this session started it; a continued trial starts at a later step.
     done = step - trial.user_attrs.get("session_began_step", 0)
     if trial.state != TrialState.RUNNING or done <= 0:
         return ""
-    took_s = time.time() - trial.user_attrs.get("session_began_s", time.time())
-    return clock(took_s / done * max(0, facts.total_steps - step))
+    elapsed_s = time.time() - trial.user_attrs.get("session_began_s", time.time())
+    return clock(elapsed_s / done * max(0, facts.total_steps - step))
 
 
 def _shown(value: object) -> str:

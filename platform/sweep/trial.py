@@ -1,4 +1,4 @@
-"""One trial: a real pretraining on Ray Train, from a Tune actor that waits for it.
+"""One trial: a pretraining on Ray Train, started by a Tune actor that waits for it.
 
 Import this only after :func:`dynaflip.platform.cluster.start_ray`.
 """
@@ -45,7 +45,7 @@ from dynaflip.platform.training.run import checkpoint_uri, save_encoder
 from dynaflip.platform.training.step import NonFiniteLoss
 
 RESULT = "result.json"
-# Deaths of processes and nodes, by a killer (the one of memory too) and not by an error.
+# Errors of processes and nodes that were killed (also for memory), and did not fail by themselves.
 _LOST = (
     RayActorError,
     WorkerCrashedError,
@@ -59,7 +59,7 @@ _LOST = (
 
 @dataclass(frozen=True)
 class TrialTask:
-    """What all trials of a sweep share; called by Tune with a trial's assignment."""
+    """Trainable of a sweep: Tune calls it with a trial's assignment."""
 
     work: TrainJob  # of the settings that are not searched
     score: ProbeScore
@@ -69,7 +69,7 @@ class TrialTask:
     fit: Fit
 
     def __call__(self, assignment: Assignment) -> None:
-        """Train, score and report; goes on with a trial that was begun before."""
+        """Train, score and report; continues a trial that a killed session started."""
         folder = self.folder / assignment.name
         folder.mkdir(parents=True, exist_ok=True)
         done = folder / RESULT
@@ -79,7 +79,7 @@ class TrialTask:
         tune.report(json.loads(done.read_text()))
 
     def _train(self, assignment: Assignment, folder: Path) -> dict[str, Any]:
-        """The trial's last report. What would go wrong again is a result, not an error."""
+        """The trial's last report. A failure that would repeat is a result, not an exception."""
         step = self.work.length.total_steps
         try:
             settings = with_values(self.work.config, assignment.values)
@@ -123,7 +123,7 @@ class TrialTask:
                 raise ProcessLost(_last_line(error)) from error
             assignment.run.log_metrics(failures, step)
             found |= failures
-        # The encoder is what is left of the trial.
+        # Only the encoder is needed from here on.
         work.checkpoint_manager().remove_all()
         return {"step": step, "final": True, **found}
 
@@ -144,7 +144,7 @@ class TrialTask:
 
 
 def _checkpoints(settings: PretrainConfig, folder: Path, run: tracking.Run) -> str:
-    """Where a trial's checkpoints are; every sweep has a trial-000, so elsewhere its run counts."""
+    """Where a trial's checkpoints are; outside the sweep's folder its run's id is in the name."""
     if settings.train.checkpoint_storage is None:
         return checkpoint_uri(settings, folder)
     return checkpoint_uri(settings, folder.with_name(f"{folder.name}-{run.run_id[:8]}"))
@@ -157,7 +157,7 @@ def _to_tune() -> ray.train.UserCallback:
 
 
 def _reason(error: Exception) -> str:
-    """What a worker, or the controller, died of."""
+    """The error of the worker or of the controller."""
     failures = getattr(error, "worker_failures", {}) or {}
     inner = next(iter(failures.values()), None) or error
     return f"training failed: {_last_line(inner)}"

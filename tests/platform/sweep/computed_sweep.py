@@ -10,7 +10,7 @@ from tiny_sweep import STEPS, bowl, opened, report, send_by_value
 from dynaflip.platform.cluster import start_ray
 from dynaflip.platform.sweep import sweep_folder as folders
 from dynaflip.platform.sweep.ledger import Assignment, Interrupted
-from dynaflip.platform.sweep.show import look_up
+from dynaflip.platform.sweep.show import open_to_read
 from dynaflip.platform.sweep.stages import run_with
 from dynaflip.platform.sweep.study import SEARCH
 
@@ -25,7 +25,7 @@ def slowly(assignment: Assignment) -> None:
 def main(name: str, trials: int) -> None:
     """Begin the sweep, or go on with it."""
     there = (folders.folder_of(name) / folders.FILE).exists()
-    sweep = look_up(name, "test") if there else opened(name, trials=trials, concurrent=1)
+    sweep = open_to_read(name, "test") if there else opened(name, trials=trials, concurrent=1)
     start_ray()
     send_by_value()
     run_with(sweep, SEARCH, trials, slowly)

@@ -14,8 +14,8 @@ from tiny_sweep import STEPS, bowl, opened, report
 
 from dynaflip.platform.sweep import sweep_folder as folders
 from dynaflip.platform.sweep.confirmation import Confirmed, confirmed_of
-from dynaflip.platform.sweep.consistency import disagreements
-from dynaflip.platform.sweep.finish import conclude
+from dynaflip.platform.sweep.consistency import inconsistencies
+from dynaflip.platform.sweep.finish import finish
 from dynaflip.platform.sweep.ledger import Assignment
 from dynaflip.platform.sweep.show import show
 from dynaflip.platform.sweep.stages import Sweep, chosen_settings, queue_confirmation, run_with
@@ -71,7 +71,7 @@ def test_a_winner_is_confirmed_and_registered_and_moves_the_alias_only_beyond_no
     assert [sorted(c.scores_cm) for c in confirmed] == [[1, 2], [1, 2]]
     assert confirmed[0].setting != 0
     assert confirmed[0].difference_cm.high < 0
-    conclude(sweep, confirmed)
+    finish(sweep, confirmed)
     said = capsys.readouterr().out
     assert "better beyond noise" in said
     assert "alias candidate: yes: there was none" in said
@@ -86,28 +86,28 @@ def test_a_winner_is_confirmed_and_registered_and_moves_the_alias_only_beyond_no
     names = ("history", "importance", "parallel_coordinates")
     assert plots == {f"plots/{name}.png" for name in names}
     assert store.get_run(sweep.parent.run_id).inputs.dataset_inputs[0].dataset.digest == "synthetic"
-    assert disagreements("first") == []
+    assert inconsistencies("first") == []
     assert "confirmation: 4 done of 4" in show("first")
-    conclude(sweep, confirmed)  # killed before its end and resumed: no second version
+    finish(sweep, confirmed)  # killed before its end and resumed: no second version
     assert registry.find_version(model, {"sweep": "first"}) == 1
     assert len(store.search_model_versions(f"name='{model}'")) == 1
     # The present candidate is an encoder like it: no gap, so the alias stays.
     twin = sweep.folder() / "trials" / confirmed[-1].names[1] / "encoder"
     assert registry.register(twin, sweep.parent, name=model) == 2
     registry.set_alias(model, "candidate", 2)
-    conclude(sweep, confirmed)
+    finish(sweep, confirmed)
     assert registry.version_of_alias(model, "candidate") == "2"
     assert "cm to version 2, over episodes and seeds" in capsys.readouterr().out
     client().delete_registered_model_alias(model, "candidate")
     unlucky = [dataclasses.replace(confirmed[0], missing=1), *confirmed[1:]]
-    conclude(sweep, unlucky)
+    finish(sweep, unlucky)
     assert "alias candidate: no: 1 seeds of the best setting" in capsys.readouterr().out
     # A sweep of the same name in another home: its winner is another encoder.
     store.set_model_version_tag(model, "1", "trial", "another")
     for key, value in (("sweep", "first"), ("trial", tags["trial"])):
         store.set_model_version_tag(model, "2", key, value)
-    conclude(sweep, confirmed)
+    finish(sweep, confirmed)
     assert registry.version_of_alias(model, "candidate") == "1"
     always = dataclasses.replace(sweep.config, promote="always")
-    conclude(dataclasses.replace(sweep, config=always), confirmed)
+    finish(dataclasses.replace(sweep, config=always), confirmed)
     assert registry.version_of_alias(model, "candidate") == "1"

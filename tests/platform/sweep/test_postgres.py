@@ -16,7 +16,7 @@ from tiny_sweep import computed, opened, send_by_value
 
 from dynaflip.errors import UserError
 from dynaflip.platform.cluster import free_port
-from dynaflip.platform.sweep.consistency import disagreements
+from dynaflip.platform.sweep.consistency import inconsistencies
 from dynaflip.platform.sweep.show import show
 from dynaflip.platform.sweep.stages import run_with
 from dynaflip.platform.sweep.study import SEARCH, open_storage
@@ -100,7 +100,7 @@ def test_two_sweeps_share_a_database(
     second = opened("second", trials=3, storage=server, warm_start="first")
     run_with(second, SEARCH, 3, computed, reuse=True)
     for name in ("first", "second"):
-        assert disagreements(name) == []
+        assert inconsistencies(name) == []
     assert "importance" in show("first")
     assert len(first.study(SEARCH).trials) == 4
     assert len(second.study(SEARCH).trials) == 7

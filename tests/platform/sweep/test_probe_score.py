@@ -19,7 +19,7 @@ from dynaflip.platform.sweep.confirmation import (
     student_interval,
     verdict,
 )
-from dynaflip.platform.sweep.finish import gap_with_noise
+from dynaflip.platform.sweep.finish import difference_with_noise
 from dynaflip.platform.sweep.frames import digest_of, read_frames, write_frames
 from dynaflip.platform.sweep.probe_score import FrameErrors, ProbeScore
 
@@ -142,12 +142,12 @@ def test_an_alias_moves_for_a_gap_beyond_the_noise_of_episodes_and_of_seeds() ->
         return FrameErrors(own, episode, np.ones(100, bool))
 
     ours, theirs = [errors(1.0) for _ in range(3)], errors(0.0)
-    gap, half = gap_with_noise(ours, theirs, noise_cm=0.1, freedom=6)
+    gap, half = difference_with_noise(ours, theirs, noise_cm=0.1, freedom=6)
     assert gap == pytest.approx(-1, abs=0.1)
     assert gap + half < 0
     # The same gap between seeds that differ by as much is luck.
-    assert gap + gap_with_noise(ours, theirs, noise_cm=1.0, freedom=6)[1] > 0
-    assert gap_with_noise(ours[:1], theirs, noise_cm=float("nan"), freedom=0)[1] == np.inf
+    assert gap + difference_with_noise(ours, theirs, noise_cm=1.0, freedom=6)[1] > 0
+    assert difference_with_noise(ours[:1], theirs, noise_cm=float("nan"), freedom=0)[1] == np.inf
 
 
 def test_the_spread_of_seeds_is_pooled_over_settings() -> None:

@@ -13,8 +13,8 @@ from checkout import REPOSITORY
 from labelled_frames import write_labelled_frames
 from recovery import WORKER, Process, kill, start, until
 
-from dynaflip.platform.sweep.consistency import disagreements
-from dynaflip.platform.sweep.show import look_up
+from dynaflip.platform.sweep.consistency import inconsistencies
+from dynaflip.platform.sweep.show import open_to_read
 from dynaflip.platform.sweep.study import CONFIRM, SEARCH, own_trials
 from dynaflip.platform.tracking import registry
 
@@ -71,8 +71,8 @@ def steps_said(home: Path, name: str, trial: str = "") -> int:
 
 
 def assert_recovered(name: str, trials: int, kills: int) -> None:
-    assert disagreements(name) == []
-    sweep = look_up(name, "test")
+    assert inconsistencies(name) == []
+    sweep = open_to_read(name, "test")
     found = own_trials(sweep.study(SEARCH))
     assert [t.state.name for t in found] == ["COMPLETE"] * trials, process_reasons(found)
     trained = [steps_trained(sweep.folder() / "tune", t.user_attrs["name"]) for t in found]
@@ -117,8 +117,8 @@ def test_computed_trials_survive_one_death_of_each_kind(home: Path, tmp_path: Pa
         if kind != "worker":
             process = start(home, words, log, script)
     assert process.popen.wait(timeout=240) == 0, process.said()
-    assert disagreements("killed") == []
-    found = own_trials(look_up("killed", "test").study(SEARCH))
+    assert inconsistencies("killed") == []
+    found = own_trials(open_to_read("killed", "test").study(SEARCH))
     assert [t.state.name for t in found] == ["COMPLETE"], process_reasons(found)
 
 
@@ -149,7 +149,7 @@ def test_a_sweep_survives_the_death_of_worker_driver_and_node(
             process = start(home, ["--resume", "killed"], log)
     assert process.popen.wait(timeout=400) == 0, process.said()
     assert_recovered("killed", 1, kills=3)
-    confirmed = own_trials(look_up("killed", "test").study(CONFIRM))
+    confirmed = own_trials(open_to_read("killed", "test").study(CONFIRM))
     assert [t.state.name for t in confirmed] == ["COMPLETE"] * 2, process_reasons(confirmed)
     assert {t.user_attrs["seed"] for t in confirmed} == {1, 2}
 
@@ -183,4 +183,4 @@ def test_two_sweeps_that_end_at_once_both_get_their_versions(
     model = registry.DEFAULT_NAME
     assert {registry.version_tags(model, version)["sweep"] for version in "12"} == set(names)
     assert registry.version_of_alias(model, "candidate") in {"1", "2"}
-    assert disagreements("left") == disagreements("right") == []
+    assert inconsistencies("left") == inconsistencies("right") == []

@@ -13,9 +13,9 @@ from recovery import descendants
 from tiny_sweep import STEPS, bowl, computed, opened, report, send_by_value
 
 from dynaflip.errors import StoreError, UserError
-from dynaflip.platform.sweep.consistency import disagreements
+from dynaflip.platform.sweep.consistency import inconsistencies
 from dynaflip.platform.sweep.ledger import Assignment, Interrupted
-from dynaflip.platform.sweep.show import look_up, show
+from dynaflip.platform.sweep.show import open_to_read, show
 from dynaflip.platform.sweep.stages import run_with
 from dynaflip.platform.sweep.study import SEARCH, own_trials
 from dynaflip.platform.tracking import child_runs
@@ -56,7 +56,7 @@ def test_failures_are_recorded_with_their_reason_and_end_nothing(home: Path) -> 
     assert trials[2].user_attrs["reason"] == "diverged: step 1: loss not finite"
     assert trials[3].user_attrs["reason"] == "MemoryError: CUDA out of memory"
     assert trials[4].user_attrs["reason"] == "its process died (1 times)"
-    assert disagreements("failing") == []
+    assert inconsistencies("failing") == []
     text = show("failing")
     assert "trial-002 failed: diverged" in text
     assert text.count("stopped") == 1 + states.count("PRUNED")
@@ -64,7 +64,7 @@ def test_failures_are_recorded_with_their_reason_and_end_nothing(home: Path) -> 
     assert sorted(r.tags["sweep.state"] for r in runs) == sorted(s.lower() for s in states)
     # What does not agree is found.
     runs[0].run.end("KILLED")
-    (found,) = disagreements("failing")
+    (found,) = inconsistencies("failing")
     assert "KILLED in MLflow" in found
 
 
@@ -84,7 +84,7 @@ def test_an_outage_ends_the_sweep_and_fails_no_trial(home: Path) -> None:
     states = [t.state.name for t in own_trials(sweep.study(SEARCH))]
     assert states == ["COMPLETE", "RUNNING"]
     mended.touch()
-    run_with(look_up("outage", "test"), SEARCH, 3, trial)
+    run_with(open_to_read("outage", "test"), SEARCH, 3, trial)
     states = [t.state.name for t in own_trials(sweep.study(SEARCH))]
     assert states == ["COMPLETE"] * 3
 
@@ -118,7 +118,7 @@ def test_a_pareto_front_and_another_sweeps_history(home: Path) -> None:
         "trial-000",
         "trial-001",
     ]
-    assert disagreements("warm") == []
+    assert inconsistencies("warm") == []
     with pytest.raises(UserError, match="has no study nowhere"):
         opened("other", warm_start="nowhere")
 

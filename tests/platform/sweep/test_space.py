@@ -17,7 +17,7 @@ from dynaflip.losses.config import ObjectiveConfig
 from dynaflip.platform.sweep.config import ScoreConfig, SweepConfig, SweepJobConfig, pretrain_part
 from dynaflip.platform.sweep.resources import DRIVER_CPUS, fit_trials, placed
 from dynaflip.platform.sweep.run import with_changes
-from dynaflip.platform.sweep.space import papers_values, parse_space, short_names, with_values
+from dynaflip.platform.sweep.space import paper_values, parse_space, short_names, with_values
 from dynaflip.platform.sweep.study import sampler, score_steps
 from dynaflip.platform.training.backends.ray_train import scaling_of
 from dynaflip.platform.training.config import PretrainConfig, TrainConfig
@@ -73,11 +73,11 @@ def test_trial_0_has_the_papers_weights_and_the_users_other_settings() -> None:
         objective=dataclasses.replace(ObjectiveConfig(), volume=7.0),
         data=dataclasses.replace(PretrainConfig().data, batch_size=9),
     )
-    values = papers_values(parse_space(SPECS), base)
+    values = paper_values(parse_space(SPECS), base)
     assert values["objective.volume"] == ObjectiveConfig().volume
     assert values["data.batch_size"] == 9
     with pytest.raises(UserError, match="trial 0 has 1, which is not among the choices"):
-        papers_values(parse_space(["objective.volume=choice(0.5,2)"]), base)
+        paper_values(parse_space(["objective.volume=choice(0.5,2)"]), base)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_a_mistake_is_exit_code_2_and_one_line(tmp_path: Path) -> None:
 def test_a_changed_space_is_refused_on_resume_and_the_same_one_is_not() -> None:
     saved = SweepJobConfig(sweep=SweepConfig(search=("objective.volume=log(0.1,10)",)))
     for word in ("objective.volume=log(0.1,11)", "objective.flow=log(0.1,10)"):
-        with pytest.raises(UserError, match="the space is another one than it began with"):
+        with pytest.raises(UserError, match="the sweep began with another space"):
             with_changes("s", saved, {"sweep.search": (word,)})
     with pytest.raises(UserError, match=r"it began with train\.steps None; leave it out"):
         with_changes("s", saved, {"train.steps": 9})

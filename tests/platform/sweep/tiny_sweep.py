@@ -12,7 +12,7 @@ from dynaflip.platform.sweep import sweep_folder as folders
 from dynaflip.platform.sweep.config import SweepConfig, SweepJobConfig
 from dynaflip.platform.sweep.ledger import Assignment
 from dynaflip.platform.sweep.run import open_sweep
-from dynaflip.platform.sweep.space import papers_values, parse_space
+from dynaflip.platform.sweep.space import paper_values, parse_space
 from dynaflip.platform.sweep.stages import Sweep
 
 SPECS = ("objective.volume=log(0.1,10)", "objective.flow=uniform(0,2)")
@@ -28,7 +28,7 @@ def opened(name: str, **settings: Any) -> Sweep:
         job,
         name,
         space,
-        papers_values(space, job),
+        paper_values(space, job),
         data=("nowhere", "synthetic"),
         score_digest="synthetic",
         length=(STEPS, 3),

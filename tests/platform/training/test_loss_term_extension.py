@@ -227,7 +227,7 @@ def test_the_table_names_classes_that_keep_the_contract() -> None:
 
 def test_one_weight_has_a_key_of_its_own_on_the_command_line_and_in_a_sweep(mine: str) -> None:
     from dynaflip.platform.cli import config_parser, parse_config
-    from dynaflip.platform.sweep.space import papers_values, parse_space, with_values
+    from dynaflip.platform.sweep.space import paper_values, parse_space, with_values
 
     key = f"objective.extra_terms.{mine}:Centre"
     parser = config_parser("", PretrainConfig)
@@ -237,9 +237,9 @@ def test_one_weight_has_a_key_of_its_own_on_the_command_line_and_in_a_sweep(mine
     assert config.data.source_weights == {"sim": 2.0}
 
     (dimension,) = space = parse_space([f"{key}=uniform(0,1)"])
-    assert papers_values(space, config) == {key: 0.0}, "the paper has no such term"
+    assert paper_values(space, config) == {key: 0.0}, "the paper has no such term"
     with pytest.raises(UserError, match=r"trial 0 has the paper's 0, which has no logarithm; use"):
-        papers_values(parse_space([f"{key}=log(0.01,1)"]), config)
+        paper_values(parse_space([f"{key}=log(0.01,1)"]), config)
     changed = with_values(config, {dimension.key: 0.25})
     assert changed.objective.extra_terms == {f"{mine}:Centre": 0.25}
     section = {f"{mine}:Centre": {"weight": 0.5, "margin": 0.1}}
