@@ -57,22 +57,6 @@ def write_rejected(folder: Path) -> None:
     pq.write_table(pa.Table.from_pylist([row], REJECTED_SCHEMA), folder / "rejected.parquet")
 
 
-def write_videos(folder: Path, count: int = 3) -> None:
-    """Write a folder of short videos of a moving square, with captions.csv."""
-    folder.mkdir()
-    lines = ["file,caption"]
-    for number in range(count):
-        kind = cv2.VideoWriter_fourcc(*"mp4v")
-        video = cv2.VideoWriter(str(folder / f"clip{number}.mp4"), kind, 20.0, (96, 96))
-        for frame in range(30):
-            image = np.full((96, 96, 3), 60, np.uint8)
-            image[30:50, 10 + frame : 30 + frame] = 220
-            video.write(image)
-        video.release()
-        lines.append(f"clip{number}.mp4,push the square {number % 2}")
-    (folder / "captions.csv").write_text("\n".join(lines) + "\n")
-
-
 def _clip(rng: np.random.Generator, number: int, per_clip: int, px: int) -> list[dict]:
     task = list(TASKS)[number % len(TASKS)]
     caption = TASKS[task][number // 2 % len(TASKS[task])]

@@ -30,7 +30,8 @@ def reader_folder(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
     """The reader's working directory: videos, triplets and an encoder."""
-    from synthetic_triplets import write_rejected, write_videos
+    from synthetic_triplets import write_rejected
+    from synthetic_videos import write_videos
 
     write_videos(tmp_path / "my_videos")
     shutil.copytree(triplet_folder, tmp_path / "my_triplets")
