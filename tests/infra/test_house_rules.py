@@ -125,10 +125,3 @@ def test_what_is_right_passes(tmp_path: Path) -> None:
             "tests/test_a.py": "import losses_of_mine\nTASK = 'reach-v3'",
         },
     )
-
-
-def test_the_list_of_allowed_breaches_names_a_rule_and_files(tmp_path: Path) -> None:
-    allowed = tmp_path / "allowed.txt"
-    assert check_house.read_allowed(allowed) == []
-    allowed.write_text("# why\n\nsimulator eval/*\n")
-    assert check_house.read_allowed(allowed) == [("simulator", "eval/*")]
