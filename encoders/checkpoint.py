@@ -28,6 +28,7 @@ from dynaflip.encoders.model import DynaFLIP
 from dynaflip.encoders.model_card import model_card
 from dynaflip.errors import UserError
 from dynaflip.files import replace_folder, unfinished_path
+from dynaflip.plugins import CLASS_PREFIX
 from dynaflip.renames import current_settings
 
 FORMAT_VERSION = 1
@@ -165,7 +166,9 @@ def _image_encoder(
             config, described["image_architecture"], described["preprocessing"], backbone
         )
     except UserError as error:
-        raise UserError(f"{folder}: {error}") from None
+        own = backbone is None and config.name.startswith(CLASS_PREFIX)
+        hint = f": load_encoder(folder, backbone={config.name!r})" if own else ""
+        raise UserError(f"{folder}: {error}{hint}") from None
     encoder.backbone.licence = described.get("licence") or encoder.backbone.licence
     encoder.info = described["info"]
     return encoder

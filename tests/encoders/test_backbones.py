@@ -136,6 +136,7 @@ def test_a_folder_cannot_name_a_class_but_its_user_can(outside: Path, tmp_path: 
             load(folder)
         assert "\n" not in str(caught.value)
         assert "entry point of dynaflip.backbone" in str(caught.value)
+        assert str(caught.value).endswith(f"load_encoder(folder, backbone={OWN!r})")
     assert "stripes_net" not in sys.modules
     with torch.no_grad():
         assert torch.equal(load_image_encoder(folder, backbone=OWN)(IMAGES), features)
