@@ -31,7 +31,7 @@ from dynaflip.platform.triplets.flow import (
     surface_tracking,
     tracking,
 )
-from dynaflip.platform.triplets.flow.camera_motion import fit_camera
+from dynaflip.platform.triplets.flow.camera_motion import compensate_camera, fit_camera
 from dynaflip.platform.triplets.flow.config import TrackConfig
 from dynaflip.platform.triplets.flow.estimate import flow_of_window
 from dynaflip.platform.triplets.flow.grid import grid_on_first_frame
@@ -61,6 +61,17 @@ CLIP = Clip(
     embodiment="robot",
     licence="CC0",
 )
+
+
+def noisy(window: RGBDWindow, step: float = 0.06) -> RGBDWindow:
+    """A window with noise of colour and depth, and with steps of 6 % in its depth."""
+    rng = np.random.default_rng(2)
+    assert window.depth_m is not None
+    colours = window.frames + rng.normal(0, 3, window.frames.shape)
+    stairs = 1 - step * (np.arange(WIDTH) // 20 % 2)
+    depth_m = window.depth_m * stairs * (1 + rng.normal(0, 0.004, window.depth_m.shape))
+    frames = colours.round().clip(0, 255).astype(np.uint8)
+    return replace(window, frames=frames, depth_m=depth_m.astype(np.float32))
 
 
 class MadeUpRecording:
@@ -211,7 +222,7 @@ def tracks(folder: Path) -> Outputs:
 
 
 def lifted(folder: Path) -> Outputs:
-    window = egg()
+    window = noisy(egg())
     poses = np.tile(np.eye(4), (8, 1, 1))
     poses[:, 0, 3] = 0.01 * np.arange(8)
     tracks_px = POINTS_PX + np.arange(8, dtype=np.float32)[:, None, None] * 0.7
@@ -235,7 +246,7 @@ def lifted(folder: Path) -> Outputs:
 
 def static(folder: Path) -> Outputs:
     out: Outputs = {}
-    for name, window in (("depth", wall()), ("colour", replace(wall(), depth_m=None))):
+    for name, window in (("depth", noisy(wall())), ("colour", replace(wall(), depth_m=None))):
         window = replace(window, poses=None)
         found = static_points.compare_with_static_scene(
             window, POINTS_PX, CONFIG.static_points, CONFIG.lifting.search_px
@@ -245,7 +256,7 @@ def static(folder: Path) -> Outputs:
             f"{name}_hidden": found.hidden,
             f"{name}_misfit": found.misfit,
         }
-    window = egg()
+    window = noisy(egg())
     found = static_points.compare_with_static_scene(window, POINTS_PX, CONFIG.static_points, 1)
     tracks_px = POINTS_PX + np.arange(8, dtype=np.float32)[:, None, None] * 0.5
     xyz_m, visible = lifting.lift_tracks(
@@ -264,11 +275,11 @@ def static(folder: Path) -> Outputs:
 
 
 def alignment(folder: Path) -> Outputs:
-    window = egg(5)
+    window = noisy(wall(5, shift_m=0.0), step=0.0)
     assert window.depth_m is not None
     z_m = lifting.sample_depth_m(window.depth_m[0], POINTS_PX, None, 1)
     origin_m = lifting.back_project(POINTS_PX, z_m, INTRINSICS_PX)
-    chosen = z_m < 1.55
+    chosen = z_m < 1.8  # on the square
     found = surface_tracking.track_surfaces(
         window,
         POINTS_PX,
@@ -280,7 +291,7 @@ def alignment(folder: Path) -> Outputs:
     )
     return {
         "known": found.known,
-        "xyz_m": found.xyz_m[:, found.known],
+        "xyz_fitted": found.xyz_m[:, found.known],
         "misfit": found.misfit[:, found.known],
         "in_sight": found.in_sight[:, found.known],
     }
@@ -294,6 +305,7 @@ def smoothing(folder: Path) -> Outputs:
     moves[0, 0] = moves[18, 18] = True
     moves[8, 8] = False
     displacement_m = 0.05 * moves[..., None] + rng.normal(0, 0.003, (7, 20, 20, 3))
+    displacement_m += (rng.random((7, 20, 20, 1)) < 0.2) * rng.normal(0, 0.03, (7, 20, 20, 3))
     config = CONFIG.rigid_smoothing
     moving = np.broadcast_to(moves, (7, 20, 20))
     outvoted = rigid_smoothing.outvoted(origin_m, moves, np.ones_like(moves), config)
@@ -302,9 +314,18 @@ def smoothing(folder: Path) -> Outputs:
 
 
 def camera(folder: Path) -> Outputs:
-    fit = fit_camera(wall(), CONFIG)
+    window = noisy(wall(shift_m=0.06), step=0.0)
+    fit = fit_camera(window, CONFIG)
     assert fit is not None
-    return {"poses": fit.poses, "inlier_share": np.array([fit.inlier_share])}
+    moved, known = compensate_camera(window, CONFIG)
+    assert moved.poses is not None
+    return {
+        "rotations_fitted": fit.poses[:, :3, :3],
+        "shifts_fitted": fit.poses[:, :3, 3],
+        "inlier_share": np.array([fit.inlier_share]),
+        "kind": [known.kind],
+        "compensated_fitted": moved.poses[:, :3, 3],
+    }
 
 
 def simulator(folder: Path) -> Outputs:
@@ -332,8 +353,11 @@ def depth_models(folder: Path) -> Outputs:
     depth_m = egg(2).depth_m
     assert depth_m is not None
     inverse = 3.0 / depth_m + 0.2
-    measured = depth_m[0].copy()
+    inverse[:, :20] *= 0.02  # further away than depth is told apart
+    rng = np.random.default_rng(0)
+    measured = (depth_m[0] * (1 + rng.normal(0, 0.05, depth_m[0].shape))).astype(np.float32)
     measured[::2] = np.nan
+    measured[1:40:6] = 0.5  # reflections
     relative = depth_of_inverse(inverse.astype(np.float32))
     aligned = align_depth(relative, measured)
     assert aligned is not None
@@ -372,12 +396,13 @@ def rows(folder: Path) -> Outputs:
     texts = ("triplet_id", "split", "caption", "caption_group", "task", "flow_source")
     texts += ("depth_kind", "depth_scale", "camera_motion", "grid", "focal_kind", "factors")
     numbers = ("t_s", "window_s", "visible_share", "moving_share", "median_depth_m", "focal_px")
-    flow = flow_of_window(egg(), np.arange(8) / 30, POINTS_PX.reshape(20, 20, 2), CONFIG)
+    window = noisy(wall(shift_m=0.0), step=0.0)
+    flow = flow_of_window(window, np.arange(6) / 30, POINTS_PX.reshape(20, 20, 2), CONFIG)
     return {
         "schema": [f"{field.name}: {field.type}" for field in TRIPLET_SCHEMA],
         "texts": [" | ".join(str(row[name]) for name in texts) for row in made],
         "numbers": np.array([[row[name] for name in numbers] for row in made]),
-        "flow_m": flow.displacement_m,
+        "flow_fitted": flow.displacement_m,
         "flow_visible": flow.visible,
     }
 
