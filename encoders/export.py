@@ -1,4 +1,4 @@
-"""An image encoder as others take it: torch.export, ONNX, a transformers folder.
+"""Export of an image encoder: torch.export, ONNX, or a transformers folder.
 
 An exported program or ONNX file takes (B, 3, px, px) float32 RGB in [0, 1], px the encoder's own
 size, and gives the embedding (B, D) and the spatial tokens (B, P, D'); B is free. Normalisation is

@@ -1,4 +1,4 @@
-"""The image encoder as transformers loads it from an exported folder.
+"""The model that transformers loads from an exported folder: the image encoder.
 
 :func:`dynaflip.encoders.export.save_transformers` copies these definitions, with the backbone's,
 into the folder, so that ``AutoModel.from_pretrained(folder, trust_remote_code=True)`` needs
