@@ -22,7 +22,7 @@ import numpy as np
 from simulated import TASKS, Window, recordings, windows
 
 from dynaflip.platform.triplets.config import PreprocessConfig
-from dynaflip.platform.triplets.flow.camera_motion import compensated, fit_camera
+from dynaflip.platform.triplets.flow.camera_motion import compensate_camera, fit_camera
 from dynaflip.platform.triplets.flow.config import AlignmentConfig, TrackConfig
 from dynaflip.platform.triplets.flow.estimate import flow_of_window
 from dynaflip.platform.triplets.flow.tracking import (
@@ -71,8 +71,8 @@ def ours(config: PreprocessConfig, *, hide_pose: bool = False) -> Method:
     def method(window: Window) -> Answer:
         kept = thin_frames(window.times_s, config.track.min_frame_gap_s)
         origin_px = grid_px(*window.frames.shape[1:3])
-        shot, _ = compensated(window.shot(kept, hide_pose=hide_pose), config)
-        flow = flow_of_window(shot, window.times_s[kept], origin_px, config)
+        rgbd, _ = compensate_camera(window.window(kept, hide_pose=hide_pose), config)
+        flow = flow_of_window(rgbd, window.times_s[kept], origin_px, config)
         # Points that were not aligned get the doubt of a middling piece.
         misfit = np.nan_to_num(flow.misfit, nan=0.2)
         doubt = doubt_of(misfit, flow.tracks_px[-1] - flow.origin_px)
@@ -163,7 +163,7 @@ def camera_row(many: list[Window]) -> str:
         assert window.cameras.poses is not None
         poses = window.cameras.poses[kept]
         truth = np.linalg.inv(poses[0]) @ poses
-        fit = fit_camera(window.shot(kept, hide_pose=True), config)
+        fit = fit_camera(window.window(kept, hide_pose=True), config)
         moved_mm.append(np.linalg.norm(truth[:, :3, 3], axis=1).max() * 1e3)
         shares.append(fit.inlier_share if fit else 0.0)
         if fit is None or fit.inlier_share < config.camera.min_inlier_share:
