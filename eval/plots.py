@@ -1,4 +1,4 @@
-"""Images of an evaluation: error by factor, retrieval against chance, examples."""
+"""Figures of an evaluation: error by factor, retrieval against chance, examples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scripted demonstrations in a simulator to a LeRobot v3.0 data set with depth.
+"""Record scripted demonstrations in a simulator as a LeRobot v3.0 data set with depth.
 
     python jobs/collect.py --output data/demo --episodes_per_task 12
 

@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
         if args.old:
             raise UserError("--from: belongs to `move`")
         print(f"DYNAFLIP_HOME {folder}")
-        print(f"made at {recorded or 'a place that nothing in it tells'}")
+        print(f"made at {recorded or 'an unknown place'}")
         if recorded and not is_same_place(recorded, folder):
             print("it was copied or moved: `dynaflip home move` adopts it")
         return 0

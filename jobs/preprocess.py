@@ -1,4 +1,4 @@
-"""Recordings to image-language-3D-flow triplets.
+"""Turn recordings into image-language-3D-flow triplets.
 
     python jobs/preprocess.py --source data/demo --output data/triplets
     python jobs/preprocess.py inspect data/triplets

@@ -1,6 +1,6 @@
 """The contract of a loss term: subclass :class:`LossTerm`, write ``forward``, name the frames.
 
-The smallest one, weighed by ``objective.extra_terms: {"class:my_losses:Smoothness": 0.5}``::
+The smallest one, weighted by ``objective.extra_terms: {"class:my_losses:Smoothness": 0.5}``::
 
     class Smoothness(LossTerm):
         frames = ("t",)

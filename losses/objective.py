@@ -1,7 +1,7 @@
-"""The training objective: the terms of :data:`dynaflip.losses.terms.TERMS`, weighed and added.
+"""The training objective: the terms of :data:`dynaflip.losses.terms.TERMS`, weighted and added.
 
 L = Σ weight · term: L_align, L_tcn and L_act of DynaFLIP (arXiv 2605.30350) with weights of 1,
-and what else the settings weigh.
+and any further terms that the settings add.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ optimizer all ask this table, so that a new term needs one line here and nothing
 outside needs no line at all: an installed package declares it as an entry point of
 ``dynaflip.loss_term``, and a user's own is given as ``class:MODULE:NAME``.
 
-A term whose name is a field of ``ObjectiveConfig`` is weighed by that setting and always part of
-the objective (a weight of 0 leaves its value in the curves); any other one is weighed by
+A term whose name is a field of ``ObjectiveConfig`` is weighted by that setting and always part of
+the objective (a weight of 0 leaves its value in the curves); any other one is weighted by
 ``objective.extra_terms``.
 """
 

@@ -12,6 +12,7 @@ import dataclasses
 import inspect
 import re
 import sys
+import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +23,13 @@ from typing import Any
 from dynaflip.checks import Limits, limits_of
 
 _REQUIRED = "(required)"
-_TYPES = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+_TYPES: dict[Any, str] = {
+    str: "text",
+    int: "whole number",
+    float: "number",
+    bool: "true or false",
+    Any: "any value",
+}
 
 
 @dataclass(frozen=True)
@@ -178,10 +185,9 @@ def _defaults(cls: Any) -> dict[str, Any]:
 
 def _type_words(hint: Any) -> str:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if type(None) in inner:
-        return " or ".join([_type_words(kind) for kind in inner if kind is not type(None)]) + (
-            " or none"
-        )
+    if origin in (typing.Union, types.UnionType):
+        words = [_type_words(kind) for kind in inner if kind is not type(None)]
+        return " or ".join([*words, "none"] if type(None) in inner else words)
     if origin in (tuple, list):
         return "list of " + _plural(_type_words(inner[0]))
     if origin is dict:

@@ -59,10 +59,10 @@ class DiffusionConfig:
     """Diffusion policy: see :mod:`dynaflip.eval.policies.diffusion`."""
 
     chunk: int = 16
-    """Actions that are predicted together …"""
+    """Actions that are predicted together."""
 
     execute: int = 8
-    """… and how many of these are executed before the next image is read."""
+    """How many of the predicted actions are executed before the next image is read."""
 
     input_norm: str = "batch"
     """As behaviour cloning's."""

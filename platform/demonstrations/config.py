@@ -41,10 +41,10 @@ class CollectConfig:
     """Standard deviation of the noise on the expert's motion (actions are in [-1, 1])."""
 
     steps_after_success: int = 10
-    """An episode ends this many steps after it is first solved, …"""
+    """Control steps that an episode goes on after it is first solved, within `max_steps`."""
 
     max_steps: int = 200
-    """… and after this many at the latest."""
+    """Longest episode, in control steps."""
 
     seed: int = 0
     """Episode i's layout, phrasing and appearance depend on this and on i alone."""

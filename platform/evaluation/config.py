@@ -78,7 +78,7 @@ class ProbesConfig:
     """Ridge probes from frozen features to positions."""
 
     enabled: bool = True
-    """Off: score the retrievals alone (nothing is rendered)."""
+    """Fit and test probes; off: retrieval alone, and nothing is rendered."""
 
     frames_per_episode: int = 12
     """Frames of each unperturbed training episode that probes are fitted on."""
@@ -168,10 +168,10 @@ class RolloutConfig(EvaluationConfig):
     encoder."""
 
     horizon_steps: int = 150
-    """Longest episode, control steps …"""
+    """Longest episode, in control steps."""
 
     steps_after_success: int = 25
-    """… and how many more there are after it is first solved."""
+    """Control steps that an episode goes on after it is first solved."""
 
     image_px: int = 112
     """Side of the images."""
@@ -195,7 +195,7 @@ class RolloutConfig(EvaluationConfig):
     it; the random baseline is then trained from scratch). Hours on a CPU unless frozen."""
 
     multitask: bool = False
-    """One policy for all tasks, told in words which one it is."""
+    """One language-conditioned policy for all tasks; off: one policy per task."""
 
     environments: int = 10
     """Environments that a process runs in lockstep."""

@@ -1,4 +1,4 @@
-"""Cheap looks at a batch's embeddings: would a collapse or a lazy modality show?
+"""Cheap diagnostics of a batch's embeddings: signs of collapse or of an unused modality.
 
 Alignment and uniformity are Wang & Isola's (arXiv 2005.10242), the effective rank Roy &
 Vetterli's. Every process must call these at the same step: they look at the whole batch.

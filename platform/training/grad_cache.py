@@ -1,4 +1,4 @@
-"""A batch through the model in one pass or in several, with the whole batch's negatives.
+"""GradCache: exact contrastive gradients of the whole batch with micro-batches.
 
 A contrastive loss does not split over parts of its batch. Cached gradients (GradCache,
 arXiv 2101.06983) give the exact gradient at the memory of one part: embed all parts

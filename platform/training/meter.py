@@ -1,4 +1,4 @@
-"""Means of what a step says, throughput, and the share of time spent waiting for data."""
+"""Means of a step's metrics, throughput, and the share of time spent waiting for data."""
 
 from __future__ import annotations
 

@@ -150,16 +150,19 @@ class PreprocessConfig:
     experiments only."""
 
     flow_window_s: float = 0.5
-    """Longest flow window, in seconds; it ends earlier at R3M's next frame."""
+    """Longest flow window, in seconds. A window is shorter where the next of the drawn frames (see
+    `draws_per_clip`) comes earlier."""
 
     min_window_s: float = 0.1
     """Shorter transitions are skipped: too little moves in them."""
 
     draws_per_clip: int = 3
-    """R3M draws per clip: five frames each, hence four transitions."""
+    """How often five frames are drawn from a clip, as R3M does it; each draw gives four
+    transitions, from a frame to the next."""
 
     image_pair: str = "window"
-    """Second image of a pair. window: at t + flow window. r3m: R3M's next frame."""
+    """Second image of a pair. window: at t + flow window. r3m: the next of the drawn
+    frames."""
 
     image_px: int = 160
     """Short side of the stored images; smaller recordings stay as they are."""

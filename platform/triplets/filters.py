@@ -1,4 +1,4 @@
-"""Windows that teach nothing, or something wrong, are left out and counted by reason."""
+"""Filters of windows without usable motion or images; rejected ones are counted by reason."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ class StaticPointsConfig:
     RENAMED: ClassVar[dict[str, str]] = {"min_still_gain": "min_static_gain"}
 
     enabled: bool = True
-    """False trusts the tracker alone."""
+    """Test whether a point is static before its track is used; off: the tracker alone decides."""
 
     patch_radius_px: int = 1
     """Radius of the compared patch: 1 is 3 × 3 pixels."""
@@ -137,7 +137,8 @@ class AlignmentConfig:
     """
 
     enabled: bool = True
-    """False uses the tracker's points, corrected by their neighbours."""
+    """Align the surface around each point with later frames; off: the tracker's points, corrected
+    by their neighbours."""
 
     radius_px: int = 20
     """Radius of a patch in the tracked image."""
@@ -188,7 +189,7 @@ class RigidSmoothingConfig:
     """Rigid smoothing: neighbours on one surface correct each other."""
 
     enabled: bool = True
-    """False leaves every point as it was tracked."""
+    """Correct points by their neighbours on one surface; off: every point as it was tracked."""
 
     depth_share: float = 0.05
     """Neighbours are on one surface when their depth differs by no more than this share."""
