@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml requirements.lock
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@echo $$(( $$(date +%s) - $$(cat .venv-began) )) > $@ && rm .venv-began
 
-env: $(STAMP)  ## the environment in .venv alone
+env: $(STAMP)  ## create the environment in .venv, nothing else
 
 demo: $(STAMP)  ## from nothing to a registered encoder and its first score
 	$(BIN)/python jobs/demo.py
@@ -44,13 +44,13 @@ chaos: $(STAMP)  ## kill drivers, workers and nodes, fill disks, damage checkpoi
 fuzz: $(STAMP)  ## damaged recordings of every kind through preprocessing
 	$(BIN)/python -m pytest -m fuzz
 
-slow: $(STAMP)  ## what takes long: every expert through the harness, whole searches
+slow: $(STAMP)  ## long tests: every scripted expert, whole searches
 	$(BIN)/python -m pytest -m slow
 
 bench: $(STAMP)  ## benchmarks: ratios of two things measured in one run
 	$(BIN)/python -m pytest -m bench -s
 
-check: $(STAMP) types-tree  ## format, lint, types, rules of the house
+check: $(STAMP) types-tree  ## format, lint, types, import direction, naming
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/python infra/ci/check_house.py
@@ -60,14 +60,14 @@ check: $(STAMP) types-tree  ## format, lint, types, rules of the house
 ui: $(STAMP)  ## MLflow UI on the runs under DYNAFLIP_HOME
 	$(BIN)/python jobs/ui.py
 
-format: $(STAMP)  ## put the code into the house's format
+format: $(STAMP)  ## format the code and repair lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(STAMP)  ## write docs/settings.md anew from the settings
+docs: $(STAMP)  ## generate docs/settings.md from the settings
 	$(BIN)/python infra/ci/settings_reference.py
 
-lock:  ## write requirements.lock anew from pyproject.toml
+lock:  ## generate requirements.lock from pyproject.toml
 	$(PYTHON) infra/ci/lock.py
 
 # mypy does not follow __path__: it sees the same folders through links.

@@ -3,7 +3,7 @@
 Runs four jobs as a user would type them (demonstrations, triplets, pretraining, score) and prints
 how long each took. From a fresh clone it took 7 minutes on 2 quiet CPU cores, including the
 environment; other work on the machine makes it longer. It needs no GPU, no account, no server and
-4 GB of disk. A second call reuses what is done.
+6 GB of disk. A second call reuses what is done.
 """
 
 from __future__ import annotations

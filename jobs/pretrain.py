@@ -83,7 +83,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--evaluate",
         action="store_true",
-        help="evaluate policies on the new version: the headline's settings, on dev",
+        help="roll out policies on the new version: configs/headline.yaml on the dev split",
     )
 
 

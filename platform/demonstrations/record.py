@@ -1,4 +1,4 @@
-"""One episode: the expert acts, every step is imaged and measured."""
+"""Record one episode: the expert acts, every step is rendered and measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The images of a pretraining: its curves, and flow drawn on some of its triplets."""
+"""Figures of a pretraining: its curves, and flow drawn on some of its triplets."""
 
 from __future__ import annotations
 
