@@ -145,7 +145,7 @@ def test_a_dry_run_says_space_resources_and_cost_and_leaves_nothing(
     done = job("--dry-run", *map(str, words), home=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "objective.volume log(0.1,10) 1" in " ".join(done.stdout.split())
-    assert "a trial takes 1 worker(s)" in done.stdout
+    assert "a trial uses 1 worker(s)" in done.stdout
     assert "40 steps of" in done.stdout
     assert "confirmation: 12 trainings" in done.stdout
     assert not (tmp_path / "sweeps").exists()
