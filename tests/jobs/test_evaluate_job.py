@@ -71,7 +71,9 @@ def recordings(folder: Path) -> tuple[Path, Path]:
     from dynaflip.platform.triplets.pipeline import preprocess
 
     plain = {"perturbed_share": 0.0, "moving_camera_share": 0.0}
-    collect(CollectConfig(TASKS, 6, 64, **plain), str(folder / "data"))
+    collect(
+        CollectConfig(tasks=TASKS, episodes_per_task=6, image_px=64, **plain), str(folder / "data")
+    )
     source = SourceConfig(path=str(folder / "data"))
     config = PreprocessConfig(
         source=source,
