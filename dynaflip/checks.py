@@ -119,7 +119,8 @@ def extension(owner: object, point: ExtensionPoint, *names: str) -> None:
         UserError: names the attribute and lists what is known.
     """
     if _collected is not None:
-        _collect(owner, names, Limits(choices=(*point.names(), "class:MODULE:NAME")))
+        # Without those of installed packages: the reference page is the same everywhere.
+        _collect(owner, names, Limits(choices=(*point.table, "class:MODULE:NAME")))
     for name, value in _set(owner, names):
         for word in value if isinstance(value, tuple) else (value,):
             point.check(word, name)

@@ -6,7 +6,7 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
-from dynaflip.checks import at_least, one_of, within
+from dynaflip.checks import at_least, extension, one_of, within
 from dynaflip.eval.envs.registry import DEFAULT_ENVIRONMENT, environment
 from dynaflip.eval.perturbations import LEVELS
 from dynaflip.eval.policies.config import BehaviourCloningConfig, DiffusionConfig, EndToEndConfig
@@ -253,7 +253,7 @@ class RolloutConfig(EvaluationConfig):
         return self.head_settings if section is None else asdict(section)
 
     def _check_head(self) -> None:
-        HEADS.check(self.head, "head")
+        extension(self, HEADS, "head")
         if self.head_settings and self.head in HEADS.table:
             raise ValueError(f"head_settings: head {self.head} has a section of that name instead")
 

@@ -79,7 +79,9 @@ def test_an_outage_ends_the_sweep_and_fails_no_trial(home: Path) -> None:
         computed(assignment)
 
     sweep = opened("outage", trials=3, concurrent=1)
-    with pytest.raises(Interrupted, match=r"quota exceeded; when that is fixed, continue with: .*outage"):
+    with pytest.raises(
+        Interrupted, match=r"quota exceeded; when that is fixed, continue with: .*outage"
+    ):
         run_with(sweep, SEARCH, 3, trial)
     states = [t.state.name for t in own_trials(sweep.study(SEARCH))]
     assert states == ["COMPLETE", "RUNNING"]
