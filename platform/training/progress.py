@@ -23,9 +23,9 @@ def progress_line(metrics: Metrics, total_steps: int, terms: Sequence[str]) -> s
     if rate:
         parts.append(f"{rate:.2f} steps/s  ETA {clock((total_steps - step) / rate)}")
     if "train/loss" in metrics:
-        parts.append(f"loss {metrics['train/loss']:.3f}")
+        parts.append(f"loss {_short(metrics['train/loss'])}")
         values = {name: metrics.get(f"train/{name}") for name in terms}
-        parts.append(" ".join(f"{n} {v:.3f}" for n, v in values.items() if v is not None))
+        parts.append(" ".join(f"{n} {_short(v)}" for n, v in values.items() if v is not None))
         matched, shuffled = (metrics.get(f"train/area_{k}") for k in ("matched", "shuffled"))
         if matched is not None and shuffled is not None:
             parts.append(f"area {matched:.2f}/{shuffled:.2f}")
@@ -48,6 +48,11 @@ def heldout_summary(metrics: Metrics) -> str:
         for m in ("image", "language", "flow")
     ]
     return f"held-out top-1 {' '.join(shown)} rank " + "/".join(f"{r:.0f}" for r in ranks)
+
+
+def _short(value: float) -> str:
+    """Three decimals; three significant digits below 0.01, where those would read as zero."""
+    return f"{value:.3g}" if 0 < abs(value) < 0.01 else f"{value:.3f}"
 
 
 def clock(seconds: float) -> str:

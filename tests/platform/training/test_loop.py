@@ -285,11 +285,14 @@ def test_the_progress_line_has_rate_remaining_time_and_weighted_terms() -> None:
         "train/flow": 0.25,
         "train/direct": 0.125,
         "train/Smoothness": 7.5,
+        "train/Small": 3.21e-5,
+        "train/Zero": 0.0,
     }
-    line = progress_line(metrics, 400, ("contrastive", "temporal", "flow", "Smoothness"))
+    terms = ("contrastive", "temporal", "flow", "Smoothness", "Small", "Zero")
+    line = progress_line(metrics, 400, terms)
     for part in ("step 120/400", "2.00 steps/s", "ETA 2:20", "loss 3.250", "flow 0.250"):
         assert part in line
-    assert "Smoothness 7.500" in line
+    assert "Smoothness 7.500 Small 3.21e-05 Zero 0.000" in line
     assert "direct" not in line
     assert clock(3725) == "1:02:05"
 
