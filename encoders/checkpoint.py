@@ -22,13 +22,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from dynaflip.encoders.backbones import own_class
 from dynaflip.encoders.config import FlowConfig, ImageConfig, LanguageConfig, ModelConfig
 from dynaflip.encoders.image import ImageEncoder, rebuild_image_encoder
 from dynaflip.encoders.model import DynaFLIP
 from dynaflip.encoders.model_card import model_card
 from dynaflip.errors import UserError
 from dynaflip.files import replace_folder, unfinished_path
-from dynaflip.plugins import CLASS_PREFIX
 from dynaflip.renames import current_settings
 
 FORMAT_VERSION = 1
@@ -127,6 +127,25 @@ def backbone_name(folder: str | Path) -> str:
     return str(_read_config(folder)["model"]["image"]["name"])
 
 
+def allowed_backbone(folder: str | Path, own: str | None) -> str | None:
+    """The ``backbone`` to load a folder with, where the user's settings name a class of theirs.
+
+    Args:
+        folder: of :func:`save_folder`.
+        own: ``class:MODULE:NAME`` from the user's settings. It serves a folder that names the
+            same class; one with a backbone that is built in or installed needs none.
+
+    Raises:
+        UserError: the folder names another class.
+    """
+    name = backbone_name(folder)
+    if own is None or own_class(name) is None:
+        return None
+    if name != own:
+        raise UserError(f"backbone: {folder} has the backbone {name}, not {own}")
+    return own
+
+
 def load_for_use(
     folder: str | Path, uri: str, *, device: str | None = None, backbone: str | None = None
 ) -> ImageEncoder:
@@ -161,14 +180,19 @@ def copy_encoder(folder: str | Path, target: str | Path) -> Path:
 def _image_encoder(
     folder: str | Path, described: Mapping[str, Any], config: ImageConfig, backbone: str | None
 ) -> ImageEncoder:
+    if backbone is None and own_class(config.name) is not None:
+        raise UserError(
+            f"{folder}: its backbone {config.name} is a class that is neither built in nor "
+            "installed, and a folder may not choose which code runs; if the class is yours, name "
+            f"it: load_encoder(folder, backbone={config.name!r}) in Python, --backbone "
+            f"{config.name} in a job"
+        )
     try:
         encoder = rebuild_image_encoder(
             config, described["image_architecture"], described["preprocessing"], backbone
         )
     except UserError as error:
-        own = backbone is None and config.name.startswith(CLASS_PREFIX)
-        hint = f": load_encoder(folder, backbone={config.name!r})" if own else ""
-        raise UserError(f"{folder}: {error}{hint}") from None
+        raise UserError(f"{folder}: {error}") from None
     encoder.backbone.licence = described.get("licence") or encoder.backbone.licence
     encoder.info = described["info"]
     return encoder

@@ -122,7 +122,7 @@ def _train_on_ray(args: argparse.Namespace, config: PretrainConfig) -> int:
             training.move_alias(uri, args.alias)
         print(f"these settings and triplets have an encoder already: {uri}")
         if args.evaluate:
-            _evaluate(uri)
+            _evaluate(uri, config.model.image.name)
         return 0
     if args.resume:
         outcome = training.resume(args.resume, alias=args.alias)
@@ -132,17 +132,22 @@ def _train_on_ray(args: argparse.Namespace, config: PretrainConfig) -> int:
     print(f"registered {outcome.uri()}" + (f", alias {args.alias}" if args.alias else ""))
     print(f"load it with dynaflip.load_encoder({outcome.uri()!r}); look at it with `make ui`")
     if args.evaluate:
-        _evaluate(outcome.uri())
+        from dynaflip.encoders.checkpoint import backbone_name
+
+        _evaluate(outcome.uri(), backbone_name(outcome.encoder_folder))
     return 0
 
 
-def _evaluate(uri: str) -> None:
+def _evaluate(uri: str, backbone: str) -> None:
+    """Roll out policies on a version whose backbone the user's settings name."""
+    from dynaflip.encoders.backbones import own_class
     from dynaflip.platform.config_loader import load_config
     from dynaflip.platform.evaluation.config import RolloutConfig
     from dynaflip.platform.evaluation.suites.rollouts import Rollouts
 
     headline = Path(__file__).parent / "configs" / "headline.yaml"
-    config = load_config(RolloutConfig, str(headline), {"encoder": uri, "split": "dev"})
+    given = {"encoder": uri, "split": "dev", "backbone": own_class(backbone)}
+    config = load_config(RolloutConfig, str(headline), given)
     outcome = Rollouts().run(config)
     print(f"\n{outcome.table}\nreport: {outcome.report}")
 

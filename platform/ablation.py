@@ -146,6 +146,7 @@ def pretrained(config: AblationConfig, variant: str) -> list[str]:
 
 def by_policies(config: AblationConfig, encoders: dict[str, list[str]]) -> Ranking:
     """Rank variants by success out of distribution: the mean over single factors."""
+    from dynaflip.encoders.backbones import own_class
     from dynaflip.eval.intervals.ranking import rank_variants
     from dynaflip.platform.evaluation.encoders_under_test import TRAINED
     from dynaflip.platform.evaluation.results import OUT_OF_DISTRIBUTION, groups, successes
@@ -155,6 +156,7 @@ def by_policies(config: AblationConfig, encoders: dict[str, list[str]]) -> Ranki
     outcome = Rollouts().run(
         dataclasses.replace(
             config.rollouts,
+            backbone=config.rollouts.backbone or own_class(config.pretrain.model.image.name),
             encoder=",".join(encoders[FULL]),
             encoders=others,
             seeds=len(config.seeds),

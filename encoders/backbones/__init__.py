@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dynaflip.errors import UserError
-from dynaflip.plugins import ExtensionPoint
+from dynaflip.plugins import CLASS_PREFIX, ExtensionPoint
 
 if TYPE_CHECKING:
     from dynaflip.encoders.backbones.base import Backbone
@@ -25,6 +25,11 @@ BACKBONES = ExtensionPoint(
     otherwise="the folder or hub id of a transformers vision model",
 )
 _SETTING = "model.image.name"
+
+
+def own_class(name: str) -> str | None:
+    """A backbone's name where it is a class of the user's own, ``class:MODULE:NAME``; or None."""
+    return name if name.startswith(CLASS_PREFIX) else None
 
 
 def backbone_class(name: str, *, trusted: bool = True) -> type[Backbone]:

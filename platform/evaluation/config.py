@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from dynaflip.checks import at_least, extension, one_of, within
+from dynaflip.encoders.backbones import BACKBONES, own_class
 from dynaflip.eval.envs.registry import DEFAULT_ENVIRONMENT, environment
 from dynaflip.eval.perturbations import LEVELS
 from dynaflip.eval.policies.config import BehaviourCloningConfig, DiffusionConfig, EndToEndConfig
@@ -22,6 +23,8 @@ TUNING_SPLIT = "dev"  # what is tuned against a score must never have seen test
 class EvaluationConfig:
     """Settings that every suite has."""
 
+    ADDED: ClassVar[tuple[str, ...]] = ("backbone",)
+
     encoder: str = "models:/dynaflip-encoder@candidate"
     """The encoder under test: a registered version (models:/NAME@ALIAS, models:/NAME/3, a version
     number) or an encoder's folder."""
@@ -29,9 +32,17 @@ class EvaluationConfig:
     experiment: str = "dynaflip-evaluate"
     """MLflow experiment of the evaluation's run."""
 
+    backbone: str | None = None
+    """Class of your own backbone, class:MODULE:NAME, where an encoder that is evaluated has one: a
+    name in an encoder's folder alone never runs code."""
+
     def __post_init__(self) -> None:
         if not self.encoder.strip():
             raise ValueError("encoder must not be empty")
+        if self.backbone is not None:
+            if own_class(self.backbone) is None:
+                raise ValueError(f"backbone must be class:MODULE:NAME, not {self.backbone}")
+            BACKBONES.check(self.backbone, "backbone")
 
 
 @dataclass(frozen=True)

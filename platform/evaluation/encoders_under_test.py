@@ -27,6 +27,7 @@ class Encoder:
     name: str  # as the user gave it
     folder: str | None
     digest: str  # of weights and preprocessing: equal digests give equal features
+    backbone: str | None = None  # the user's own class that the folder names, to load it with
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def resolve_encoders(config: RolloutConfig) -> list[EncoderUnderTest]:
         UserError: an encoder does not exist, two entries share a name or one takes a reserved
             name, or an entry has several encoders and another number of policies.
     """
-    trained = [encoder_at(uri) for uri in _split(config.encoder)]
+    trained = [encoder_at(uri, config.backbone) for uri in _split(config.encoder)]
     if not trained:
         raise UserError("encoder must not be empty")
     tested = [EncoderUnderTest(TRAINED, tuple(trained))]
@@ -64,7 +65,7 @@ def resolve_encoders(config: RolloutConfig) -> list[EncoderUnderTest]:
                 f"encoders: {name.strip()} is the name of a baseline that is built here "
                 "(--baselines, --check_harness); choose another"
             )
-        others = tuple(encoder_at(uri) for uri in _split(uris))
+        others = tuple(encoder_at(uri, config.backbone) for uri in _split(uris))
         tested.append(EncoderUnderTest(name.strip(), others))
     if config.check_harness:
         without = [Encoder(name, None, name) for name in (EXPERT, RANDOM_POLICY)]
@@ -116,17 +117,28 @@ def single_seed_notes(tested: list[EncoderUnderTest]) -> list[str]:
 
 def weights_digest(uri: str) -> str:
     """The digest of an encoder's weights and preprocessing, as in an evaluation's episodes."""
-    return encoder_at(uri).digest
+    return _weights_digest(registry.resolve(uri))
 
 
-def encoder_at(uri: str) -> Encoder:
+def encoder_at(uri: str, backbone: str | None = None) -> Encoder:
     """An encoder of the registry or in a folder, with the digest of its weights.
 
+    Args:
+        uri: of the encoder.
+        backbone: the user's own class, where they have named one.
+
     Raises:
-        UserError: there is none, or it does not load.
+        UserError: there is none, it does not load, or it has another class as its backbone.
     """
-    folder = registry.resolve(uri)
-    return Encoder(uri, str(folder), _weights_digest(folder))
+    return _encoder_in(registry.resolve(uri), uri, backbone)
+
+
+def _encoder_in(folder: Path, name: str, backbone: str | None) -> Encoder:
+    from dynaflip.encoders.checkpoint import allowed_backbone, load_image_encoder
+
+    backbone = allowed_backbone(folder, backbone)
+    load_image_encoder(folder, backbone=backbone)  # complete and readable, or a clear error now
+    return Encoder(name, str(folder), _weights_digest(folder), backbone)
 
 
 def _split(uris: str) -> list[str]:
@@ -134,9 +146,8 @@ def _split(uris: str) -> list[str]:
 
 
 def _weights_digest(folder: Path) -> str:
-    from dynaflip.encoders.checkpoint import CONFIG, ENCODER, load_image_encoder
+    from dynaflip.encoders.checkpoint import CONFIG, ENCODER
 
-    load_image_encoder(folder)  # complete and readable, or a clear error now
     described = json.loads((folder / CONFIG).read_text())
     # Equal tensors of another architecture (more heads, another activation) see otherwise.
     recipe = [described["preprocessing"], described["image_architecture"]]
@@ -151,7 +162,7 @@ def _build_baseline(name: str, encoder: Encoder) -> Encoder:
     from dynaflip.encoders.config import EFFICIENTNET_LITE0, ImageConfig
 
     assert encoder.folder is not None
-    trained = load_model(encoder.folder)
+    trained = load_model(encoder.folder, backbone=encoder.backbone)
     model_config = trained.config
     if name != "initialization":
         image = replace(trained.config.image, pretrained=False)
@@ -161,4 +172,4 @@ def _build_baseline(name: str, encoder: Encoder) -> Encoder:
     model = initialisation_of(trained, model_config)
     folder = home() / "evaluation" / "encoders" / f"{name}-of-{encoder.digest}"
     save_folder(folder, model, {"baseline": name, "of": encoder.name})
-    return Encoder(f"{name} of {encoder.name}", str(folder), _weights_digest(folder))
+    return _encoder_in(folder, f"{name} of {encoder.name}", encoder.backbone)

@@ -227,13 +227,10 @@ class Worker:
         return self._frames[demonstrations.digest]
 
     def _encoder(self, encoder: Encoder) -> Any:
-        from dynaflip.encoders.checkpoint import load_image_encoder
-
-        assert encoder.folder is not None
         if encoder.digest not in self._encoders:
             if len(self._encoders) >= CACHED_ENCODERS:
                 self._encoders.pop(next(iter(self._encoders)))
-            self._encoders[encoder.digest] = load_image_encoder(encoder.folder)
+            self._encoders[encoder.digest] = _load(encoder)
         return self._encoders[encoder.digest]
 
     def _policy(self, job: EvaluationJob, weights: dict[str, Any] | None) -> Any:
@@ -265,19 +262,24 @@ def _scene_spec(job: EvaluationJob) -> SceneSpec:
     return SceneSpec(job.environment, job.task, job.image_px)
 
 
+def _load(encoder: Encoder) -> Any:
+    from dynaflip.encoders.checkpoint import load_image_encoder
+
+    assert encoder.folder is not None
+    return load_image_encoder(encoder.folder, backbone=encoder.backbone)
+
+
 _ENCODER = "encoder."  # marks an adapted encoder's tensors beside the head's
 
 
 def _fit_end_to_end(spec: PolicySpec, frames: Any) -> dict[str, Any]:
     """Tensors of head and encoder, trained together."""
-    from dynaflip.encoders.checkpoint import load_image_encoder
     from dynaflip.eval.policies.base import chunks_of
     from dynaflip.eval.policies.end_to_end import fit_end_to_end
 
-    assert spec.encoder.folder is not None
     settings = BehaviourCloningConfig(**spec.head_settings)
     encoder, head = fit_end_to_end(
-        load_image_encoder(spec.encoder.folder),  # of its own: it is changed in place
+        _load(spec.encoder),  # of its own: it is changed in place
         frames.images,
         frames.proprioception if spec.use_proprioception else None,
         chunks_of(frames.actions, frames.episode, settings.chunk),
@@ -291,10 +293,7 @@ def _fit_end_to_end(spec: PolicySpec, frames: Any) -> dict[str, Any]:
 
 
 def _adapted(spec: PolicySpec, weights: dict[str, Any]) -> tuple[Any, Any]:
-    from dynaflip.encoders.checkpoint import load_image_encoder
-
-    assert spec.encoder.folder is not None
-    encoder = load_image_encoder(spec.encoder.folder)
+    encoder = _load(spec.encoder)
     encoder.load_state_dict(
         {k.removeprefix(_ENCODER): v for k, v in weights.items() if k.startswith(_ENCODER)}
     )

@@ -32,6 +32,7 @@ class PolicyScore:
 
         Runs in a process of its own, on the CPU of the trial's training, which has ended.
         """
+        from dynaflip.encoders.checkpoint import backbone_name
         from dynaflip.platform.actor_pool import ActorPool
         from dynaflip.platform.evaluation.encoders_under_test import (
             TRAINED,
@@ -42,7 +43,9 @@ class PolicyScore:
         from dynaflip.platform.evaluation.schedule import run_jobs
         from dynaflip.platform.evaluation.worker import Worker
 
-        under_test = EncoderUnderTest(TRAINED, (encoder_at(str(encoder_folder)),))
+        # The trial has made the folder, so its backbone is that of the user's settings.
+        encoder = encoder_at(str(encoder_folder), backbone_name(encoder_folder))
+        under_test = EncoderUnderTest(TRAINED, (encoder,))
         jobs = [
             job
             for job in plan_jobs(self.config, [under_test], self.demonstrations)

@@ -49,7 +49,7 @@ class Probes(Suite):
         assert config.triplets is not None
         manifest = read_manifest(config.triplets)
         digest = score_digest(config, folder, manifest)
-        pair = load_pair(folder)
+        pair = load_pair(folder, config.backbone)
         notes = []
         if pair.info.get("data_digest") not in (None, manifest["digest"]):
             notes.append(
@@ -96,15 +96,20 @@ class Probed:
     views: LabelledFrames
 
 
-def load_pair(folder: Path) -> Pair:
-    """The model of an encoder's folder, and its initialisation rebuilt from its settings."""
+def load_pair(folder: Path, backbone: str | None = None) -> Pair:
+    """The model of an encoder's folder, and its initialisation rebuilt from its settings.
+
+    Args:
+        folder: of the encoder.
+        backbone: the user's own class, where they have named one.
+    """
     import torch
 
-    from dynaflip.encoders.checkpoint import load_model
+    from dynaflip.encoders.checkpoint import allowed_backbone, load_model
     from dynaflip.platform.evaluation.initialisation import initialisation_of
     from dynaflip.platform.training.config import PretrainConfig
 
-    trained = load_model(folder)
+    trained = load_model(folder, backbone=allowed_backbone(folder, backbone))
     info = trained.image.info
     saved = info.get("config", {}).get("objective", {})
     weights = {**dataclasses.asdict(PretrainConfig().objective), **saved}
