@@ -88,7 +88,7 @@ def adopt_shards(
 ) -> dict[int, list[Clip]]:
     """Adopt the shards of a finished folder that would be made again just the same.
 
-    Those are the shards whose clips are all still there as they were, if settings and code are
+    Those are the shards whose clips are all listed as they were, if settings and stages are
     the folder's own, and none was rejected for a temporary reason. So an added recording costs its
     own time alone.
 

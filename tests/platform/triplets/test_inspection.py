@@ -48,7 +48,7 @@ def test_a_folder_is_counted_and_its_card_stands_alone(
     assert card.count("<img ") == 4 * 3
     assert not re.search(r"(src|href)=['\"](?!data:)", card)
 
-    from dynaflip.platform.tracking import client
+    from dynaflip.platform.tracking.store import client
 
     store = client()
     experiment = store.get_experiment_by_name("triplets")
