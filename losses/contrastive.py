@@ -161,7 +161,7 @@ def _simplex_rows(
             columns, out = torch.cat(shuffled, 1), torch.cat(unwanted, 1)
             rows[f"others_{anchor}"] = _info_nce(-matched / tau, -columns / tau, out)
         if "swapped" in config.negatives:
-            # The same triples as above, told from the other modalities' side.
+            # The same triples as above, seen from the other modalities.
             columns = energy_matrix(anchor, everyone.points, local.points, *weights).T
             rows[f"swapped_{anchor}"] = _info_nce(-matched / tau, -columns / tau, left_out)
     if "shuffled" in config.negatives:
@@ -195,7 +195,7 @@ def _pairwise_rows(
 
 
 def _info_nce(matched: Tensor, shuffled: Tensor, left_out: Tensor) -> Tensor:
-    """−log softmax of the matched example among itself and the kept shuffled ones: (n,).
+    """−log softmax of the matched example among itself and the shuffled ones that count: (n,).
 
     ``matched`` (n,), ``shuffled`` (n, C), ``left_out`` (n, C) bool. No negative left gives 0.
     """

@@ -88,7 +88,7 @@ def _other_clips(
     """For each example the next M frames of other clips in the batch: (n, M, D) and (n, M) bool.
 
     The batch comes in random order, so the next ones are random, and the same whether one
-    process holds the batch or several. False marks places with too few other clips.
+    process holds the batch or several. False marks rows with too few other clips.
     """
     size = len(clips)
     index = rank() * len(clip) + torch.arange(len(clip), device=clip.device)

@@ -67,8 +67,8 @@ def apply_variant(config: PretrainConfig, variant: str) -> PretrainConfig:
 
     A variant that leaves two modalities of three has a segment in the triangle's place. At
     orthogonal embeddings a step towards each other shortens it √6 times as much as the area, so
-    its volume weighs 1/√6: the image is pulled as before. (With a weight of 15 kept, image and
-    language stay at opposite poles and their loss at chance: LOG.md, 2026-11-25.)
+    its volume weighs 1/√6: the image is pulled as before. (With the weight of 15 unchanged, image
+    and language stay at opposite poles and their loss at chance: LOG.md, 2026-11-25.)
 
     Raises:
         UserError: there is no such variant, it changes nothing, or its settings contradict the

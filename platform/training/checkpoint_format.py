@@ -1,8 +1,8 @@
-"""What a checkpoint holds: everything to go on from exactly this step.
+"""Checkpoint format: everything needed to resume from exactly this step.
 
 The folder has a safetensors file for each module (``model``, ``average`` where weights are
-averaged, ``objective`` where it learns or remembers), ``optimizer.safetensors``,
-``position.safetensors`` (which examples the epoch has had) and ``state.json`` (counters,
+averaged, ``objective`` where its terms have parameters or buffers), ``optimizer.safetensors``,
+``position.safetensors`` (the examples of the epoch so far) and ``state.json`` (counters,
 schedule, optimizer settings, seed, the run's full config, the newest metrics). Nothing is
 pickled. Random numbers need no state of their own: each is a function of the seed and
 these counters (:func:`seed_step`, :mod:`.data`).
@@ -26,7 +26,7 @@ STATE = "state.json"
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed torch for one step of one rank (negatives, dropout), so that order is all that counts.
+    """Seed torch for one step of one rank (dropout), so that a resumed step draws the same.
 
     Weights are initialised under step 0 of rank 0, alike everywhere.
     """
@@ -37,7 +37,7 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A copy of the state on the CPU, which a thread can write while training goes on."""
+    """A copy of the state on the CPU, which a thread can write while training continues."""
 
     tensors: dict[str, dict[str, Tensor]]  # file's stem to its tensors
     document: dict[str, Any]
@@ -63,7 +63,7 @@ def take_snapshot(
         modules: name to bare module, not its DDP wrapper; those without state make no file.
         optimizer: AdamW.
         schedule: of the learning rate.
-        position: tensors that say where in the data the run is.
+        position: tensors of the position in the data.
         document: the rest of ``state.json``: counters, config, metrics; JSON values.
     """
     tensors = {}
@@ -78,11 +78,11 @@ def take_snapshot(
     }
     tensors["position"] = {name: _copy(value) for name, value in position.items()}
     rates = schedule.state_dict()
-    kept = {key: value for key, value in rates.items() if key != "lr_lambdas"}
+    plain = {key: value for key, value in rates.items() if key != "lr_lambdas"}
     groups = json.loads(json.dumps(state["param_groups"]))
     return Snapshot(
         tensors,
-        {"format": FORMAT, **document, "optimizer_groups": groups, "schedule": dict(kept)},
+        {"format": FORMAT, **document, "optimizer_groups": groups, "schedule": dict(plain)},
     )
 
 

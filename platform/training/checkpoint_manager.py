@@ -37,7 +37,7 @@ class Checkpoints:
         self._refusals: list[UserError] = []
         self._failure: BaseException | None = None
         self._values: dict[str, float | None] = {}
-        self._damaged: set[str] = set()  # found by newest()
+        self._damaged: set[str] = set()  # names that newest() has skipped
 
     def save(self, step: int, write: Callable[[Path], None], log: Callable[[str], None]) -> None:
         """Write a checkpoint in a thread; waits for the one before it, if that is not done.
@@ -54,7 +54,7 @@ class Checkpoints:
         if len(self._refusals) >= _REFUSALS:
             raise self._explained()
         if self._refusals:
-            log(f"warning: {self._refusals[-1]}; going on")
+            log(f"warning: {self._refusals[-1]}; continuing")
         self._writing = threading.Thread(
             target=self._write, args=(step, write), daemon=True, name="checkpoint"
         )

@@ -1,7 +1,7 @@
 """Cheap diagnostics of a batch's embeddings: signs of collapse or of an unused modality.
 
 Alignment and uniformity are Wang & Isola's (arXiv 2005.10242), the effective rank Roy &
-Vetterli's. Every process must call these at the same step: they look at the whole batch.
+Vetterli's. Every process must call these at the same step: they gather the whole batch.
 Shapes: N examples of all processes, E embedding width.
 """
 
@@ -25,7 +25,7 @@ Metrics = dict[str, float]
 
 
 def diagnose(model: DynaFLIP, objective: Objective, batch: Mapping[str, Tensor]) -> Metrics:
-    """Everything below on one batch, in evaluation mode; both modules are left as they were.
+    """All diagnostics of one batch, in evaluation mode; both modules stay as they were.
 
     Args:
         model: the bare model.
@@ -34,7 +34,7 @@ def diagnose(model: DynaFLIP, objective: Objective, batch: Mapping[str, Tensor])
     """
     trained, counted = model.training, objective.training
     model.eval()
-    objective.eval()  # the queue is not to take in a batch twice
+    objective.eval()  # the memory bank must not take a batch in twice
     with torch.no_grad():
         frames = model.embed_frames(batch)
     metrics = gradient_norms(model, objective, frames, batch)
@@ -55,8 +55,8 @@ def gradient_norms(
 ) -> Metrics:
     """Norm of each weighted term's gradient at the frame embeddings, over all processes.
 
-    At the embeddings and not at the weights: one backward pass through the heads a term, and
-    none through the backbone, tells which term pulls the encoder.
+    At the embeddings and not at the weights: which term pulls the encoder then costs one backward
+    pass through the heads for each term, and none through the backbone.
     """
     d_t, d_next, d_far = (full_precision(f.detach()).requires_grad_() for f in frames)
     leaves = [d_t, d_next, d_far]
@@ -83,7 +83,7 @@ def embedding_metrics(examples: Examples) -> Metrics:
     for one, two in combinations(points, 2):
         apart = (points[one] - points[two]).square().sum(-1).mean()
         metrics[f"diagnostics/alignment/{one}_{two}"] = float(apart)
-        # Of one caption group several are right where language is asked or answers.
+        # With language on either side every example of the caption group is a right answer.
         other = group if "language" in (one, two) else example
         allowed = other[:, None] != other[None]
         allowed.fill_diagonal_(True)
@@ -109,18 +109,18 @@ def _mean(values: object) -> float:
 
 
 class Collapsed(RuntimeError):
-    """The embeddings of a modality have shrunk to a point, and the settings say to stop."""
+    """The embeddings of a modality have shrunk to a point, and `collapse_action` is stop."""
 
 
 class CollapseGuard:
-    """Speaks up when several diagnostics in a row find a modality collapsed."""
+    """Warns or stops when several diagnostics in a row detect a collapsed modality."""
 
     def __init__(self, smallest_spread: float, checks: int, action: str) -> None:
         self.smallest_spread, self.checks, self.action = smallest_spread, checks, action
-        self.found = 0
+        self.detected = 0
 
     def check(self, step: int, metrics: Metrics) -> str | None:
-        """A warning when it is time for one.
+        """A warning line when the last check in a row detects a collapse, or None.
 
         Raises:
             Collapsed: the same, where the action is to stop.
@@ -131,8 +131,8 @@ class CollapseGuard:
             if name.startswith("diagnostics/spread/")
         }
         flat = {name: v for name, v in spreads.items() if v < self.smallest_spread}
-        self.found = self.found + 1 if flat else 0
-        if self.found < self.checks:
+        self.detected = self.detected + 1 if flat else 0
+        if self.detected < self.checks:
             return None
         what = ", ".join(
             f"{name} (spread {value:.3g}, effective rank "
@@ -140,9 +140,9 @@ class CollapseGuard:
             for name, value in flat.items()
         )
         line = (
-            f"step {step}: embeddings collapsed in {self.found} checks in a row: {what}; look at "
+            f"step {step}: embeddings collapsed in {self.detected} checks in a row: {what}; check "
             "objective.direct, objective.negatives and optimizer.lr"
         )
         if self.action == "stop":
             raise Collapsed(line)
-        return f"warning: {line}" if self.found == self.checks else None
+        return f"warning: {line}" if self.detected == self.checks else None

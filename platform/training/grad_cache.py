@@ -1,9 +1,9 @@
-"""GradCache: exact contrastive gradients of the whole batch with micro-batches.
+"""GradCache: exact contrastive gradients with micro-batches (arXiv 2101.06983).
 
-A contrastive loss does not split over parts of its batch. Cached gradients (GradCache,
-arXiv 2101.06983) give the exact gradient at the memory of one part: embed all parts
-without gradient, take the loss and its gradient with respect to the embeddings, then embed
-each part again and send that gradient on into the weights.
+A contrastive loss is not a sum over parts of its batch. Cached gradients give its exact gradient
+with the memory of one micro-batch: embed all micro-batches without gradient, compute the loss and
+its gradient with respect to the embeddings, then embed each micro-batch again and propagate that
+gradient into the weights.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ def forward(
     micro_batch_size: int | None,
     autocast: torch.dtype | None = None,
 ) -> tuple[Outputs, Callable[[Tensor], None]]:
-    """The model's outputs on a batch, and what sends a loss of them back into the weights.
+    """The model's outputs on a batch, and a function that propagates their loss into the weights.
 
     Args:
         model: of a batch to named tensors with the batch along the first axis; may be DDP's.
         batch: named tensors with the batch along the first axis; other entries are ignored.
-        micro_batch_size: samples of a pass; None or the batch's size or more = one pass.
-        autocast: dtype of the model's passes; None = as the weights are.
+        micro_batch_size: samples of a micro-batch; None or the batch's size or more = one pass.
+        autocast: dtype of the model's computation; None = that of the weights.
     """
     tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
     some = tensors["image_t"]
@@ -55,13 +55,13 @@ def forward(
     def backward(loss: Tensor) -> None:
         loss.backward()
         for number, part in enumerate(parts):
-            # Dropout must fall on the same tokens as before.
+            # Dropout must drop the same tokens as before.
             _set_random_state(device, random_states[number])
             last = number == len(parts) - 1
             with contextlib.nullcontext() if last else _without_sync(model):
                 again = run(part)
                 rows = slice(starts[number], starts[number] + micro_batch_size)
-                # What is embedded to be looked at alone leads nowhere (DynaFLIP.learnt_frames).
+                # Frames embedded without gradient (DynaFLIP.learnt_frames) propagate nothing.
                 wanted = [
                     name
                     for name, leaf in leaves.items()

@@ -1,4 +1,4 @@
-"""The pretraining loop; it knows neither Ray nor MLflow, a :class:`Context` stands for both."""
+"""The pretraining loop. It knows neither Ray nor MLflow: a :class:`Context` stands for both."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from dynaflip.platform.training.train_state import TrainingState
 
 Metrics = dict[str, float]
 DEFAULT_STEPS = 2000
-# Reports that a checkpoint repeats when a run goes on from it. Ray Train holds at most two that
-# nobody has read yet when a worker dies; the listener drops those that it has had.
+# Reports in a checkpoint, which a resumed run repeats. Ray Train has at most two unread ones when
+# a worker dies; the reporter drops those that it has logged already.
 _REPEATED_REPORTS = 8
 
 
@@ -222,7 +222,7 @@ class Pretraining:
         parts = train.micro_batch_size
         if parts is None and self.batch_size > self.config.data.batch_size:
             parts = self.config.data.batch_size  # the batch that fits into memory
-        self._rates = self.state.learning_rates()  # those that the step takes
+        self._rates = self.state.learning_rates()  # of this step
         try:
             terms = train_step(
                 *self.parallel,

@@ -1,4 +1,4 @@
-"""Means of a step's metrics, throughput, and the share of time spent waiting for data."""
+"""Meter: means of the steps' metrics, throughput, and the share of time spent waiting for data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def curve_name(source: str) -> str:
 
 
 class Meter:
-    """Collects between two reports."""
+    """Metrics collected between two reports."""
 
     def __init__(self, samples_per_step: int, sources: tuple[str, ...] = ()) -> None:
         """``sources`` are counted, in this process's batches, where there is more than one."""

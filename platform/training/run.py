@@ -147,8 +147,8 @@ def checkpoint_uri(config: PretrainConfig, run_folder: Path) -> str:
     storage = config.train.checkpoint_storage
     if storage is None:
         return str(run_folder / "checkpoints")
-    place = output_path(storage, run_folder, setting="train.checkpoint_storage")
-    return f"{place.rstrip('/')}/{run_folder.name}"
+    folder = output_path(storage, run_folder, setting="train.checkpoint_storage")
+    return f"{folder.rstrip('/')}/{run_folder.name}"
 
 
 def prepare(config: PretrainConfig, run_folder: Path) -> TrainJob:

@@ -73,13 +73,13 @@ def draw_patches(rng: np.random.Generator, image: np.ndarray, most: int) -> np.n
     """Lay ellipses and rectangles of random texture over an image, some of them see-through.
 
     Random erasing (Zhong et al. 2020, arXiv 1708.04896) with what stands in scenes: things
-    (opaque), shadows (dark and see-through) and other surfaces (large). What is under a patch
-    is told apart by the other images of its sample, so patches are drawn for each alone.
+    (opaque), shadows (dark and see-through) and other surfaces (large). The other images of
+    a sample show what a patch hides, because patches are drawn for each image alone.
 
     Args:
         rng: the sample's own generator.
         image: (3, H, W) uint8; left as it is.
-        most: patches of an image are 0 to ``most``, each number as likely.
+        most: patches of an image are 0 to ``most``, all numbers equally likely.
 
     Returns:
         (3, H, W) uint8.

@@ -1,7 +1,7 @@
 """Rows to batches: decode, jitter, crop, stack.
 
-Every random number is a function of (seed, epoch, example id), whoever's turn it is. The example
-id is the triplet's, and another for each repetition within an epoch.
+Every random number is a function of (seed, epoch, example id), whichever worker decodes the row.
+The example id is the triplet's, and another one for each repetition within an epoch.
 
 Shapes: B samples, K = 7 flow steps, G = 20 grid points a side, H = W = image_px, P = 3
 images a sample: frame t, the next one, and a later one of the clip for the temporal term.

@@ -61,7 +61,7 @@ def read_tables(folder: str, split: str) -> Iterator[pa.Table]:
 def rows_of(table: pa.Table) -> Iterator[Row]:
     """Split a table into rows: JPEG bytes, plain values, numpy copies of the tensors.
 
-    Copies, or a row in the shuffle buffer would keep its whole table in memory. Beside the
+    Copies, because a view in the shuffle buffer would hold its whole table in memory. Beside the
     columns a row has ``example``, the triplet's id as a number.
     """
     columns: dict[str, Any] = {}
@@ -108,7 +108,7 @@ def epoch_batches(
     batch_size: int,
     rank: int,
 ) -> Iterator[Batch]:
-    """The full batches of a part of an epoch in seeded order; what is left over is dropped.
+    """The full batches of a part of an epoch in seeded order; an incomplete one is dropped.
 
     Args:
         tables: this rank's rows, in the order of :func:`shard_paths`.
@@ -154,7 +154,7 @@ def gallery_batch(index: TripletIndex, collate: Collate, size: int) -> Batch | N
 
     Whole clips are taken in the order of a hash of their recording until ``size``
     transitions are reached, so that every clip's other transitions are in it and a
-    larger data set keeps most of a smaller one's gallery.
+    larger data set has most of a smaller one's gallery.
     """
     heldout = index.heldout.to_pylist()
     heldout.sort(

@@ -1,4 +1,4 @@
-"""Reading ahead in threads: batches while a step computes, an epoch while another is trained on."""
+"""Prefetching in threads: batches while a step computes, and the next epoch's first tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 
 T = TypeVar("T")
 
-_TABLES_AHEAD = 2  # held of an epoch that is not trained on yet
+_TABLES_AHEAD = 2  # of an epoch that is not trained on yet
 _LAST_ITEM_S = 10.0  # at most waited for the item that a thread prepares when Python ends
 _running: set[tuple[threading.Thread, threading.Event]] = set()
 
@@ -20,15 +20,15 @@ _running: set[tuple[threading.Thread, threading.Event]] = set()
 class Prefetched(Iterator[T]):
     """Runs an iterable in a thread, at most some items ahead; its errors come through.
 
-    The thread starts at once, not with the first item that is asked for, and ends, closing
-    what it reads, when this is closed or nobody holds it any more.
+    The thread starts at once, not with the first item that is asked for. It ends, and closes its
+    source, when this is closed or garbage-collected.
     """
 
     def __init__(self, items: Iterable[T], depth: int) -> None:
         """Begin to read ``items``, ``depth`` of them ahead."""
         self._ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=depth)
         self._stopped = threading.Event()
-        # The thread holds no reference to this, or nobody's letting go would be seen.
+        # The thread has no reference to this object, which could otherwise not be collected.
         arguments = (iter(items), self._ready, self._stopped)
         thread = threading.Thread(target=_run, args=arguments, daemon=True, name="prefetch")
         thread.start()
@@ -88,9 +88,9 @@ def _read_ahead(
             if not put("item", item):
                 return
         put("end", None)
-    except BaseException as error:  # handed on to the consumer, who raises it
+    except BaseException as error:  # passed on to the consumer, who raises it
         put("error", error)
-    finally:  # what is left before its end lets go of what it holds now, not some day
+    finally:  # an unfinished source frees its resources now, not at garbage collection
         if isinstance(items, Generator | Prefetched):
             items.close()
 

@@ -18,16 +18,17 @@ from dynaflip.platform.training.data.index import TripletIndex
 
 @dataclass(frozen=True)
 class Position:
-    """Where in the data a run is. A part of an epoch is what a fixed number of workers reads.
+    """Where in the data a run is: the epoch, its part, and the steps done in that part.
 
-    A run that goes on with other workers than before ends the part: what is left of the
-    epoch, all rows but those in ``seen``, is dealt out anew.
+    A part of an epoch is what one number of workers reads. A run that is resumed with another
+    number begins a new part: the rest of the epoch, all rows but those in ``seen``, is distributed
+    among the workers anew.
     """
 
     epoch: int = 0
     # Steps done in this part.
     steps: int = 0
-    # (M,) int64 sorted example ids that earlier parts of this epoch have had, of all workers.
+    # (M,) int64 sorted ids of the examples in earlier parts of this epoch, of all workers.
     seen: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def is_whole(self) -> bool:
@@ -41,7 +42,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How often an epoch shows the rows of each source.
+    """How often an epoch shows the rows of each source, and which repetition is which example.
 
     A row comes ``floor(rate)`` times and by chance once more: a draw of (seed, epoch,
     triplet id), so that it does not matter which worker reads the row.
@@ -55,7 +56,7 @@ class Sampling:
         return not self.rates
 
     def __call__(self, rows: Iterable[Row], position: Position) -> Iterator[Row]:
-        """Repeat, leave out, and skip what the epoch has had; repetitions have ids of their own."""
+        """Repeat or leave out rows, and skip those seen; repetitions have ids of their own."""
         for row in rows:
             for example in self._examples(row, position.epoch):
                 if position.is_whole() or not _contains(position.seen, example):
@@ -66,17 +67,17 @@ class Sampling:
         if self.is_plain():
             return [row["example"]]
         rate = self.rates.get(row["source"], 0.0)
-        # The last number parts this draw from the one that `Collate` augments the row with.
+        # The last number separates this draw from those that `Collate` augments the row with.
         draw = np.random.default_rng([self.seed, epoch, id64(name), 1]).random()
         times = int(rate + draw)
         return [id64(f"{name}#{copy}" if copy else name) for copy in range(times)]
 
 
 def sampling_of(config: DataConfig, index: TripletIndex, seed: int) -> Sampling:
-    """The rates that give each source its share of the samples, an epoch's length kept.
+    """The rates that give each source its share of the samples at the same length of an epoch.
 
     Args:
-        config: holds the weights; without any, the triplets' own are taken.
+        config: has the weights; without any, those of the triplets are used.
         index: of the triplets.
         seed: of the run.
 

@@ -54,12 +54,12 @@ def main(triplets: str) -> None:
     curves, points = curves_and_points(outcome.run_id)
     folder = runs() / outcome.run_name / "checkpoints"
     last = json.loads((sorted(folder.iterdir())[-1] / "state.json").read_text())
-    found = {
+    result = {
         "steps": points["train/loss"],
         "losses": [value for _, value in curves["train/contrastive"]],
         "workers_at_the_end": last["workers"],
     }
-    print("FOUND " + json.dumps(found))
+    print("FOUND " + json.dumps(result))
 
 
 def reached() -> int:

@@ -34,22 +34,22 @@ class Killer(threading.Thread):
     def reached(self) -> int:
         logs = [p for p in runs().glob("*/progress.log") if p.stat().st_mtime_ns > self.started_ns]
         lines = logs[0].read_text().splitlines() if logs else []
-        found = [re.match(r"step +(\d+)/", line) for line in lines]
-        return max((int(match[1]) for match in found if match), default=0)
+        matches = [re.match(r"step +(\d+)/", line) for line in lines]
+        return max((int(match[1]) for match in matches if match), default=0)
 
 
 def training_workers() -> list[int]:
     """Process ids of Ray Train's workers that share this session's home."""
-    found = []
+    pids = []
     mine = f"DYNAFLIP_HOME={os.environ['DYNAFLIP_HOME']}".encode()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             name = (folder / "cmdline").read_bytes()
             if b"RayTrainWorker" in name and mine in (folder / "environ").read_bytes():
-                found.append(int(folder.name))
+                pids.append(int(folder.name))
         except OSError:
             continue  # it has ended
-    return found
+    return pids
 
 
 Curves = dict[str, list[tuple[int, float]]]

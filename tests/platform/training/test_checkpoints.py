@@ -30,11 +30,11 @@ def writer(step: int, value: float | None = None):  # type: ignore[no-untyped-de
 
 
 def saved(checkpoints: Checkpoints, values: dict[int, float | None]) -> list[str]:
-    said: list[str] = []
+    logged: list[str] = []
     for step, value in values.items():
-        checkpoints.save(step, writer(step, value), said.append)
+        checkpoints.save(step, writer(step, value), logged.append)
     checkpoints.finish()
-    return said
+    return logged
 
 
 def names(folder: Path) -> list[str]:
@@ -94,14 +94,14 @@ def test_a_damaged_one_is_passed_over_with_a_warning(tmp_path: Path, how: str) -
         (newest / "digests.json").unlink()
     else:
         (newest / "digests.json").write_text("{")
-    said: list[str] = []
-    assert checkpoints.newest(said.append) == "step-00000010"
+    logged: list[str] = []
+    assert checkpoints.newest(logged.append) == "step-00000010"
     assert damage(tmp_path / "step-00000010") is None
     if how == "no digests":
-        assert said == []  # a write that was cut short: not damage
+        assert logged == []  # a write that was cut short: not damage
     else:
-        assert "step-00000020 is damaged" in said[0]
-        assert "trying the one before" in said[0]
+        assert "step-00000020 is damaged" in logged[0]
+        assert "trying the one before" in logged[0]
 
 
 def test_writing_is_behind_the_training_s_back_and_keeps_what_was_there_then(
@@ -147,15 +147,15 @@ def small_files() -> Iterator[None]:
 def test_a_full_disk_warns_once_then_stops_and_leaves_the_last_good_one(tmp_path: Path) -> None:
     checkpoints = Checkpoints(str(tmp_path))
     saved(checkpoints, {10: None})
-    said: list[str] = []
+    logged: list[str] = []
     with small_files():
-        checkpoints.save(20, writer(20), said.append)
-        checkpoints.save(30, writer(30), said.append)
+        checkpoints.save(20, writer(20), logged.append)
+        checkpoints.save(30, writer(30), logged.append)
         with pytest.raises(UserError, match="the last good one is step-00000010; then go on with"):
-            checkpoints.save(40, writer(40), said.append)
-    assert len(said) == 1
-    assert said[0].startswith(f"warning: cannot write a checkpoint below {tmp_path}: ")
-    assert said[0].endswith("; going on")
+            checkpoints.save(40, writer(40), logged.append)
+    assert len(logged) == 1
+    assert logged[0].startswith(f"warning: cannot write a checkpoint below {tmp_path}: ")
+    assert logged[0].endswith("; continuing")
     assert names(tmp_path) == ["step-00000010"]
     assert checkpoints.newest(print) == "step-00000010"
 
@@ -213,8 +213,8 @@ def test_a_store_that_is_not_there_is_one_clear_line(s3_settings: pytest.MonkeyP
     s3_settings.setenv("AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(UserError, match="cannot list s3://bucket/run: Could not connect"):
         Checkpoints("s3://bucket/run").newest(print)
-    for uri, said in (("s3://", "names no bucket"), ("gs://a/b", "only a path or s3://")):
-        with pytest.raises(UserError, match=said):
+    for uri, message in (("s3://", "names no bucket"), ("gs://a/b", "only a path or s3://")):
+        with pytest.raises(UserError, match=message):
             Checkpoints(uri)
 
 
@@ -236,9 +236,9 @@ def test_an_object_store_keeps_the_same_promises(s3_settings: pytest.MonkeyPatch
     assert not folder.exists(), "copies are not left behind"
     key = "a/run/step-00000040/model.safetensors"
     client.put_object(Bucket="bucket", Key=key, Body=b"damaged")
-    said: list[str] = []
-    assert checkpoints.newest(said.append) == "step-00000030"
-    assert "step-00000040 is damaged" in said[0]
+    logged: list[str] = []
+    assert checkpoints.newest(logged.append) == "step-00000030"
+    assert "step-00000040 is damaged" in logged[0]
     # An upload that was cut short has no marker, so it is not there.
     client.delete_object(Bucket="bucket", Key="a/run/step-00000030/digests.json")
     again = Checkpoints("s3://bucket/a/run")

@@ -32,8 +32,8 @@ def test_a_lost_node_costs_a_worker_and_no_step(triplet_folder: Path, tmp_path: 
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
     assert lines, done.stdout[-2000:] + done.stderr[-2000:]
-    found = json.loads(lines[0].removeprefix("FOUND "))
-    assert found["steps"] == list(range(1, 41)), "each step once"
-    assert found["workers_at_the_end"] == 1
-    before, after = found["losses"][:20], found["losses"][20:]
+    result = json.loads(lines[0].removeprefix("FOUND "))
+    assert result["steps"] == list(range(1, 41)), "each step once"
+    assert result["workers_at_the_end"] == 1
+    before, after = result["losses"][:20], result["losses"][20:]
     assert max(after) < max(before) + 0.5, "the curve goes on where it was"

@@ -89,20 +89,20 @@ def curve() -> dict[str, list[float]]:
     schedule = build_schedule(optimizer, config, STEPS)
     rng = np.random.default_rng(1)
     batches = [batch_of(rng) for _ in range(4)]
-    found: dict[str, list[float]] = {"loss": [], "gradient_norm": []}
+    actual: dict[str, list[float]] = {"loss": [], "gradient_norm": []}
     for step in range(STEPS):
         terms = train_step(model, objective, optimizer, schedule, batches[step % 4])
-        for name, values in found.items():
+        for name, values in actual.items():
             values.append(float(terms[name]))
     torch.set_num_threads(threads)
-    return found
+    return actual
 
 
 def test_the_golden_curve_has_not_moved() -> None:
     golden = json.loads(GOLDEN.read_text())
-    found = curve()
+    actual = curve()
     for name, values in golden.items():
-        np.testing.assert_allclose(found[name], values, rtol=1e-6, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(actual[name], values, rtol=1e-6, atol=1e-6, err_msg=name)
     assert golden["loss"][-1] < 0.8 * golden["loss"][0], "the tiny model learns its four batches"
 
 

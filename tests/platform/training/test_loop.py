@@ -55,7 +55,7 @@ class Trial:
         self.collate = Collate(config.data, 32, text, seed=config.train.seed, augment=True)
         self.sampling = sampling_of(config.data, self.index, config.train.seed)
         self.reports: list[Metrics] = []
-        self.said: list[str] = []
+        self.logged: list[str] = []
         self.examples: list[list[str]] = []
         self.epochs: list[int] = []
 
@@ -76,7 +76,9 @@ class Trial:
         weighted = not self.sampling.is_plain()
         length = plan(self.config, self.index.counts["train"], weighted=weighted)
         checkpoints = Checkpoints(str(self.keep), keep=self.config.train.keep_checkpoints)
-        context = Context(report=self.reports.append, log=self.said.append, checkpoints=checkpoints)
+        context = Context(
+            report=self.reports.append, log=self.logged.append, checkpoints=checkpoints
+        )
         return Pretraining(self.config, context, length, gallery, tuple(self.index.sources))
 
 

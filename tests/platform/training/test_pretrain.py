@@ -148,8 +148,8 @@ def test_machines_are_waited_for_as_long_as_is_said(
     cluster.wait_for(bundles, 0.0)
     assert capsys.readouterr().out == ""
     cluster.wait_for(bundles, 0.1)  # nobody starts any here
-    assert "waiting for machines: " in (said := capsys.readouterr().out)
-    assert "0 of 8 GPUs" in said
+    assert "waiting for machines: " in (output := capsys.readouterr().out)
+    assert "0 of 8 GPUs" in output
     with pytest.raises(UserError, match=r"/nowhere is not there on .*share DYNAFLIP_HOME"):
         check_shared("/nowhere")
     check_shared("s3://bucket/prefix")

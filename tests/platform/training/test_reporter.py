@@ -12,7 +12,7 @@ from dynaflip.platform.tracking.store import client
 from dynaflip.platform.training.backends.ray_train import Reporter
 
 
-def said(reporter: Reporter, *steps: int) -> None:
+def report(reporter: Reporter, *steps: int) -> None:
     for step in steps:
         metrics = {"step": step, "train/loss": 1.0 / step, "time/step_s": 0.1}
         reporter.after_report(None, [metrics], None)
@@ -22,18 +22,18 @@ def test_reports_that_mlflow_refuses_are_logged_when_it_answers_again(tmp_path: 
     run = tracking.open_run("reporter-test", "away", {"kind": "pretrain"})
     log = tmp_path / "progress.log"
     reporter = Reporter(run, log, total_steps=100)
-    said(reporter, 1)
+    report(reporter, 1)
     client().delete_run(run.run_id)  # its store refuses points from here on
-    said(reporter, 2, 3)
+    report(reporter, 2, 3)
     assert log.read_text().count("warning: MLflow refused a report") == 2
     client().restore_run(run.run_id)
-    said(reporter, 4)
+    report(reporter, 4)
     assert [step for step, _ in run.curves()["train/loss"]] == [1, 2, 3, 4]
 
     client().delete_run(run.run_id)
     with pytest.raises(StoreError, match=r"refused 10 reports in a row .*--resume"):
-        said(reporter, *range(5, 20))
+        report(reporter, *range(5, 20))
     with pytest.raises(StoreError, match="refused 11 reports"):
-        said(reporter, 100)  # the last one: nothing would follow to carry it
+        report(reporter, 100)  # the last one: nothing would follow to carry it
     with pytest.raises(StoreError, match=r"cannot write .*make room"):
-        said(Reporter(run, tmp_path / "nowhere" / "log", total_steps=100), 1)
+        report(Reporter(run, tmp_path / "nowhere" / "log", total_steps=100), 1)

@@ -136,20 +136,20 @@ def test_diagnostics_of_a_batch_change_nothing() -> None:
     model = tiny_model().train()
     objective = Objective(dataclasses.replace(OBJECTIVE, temporal=0.0, queue_size=8), 8).double()
     before = {k: v.clone() for k, v in objective.state_dict().items()}
-    found = diagnose(model, objective, batch())
+    actual = diagnose(model, objective, batch())
     assert model.training
     assert objective.training
     assert all(torch.equal(v, before[k]) for k, v in objective.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
-    assert found["diagnostics/gradient_norm/temporal"] == 0
-    assert found["diagnostics/gradient_norm/contrastive"] > 0
+    assert actual["diagnostics/gradient_norm/temporal"] == 0
+    assert actual["diagnostics/gradient_norm/contrastive"] > 0
     for name in ("image", "language", "flow"):
-        assert 1 <= found[f"diagnostics/effective_rank/{name}"] <= 7
-        assert 0 <= found[f"diagnostics/spread/{name}"] <= 1
-        assert -4 <= found[f"diagnostics/uniformity/{name}"] <= 0
+        assert 1 <= actual[f"diagnostics/effective_rank/{name}"] <= 7
+        assert 0 <= actual[f"diagnostics/spread/{name}"] <= 1
+        assert -4 <= actual[f"diagnostics/uniformity/{name}"] <= 0
     for pair in ("image_language", "image_flow", "language_flow"):
-        assert 0 <= found[f"diagnostics/retrieval/{pair}"] <= 1
-        assert found[f"diagnostics/alignment/{pair}"] >= 0
+        assert 0 <= actual[f"diagnostics/retrieval/{pair}"] <= 1
+        assert actual[f"diagnostics/alignment/{pair}"] >= 0
 
 
 @pytest.mark.parametrize(("negatives", "collapses"), [((), True), (("others",), False)])
@@ -163,13 +163,13 @@ def test_a_collapse_is_found_where_there_is_one(
     optimizer = build_optimizer(model, objective, config)
     schedule = build_schedule(optimizer, config, 60)
     guard = CollapseGuard(0.05, 3, "warn")
-    said = []
+    logged = []
     for step in range(60):
         train_step(model, objective, optimizer, schedule, batch(step % 4))
         if step % 20 == 19:
-            said.append(guard.check(step + 1, diagnose(model, objective, batch(step % 4))))
-    lines = [line for line in said if line]
-    assert len(lines) == collapses, said
+            logged.append(guard.check(step + 1, diagnose(model, objective, batch(step % 4))))
+    lines = [line for line in logged if line]
+    assert len(lines) == collapses, logged
     if collapses:
         assert "embeddings collapsed in 3 checks in a row" in lines[0]
         assert "effective rank" in lines[0]
@@ -222,12 +222,12 @@ def test_the_rest_of_an_epoch_is_what_was_not_seen(triplet_folder: Path) -> None
     assert sorted([*rest, *seen.tolist()]) == sorted(ids)
 
 
-@pytest.mark.parametrize("arm", ["full", "no_temporal", "flow_prediction_only"])
-def test_frames_that_no_term_reads_get_no_gradient_and_change_none(arm: str) -> None:
-    config = apply_variant(PretrainConfig(), arm).objective
+@pytest.mark.parametrize("variant", ["full", "no_temporal", "flow_prediction_only"])
+def test_frames_that_no_term_reads_get_no_gradient_and_change_none(variant: str) -> None:
+    config = apply_variant(PretrainConfig(), variant).objective
     read = {"full": FRAMES, "no_temporal": ("t", "next"), "flow_prediction_only": ("t",)}
     narrowed = Objective(config).frames()
-    assert narrowed == read[arm]
+    assert narrowed == read[variant]
     gradients = []
     for frames, parts in ((FRAMES, None), (narrowed, None), (narrowed, 3)):
         model = tiny_model()
@@ -238,8 +238,8 @@ def test_frames_that_no_term_reads_get_no_gradient_and_change_none(arm: str) -> 
         backward(Objective(config)(outputs, batch())["loss"])
         gradients.append([p.grad for p in model.parameters()])
     for narrow in gradients[1:]:
-        for expected, found in zip(gradients[0], narrow, strict=True):
-            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+        for expected, actual in zip(gradients[0], narrow, strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_a_run_learns_from_the_frames_that_its_objective_reads() -> None:
