@@ -81,7 +81,7 @@ def test_equal_input_gives_equal_intervals_and_bad_input_a_reason() -> None:
     with pytest.raises(ValueError, match=r"\(S, T, C, E\)"):
         success_rate(values[0])
     values[0, 0, 0, 0] = np.nan
-    with pytest.raises(ValueError, match="cell is missing"):
+    with pytest.raises(ValueError, match="result is missing"):
         success_rate(values)
     with pytest.raises(ValueError, match="pairs must match"):
         paired_success(np.zeros((1, 2, 1, 3)), np.zeros((1, 2, 1, 4)))
