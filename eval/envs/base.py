@@ -95,6 +95,10 @@ class EnvironmentSpec:
     """What a job takes where its setting names no tasks: ``collect``, ``evaluate``, ``sweep`` and
     ``ablate`` → tasks or sets. A job that is not here takes every task."""
 
+    default_steps: Mapping[str, int] = field(default_factory=dict)
+    """A job's longest episode where its setting names none: ``collect`` and ``evaluate`` →
+    control steps. A job that is not here takes :attr:`horizon_steps`."""
+
     promotion_tasks: tuple[str, ...] = ()
     """Tasks (or sets) that an evaluation must cover before an encoder may become champion on it;
     empty asks for every task."""
@@ -174,6 +178,10 @@ class EnvironmentSpec:
     def tasks_for(self, job: str) -> tuple[str, ...]:
         """A job's default tasks or sets: see :attr:`default_tasks`."""
         return self.default_tasks.get(job, self.tasks)
+
+    def steps_for(self, job: str) -> int:
+        """A job's longest episode by default, in control steps: see :attr:`default_steps`."""
+        return self.default_steps.get(job, self.horizon_steps)
 
     def tasks_to_promote_on(self) -> tuple[str, ...]:
         """Task ids that an evaluation must cover before its encoder may become champion."""

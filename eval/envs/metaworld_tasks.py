@@ -193,6 +193,7 @@ ENVIRONMENT = EnvironmentSpec(
         "sweep": ("button-press-topdown-v3", "drawer-open-v3"),
         "ablate": ("drawer-open-v3", "button-press-topdown-v3", "hammer-v3"),
     },
+    default_steps={"collect": 200, "evaluate": 150},
     promotion_tasks=("r3m5",),
     task_suffix="-v3",
     noise_dims=3,  # the hand's velocity; the gripper's effort is left alone

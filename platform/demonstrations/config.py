@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dynaflip.checks import at_least, share, within
+from dynaflip.eval.envs.base import EnvironmentSpec
 from dynaflip.eval.envs.registry import DEFAULT_ENVIRONMENT, environment
 
 
@@ -31,11 +32,13 @@ class CollectConfig:
     image_px: int = 160
     """Height and width of the images."""
 
-    perturbed_share: float = 0.5
-    """Share of the episodes whose appearance is perturbed, within the pretraining ranges."""
+    perturbed_share: float | None = None
+    """Share of the episodes whose appearance is perturbed, within the pretraining ranges; none =
+    0.5, or 0 in an environment without perturbation factors."""
 
-    moving_camera_share: float = 0.2
-    """Share of the episodes with a moving camera, within the same range of the camera."""
+    moving_camera_share: float | None = None
+    """Share of the episodes with a moving camera, within the same range of the camera; none = 0.2,
+    or 0 in an environment without a moving camera."""
 
     action_noise: float = 0.1
     """Standard deviation of the noise on the expert's motion (actions are in [-1, 1])."""
@@ -43,8 +46,8 @@ class CollectConfig:
     steps_after_success: int = 10
     """Control steps that an episode goes on after it is first solved, within `max_steps`."""
 
-    max_steps: int = 200
-    """Longest episode, in control steps."""
+    max_steps: int | None = None
+    """Longest episode, in control steps; none = the environment's default (Meta-World: 200)."""
 
     seed: int = 0
     """Episode i's layout, phrasing and appearance depend on this and on i alone."""
@@ -55,6 +58,7 @@ class CollectConfig:
             raise ValueError("tasks: must name each task once")
         # Sets are resolved here: what was collected is recorded task by task.
         object.__setattr__(self, "tasks", spec.tasks_of(self.tasks or spec.tasks_for("collect")))
+        self._fill_in(spec)
         at_least(self, 1, "episodes_per_task")
         if self.image_px < 32 or self.image_px % 2:
             raise ValueError(f"image_px: must be even and at least 32, got {self.image_px}")
@@ -67,6 +71,17 @@ class CollectConfig:
             )
         if self.moving_camera_share and "camera" not in spec.factors:
             raise ValueError(f"moving_camera_share: {spec.name} has no moving camera; set it to 0")
+
+    def _fill_in(self, spec: EnvironmentSpec) -> None:
+        """Put the environment's values where none is given, so that they are recorded."""
+        defaults = {
+            "perturbed_share": 0.5 if spec.factors else 0.0,
+            "moving_camera_share": 0.2 if "camera" in spec.factors else 0.0,
+            "max_steps": spec.steps_for("collect"),
+        }
+        for name, value in defaults.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
 
     def recipe(self) -> dict[str, Any]:
         """What decides the episodes: equal recipes give equal data sets.

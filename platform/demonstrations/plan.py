@@ -37,6 +37,8 @@ def _plan(config: CollectConfig, index: int) -> EpisodePlan:
     generator = random.Random(f"{config.seed}/{index}")
     task = config.tasks[index % len(config.tasks)]
     turn = index // len(config.tasks)
+    assert config.perturbed_share is not None, "filled in by the settings"
+    assert config.moving_camera_share is not None, "filled in by the settings"
     perturbed = _due(config.perturbed_share, turn, f"{config.seed}/{task}/perturbed")
     moving = _due(config.moving_camera_share, turn, f"{config.seed}/{task}/moving")
     spec = environment(config.environment)

@@ -34,6 +34,7 @@ def record_episode(scene: Env, plan: EpisodePlan, config: CollectConfig) -> Reco
     noisy = scene.spec.noise_dims
     frames: list[dict[str, np.ndarray]] = []
     solved_at: int | None = None
+    assert config.max_steps is not None, "filled in by the settings"
     for step in range(config.max_steps):
         if plan.moving_camera:
             scene.follow_camera_path(plan.factors["camera"], step / scene.spec.control_hz)

@@ -70,18 +70,22 @@ class ViewsConfig:
     factors: tuple[str, ...] = ()
     """Factors that are also shown alone; empty takes all."""
 
-    horizon_steps: int = 150
-    """Control steps after which the expert gives up."""
+    horizon_steps: int | None = None
+    """Control steps after which the expert gives up; none = the environment's default (Meta-World:
+    150)."""
 
     seed: int = 0
     """Changes every draw of factor values."""
 
     def __post_init__(self) -> None:
+        spec = environment(self.environment, "environment")
+        if self.horizon_steps is None:
+            object.__setattr__(self, "horizon_steps", spec.steps_for("evaluate"))
         at_least(self, 1, "episodes_per_task", "horizon_steps", "frames_per_factor")
         at_least(self, 2, "frames_per_episode")
         at_least(self, 0, "seed")
         within(self, 1, 5, "level")
-        environment(self.environment, "environment").check_factors(self.factors)
+        spec.check_factors(self.factors)
 
 
 @dataclass(frozen=True)
@@ -178,8 +182,8 @@ class RolloutConfig(EvaluationConfig):
     """Episodes per evaluation job (task, condition, policy): the same initial states for every
     encoder."""
 
-    horizon_steps: int = 150
-    """Longest episode, in control steps."""
+    horizon_steps: int | None = None
+    """Longest episode, in control steps; none = the environment's default (Meta-World: 150)."""
 
     steps_after_success: int = 25
     """Control steps that an episode goes on after it is first solved."""
@@ -253,7 +257,9 @@ class RolloutConfig(EvaluationConfig):
         spec.tasks_of(self.tasks)
         spec.check_factors(self.factors)
         _check_once("factors", self.factors)
-        if self.horizon_steps > spec.horizon_steps:
+        if self.horizon_steps is None:
+            object.__setattr__(self, "horizon_steps", spec.steps_for("evaluate"))
+        elif self.horizon_steps > spec.horizon_steps:
             raise ValueError(
                 f"horizon_steps must be at most {spec.horizon_steps}: {spec.name} ends there"
             )

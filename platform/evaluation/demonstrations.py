@@ -70,7 +70,6 @@ def collect_demonstrations(
             image_px=config.image_px,
             perturbed_share=0.0,
             moving_camera_share=0.0,
-            max_steps=min(CollectConfig.max_steps, environment(config.environment).horizon_steps),
             seed=config.seed,
         )
         digest = _recipe_digest(settings, config.demonstrations)

@@ -132,6 +132,7 @@ def plan_jobs(
     demonstrations: dict[str, DemonstrationSet],
 ) -> list[EvaluationJob]:
     """All jobs, task by task, so that a process can keep the scenes that it has loaded."""
+    assert config.horizon_steps is not None, "filled in by the settings"
     conditions = conditions_of(config)
     starts = {
         (task, condition): draw_starts(config, task, condition)

@@ -55,6 +55,7 @@ def plan_views(
         size_px: (height, width) of the images.
         split: of layouts and factor values, ``dev`` or ``test``.
     """
+    assert config.horizon_steps is not None, "filled in by the settings"
     factors = config.factors or environment(config.environment).factors
     return {
         task: [

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dynaflip.eval.envs.registry import environment
-from dynaflip.platform.config_loader import config_digest
+from dynaflip.platform.config_loader import config_digest, load_config
 from dynaflip.platform.demonstrations.collect import Recorder
 from dynaflip.platform.demonstrations.config import CollectConfig
 from dynaflip.platform.demonstrations.lerobot_dataset import assemble
@@ -57,11 +58,20 @@ def test_an_outsiders_demonstrations_are_recorded_and_read_again(tmp_path: Path)
 
 def test_what_the_environment_lacks_is_refused_by_the_settings() -> None:
     with pytest.raises(ValueError, match="perturbed_share: reach has no perturbation factors"):
-        CollectConfig(environment=REACH, max_steps=30)
+        CollectConfig(environment=REACH, perturbed_share=0.5)
     with pytest.raises(ValueError, match="moving_camera_share: reach has no moving camera"):
-        CollectConfig(environment=REACH, max_steps=30, perturbed_share=0.0)
+        CollectConfig(environment=REACH, moving_camera_share=0.2)
     with pytest.raises(ValueError, match="max_steps must be in"):
         CollectConfig(environment=REACH, **{**PLAIN, "max_steps": 41})
+
+
+def test_defaults_are_those_of_the_environment() -> None:
+    config = load_config(CollectConfig, None, {"environment": REACH})
+    assert (config.perturbed_share, config.moving_camera_share, config.max_steps) == (0, 0, 40)
+    usual = CollectConfig()
+    assert (usual.perturbed_share, usual.moving_camera_share, usual.max_steps) == (0.5, 0.2, 200)
+    short = replace(environment(REACH), default_steps={"collect": 9})
+    assert (short.steps_for("collect"), short.steps_for("evaluate")) == (9, 40)
 
 
 def test_the_recipe_of_the_default_environment_is_that_of_before_there_were_others() -> None:

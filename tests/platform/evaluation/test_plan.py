@@ -12,7 +12,7 @@ from dynaflip.errors import UserError
 from dynaflip.eval.envs.metaworld_tasks import ENVIRONMENT, TASK_SETS
 from dynaflip.eval.perturbations import belongs_to
 from dynaflip.eval.policies.config import BehaviourCloningConfig
-from dynaflip.platform.evaluation.config import RolloutConfig
+from dynaflip.platform.evaluation.config import RolloutConfig, ViewsConfig
 from dynaflip.platform.evaluation.demonstrations import DemonstrationSet
 from dynaflip.platform.evaluation.encoders_under_test import (
     Encoder,
@@ -131,7 +131,9 @@ def test_an_environment_without_factors_has_one_condition(
     (tmp_path / "bare_environment.py").write_text(BARE_ENVIRONMENT)
     monkeypatch.syspath_prepend(str(tmp_path))
     name = "class:bare_environment:ENVIRONMENT"
-    config = RolloutConfig(environment=name, horizon_steps=40, seeds=2, episodes=2)
+    config = RolloutConfig(environment=name, seeds=2, episodes=2)
+    assert (config.horizon_steps, ViewsConfig(environment=name).horizon_steps) == (40, 40)
+    assert (RolloutConfig().horizon_steps, ViewsConfig().horizon_steps) == (150, 150)
     assert config.tasks == ("reach", "push")
     assert [condition.name for condition in conditions_of(config)] == ["none"]
     shown = {task: DemonstrationSet(task, "/x", "d", 25, name) for task in config.tasks}
@@ -139,7 +141,7 @@ def test_an_environment_without_factors_has_one_condition(
     jobs = plan_jobs(config, TESTED, shown)
     assert len(jobs) == len({job.digest() for job in jobs}) == 8
     with pytest.raises(ValueError, match="horizon_steps must be at most 40: bare ends there"):
-        RolloutConfig(environment=name)
+        RolloutConfig(environment=name, horizon_steps=41)
 
 
 @pytest.mark.parametrize(
