@@ -131,6 +131,7 @@ def submit(cluster: dict[str, str], *words: str) -> tuple[int, int | None, str]:
     return result.returncode, info.driver_exit_code, printed
 
 
+@pytest.mark.integration
 def test_a_submitted_pretraining_runs_the_submitted_code_and_registers(
     cluster: dict[str, str], triplet_folder: Path, bare_python: Path
 ) -> None:
