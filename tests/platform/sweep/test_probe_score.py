@@ -163,6 +163,7 @@ def test_a_trial_by_policy_fails_as_often_as_in_the_evaluation(
     from dynaflip.encoders.checkpoint import save_folder
     from dynaflip.encoders.config import FlowConfig, ImageConfig, ModelConfig
     from dynaflip.encoders.model import DynaFLIP
+    from dynaflip.eval.envs.registry import environment
     from dynaflip.platform.evaluation.encoders_under_test import EncoderUnderTest, encoder_at
     from dynaflip.platform.evaluation.plan import plan_jobs
     from dynaflip.platform.evaluation.schedule import open_pool, run_jobs
@@ -181,7 +182,7 @@ def test_a_trial_by_policy_fails_as_often_as_in_the_evaluation(
     failed = score(tmp_path / "encoder")
     under_test = EncoderUnderTest("trained", (encoder_at(str(tmp_path / "encoder")),))
     jobs = plan_jobs(score.config, [under_test], score.demonstrations)
-    with open_pool() as pool:
+    with open_pool(environment(score.config.environment)) as pool:
         results = run_jobs(jobs, pool)
     expected = [
         np.mean(result.success_ever)
