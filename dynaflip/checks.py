@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a setting may be: an interval in words, or a list of choices."""
+    """Allowed values of a setting: an interval in words, or a list of choices."""
 
     text: str = ""
     choices: tuple[str, ...] = ()

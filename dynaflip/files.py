@@ -86,7 +86,7 @@ def restore_folder(folder: Path) -> None:
 
 
 def replaced_path(folder: Path) -> Path:
-    """Where a folder lies while another takes its place."""
+    """Path of a folder while another one is moved into its place."""
     return folder.with_name(f"{REPLACED}{folder.name}")
 
 

@@ -87,7 +87,7 @@ class ExtensionPoint:
         return [plugin.name for plugin in self.plugins()]
 
     def knows(self, name: str) -> bool:
-        """Whether a name is one of this point's, or has the form ``class:MODULE:NAME``."""
+        """True if a name is registered at this point, or has the form ``class:MODULE:NAME``."""
         return name in self.table or name.startswith(CLASS_PREFIX) or name in self._installed()
 
     def check(self, name: str, setting: str) -> None:

@@ -106,7 +106,7 @@ class DynaFLIP(nn.Module):
     def heads(
         self, d_t: Tensor, d_next: Tensor, d_far: Tensor, batch: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """What :meth:`forward` returns, from the frames' embeddings, each (B, D)."""
+        """Outputs of :meth:`forward`, computed from the frames' embeddings, each (B, D)."""
         depth_m = batch["median_depth_m"]
         return {
             "z_image": self.encode_transition(d_t, d_next),

@@ -62,7 +62,7 @@ class Backbone(nn.Module):
         return cls.from_settings(dataclasses.replace(config, pretrained=False))
 
     def describe(self) -> dict[str, Any] | None:
-        """What :meth:`from_description` needs beside the settings, as JSON can hold it."""
+        """Architecture as a JSON object, from which :meth:`from_description` rebuilds it."""
         return None
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -57,7 +57,7 @@ _ONE_THREAD = {"LP_NUM_THREADS": "0", "OMP_NUM_THREADS": "1"}
 
 @dataclass(frozen=True)
 class EnvironmentSpec:
-    """All that is known of an environment before it is opened; needs no simulator."""
+    """Description of an environment, read without importing its simulator."""
 
     name: str
     """As in the settings, such as the file's or the entry point's name."""
@@ -202,7 +202,7 @@ class EnvironmentSpec:
             perturbations.FACTOR_TABLE.check(name, setting)
 
     def version(self) -> str:
-        """What is simulated: packages with versions and the revision; equal means comparable.
+        """Version of what is simulated: packages and revision; equal versions are comparable.
 
         Raises:
             UserError: one of the packages is not installed.
@@ -248,7 +248,7 @@ class EnvironmentSpec:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one action led to."""
+    """Result of one action: observation, reward, success and end of the episode."""
 
     observation: Any
     """The simulator's own state vector, privileged: for the expert and for agents on state."""
@@ -299,7 +299,7 @@ class Env(ABC):
 
     @abstractmethod
     def proprioception(self) -> np.ndarray:
-        """What a real robot knows of itself: (P,) float32."""
+        """Proprioception of a real robot: (P,) float32."""
 
     def close(self) -> None:  # noqa: B027  (nothing to free is common)
         """Free what the simulator holds; the environment cannot be used afterwards."""
@@ -331,7 +331,7 @@ class Env(ABC):
         raise self._lacks("no state that can be restored")
 
     def robot_and_object(self) -> tuple[np.ndarray, np.ndarray]:
-        """Which pixels show the robot, and which the task's objects: two (H, W) bool."""
+        """Masks of the robot and of the task's objects: two (H, W) bool."""
         raise self._lacks("no segmentation of robot and objects")
 
     def rgb_and_depth(self) -> tuple[np.ndarray, np.ndarray]:

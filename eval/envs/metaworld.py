@@ -38,7 +38,7 @@ QVEL_LENGTH = 20
 
 @dataclass(frozen=True)
 class State:
-    """All that moves in a scene; restoring it gives the same image.
+    """Physical state of a scene; restoring it gives the same image.
 
     ``qpos`` (Q,), ``qvel`` (V,), ``mocap_pos_m`` (3,) and ``mocap_quat`` (4,), float64.
     """
@@ -135,7 +135,7 @@ class Scene(Env):
         return np.clip(action, -1.0, 1.0).astype(np.float32)
 
     def proprioception(self) -> np.ndarray:
-        """What a real robot knows of itself: hand position (m, world) and gripper, (4,) float32.
+        """Proprioception: hand position (m, world frame) and gripper, (4,) float32.
 
         The gripper is 0 closed, 1 open.
         """

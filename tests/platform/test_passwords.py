@@ -54,7 +54,7 @@ def test_passwords_are_masked(text: str, shown: str) -> None:
         "postgresql://me@host:5432/db",
         "models:/dynaflip-encoder@candidate",
         "s3://bucket/key:1@2",
-        "sqlite:////home/me/studies.db",
+        "sqlite:////srv/me/studies.db",
         "mail me: a@b, ratio 1:2@3",
         "max_tokens=77 https://h/x?page=2",
     ],
