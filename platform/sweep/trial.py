@@ -40,6 +40,7 @@ from dynaflip.platform.training.backends import ray_train
 from dynaflip.platform.training.config import PretrainConfig
 from dynaflip.platform.training.data.collate import TextTable
 from dynaflip.platform.training.diagnostics import Collapsed
+from dynaflip.platform.training.heartbeat import note
 from dynaflip.platform.training.job import TrainJob
 from dynaflip.platform.training.run import checkpoint_uri, save_encoder
 from dynaflip.platform.training.step import NonFiniteLoss
@@ -74,8 +75,10 @@ class TrialTask:
         folder.mkdir(parents=True, exist_ok=True)
         done = folder / RESULT
         if not done.is_file():
+            note(folder, "starting workers", first=True)
             result = self._train(assignment, folder)
             write_file(done, json.dumps(result, indent=1))
+            note(folder, "recording the result")
         tune.report(json.loads(done.read_text()))
 
     def _train(self, assignment: Assignment, folder: Path) -> dict[str, Any]:
@@ -90,7 +93,7 @@ class TrialTask:
         index = work.index
         assignment.run.log_dataset(Path(index.folder).name, index.digest, index.folder)
         try:
-            ray_train.fit(work, assignment.run, folder, [_to_tune()])
+            ray_train.fit(work, assignment.run, folder, [_to_tune()], heartbeat=folder)
         except (NonFiniteLoss, Collapsed) as error:
             return {"final": True, "failed": f"diverged: {error}"}
         except (TrainingFailedError, RayActorError, OutOfMemoryError) as error:
@@ -101,6 +104,7 @@ class TrialTask:
             if lost is not None:
                 raise ProcessLost(_last_line(lost)) from error
             return {"final": True, "failed": _reason(error)}
+        note(folder, "saving the encoder")
         curves = assignment.run.curves()
         metrics = {name: points[-1][1] for name, points in curves.items()}
         recorded = dataclasses.replace(work, config=settings)
@@ -111,12 +115,14 @@ class TrialTask:
         }
         if any(at != step for at, _ in scores.values()):
             # Killed between the last checkpoint and its report: score what was saved.
+            note(folder, "scoring")
             own = load_image_encoder(encoder, backbone=settings.model.image.name)
             found = self.score.errors(own).metrics()
             assignment.run.log_metrics(found, step)
         else:
             found = {name: value for name, (_, value) in scores.items()}
         if self.policy_score is not None:
+            note(folder, "rolling out the policy")
             try:
                 failures = {METRIC[POLICY]: self.policy_score(encoder)}
             except _LOST as error:

@@ -20,6 +20,7 @@ from dynaflip.platform.training.config import PretrainConfig
 from dynaflip.platform.training.data.collate import Batch, id64
 from dynaflip.platform.training.data.sampling import Position
 from dynaflip.platform.training.diagnostics import CollapseGuard, diagnose
+from dynaflip.platform.training.heartbeat import Heartbeat
 from dynaflip.platform.training.meter import Meter, curve_name
 from dynaflip.platform.training.step import NonFiniteLoss, train_step
 from dynaflip.platform.training.train_state import TrainingState
@@ -47,6 +48,13 @@ class Context:
     # Steps at which every rank reports and rank 0 scores the model (a sweep's trials).
     score_steps: frozenset[int] = frozenset()
     score: Callable[[DynaFLIP], Metrics] | None = None
+    # Told what the loop does and each step, for those who watch the run.
+    heartbeat: Heartbeat | None = None
+
+    def doing(self, what: str) -> None:
+        """Say what the loop does now, to those who watch the run."""
+        if self.heartbeat is not None:
+            self.heartbeat.doing(what)
 
 
 @dataclass(frozen=True)
@@ -142,7 +150,10 @@ class Pretraining:
         for metrics in self._replayed:
             self.context.report(metrics)
         if self.step == 0 and self._evaluates(0):
+            self.context.doing("first evaluation")
             self.context.report({"step": 0, **self.evaluate()})
+        compiles = ", which compiles the model" if self.config.train.compile else ""
+        self.context.doing(f"first step{compiles}")
         while self.step < self.length.total_steps:
             if self._steps_left() == 0:  # stopped at the very end of an epoch
                 self.state.next_epoch()
@@ -240,6 +251,8 @@ class Pretraining:
             ) from None
         self.state.advance(batch["example"])
         self.meter.add(terms, batch)
+        if self.context.heartbeat is not None:
+            self.context.heartbeat.stepped(self.step, terms["loss"])
         due = self.step % train.report_every_steps == 0 or self.step in self.context.score_steps
         if due or self._saves() or self._evaluates(self.step) or self._diagnoses():
             self._report(on_device)
@@ -277,8 +290,10 @@ class Pretraining:
             if warning := self.guard.check(self.step, metrics):
                 self.context.log(warning)
         if self._evaluates(self.step):
+            self.context.doing("evaluating")
             metrics |= self.evaluate()
         if self.context.score is not None and self.step in self.context.score_steps:
+            self.context.doing("scoring")
             metrics |= self.context.score(self.state.evaluated_model())
         self._reports = [*self._reports, metrics][-_REPEATED_REPORTS:]
         if self._saves() and self.context.checkpoints is not None:

@@ -6,6 +6,7 @@ environment when it is imported.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import socket
@@ -33,6 +34,7 @@ from dynaflip.platform.training.data.loader import COLUMNS, epoch_batches
 from dynaflip.platform.training.data.prefetch import EpochsAhead
 from dynaflip.platform.training.data.sampling import Position
 from dynaflip.platform.training.diagnostics import Collapsed
+from dynaflip.platform.training.heartbeat import Heartbeat
 from dynaflip.platform.training.job import TrainJob
 from dynaflip.platform.training.loop import Context, Metrics, Pretraining, rank_batch_size
 from dynaflip.platform.training.progress import follow, progress_line
@@ -52,7 +54,12 @@ _PENDING_REPORTS = 10  # reports that MLflow may refuse in a row before the run 
 
 
 def fit(
-    job: TrainJob, run: Run, run_folder: Path, callbacks: Sequence[ray.train.UserCallback] = ()
+    job: TrainJob,
+    run: Run,
+    run_folder: Path,
+    callbacks: Sequence[ray.train.UserCallback] = (),
+    *,
+    heartbeat: Path | None = None,
 ) -> None:
     """Train on the cluster to the last step, whose checkpoint ``job.checkpoint_manager`` finds.
 
@@ -63,6 +70,7 @@ def fit(
         run: the open MLflow run that the curves go to.
         run_folder: absolute; its name is the run's, its parent Ray Train's storage.
         callbacks: further callbacks on the workers' reports.
+        heartbeat: a folder that all machines share, where rank 0 says once a second what it does.
 
     Raises:
         UserError: the cluster is too small for the settings.
@@ -81,7 +89,7 @@ def fit(
     listeners += callbacks
     trainer = ray.train.torch.TorchTrainer(
         _train_on_worker,
-        train_loop_config={"job": job},
+        train_loop_config={"job": job, "heartbeat": heartbeat},
         scaling_config=scaling,
         datasets={"train": _dataset(job.index.folder)},
         # Order is part of the run: a resumed one sees the same batches.
@@ -276,9 +284,16 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
         checkpoints=job.checkpoint_manager(),
         score_steps=job.score_steps,
         score=job.score if rank == 0 else None,
+        heartbeat=_heartbeat(settings["heartbeat"], rank, job.length.total_steps),
     )
     sources = tuple(job.index.sources)
-    Pretraining(config, context, job.length, job.gallery(rank), sources).run(batches)
+    with contextlib.nullcontext() if context.heartbeat is None else context.heartbeat.beating():
+        context.doing("building the model")
+        Pretraining(config, context, job.length, job.gallery(rank), sources).run(batches)
+
+
+def _heartbeat(folder: Path | None, rank: int, total_steps: int) -> Heartbeat | None:
+    return None if folder is None or rank != 0 else Heartbeat(folder, total_steps)
 
 
 def check_shared(uri: str) -> None:
