@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from pathlib import Path
 
@@ -44,8 +45,11 @@ def write_triplets(
     ]
     (folder / "triplets").mkdir(parents=True)
     for shard in range(shards):
-        table = _table(rows[shard * len(rows) // shards : (shard + 1) * len(rows) // shards])
-        pq.write_table(table, folder / "triplets" / f"part-{shard:05d}.parquet")
+        mine = rows[shard * len(rows) // shards : (shard + 1) * len(rows) // shards]
+        path = folder / "triplets" / f"part-{shard:05d}.parquet"
+        with pq.ParquetWriter(path, TRIPLET_SCHEMA) as writer:
+            for _, clip in itertools.groupby(mine, key=lambda row: row["clip_id"]):
+                writer.write_table(_table(list(clip)))  # a row group a clip
     manifest = {"schema_version": SCHEMA_VERSION, "digest": "synthetic", "counts": {}}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder

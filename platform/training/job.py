@@ -15,8 +15,8 @@ from dynaflip.losses.objective import term_class
 from dynaflip.platform.training.checkpoint_manager import Checkpoints
 from dynaflip.platform.training.config import PretrainConfig
 from dynaflip.platform.training.data.collate import Batch, Collate, TextTable
+from dynaflip.platform.training.data.gallery import gallery_batch
 from dynaflip.platform.training.data.index import TripletIndex, read_index
-from dynaflip.platform.training.data.loader import gallery_batch
 from dynaflip.platform.training.data.sampling import Sampling, sampling_of
 from dynaflip.platform.training.loop import Metrics, Plan, plan
 

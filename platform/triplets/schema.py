@@ -98,6 +98,27 @@ TRIPLET_SCHEMA = pa.schema(
     metadata={"dynaflip_schema_version": str(SCHEMA_VERSION)},
 )
 
+# What training reads; the tracks in pixels, more than half of a row, stay on disk.
+TRAINING_COLUMNS = (
+    "triplet_id",
+    "clip_id",
+    "recording_id",
+    "source",
+    "caption",
+    "caption_group",
+    "task",
+    "frame_t",
+    "frame_next",
+    "frames_r3m",
+    "t_s",
+    "window_s",
+    "frames_r3m_s",
+    "flow_origin_m",
+    "flow_displacement_m",
+    "flow_visible",
+    "median_depth_m",
+)
+
 REJECTED_SCHEMA = pa.schema(
     [
         pa.field("clip_id", pa.string(), nullable=False),

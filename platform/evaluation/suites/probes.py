@@ -125,8 +125,8 @@ def score_retrieval(pair: Pair, config: ProbeSuiteConfig) -> dict[str, dict[str,
     from dynaflip.eval.retrieval import retrieval_report
     from dynaflip.platform.training.config import DataConfig
     from dynaflip.platform.training.data.collate import Collate, TextTable
+    from dynaflip.platform.training.data.gallery import gallery_batch
     from dynaflip.platform.training.data.index import read_index
-    from dynaflip.platform.training.data.loader import gallery_batch
 
     assert config.triplets is not None
     index = read_index(config.triplets)

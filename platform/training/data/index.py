@@ -2,17 +2,56 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 
 from dynaflip.errors import UserError
+from dynaflip.platform.triplets.folder_index import FileIndex, index_file, name_hash
 from dynaflip.platform.triplets.schema import read_manifest
+
+
+@dataclass(frozen=True)
+class ClipTable:
+    """Clips of one split: an entry a row group, which is what training orders and reads at once.
+
+    In the order of a hash of their recordings; C clips.
+    """
+
+    files: tuple[str, ...]  # absolute paths
+    file: np.ndarray  # (C,) int32 into `files`
+    row_group: np.ndarray  # (C,) int32 within the file
+    rows: np.ndarray  # (C,) int32 triplets, at least 1
+    # (C,) int64 in memory, of what training reads; an image that several rows share counts once.
+    bytes: np.ndarray
+    source: np.ndarray  # (C,) int32 into `sources`
+    sources: tuple[str, ...]
+    # (C,) uint64 hash of what the clip holds: the same whichever file it lies in.
+    key: np.ndarray
+
+    def __len__(self) -> int:
+        """Number of clips."""
+        return len(self.rows)
+
+    @classmethod
+    def of(cls, clips: pa.Table, folder: str) -> ClipTable:
+        """The table of some rows of a folder's ``CLIPS_SCHEMA``."""
+        names, file = _coded(clips["file"])
+        sources, source = _coded(clips["source"])
+        return cls(
+            files=tuple(str(Path(folder) / "triplets" / name) for name in names),
+            file=file,
+            row_group=clips["row_group"].to_numpy(),
+            rows=clips["rows"].to_numpy(),
+            bytes=clips["bytes"].to_numpy(),
+            source=source,
+            sources=sources,
+            key=clips["key"].to_numpy(),
+        )
 
 
 @dataclass(frozen=True)
@@ -30,7 +69,8 @@ class TripletIndex:
     licences: list[str]
     flow_sources: list[str]
     depth_kinds: list[str]
-    heldout: pa.Table  # triplet_id, clip_id, recording_id of split heldout
+    train: ClipTable
+    heldout: ClipTable
 
     def provenance(self) -> dict[str, Any]:
         """Where the training data come from, as an encoder's info records it."""
@@ -64,35 +104,43 @@ def read_index(folder: str) -> TripletIndex:
     paths = shard_paths(folder)
     if not paths:
         raise UserError(f"triplets: {folder} holds no triplets (triplets/*.parquet)")
-    names = ["triplet_id", "clip_id", "recording_id", "split", "caption"]
-    described = ["source", "licence", "flow_source", "depth_kind", "caption_group"]
-    table = pads.dataset(paths).to_table(columns=[*names, *described])
-    splits = pc.value_counts(table["split"]).to_pylist()
-    train = table.filter(pc.field("split") == "train")
-    sources = pc.value_counts(train["source"]).to_pylist()
-    heldout = table.filter(pc.field("split") == "heldout")
-    counts = {c["values"]: c["counts"] for c in sorted(sources, key=lambda c: c["values"])}
+    found = FileIndex.joined(index_file(Path(path)) for path in paths)
+    train, heldout = (
+        ClipTable.of(found.clips.filter(pc.field("split") == split), folder)
+        for split in ("train", "heldout")
+    )
+    sources = {
+        name: int(train.rows[train.source == number].sum())
+        for number, name in enumerate(train.sources)
+    }
+    trained = found.texts.filter(pc.field("split") == "train")
     return TripletIndex(
         folder=folder,
         digest=str(manifest["digest"]),
-        captions=sorted(pc.unique(table["caption"]).to_pylist()),
-        caption_groups=sorted(pc.unique(train["caption_group"]).to_pylist()),
-        counts={"train": 0, "heldout": 0} | {c["values"]: c["counts"] for c in splits},
-        sources=counts,
-        weights=_weights_of(manifest, counts),
-        licences=sorted(pc.unique(table["licence"]).to_pylist()),
-        flow_sources=sorted(pc.unique(table["flow_source"]).to_pylist()),
-        depth_kinds=sorted(pc.unique(table["depth_kind"]).to_pylist()),
-        heldout=heldout.select(names[:3]),
+        captions=_sorted(found.texts["caption"]),
+        caption_groups=_sorted(trained["caption_group"]),
+        counts={"train": int(train.rows.sum()), "heldout": int(heldout.rows.sum())},
+        sources=sources,
+        weights=_weights_of(manifest, sources),
+        licences=_sorted(found.kinds["licence"]),
+        flow_sources=_sorted(found.kinds["flow_source"]),
+        depth_kinds=_sorted(found.kinds["depth_kind"]),
+        train=train,
+        heldout=heldout,
     )
+
+
+def _coded(column: pa.ChunkedArray) -> tuple[tuple[str, ...], np.ndarray]:
+    """The distinct values of a column, sorted, and (C,) int32 which of them each row has."""
+    names = _sorted(column)
+    return tuple(names), pc.index_in(column, pa.array(names, pa.string())).to_numpy()
+
+
+def _sorted(column: pa.ChunkedArray) -> list[str]:
+    return sorted(pc.unique(column).to_pylist())
 
 
 def _weights_of(manifest: dict[str, Any], sources: dict[str, int]) -> dict[str, float]:
     about = manifest.get("sources", {})
     weights = {name: float(about.get(name, {}).get("weight", 1.0)) for name in sources}
     return {} if len(set(weights.values())) < 2 else weights
-
-
-def name_hash(text: str) -> str:
-    """A fixed pseudo-random sort key of a name."""
-    return hashlib.sha256(text.encode()).hexdigest()

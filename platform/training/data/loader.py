@@ -20,32 +20,14 @@ import torch
 
 from dynaflip.platform.training.config import DataConfig
 from dynaflip.platform.training.data.collate import TENSOR_SHAPES, Batch, Collate, Row, id64
-from dynaflip.platform.training.data.index import TripletIndex, name_hash, shard_paths
+from dynaflip.platform.training.data.index import shard_paths
 from dynaflip.platform.training.data.prefetch import Prefetched
 from dynaflip.platform.training.data.sampling import Position, Sampling
+from dynaflip.platform.triplets.schema import TRAINING_COLUMNS
 
 T = TypeVar("T")
 
-# What training reads; the tracks in pixels, more than half of a row, stay on disk.
-COLUMNS = [
-    "triplet_id",
-    "clip_id",
-    "recording_id",
-    "source",
-    "caption",
-    "caption_group",
-    "task",
-    "frame_t",
-    "frame_next",
-    "frames_r3m",
-    "t_s",
-    "window_s",
-    "frames_r3m_s",
-    "flow_origin_m",
-    "flow_displacement_m",
-    "flow_visible",
-    "median_depth_m",
-]
+COLUMNS = list(TRAINING_COLUMNS)
 
 
 def read_tables(folder: str, split: str) -> Iterator[pa.Table]:
@@ -147,38 +129,6 @@ def plain_tables(
             yield table.take(pa.array(mine)) if world_size > 1 else table
 
     return tables
-
-
-def gallery_batch(index: TripletIndex, collate: Collate, size: int) -> Batch | None:
-    """A fixed gallery of held-out transitions, in id order; None where there are fewer than 2.
-
-    Whole clips are taken in the order of a hash of their recording until ``size``
-    transitions are reached, so that every clip's other transitions are in it and a
-    larger data set has most of a smaller one's gallery.
-    """
-    heldout = index.heldout.to_pylist()
-    heldout.sort(
-        key=lambda row: (name_hash(row["recording_id"]), row["clip_id"], row["triplet_id"])
-    )
-    chosen: set[str] = set()
-    for _, clip in itertools.groupby(heldout, key=lambda row: row["clip_id"]):
-        if len(chosen) >= size:
-            break
-        chosen |= {row["triplet_id"] for row in clip}
-    if len(chosen) < 2:
-        return None
-    rows = [
-        row
-        for table in read_tables(index.folder, "heldout")
-        for row in rows_of(table)
-        if row["triplet_id"] in chosen
-    ]
-    rows.sort(key=lambda row: row["triplet_id"])
-    return collate(rows, 0)
-
-
-def _gallery_order(row: Row) -> tuple[str, str, str]:
-    return name_hash(row["recording_id"]), row["clip_id"], row["triplet_id"]
 
 
 def _full_groups(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:

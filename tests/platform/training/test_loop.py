@@ -20,8 +20,9 @@ from dynaflip.platform.config_loader import load_config
 from dynaflip.platform.training.checkpoint_manager import Checkpoints
 from dynaflip.platform.training.config import DataConfig, PretrainConfig, TrainConfig
 from dynaflip.platform.training.data.collate import Batch, Collate, TextTable
+from dynaflip.platform.training.data.gallery import gallery_batch
 from dynaflip.platform.training.data.index import read_index
-from dynaflip.platform.training.data.loader import epoch_batches, gallery_batch, plain_tables
+from dynaflip.platform.training.data.loader import epoch_batches, plain_tables
 from dynaflip.platform.training.data.sampling import Position, sampling_of
 from dynaflip.platform.training.loop import Context, Metrics, Pretraining, plan, rank_batch_size
 from dynaflip.platform.training.optimizer import build_optimizer, build_schedule

@@ -20,11 +20,12 @@ from dynaflip.errors import UserError
 from dynaflip.platform.training.config import DataConfig
 from dynaflip.platform.training.data.augment import colour_jitter, draw_patches
 from dynaflip.platform.training.data.collate import Batch, Collate, TextTable, decode_image, id64
+from dynaflip.platform.training.data.gallery import gallery_batch
 from dynaflip.platform.training.data.index import read_index, shard_paths
 from dynaflip.platform.training.data.loader import (
     epoch_batches,
-    gallery_batch,
     plain_tables,
+    read_tables,
     shuffled,
 )
 from dynaflip.platform.training.data.prefetch import EpochsAhead, Prefetched
@@ -82,7 +83,10 @@ def test_an_epoch_is_every_training_triplet_once_but_the_last_partial_batch(
     index = read_index(str(triplet_folder))
     names = ids(epoch_of(triplet_folder))
     assert len(names) == len(set(names)) == index.counts["train"] // 4 * 4
-    assert not set(names) & set(index.heldout["triplet_id"].to_pylist())
+    heldout = [
+        table["triplet_id"].to_pylist() for table in read_tables(str(triplet_folder), "heldout")
+    ]
+    assert not set(names) & set(itertools.chain(*heldout))
 
 
 def test_order_and_augmentation_follow_from_the_seed_and_differ_by_epoch(

@@ -1,0 +1,44 @@
+"""Gallery: the fixed held-out transitions that a training run retrieves among."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dynaflip.platform.training.data.collate import Batch, Collate
+from dynaflip.platform.training.data.index import ClipTable, TripletIndex
+from dynaflip.platform.training.data.loader import rows_of
+from dynaflip.platform.triplets.schema import TRAINING_COLUMNS
+
+
+def gallery_batch(index: TripletIndex, collate: Collate, size: int) -> Batch | None:
+    """A fixed gallery of held-out transitions, in id order; None where there are fewer than 2.
+
+    Whole clips are taken in the order of a hash of their recording until ``size``
+    transitions are reached, so that every clip's other transitions are in it and a
+    larger data set has most of a smaller one's gallery. Only their row groups are read.
+    """
+    clips = index.heldout
+    before = np.cumsum(clips.rows) - clips.rows
+    chosen = int(np.searchsorted(before, size))  # clips that begin below `size` rows
+    if clips.rows[:chosen].sum() < 2:
+        return None
+    rows = [row for table in read_clips(clips, np.arange(chosen)) for row in rows_of(table)]
+    rows.sort(key=lambda row: row["triplet_id"])
+    return collate(rows, 0)
+
+
+def read_clips(clips: ClipTable, numbers: np.ndarray) -> Iterator[pa.Table]:
+    """Read what training needs of some clips, a table a file.
+
+    Args:
+        clips: of a split.
+        numbers: (N,) which of them.
+    """
+    for file in np.unique(clips.file[numbers]):
+        groups = clips.row_group[numbers[clips.file[numbers] == file]]
+        with pq.ParquetFile(clips.files[file]) as parquet:
+            yield parquet.read_row_groups(groups.tolist(), columns=list(TRAINING_COLUMNS))

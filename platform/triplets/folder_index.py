@@ -1,0 +1,149 @@
+"""Index of a triplet folder's Parquet files: a row a row group, found without reading images.
+
+A row group holds a clip. It is what training orders, shares among workers and reads at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dynaflip.errors import UserError
+from dynaflip.platform.triplets.schema import TRAINING_COLUMNS, TRIPLET_SCHEMA
+
+CLIPS_SCHEMA = pa.schema(
+    [
+        pa.field("file", pa.string(), nullable=False),  # its name, in triplets/
+        pa.field("row_group", pa.int32(), nullable=False),
+        pa.field("rows", pa.int32(), nullable=False),
+        pa.field("bytes", pa.int64(), nullable=False),  # see `clip_bytes`
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("clip_id", pa.string(), nullable=False),  # of the first row
+        pa.field("recording_id", pa.string(), nullable=False),  # of the first row
+        pa.field("key", pa.uint64(), nullable=False),  # see `clip_key`
+    ]
+)
+
+_IDENTITY = ("triplet_id", "clip_id", "recording_id", "split", "source")
+_TEXTS = ("caption", "caption_group", "split")
+# Bytes of a row.
+_TENSOR_BYTES = {
+    field.name: math.prod(field.type.shape) * field.type.value_type.byte_width
+    for field in TRIPLET_SCHEMA
+    if field.name in TRAINING_COLUMNS and isinstance(field.type, pa.FixedShapeTensorType)
+}
+_KINDS = ("licence", "flow_source", "depth_kind")
+
+
+@dataclass(frozen=True)
+class FileIndex:
+    """What the index holds of some Parquet files."""
+
+    clips: pa.Table  # CLIPS_SCHEMA
+    texts: pa.Table  # distinct caption, caption_group and split
+    kinds: pa.Table  # distinct licence, flow_source and depth_kind
+
+    @classmethod
+    def joined(cls, parts: Iterable[FileIndex]) -> FileIndex:
+        """One index of all files, in the order of :func:`in_order`."""
+        found = list(parts)
+        return cls(
+            in_order(pa.concat_tables(part.clips for part in found)),
+            _distinct(pa.concat_tables(part.texts for part in found)),
+            _distinct(pa.concat_tables(part.kinds for part in found)),
+        )
+
+
+def index_file(path: Path) -> FileIndex:
+    """Index a Parquet file by its footer and its small columns.
+
+    Raises:
+        UserError: a row group holds triplets of several splits or sources.
+    """
+    names = list(dict.fromkeys([*_IDENTITY, *_TEXTS, *_KINDS]))
+    with pq.ParquetFile(path) as file:
+        table = file.read(columns=names)
+        footer = file.metadata
+        groups = [footer.row_group(n) for n in range(footer.num_row_groups)]
+    columns = {name: table[name].to_pylist() for name in _IDENTITY}
+    rows = []
+    first = 0
+    for number, group in enumerate(groups):
+        here = slice(first, first + group.num_rows)
+        first += group.num_rows
+        if not group.num_rows:
+            continue
+        for name in ("split", "source"):
+            if len(set(columns[name][here])) > 1:
+                raise UserError(
+                    f"triplets: row group {number} of {path} mixes the {name}s "
+                    f"{', '.join(sorted(set(columns[name][here])))}; write a row group a clip, as "
+                    f"jobs/preprocess.py does"
+                )
+        identity = {name: columns[name][here.start] for name in _IDENTITY}
+        triplet_id = identity.pop("triplet_id")
+        rows.append(
+            {
+                "file": path.name,
+                "row_group": number,
+                "rows": group.num_rows,
+                "bytes": clip_bytes(group),
+                "key": clip_key(identity["clip_id"], triplet_id),
+                **identity,
+            }
+        )
+    return FileIndex(
+        pa.Table.from_pylist(rows, schema=CLIPS_SCHEMA),
+        _distinct(table.select(_TEXTS)),
+        _distinct(table.select(_KINDS)),
+    )
+
+
+def clip_bytes(group: pq.RowGroupMetaData) -> int:
+    """Bytes that the columns which training reads take in memory.
+
+    An image that several rows of the clip share counts once, as Parquet's dictionaries store it.
+    """
+    columns = [group.column(n) for n in range(group.num_columns)]
+    texts_and_images = sum(
+        column.total_uncompressed_size
+        for column in columns
+        if (name := column.path_in_schema.split(".")[0]) in TRAINING_COLUMNS
+        and name not in _TENSOR_BYTES
+    )
+    return int(texts_and_images + group.num_rows * sum(_TENSOR_BYTES.values()))
+
+
+def clip_key(clip_id: str, triplet_id: str) -> int:
+    """A 64-bit hash of a row group's first row: its place in any order, whatever its file."""
+    digest = hashlib.blake2b(f"{clip_id}\x1f{triplet_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
+
+
+def name_hash(text: str) -> str:
+    """A fixed pseudo-random sort key of a name."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def in_order(clips: pa.Table) -> pa.Table:
+    """Clips in the order of a hash of their recording, then of their id.
+
+    Its first held-out clips are the gallery: a larger data set has most of a smaller one's.
+    """
+    hashes = [name_hash(name) for name in clips["recording_id"].to_pylist()]
+    keyed = clips.append_column("hash", pa.array(hashes, pa.string()))
+    by = [(name, "ascending") for name in ("hash", "clip_id", "key", "file", "row_group")]
+    return keyed.take(pc.sort_indices(keyed, by)).drop_columns(["hash"])
+
+
+def _distinct(table: pa.Table) -> pa.Table:
+    by = [(name, "ascending") for name in table.column_names]
+    return table.group_by(table.column_names).aggregate([]).sort_by(by)
