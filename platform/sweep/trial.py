@@ -26,7 +26,6 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from dynaflip.encoders.checkpoint import load_image_encoder
-from dynaflip.encoders.language import embed_captions
 from dynaflip.files import write_file
 from dynaflip.platform import tracking
 from dynaflip.platform.sweep.config import PERTURBED, POLICY, UNPERTURBED
@@ -38,7 +37,7 @@ from dynaflip.platform.sweep.resources import Fit, placed
 from dynaflip.platform.sweep.space import with_values
 from dynaflip.platform.training.backends import ray_train
 from dynaflip.platform.training.config import PretrainConfig
-from dynaflip.platform.training.data.collate import TextTable
+from dynaflip.platform.training.data.caption_cache import caption_table
 from dynaflip.platform.training.diagnostics import Collapsed
 from dynaflip.platform.training.heartbeat import note
 from dynaflip.platform.training.job import TrainJob
@@ -136,9 +135,7 @@ class TrialTask:
     def _work_of(self, settings: PretrainConfig, folder: Path, run: tracking.Run) -> TrainJob:
         text = self.work.text
         if settings.model.language != self.work.config.model.language:
-            captions = self.work.index.captions
-            features = embed_captions(captions, settings.model.language)
-            text = TextTable({c: i for i, c in enumerate(captions)}, features.numpy())
+            text = caption_table(self.work.index.captions, settings.model.language)
         return dataclasses.replace(
             self.work,
             config=placed(settings, self.fit),

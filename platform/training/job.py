@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dynaflip.encoders.language import embed_captions
 from dynaflip.encoders.model import DynaFLIP
 from dynaflip.errors import UserError
 from dynaflip.losses.objective import term_class
 from dynaflip.platform.training.checkpoint_manager import Checkpoints
 from dynaflip.platform.training.config import PretrainConfig
-from dynaflip.platform.training.data.collate import Batch, Collate, TextTable
+from dynaflip.platform.training.data.caption_cache import Embed, caption_table
+from dynaflip.platform.training.data.caption_features import TextTable
+from dynaflip.platform.training.data.collate import Batch, Collate
 from dynaflip.platform.training.data.gallery import gallery_batch
 from dynaflip.platform.training.data.index import TripletIndex, read_index
 from dynaflip.platform.training.data.sampling import Sampling, sampling_of
@@ -64,12 +65,15 @@ class TrainJob:
         return gallery_batch(self.index, self.collate(augment=False), train.gallery_size)
 
 
-def build_job(config: PretrainConfig, checkpoints: str) -> TrainJob:
-    """Read the triplets' index, embed the captions, and refuse what cannot be trained.
+def build_job(
+    config: PretrainConfig, checkpoints: str, *, elsewhere: Embed | None = None
+) -> TrainJob:
+    """Read the triplets' index, embed new captions, and refuse what cannot be trained.
 
     Args:
         config: the settings; ``triplets`` names a folder.
         checkpoints: where they go, a path or an S3 URI.
+        elsewhere: as of :func:`.caption_cache.caption_table`.
 
     Raises:
         UserError: no triplets, too few of them, or a loss term that does not exist.
@@ -83,6 +87,5 @@ def build_job(config: PretrainConfig, checkpoints: str) -> TrainJob:
         length = plan(config, index.counts["train"], weighted=not sampling.is_plain())
     except ValueError as error:
         raise UserError(f"triplets {config.triplets}: {error}") from None
-    features = embed_captions(index.captions, config.model.language)
-    text = TextTable({c: i for i, c in enumerate(index.captions)}, features.numpy())
+    text = caption_table(index.captions, config.model.language, elsewhere=elsewhere)
     return TrainJob(config, index, text, length, checkpoints)

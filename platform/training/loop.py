@@ -17,7 +17,8 @@ from dynaflip.losses.distributed import global_sum, world_size
 from dynaflip.platform.training.checkpoint_format import seed_step
 from dynaflip.platform.training.checkpoint_manager import Checkpoints
 from dynaflip.platform.training.config import PretrainConfig
-from dynaflip.platform.training.data.collate import Batch, id64
+from dynaflip.platform.training.data.collate import Batch
+from dynaflip.platform.training.data.ids import id64
 from dynaflip.platform.training.data.sampling import Position
 from dynaflip.platform.training.diagnostics import CollapseGuard, diagnose
 from dynaflip.platform.training.heartbeat import Heartbeat

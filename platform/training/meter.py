@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from dynaflip.platform.training.data.collate import Batch, id64
+from dynaflip.platform.training.data.collate import Batch
+from dynaflip.platform.training.data.ids import id64
 
 Metrics = dict[str, float]
 

@@ -52,8 +52,8 @@ def triplets(tmp_path: Path) -> str:
 
 def bare_steps_per_s(config: PretrainConfig) -> float:
     """The plainest loop there is: decode a batch inline, step, repeat."""
-    from dynaflip.encoders.language import embed_captions
-    from dynaflip.platform.training.data.collate import Collate, TextTable
+    from dynaflip.platform.training.data.caption_cache import caption_table
+    from dynaflip.platform.training.data.collate import Collate
     from dynaflip.platform.training.data.index import read_index
     from dynaflip.platform.training.data.loader import plain_tables, rows_of
     from dynaflip.platform.training.loop import to_device
@@ -62,8 +62,7 @@ def bare_steps_per_s(config: PretrainConfig) -> float:
 
     assert config.triplets is not None
     index = read_index(config.triplets)
-    features = embed_captions(index.captions, config.model.language).numpy()
-    text = TextTable({c: i for i, c in enumerate(index.captions)}, features)
+    text = caption_table(index.captions, config.model.language)
     collate = Collate(config.data, config.model.image.image_px, text, seed=0, augment=True)
     rows = [r for t in plain_tables(config.triplets, "train")(0) for r in rows_of(t)]
     torch.set_num_threads(1)

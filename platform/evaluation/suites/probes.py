@@ -121,18 +121,17 @@ def load_pair(folder: Path, backbone: str | None = None) -> Pair:
 
 def score_retrieval(pair: Pair, config: ProbeSuiteConfig) -> dict[str, dict[str, float]]:
     """Retrieval of both models over the same fixed gallery of held-out transitions."""
-    from dynaflip.encoders.language import embed_captions
     from dynaflip.eval.retrieval import retrieval_report
     from dynaflip.platform.training.config import DataConfig
-    from dynaflip.platform.training.data.collate import Collate, TextTable
+    from dynaflip.platform.training.data.caption_cache import caption_table
+    from dynaflip.platform.training.data.collate import Collate
     from dynaflip.platform.training.data.gallery import gallery_batch
     from dynaflip.platform.training.data.index import read_index
 
     assert config.triplets is not None
     index = read_index(config.triplets)
     settings = pair.trained.config
-    features = embed_captions(index.captions, settings.language)
-    text = TextTable({c: i for i, c in enumerate(index.captions)}, features.numpy())
+    text = caption_table(index.captions, settings.language)
     collate = Collate(DataConfig(), settings.image.image_px, text, seed=config.seed, augment=False)
     gallery = gallery_batch(index, collate, config.gallery_size)
     if gallery is None:

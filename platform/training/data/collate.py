@@ -9,8 +9,6 @@ images a sample: frame t, the next one, and a later one of the clip for the temp
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -20,6 +18,8 @@ import torch
 from dynaflip.encoders.preprocessing import to_square
 from dynaflip.platform.training.config import DataConfig
 from dynaflip.platform.training.data.augment import colour_jitter, draw_jitter, draw_patches
+from dynaflip.platform.training.data.caption_features import TextTable
+from dynaflip.platform.training.data.ids import id64
 from dynaflip.platform.triplets.schema import GRID, STEPS
 
 Row = dict[str, Any]
@@ -39,14 +39,6 @@ _IDENTITIES = {
     "source": "source",
     "triplet": "triplet_id",
 }
-
-
-@dataclass(frozen=True)
-class TextTable:
-    """Each distinct caption's features, embedded once in the driver."""
-
-    index: dict[str, int]  # caption to row
-    features: np.ndarray  # (C captions, D_text) float32
 
 
 class Collate:
@@ -78,7 +70,7 @@ class Collate:
         batch: Batch = {
             f"image_{name}": images[:, i].contiguous() for i, name in enumerate(_IMAGES)
         }
-        captions = [self.text.index[row["caption"]] for row in rows]
+        captions = self.text.rows([row["caption"] for row in rows])
         batch["text_features"] = torch.from_numpy(self.text.features[captions])
         for name in TENSOR_SHAPES:
             batch[name] = torch.from_numpy(np.stack([row[name] for row in rows]))
@@ -148,8 +140,3 @@ def decode_image(
         image = image[rows, cols]
     planes = torch.from_numpy(np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1)))
     return to_square(planes[None], side_px)[0].numpy()
-
-
-def id64(text: str) -> int:
-    """A stable 63-bit number of an id; two of a million ids meet with probability 5e-8."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

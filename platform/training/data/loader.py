@@ -19,7 +19,8 @@ import pyarrow.dataset as pads
 import torch
 
 from dynaflip.platform.training.config import DataConfig
-from dynaflip.platform.training.data.collate import TENSOR_SHAPES, Batch, Collate, Row, id64
+from dynaflip.platform.training.data.collate import TENSOR_SHAPES, Batch, Collate, Row
+from dynaflip.platform.training.data.ids import id64
 from dynaflip.platform.training.data.index import shard_paths
 from dynaflip.platform.training.data.prefetch import Prefetched
 from dynaflip.platform.training.data.sampling import Position, Sampling

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dynaflip.platform.training.config import DataConfig
-from dynaflip.platform.training.data.collate import Row, id64
+from dynaflip.platform.training.data.collate import Row
+from dynaflip.platform.training.data.ids import id64
 from dynaflip.platform.training.data.index import TripletIndex
 
 

@@ -19,7 +19,8 @@ from dynaflip.losses.objective import Objective
 from dynaflip.platform.config_loader import load_config
 from dynaflip.platform.training.checkpoint_manager import Checkpoints
 from dynaflip.platform.training.config import DataConfig, PretrainConfig, TrainConfig
-from dynaflip.platform.training.data.collate import Batch, Collate, TextTable
+from dynaflip.platform.training.data.caption_features import write_table
+from dynaflip.platform.training.data.collate import Batch, Collate
 from dynaflip.platform.training.data.gallery import gallery_batch
 from dynaflip.platform.training.data.index import read_index
 from dynaflip.platform.training.data.loader import epoch_batches, plain_tables
@@ -52,7 +53,7 @@ class Trial:
         self.index = read_index(str(folder))
         rng = np.random.default_rng(0)
         features = rng.standard_normal((len(self.index.captions), 384)).astype(np.float32)
-        text = TextTable({c: i for i, c in enumerate(self.index.captions)}, features)
+        text = write_table(folder / "captions.safetensors", self.index.captions, features)
         self.collate = Collate(config.data, 32, text, seed=config.train.seed, augment=True)
         self.sampling = sampling_of(config.data, self.index, config.train.seed)
         self.reports: list[Metrics] = []

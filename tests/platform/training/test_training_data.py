@@ -19,8 +19,10 @@ from dynaflip.encoders.preprocessing import channels_first, to_pixels
 from dynaflip.errors import UserError
 from dynaflip.platform.training.config import DataConfig
 from dynaflip.platform.training.data.augment import colour_jitter, draw_patches
-from dynaflip.platform.training.data.collate import Batch, Collate, TextTable, decode_image, id64
+from dynaflip.platform.training.data.caption_features import write_table
+from dynaflip.platform.training.data.collate import Batch, Collate, decode_image
 from dynaflip.platform.training.data.gallery import gallery_batch
+from dynaflip.platform.training.data.ids import id64
 from dynaflip.platform.training.data.index import read_index, shard_paths
 from dynaflip.platform.training.data.loader import (
     epoch_batches,
@@ -40,7 +42,7 @@ EVERY_ROW_ONCE = Sampling({}, seed=0)
 def collate_of(folder: Path, config: DataConfig, *, augment: bool = True) -> Collate:
     captions = read_index(str(folder)).captions
     features = np.arange(len(captions), dtype=np.float32)[:, None].repeat(8, 1)
-    text = TextTable({c: i for i, c in enumerate(captions)}, features)
+    text = write_table(folder / "captions.safetensors", captions, features)
     return Collate(config, PX, text, seed=0, augment=augment)
 
 
