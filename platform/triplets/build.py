@@ -78,6 +78,7 @@ def clip_table(
         flow_window_s=config.flow_window_s,
         min_window_s=config.min_window_s,
         seed=config.seed,
+        image_pair=config.image_pair,
     )
     depth_model = depth_models.get(config.depth)
     reader = ClipReader(recording, config, transitions, times_s, depth_model)

@@ -4,6 +4,11 @@ R3M (arXiv 2203.12601): one frame from the first tenth of the clip, one from the
 last tenth, three in between, in order of time. Neighbours are the transitions.
 The paper leaves the length of a transition open; a tracker does not bear seconds,
 so the flow is followed for ``min(gap, flow_window_s)``.
+
+Two draws of a clip often share a frame t, and their windows then usually end on the same frame:
+equal images and equal flow. Such twins are stored once, because as each other's negatives they
+would be pushed apart. The first draw's transition stays, with its own five frames and caption;
+the later draw's five frames still come with its other transitions.
 """
 
 from __future__ import annotations
@@ -67,8 +72,9 @@ def sample_transitions(
     flow_window_s: float,
     min_window_s: float,
     seed: int,
+    image_pair: str = "window",
 ) -> list[Transition]:
-    """Draw transitions of a clip; the same clip and seed give the same ones.
+    """Draw transitions of a clip; the same clip and seed give the same ones, and each comes once.
 
     Args:
         times_s: (N,) time of every frame, ascending.
@@ -77,13 +83,14 @@ def sample_transitions(
         flow_window_s: longest window.
         min_window_s: shorter transitions are left out.
         seed: beside the content.
+        image_pair: which second image the pair has, ``window`` or ``r3m``: see PreprocessConfig.
 
     Raises:
         ClipRejected: too few frames, or every transition is too short.
     """
     material = hashlib.sha256(f"{seed}:{clip_id}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(material[:16], "big"))
-    found: dict[tuple[int, tuple[int, ...]], Transition] = {}
+    found: dict[tuple[int, ...], Transition] = {}  # by the frames of images and flow
     for draw in range(draws):
         r3m = draw_r3m(len(times_s), rng)
         for position, start in enumerate(r3m[:-1]):
@@ -92,7 +99,9 @@ def sample_transitions(
             end = int(np.searchsorted(times_s, times_s[start] + gap_s + 1e-6, side="right")) - 1
             if end - start < 2 or times_s[end] - times_s[start] < min_window_s - 1e-6:
                 continue
-            found.setdefault((start, r3m), Transition(start, end, r3m, position, draw))
+            transition = Transition(start, end, r3m, position, draw)
+            second = transition.r3m_next if image_pair == "r3m" else end
+            found.setdefault((start, end, second), transition)
     if not found and 2 * np.median(np.diff(times_s)) > flow_window_s + 1e-6:
         raise ClipRejected(
             "sample",

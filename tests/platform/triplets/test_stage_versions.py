@@ -1,8 +1,8 @@
 """Every stage makes what its version stands for, and a new version is in the changelog.
 
 After an intended change: raise the stage in platform/triplets/versions.py, add its line to
-CHANGELOG.md, and run ``python tests/platform/triplets/test_stage_versions.py``, which writes the
-outputs of stages whose version has changed.
+CHANGELOG.md, and run this file with ``PYTHONPATH=.:tests``, which writes the outputs of stages
+whose version has changed.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dynaflip.platform.triplets.versions import STAGE_VERSIONS
 
 ROOT = Path(__file__).resolve().parents[3]
 GOLDEN = Path(__file__).with_name("stage_outputs.json")
+_WRITE = f"PYTHONPATH=.:tests python {Path(__file__).relative_to(ROOT)}"
 # Other processors round differently, which now and then tips a point over a threshold.
 _RELATIVE, _MOST_TIPPED = 1e-3, 0.04
 # By the end of an output's name. Colours (of 255) are those of another libjpeg, swscale or x264;
@@ -68,15 +69,14 @@ def differences(outputs: dict[str, list[Any]], known: dict[str, list[Any]]) -> l
 def test_a_stage_makes_what_its_version_stands_for(stage: str, tmp_path: Path) -> None:
     known = golden().get(stage, {})
     assert known.get("version") == STAGE_VERSIONS[stage], (
-        f"stage_outputs.json holds version {known.get('version')} of {stage}: run "
-        f"python {Path(__file__).relative_to(ROOT)}"
+        f"stage_outputs.json holds version {known.get('version')} of {stage}: run {_WRITE}"
     )
     changed = differences(summarised(OUTPUTS[stage](tmp_path)), known["outputs"])
     assert not changed, (
         f"{stage} makes other triplets than version {STAGE_VERSIONS[stage]} did "
         f"({', '.join(changed)}): bump STAGE_VERSIONS[{stage!r}] in "
         f"platform/triplets/versions.py and add a line to CHANGELOG.md, section "
-        f"'Triplet stage versions', then run python {Path(__file__).relative_to(ROOT)}"
+        f"'Triplet stage versions', then run {_WRITE}"
     )
 
 

@@ -49,6 +49,18 @@ def test_windows_are_the_shorter_of_gap_and_setting() -> None:
         assert window_s >= 0.1 - 1e-6
 
 
+def test_the_same_images_and_flow_come_once() -> None:
+    times_s = np.arange(30) / 30
+    every = [sample_transitions(times_s, f"clip {n}", **SAMPLE) for n in range(50)]
+    pairs = [[(t.start, t.end) for t in found] for found in every]
+    assert all(len(set(of_clip)) == len(of_clip) for of_clip in pairs)
+    # R3M's next frame makes another image pair of the same flow.
+    r3m = [sample_transitions(times_s, f"clip {n}", **SAMPLE, image_pair="r3m") for n in range(50)]
+    assert all({(t.start, t.end) for t in f} == set(p) for f, p in zip(r3m, pairs, strict=True))
+    assert sum(map(len, r3m)) > sum(map(len, every))
+    assert all(len({(t.start, t.r3m_next) for t in found}) == len(found) for found in r3m)
+
+
 def test_sampling_depends_on_content_and_seed_alone() -> None:
     times_s = np.arange(200) / 30
     first = sample_transitions(times_s, "clip", **SAMPLE)

@@ -95,6 +95,13 @@ OLD_NAMES = {
 }
 
 
+@pytest.fixture
+def first_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every stage has the version that manifests without versions stand for."""
+    for stage in STAGE_VERSIONS:
+        monkeypatch.setitem(STAGE_VERSIONS, stage, 1)
+
+
 def in_the_old_form(made_from: dict) -> dict:
     renamed = {}
     for key, value in made_from["settings"].items():
@@ -106,7 +113,9 @@ def in_the_old_form(made_from: dict) -> dict:
     return {"settings": renamed, **kept, "code": CODE}
 
 
-def test_old_names_of_settings_mean_todays(video_folder: Callable[..., Path]) -> None:
+def test_old_names_of_settings_mean_todays(
+    video_folder: Callable[..., Path], first_versions: None
+) -> None:
     today = made_from({}, SourceConfig(path=str(video_folder(1))), flow_window_s=0.2)
     old = in_the_old_form(today)
     assert "still.min_still_gain" in old["settings"]
@@ -119,7 +128,7 @@ def test_old_names_of_settings_mean_todays(video_folder: Callable[..., Path]) ->
 
 
 def test_a_folder_of_before_stage_versions_is_reused(
-    video_folder: Callable[..., Path], tmp_path: Path, in_process: None
+    video_folder: Callable[..., Path], tmp_path: Path, in_process: None, first_versions: None
 ) -> None:
     config = settings(video_folder(1), example_images=0)
     folder = preprocess(config, str(tmp_path / "out")).folder
