@@ -9,10 +9,10 @@ unexport PYTHONDONTWRITEBYTECODE
 export MUJOCO_GL ?= egl
 export PYOPENGL_PLATFORM ?= egl
 
-.PHONY: help env demo test integration chaos fuzz slow bench check ui docs lock format clean
+.PHONY: help env demo test integration chaos fuzz slow bench gpu check ui docs lock format clean
 
 help:  ## show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(STAMP): pyproject.toml requirements.lock
 	@infra/system-libraries.sh
@@ -49,6 +49,11 @@ slow: $(STAMP)  ## long tests: every scripted expert, whole searches
 
 bench: $(STAMP)  ## benchmarks: ratios of two things measured in one run
 	$(BIN)/python -m pytest -m bench -s
+
+# On a machine with a GPU and whatever Python is there: no environment, no pip, no network.
+GPU_OUTPUT ?= gpu-check.json
+gpu:  ## check a GPU machine with PYTHON as it is: right, fast, how much memory (8 minutes)
+	$(PYTHON) infra/gpu_check/run.py --output $(GPU_OUTPUT)
 
 check: $(STAMP) types-tree  ## format, lint, types, import direction, naming
 	$(BIN)/ruff format --check .

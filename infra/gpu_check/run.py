@@ -1,0 +1,220 @@
+"""GPU check: is this machine right and fast for pretraining?
+
+    make gpu PYTHON=python3                   # or: python3 infra/gpu_check/run.py
+    python3 infra/gpu_check/run.py --parts loss memory --output loss.json
+
+Runs with the interpreter that it is started with: torch, numpy, safetensors and transformers are
+enough; it makes no environment, installs nothing and reaches no network. Each part is a process
+of its own with a share of the time, so that one that fails, hangs or spoils the device costs no
+other. Without a GPU every part runs at a toy size. Leaves with 1 where a part failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+import machine  # noqa: E402
+from rows import Row, read_row, table  # noqa: E402
+
+# Name of each part: its module here, its share of the time, and what it measures.
+PARTS: dict[str, tuple[str, float, str]] = {
+    "tests": ("device_tests", 0.20, "the tests with the marker gpu"),
+    "loss": ("loss_speed", 0.08, "contrastive loss beside three matrix products"),
+    "step": ("step_speed", 0.38, "training step beside transformers' forward and backward"),
+    "memory": ("memory_use", 0.10, "peak memory: GradCache, recomputed activations"),
+}
+MINUTES = 8.0
+END_S = 4.0  # for the table, and for processes to end
+
+
+@dataclass
+class Check:
+    """One run of the check: its time, and what it has found so far."""
+
+    began_s: float
+    ends_s: float
+    device: str
+    rows: list[Row]
+    seconds: dict[str, float]
+
+    def say(self, line: str) -> None:
+        """Show a line with the time since the check began."""
+        print(f"[{time.time() - self.began_s:5.0f} s] {line}", flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run all parts, or one of them in this process; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="which")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="of all parts (default 8)")
+    parser.add_argument("--output", help="JSON file to write; none by default")
+    parser.add_argument("--cpu", action="store_true", help="toy sizes, even beside a GPU")
+    for name in ("part", "rows", "began", "ends", "device"):  # how a part's process is started
+        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.part == "machine":
+        machine.write(Path(args.rows))
+        return 0
+    if args.part:
+        return run_part(args)
+    return run_check(args)
+
+
+def run_part(args: argparse.Namespace) -> int:
+    """One part, in a process of its own; its rows go to a file."""
+    from part import Part
+
+    part = Part(args.part, args.device, Path(args.rows), float(args.began), float(args.ends))
+    try:
+        importlib.import_module(PARTS[args.part][0]).run(part)
+    except Exception as error:
+        traceback.print_exc()
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        part.add("failed", failed=True, note=what[:200])
+    return 0
+
+
+def run_check(args: argparse.Namespace) -> int:
+    """Every part in its process, the table and the JSON; returns the exit code."""
+    began_s = time.time()
+    with tempfile.TemporaryDirectory() as folder:
+        found = _machine(Path(folder) / "machine.json", args)
+        if found is None:
+            return 1
+        check = Check(began_s, began_s + 60 * args.minutes - END_S, found["device"], [], {})
+        print("\n".join(machine.lines(found)), flush=True)
+        stopped = False
+        try:
+            for name in args.parts:
+                _run_in_process(check, name, args.parts, Path(folder) / f"{name}.jsonl")
+        except KeyboardInterrupt:
+            stopped = True
+    print(f"\n{table(check.rows)}\n", flush=True)
+    failed = sorted({row.part for row in check.rows if row.failed})
+    took_s = time.time() - began_s
+    if args.output:
+        _write(args.output, check, found, took_s, failed)
+        print(f"written: {args.output}")
+    print(_verdict(check, args.parts, failed, stopped, took_s), flush=True)
+    return 130 if stopped else int(bool(failed))
+
+
+def _machine(path: Path, args: argparse.Namespace) -> dict[str, Any] | None:
+    """The machine, seen by a process that leaves nothing on the device."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--part", "machine"]
+    done = subprocess.run([*command, "--rows", str(path)], env=_environment(), stderr=sys.stderr)
+    if done.returncode or not path.exists():
+        print(f"error: torch does not work with {sys.executable}; see above")
+        return None
+    found = json.loads(path.read_text())
+    return found | {"device": "cpu"} if args.cpu else found
+
+
+def _run_in_process(check: Check, name: str, names: list[str], rows: Path) -> None:
+    """Run a part and collect its rows; what it does not finish in its time is stopped."""
+    module, share, what = PARTS[name]
+    rest = [PARTS[n][1] for n in names[names.index(name) :]]
+    # What earlier parts did not need is shared among those to come.
+    now_s = time.time()
+    budget_s = max(1.0, (check.ends_s - now_s) * share / sum(rest))
+    check.say(f"{name}: {what} (at most {budget_s:.0f} s)")
+    command = [
+        *(sys.executable, str(Path(__file__).resolve()), "--part", name, "--rows", str(rows)),
+        *("--began", repr(check.began_s), "--ends", repr(now_s + 0.95 * budget_s)),
+        *("--device", check.device),
+    ]
+    environment = _environment(check.device)
+    process = subprocess.Popen(command, env=environment, cwd=ROOT, start_new_session=True)
+    note = ""
+    try:
+        code = process.wait(budget_s)
+        if code:
+            note = f"ended with exit code {code}"
+    except subprocess.TimeoutExpired:
+        note = f"stopped after {budget_s:.0f} s"
+    finally:
+        _end(process)
+        lines = rows.read_text().splitlines() if rows.exists() else []
+        check.rows += [read_row(json.loads(line)) for line in lines if line.endswith("}")]
+        check.seconds[name] = time.time() - now_s
+    if note or not lines:
+        check.rows.append(Row(name, "failed", failed=True, note=note or f"{module} gave no row"))
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a part with all that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _environment(device: str = "") -> dict[str, str]:
+    """No network, no other checkout's code, and results that can be repeated."""
+    # Toy tensors on threads of a busy machine wait for one another.
+    threads = {"OMP_NUM_THREADS": "1"} if device == "cpu" else {}
+    path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
+    return {
+        **os.environ,
+        **threads,
+        "PYTHONPATH": path,
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        # cuBLAS is deterministic with it, which the test of exact resume asks for.
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+    }
+
+
+def _write(
+    path: str, check: Check, found: dict[str, Any], took_s: float, failed: list[str]
+) -> None:
+    document = {
+        "machine": found,
+        "toy_sizes": check.device == "cpu",
+        "seconds": round(took_s, 1),
+        "seconds_of_parts": {name: round(s, 1) for name, s in check.seconds.items()},
+        "failed": failed,
+        "rows": [row.as_json() for row in check.rows],
+    }
+    file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def _verdict(
+    check: Check, names: list[str], failed: list[str], stopped: bool, took_s: float
+) -> str:
+    took = f"{took_s:.0f} s"
+    if stopped:
+        return f"stopped after {took}; done: {', '.join(check.seconds) or 'nothing'}"
+    what = f"failed: {', '.join(failed)}" if failed else "no part failed"
+    if check.device == "cuda":
+        return f"{what}; {took}"
+    return (
+        f"{what}; {took}. No GPU: toy sizes on a CPU, whose figures say nothing. These parts need "
+        f"a GPU: {', '.join(names)}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
