@@ -5,7 +5,8 @@
     torchrun --nproc-per-node 2 jobs/pretrain.py --backend in_process --output runs/two \\
         --train.num_workers 2
 
-The backend ray_train logs to MLflow and registers the encoder; --resume continues one of its runs.
+The backend ray_train logs to MLflow and registers the encoder; --resume continues one of its runs,
+and --send sends what MLflow has not had of one that ended while MLflow was away.
 The backend in_process needs neither Ray nor MLflow and leaves the encoder in the output folder; a
 second call with the same output continues from the newest checkpoint there.
 """
@@ -41,8 +42,13 @@ def main(argv: list[str]) -> int:
         parser, PretrainConfig, argv, aliases={}, renamed=RENAMED, adjust=_with_variant
     )
     _refuse_ignored(args)
-    if args.resume and (args.config or args.variant or config != PretrainConfig()):
-        raise UserError("--resume continues a run with its own settings: give no others beside it")
+    for flag in ("resume", "send"):
+        if getattr(args, flag) and (args.config or args.variant or config != PretrainConfig()):
+            raise UserError(
+                f"--{flag} is about a run with its own settings: give no others beside it"
+            )
+    if args.send:
+        return _send(args)
 
     from dynaflip.platform.training.diagnostics import Collapsed
     from dynaflip.platform.training.step import NonFiniteLoss
@@ -76,6 +82,12 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         "--resume", metavar="RUN", help="continue a stopped run with the settings it began with"
     )
     parser.add_argument(
+        "--send",
+        metavar="RUN",
+        help="send MLflow what it has not had of a run (curves, figures, the encoder), and train "
+        "nothing",
+    )
+    parser.add_argument(
         "--reuse",
         action="store_true",
         help="do nothing where an encoder with these settings and triplets is registered",
@@ -90,13 +102,15 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 def _refuse_ignored(args: argparse.Namespace) -> None:
     """Refuse flags that the chosen backend would ignore."""
     if args.backend == IN_PROCESS:
-        for flag in ("alias", "resume", "reuse", "evaluate"):
+        for flag in ("alias", "resume", "send", "reuse", "evaluate"):
             if getattr(args, flag):
                 raise UserError(
                     f"--{flag} needs MLflow: use --backend {RAY_TRAIN}, or leave it out"
                 )
         if not args.output:
             raise UserError(f"--output: give the folder of the run, for --backend {IN_PROCESS}")
+    elif args.send and (args.resume or args.reuse or args.evaluate):
+        raise UserError("--send trains nothing: give neither --resume, --reuse nor --evaluate")
     elif args.output:
         raise UserError(
             f"--output goes with --backend {IN_PROCESS}; the runs of {args.backend} lie in "
@@ -111,6 +125,13 @@ def _train_in_process(args: argparse.Namespace, config: PretrainConfig) -> int:
     output = Path(output_folder(args.output, Path(), setting="--output"))
     train_in_process(config, output)
     print(f"encoder: {output / 'encoder'}")
+    return 0
+
+
+def _send(args: argparse.Namespace) -> int:
+    from dynaflip.platform.training import run as training
+
+    print(training.send(args.send, alias=args.alias))
     return 0
 
 
@@ -129,7 +150,8 @@ def _train_on_ray(args: argparse.Namespace, config: PretrainConfig) -> int:
     else:
         outcome = training.pretrain(config, alias=args.alias)
     print(f"run {outcome.run_name}  MLflow run {outcome.run_id}")
-    print(f"registered {outcome.uri()}" + (f", alias {args.alias}" if args.alias else ""))
+    if outcome.version is not None:
+        print(f"registered {outcome.uri()}" + (f", alias {args.alias}" if args.alias else ""))
     print(f"load it with dynaflip.load_encoder({outcome.uri()!r}); look at it with `make ui`")
     if args.evaluate:
         from dynaflip.encoders.checkpoint import backbone_name

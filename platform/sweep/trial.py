@@ -37,6 +37,7 @@ from dynaflip.platform.sweep.resources import Fit, placed
 from dynaflip.platform.sweep.space import with_values
 from dynaflip.platform.training.backends import ray_train
 from dynaflip.platform.training.config import PretrainConfig
+from dynaflip.platform.training.curve_file import CurveFile
 from dynaflip.platform.training.data.caption_cache import caption_table
 from dynaflip.platform.training.diagnostics import Collapsed
 from dynaflip.platform.training.heartbeat import note
@@ -104,7 +105,7 @@ class TrialTask:
                 raise ProcessLost(_last_line(lost)) from error
             return {"final": True, "failed": _reason(error)}
         note(folder, "saving the encoder")
-        curves = assignment.run.curves()
+        curves = CurveFile(folder).curves()
         metrics = {name: points[-1][1] for name, points in curves.items()}
         recorded = dataclasses.replace(work, config=settings)
         encoder = save_encoder(recorded, assignment.run, folder, metrics)

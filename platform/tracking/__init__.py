@@ -14,8 +14,12 @@ from dynaflip.platform.tracking.search import (
     runs_with_tags,
 )
 from dynaflip.platform.tracking.store import (
+    away_errors,
+    first_line,
     is_embedded,
     is_store_error,
+    request_timeout,
+    store_away,
     store_error,
     tracking_uri,
 )
@@ -23,17 +27,21 @@ from dynaflip.platform.tracking.store import (
 __all__ = [
     "Run",
     "RunRecord",
+    "away_errors",
     "child_runs",
     "ending",
     "find_finished",
     "find_run",
+    "first_line",
     "is_embedded",
     "is_store_error",
     "newest_run_names",
     "open_run",
     "read_artifact",
     "reopen_run",
+    "request_timeout",
     "runs_with_tags",
+    "store_away",
     "store_error",
     "tracking_uri",
 ]

@@ -24,16 +24,21 @@ from dynaflip.errors import UserError
 from dynaflip.platform.passwords import masked
 from dynaflip.platform.paths import mlflow_folder
 from dynaflip.platform.tracking.runs import Run
-from dynaflip.platform.tracking.store import client, is_embedded, tracking_uri
+from dynaflip.platform.tracking.store import (
+    GONE,
+    client,
+    is_embedded,
+    request_timeout,
+    tracking_uri,
+)
 
 if TYPE_CHECKING:
     from dynaflip.encoders.image import ImageEncoder
 
 DEFAULT_NAME = "dynaflip-encoder"
-# What MLflow answers where there is no such model, version or alias.
-_GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 LATEST = "latest"
 _ARTIFACT = "encoder"
+_UPLOAD_S = 120.0  # the server answers when it has stored a file
 # What an environment needs to run a version; pinned to what trained it.
 _REQUIREMENTS = ("torch", "numpy", "safetensors", "pyarrow", "pydantic", "pyyaml", "transformers")
 
@@ -69,7 +74,8 @@ def register(
     known = store.search_model_versions(f"run_id='{run.run_id}'")
     version = max((int(v.version) for v in known if v.name == name), default=0)
     if not version:
-        with _quiet(), mlflow.start_run(run_id=run.run_id, log_system_metrics=False):
+        upload = request_timeout(_UPLOAD_S, retries=2)
+        with upload, _quiet(), mlflow.start_run(run_id=run.run_id, log_system_metrics=False):
             logged = mlflow.pyfunc.log_model(
                 name=_ARTIFACT,
                 python_model=str(Path(__file__).with_name("pyfunc_encoder.py")),
@@ -167,7 +173,7 @@ def version_of_alias(name: str, alias: str) -> str | None:
     try:
         return str(client().get_model_version_by_alias(name, alias).version)
     except MlflowException as error:
-        if error.error_code in _GONE:
+        if error.error_code in GONE:
             return None
         raise UserError(
             f"alias {alias} of {name}: cannot read it from {masked(tracking_uri())}: {error}"
@@ -273,7 +279,7 @@ def _store(asked: str) -> Any:
 def _missing(asked: str, name: str, error: Exception) -> UserError:
     from mlflow.exceptions import MlflowException
 
-    if isinstance(error, MlflowException) and error.error_code in _GONE:
+    if isinstance(error, MlflowException) and error.error_code in GONE:
         return UserError(f"encoder {asked} does not exist; registered: {describe_versions(name)}")
     return UserError(f"encoder {asked}: cannot read it from {masked(tracking_uri())}: {error}")
 

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,12 +23,22 @@ from dynaflip.platform.config_loader import flatten, to_dict, to_yaml
 from dynaflip.platform.passwords import masked
 from dynaflip.platform.paths import mlflow_folder
 from dynaflip.platform.provenance import provenance
-from dynaflip.platform.tracking.store import client, is_embedded, store_error, tracking_uri
+from dynaflip.platform.tracking.store import (
+    GONE,
+    away_errors,
+    client,
+    first_line,
+    is_embedded,
+    request_timeout,
+    store_away,
+    tracking_uri,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _MAX_BATCH = 1000  # metrics in one log_batch; the server refuses more
+_HURRY_S = 3.0  # for each request of a process that was told to end
 _MAX_PARAM_CHARS = 6000
 # The tag by which MLflow shows runs below others.
 PARENT = "mlflow.parentRunId"
@@ -51,17 +62,27 @@ class Run:
 
     def log_curves(self, points: list[tuple[int, dict[str, float]]]) -> None:
         """Append several (step, {name: value}) points in as few calls as possible."""
+        now_ms = int(time.time() * 1000)
+        self.log_points([(step, now_ms, metrics) for step, metrics in points])
+
+    def log_points(self, points: list[tuple[int, int, dict[str, float]]]) -> None:
+        """Append several (step, time in ms, {name: value}) points in as few calls as possible.
+
+        A point with the name, step, time and value of one that the store has is the same point.
+        """
         from mlflow.entities import Metric
 
-        now_ms = int(time.time() * 1000)
         batch = [
-            Metric(name, float(value), now_ms, step)
-            for step, metrics in points
+            Metric(name, float(value), time_ms, step)
+            for step, time_ms, metrics in points
             for name, value in metrics.items()
         ]
         store = self._client()
         for start in range(0, len(batch), _MAX_BATCH):
-            store.log_batch(self.run_id, metrics=batch[start : start + _MAX_BATCH])
+            # Whatever the environment says: after the call the server has them.
+            store.log_batch(
+                self.run_id, metrics=batch[start : start + _MAX_BATCH], synchronous=True
+            )
 
     def log_settings(self, config: Any) -> None:
         """Log a settings dataclass: ``config.yaml`` as an artifact, each dotted key as a param."""
@@ -167,22 +188,25 @@ def reopen_run(run_id: str) -> Run:
 
     Raises:
         UserError: this store has no such run.
+        StoreError: the store does not answer.
     """
     from mlflow.exceptions import MlflowException
 
-    store = client()
     try:
+        store = client()
         run = store.get_run(run_id)
-    except MlflowException:
+        store.update_run(run_id, status="RUNNING")
+        if "error" in run.data.tags:
+            store.delete_tag(run_id, "error")  # of the session that failed
+        reopened = Run(run_id, run.info.run_name, tracking_uri())
+        reopened.set_tags(_process_tags())
+    except MlflowException as error:
+        if error.error_code not in GONE:
+            raise store_away(error) from None
         raise UserError(
             f"MLflow store {masked(tracking_uri())} has no run {run_id}; is DYNAFLIP_HOME or "
             f"MLFLOW_TRACKING_URI another one than when the run was started?"
         ) from None
-    store.update_run(run_id, status="RUNNING")
-    if "error" in run.data.tags:
-        store.delete_tag(run_id, "error")  # of the session that failed
-    reopened = Run(run_id, run.info.run_name, tracking_uri())
-    reopened.set_tags(_process_tags())
     return reopened
 
 
@@ -195,18 +219,31 @@ def ending(run: Run) -> Iterator[Run]:
     try:
         yield run
     except (KeyboardInterrupt, SystemExit):
-        run.end("KILLED")
+        with request_timeout(_HURRY_S, 0):  # whoever sent the signal may send another soon
+            _end(run, "KILLED")
         raise
     except BaseException as error:
-        with contextlib.suppress(store_error()):  # what is away is no news beside the error
-            run.set_tags({"error": str(error)[:500]})
-            run.end("FAILED")
+        _end(run, "FAILED", error)
         raise
     else:
-        run.end("FINISHED")
+        _end(run, "FINISHED")
     finally:
         if previous is not None:
             signal.signal(signal.SIGTERM, previous)
+
+
+def _end(run: Run, status: str, error: BaseException | None = None) -> None:
+    """End a run; a store that is away is one line, and no error of what has run."""
+    try:
+        if error is not None:
+            run.set_tags({"error": str(error)[:500]})
+        run.end(status)
+    except away_errors() as away:
+        print(
+            f"warning: MLflow does not take that run {run.run_name} is {status} "
+            f"({first_line(away)})",
+            file=sys.stderr,
+        )
 
 
 def _experiment_id(store: MlflowClient, name: str) -> str:

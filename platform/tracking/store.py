@@ -6,9 +6,11 @@ The store is embedded: SQLite and an artifact folder below ``DYNAFLIP_HOME``, no
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -23,8 +25,20 @@ if TYPE_CHECKING:
 
 _URI = "MLFLOW_TRACKING_URI"
 _CONNECT_S = 5.0
-# MLflow's telemetry thread and its colour codes have no place in a job's output.
-_ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "GIT_PYTHON_REFRESH": "quiet"}
+_ENVIRONMENT = {
+    # MLflow's telemetry thread and its colour codes have no place in a job's output.
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+    # A server that accepts and never answers costs twice this, and not eight times 120 s with
+    # waits between. The client reads them at each request.
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",  # it may ask for an hour
+}
+
+# What MLflow answers where there is no such run, model, version or alias.
+GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 def tracking_uri() -> str:
@@ -76,11 +90,45 @@ def client(uri: str | None = None) -> MlflowClient:
         ) from None
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says first, without the passwords of an address."""
+    return masked(str(error).partition("\n")[0])[:200] or type(error).__name__
+
+
 def store_error() -> type[Exception]:
     """What a store raises that refuses, or does not answer any more."""
     from mlflow.exceptions import MlflowException
 
     return MlflowException
+
+
+def away_errors() -> tuple[type[Exception], ...]:
+    """What a store that is away raises, at whatever stage: no connection, no answer, a refusal."""
+    return (store_error(), StoreError, OSError)  # those of its HTTP client are of OSError
+
+
+def store_away(error: BaseException) -> StoreError:
+    """One line for what a store that is away raised."""
+    return StoreError(f"MLflow store {masked(tracking_uri())} does not answer: {first_line(error)}")
+
+
+@contextlib.contextmanager
+def request_timeout(seconds: float, retries: int) -> Iterator[None]:
+    """Other time-outs of requests for a block: short ones at the end of a process, long ones for
+    a large upload, whose answer comes when the server has stored it.
+
+    Those of the user's environment stay.
+    """
+    names = ("MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES")
+    before = {name: os.environ.get(name) for name in names}
+    for name, value in zip(names, (round(seconds), retries), strict=True):
+        if before[name] in (None, _ENVIRONMENT[name]):
+            os.environ[name] = str(value)
+    try:
+        yield
+    finally:
+        for name in names:
+            os.environ[name] = before[name] or _ENVIRONMENT[name]
 
 
 def is_store_error(error: BaseException) -> bool:

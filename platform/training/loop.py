@@ -28,9 +28,10 @@ from dynaflip.platform.training.train_state import TrainingState
 
 Metrics = dict[str, float]
 DEFAULT_STEPS = 2000
-# Reports in a checkpoint, which a resumed run repeats. Ray Train has at most two unread ones when
-# a worker dies; the reporter drops those that it has logged already.
-_REPEATED_REPORTS = 8
+# Reports in a checkpoint, which a resumed run repeats: more than can be on their way to the disk
+# when a process dies (6 in the worker's queue, 12 in the controller's, and those in hands between
+# them). What the disk has already is dropped there.
+_REPEATED_REPORTS = 24
 
 
 @dataclass(frozen=True)

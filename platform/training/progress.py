@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dynaflip.errors import StoreError
+
 Metrics = dict[str, float]
 
 
@@ -60,6 +62,21 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def append_lines(path: Path, lines: Sequence[str]) -> None:
+    """Append lines to a log.
+
+    Raises:
+        StoreError: the disk refuses.
+    """
+    try:
+        with path.open("a") as log:
+            log.write("".join(f"{line}\n" for line in lines))
+    except OSError as error:
+        raise StoreError(
+            f"progress: cannot write {path}: {error.strerror}; make room, then go on with --resume"
+        ) from None
 
 
 def follow(path: Path, running: Callable[[], bool], log: Callable[[str], None]) -> None:

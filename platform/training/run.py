@@ -1,20 +1,19 @@
 """A pretraining from settings to a registered encoder, and resuming a stopped one.
 
 A run's folder, ``<home>/runs/NAME``, holds ``run.json`` (its MLflow run and settings),
-``progress.log``, Ray Train's checkpoints and the final ``encoder/``.
+``progress.log``, the curves (``metrics.jsonl``), the checkpoints and the final ``encoder/``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynaflip.errors import UserError
-from dynaflip.files import file_lock, write_file
+from dynaflip.errors import StoreError, UserError
+from dynaflip.files import file_lock
 from dynaflip.platform import cluster, promotion, tracking
 from dynaflip.platform.config_loader import config_digest, load_config, to_dict, to_yaml
 from dynaflip.platform.paths import (
@@ -26,15 +25,16 @@ from dynaflip.platform.paths import (
 )
 from dynaflip.platform.provenance import git_commit
 from dynaflip.platform.tracking import registry
+from dynaflip.platform.training import publish
 from dynaflip.platform.training.config import PRETRAIN_VERSION, PretrainConfig
+from dynaflip.platform.training.curve_file import CurveFile
 from dynaflip.platform.training.progress import heldout_summary
+from dynaflip.platform.training.publish import ENCODER, RUN_FILE, read_run_file, write_run_file
 from dynaflip.platform.triplets.clips import content_hash
 from dynaflip.renames import first_settings
 
 if TYPE_CHECKING:
     from dynaflip.platform.training.job import TrainJob
-
-RUN_FILE = "run.json"
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,17 @@ class Outcome:
     run_name: str
     run_id: str  # MLflow's
     model_name: str
-    version: int
+    version: int | None  # None where MLflow was away at the end
     encoder_folder: Path
     metrics: dict[str, float]  # the last value of every curve
 
     def uri(self) -> str:
-        """The registered version's URI."""
+        """The registered version's URI, or the encoder's folder where it could not be registered.
+
+        Both can be loaded.
+        """
+        if self.version is None:
+            return str(self.encoder_folder)
         return f"models:/{self.model_name}/{self.version}"
 
 
@@ -71,11 +76,14 @@ def pretrain(config: PretrainConfig, *, alias: str | None = None) -> Outcome:
     job = prepare(config, run_folder)
     with _locked(run_folder):
         run = tracking.open_run(config.tracking.experiment, run_folder.name, _tags(job))
-        _write_run_file(run_folder, {"run_id": run.run_id, "config": to_dict(config)})
+        digest = job.index.digest
+        write_run_file(
+            run_folder, run_id=run.run_id, config=to_dict(config), data_digest=digest, alias=alias
+        )
         (run_folder / "config.yaml").write_text(to_yaml(config))
         run.log_settings(config)
-        run.log_dataset(Path(job.index.folder).name, job.index.digest, job.index.folder)
-        return _train_and_register(job, run, run_folder, alias)
+        run.log_dataset(Path(job.index.folder).name, digest, job.index.folder)
+        return _train_and_register(job, run, run_folder)
 
 
 def find_finished(config: PretrainConfig) -> str | None:
@@ -103,27 +111,47 @@ def resume(run_name: str, *, alias: str | None = None) -> Outcome:
         UserError: there is no such run, it is finished or running, or its triplets have changed.
     """
     promotion.check_alias(alias)
+    run_folder = _known_run(run_name, "--resume")
+    with _locked(run_folder, "--resume"):
+        if alias is not None:
+            write_run_file(run_folder, alias=alias)
+        return _resume(run_folder)
+
+
+def send(run_name: str, *, alias: str | None = None) -> str:
+    """Send MLflow what it has not had of a run, and register its encoder; says what was sent.
+
+    Raises:
+        UserError: there is no such run, it is running, or MLflow has everything.
+        StoreError: MLflow is away.
+    """
+    promotion.check_alias(alias)
+    run_folder = _known_run(run_name, "--send")
+    with _locked(run_folder, "--send"):
+        return publish.send(run_folder, alias)
+
+
+def _known_run(run_name: str, flag: str) -> Path:
     run_folder = runs() / run_name
     if not (run_folder / RUN_FILE).is_file():
         known = sorted((p.parent.name for p in runs().glob(f"*/{RUN_FILE}")), reverse=True)
         raise UserError(
-            f"--resume {run_name}: there is no such run in {runs()}; "
+            f"{flag} {run_name}: there is no such run in {runs()}; "
             f"newest: {', '.join(known[:3]) or 'none'}"
         )
-    with _locked(run_folder):
-        return _resume(run_folder, alias)
+    return run_folder
 
 
-def _locked(run_folder: Path) -> contextlib.AbstractContextManager[None]:
+def _locked(run_folder: Path, flag: str = "--resume") -> contextlib.AbstractContextManager[None]:
     """Lock the run: one process at a time writes its checkpoints, curves and version."""
     return file_lock(
-        run_folder / "running.lock", f"--resume {run_folder.name}: the run is running already"
+        run_folder / "running.lock", f"{flag} {run_folder.name}: the run is running already"
     )
 
 
-def _resume(run_folder: Path, alias: str | None) -> Outcome:
+def _resume(run_folder: Path) -> Outcome:
     run_name = run_folder.name
-    saved = json.loads((run_folder / RUN_FILE).read_text())
+    saved = read_run_file(run_folder)
     if "version" in saved:
         raise UserError(
             f"--resume {run_name}: the run is finished; it is version {saved['version']} of "
@@ -131,15 +159,19 @@ def _resume(run_folder: Path, alias: str | None) -> Outcome:
         )
     config = load_config(PretrainConfig, str(run_folder / "config.yaml"), {}, saved=True)
     job = prepare(config, run_folder)
-    run = tracking.reopen_run(saved["run_id"])
-    before = run.tags().get("data_digest")
+    try:
+        run = tracking.reopen_run(saved["run_id"])
+    except StoreError as error:
+        print(f"warning: {error}; training goes on, and its curves wait on disk")
+        run = tracking.Run(saved["run_id"], run_name, tracking.tracking_uri())
+    before = saved.get("data_digest") or run.tags().get("data_digest")
     if before != job.index.digest:
         run.end("FAILED")
         raise UserError(
             f"--resume {run_name}: the triplets in {config.triplets} are not those it began with "
             f"(digest {job.index.digest}, then {before}); start a new run"
         )
-    return _train_and_register(job, run, run_folder, alias)
+    return _train_and_register(job, run, run_folder)
 
 
 def checkpoint_uri(config: PretrainConfig, run_folder: Path) -> str:
@@ -175,30 +207,18 @@ def prepare(config: PretrainConfig, run_folder: Path) -> TrainJob:
     return job
 
 
-def _train_and_register(
-    job: TrainJob, run: tracking.Run, run_folder: Path, alias: str | None
-) -> Outcome:
-    from dynaflip.platform.training import plots
+def _train_and_register(job: TrainJob, run: tracking.Run, run_folder: Path) -> Outcome:
     from dynaflip.platform.training.backends import ray_train
 
     config = job.config
     print(f"run {run_folder.name} (MLflow run {run.run_id})")
     with tracking.ending(run):
         ray_train.fit(job, run, run_folder)
-        curves = run.curves()
-        last = {name: points[-1][1] for name, points in curves.items()}
-        plots.log_images(run, curves, job.index.folder, config.objective.weighted())
+        last = {name: points[-1][1] for name, points in CurveFile(run_folder).curves().items()}
         encoder_folder = save_encoder(job, run, run_folder, last)
-        version = registry.register(
-            encoder_folder,
-            run,
-            name=config.tracking.model_name,
-            tags={**_tags(job), "run_name": run.run_name, "git_commit": git_commit()},
-        )
-        promotion.move_alias(config.tracking.model_name, alias, version)
-        run.set_tags({"registered_version": version})
-        saved = json.loads((run_folder / RUN_FILE).read_text())
-        _write_run_file(run_folder, {**saved, "version": version})
+        tags = {**_tags(job), "run_name": run.run_name, "git_commit": git_commit()}
+        write_run_file(run_folder, version_tags=tags)
+        version = publish.publish(run_folder, run, config)
     if "heldout/retrieval/all/top1" in last:
         print(heldout_summary(last))
     model_name = config.tracking.model_name
@@ -232,7 +252,7 @@ def save_encoder(
         "steps": job.length.total_steps,
         "metrics": metrics,
     }
-    return save_folder(run_folder / "encoder", model, info)
+    return save_folder(run_folder / ENCODER, model, info)
 
 
 def settings_digest(config: PretrainConfig) -> str:
@@ -258,7 +278,3 @@ def _tags(job: TrainJob) -> dict[str, Any]:
     if "simulator" in index.flow_sources:
         tags["upper_bound"] = "flow from the simulator's exact state"
     return tags
-
-
-def _write_run_file(run_folder: Path, values: dict[str, Any]) -> None:
-    write_file(run_folder / RUN_FILE, json.dumps(values, indent=1))

@@ -22,14 +22,14 @@ from dynaflip.files import write_file
 from dynaflip.platform.config_loader import flatten, to_dict
 from dynaflip.platform.provenance import git_commit
 from dynaflip.platform.training.config import PretrainConfig
+from dynaflip.platform.training.curve_file import CurveFile
 from dynaflip.platform.training.data.collate import Batch
 from dynaflip.platform.training.data.loader import epoch_batches, plain_tables
 from dynaflip.platform.training.data.sampling import Position
 from dynaflip.platform.training.job import TrainJob, build_job
 from dynaflip.platform.training.loop import Context, Metrics, Pretraining, rank_batch_size
-from dynaflip.platform.training.progress import progress_line
+from dynaflip.platform.training.reports import ReportWriter
 
-METRICS = "metrics.jsonl"
 RUN = "run.json"  # settings and the triplets' digest
 
 
@@ -59,7 +59,7 @@ def train_in_process(
     output.mkdir(parents=True, exist_ok=True)
     if rank == 0:
         _check_same_run(output, config, job.index.digest)
-    reporter = _Reporter(job, output, log) if rank == 0 else None
+    reporter = _reporter(job, output, log) if rank == 0 else None
     with _process_group(rank, workers, config.train.device) as device:
         context = Context(
             rank=rank,
@@ -73,6 +73,7 @@ def train_in_process(
         pretraining = Pretraining(config, context, job.length, job.gallery(rank), sources)
         pretraining.run(_batches(job, rank, workers))
         if reporter is not None:
+            reporter.flush()
             _save_encoder(job, pretraining, output / "encoder", reporter.last)
     return pretraining
 
@@ -88,22 +89,13 @@ def _batches(job: TrainJob, rank: int, workers: int) -> Callable[[Position], Ite
     )  # fmt: skip
 
 
-class _Reporter:
-    """Appends reports to ``metrics.jsonl`` and logs a line of progress for each."""
+def _reporter(job: TrainJob, output: Path, log: Callable[[str], None]) -> ReportWriter:
+    def show(lines: list[str]) -> None:
+        for line in lines:
+            log(line)
 
-    def __init__(self, job: TrainJob, output: Path, log: Callable[[str], None]) -> None:
-        self.curves, self.log, self.total_steps = output / METRICS, log, job.length.total_steps
-        self.terms = job.config.objective.weighted()
-        self.last: Metrics = {"step": _last_step(self.curves)}
-
-    def __call__(self, metrics: Metrics) -> None:
-        # A resumed run repeats reports that came after its checkpoint; the file has them.
-        if metrics["step"] <= self.last["step"]:
-            return
-        with self.curves.open("a") as file:
-            file.write(json.dumps(metrics) + "\n")
-        self.log(progress_line(metrics, self.total_steps, self.terms))
-        self.last |= metrics
+    terms = job.config.objective.weighted()
+    return ReportWriter(CurveFile(output), show, job.length.total_steps, terms)
 
 
 def _save_encoder(job: TrainJob, pretraining: Pretraining, folder: Path, metrics: Metrics) -> None:
@@ -136,17 +128,6 @@ def _check_same_run(output: Path, config: PretrainConfig, data_digest: str) -> N
             f"{output} holds a run with other {', '.join(other)}; go on with its settings, or "
             "give another folder"
         )
-
-
-def _last_step(curves: Path) -> float:
-    """The last step in a file of curves, -1 without one. Cuts off half a line at its end."""
-    if not curves.exists():
-        return -1
-    lines = curves.read_text().splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):  # killed while it was written
-        lines.pop()
-        curves.write_text("".join(lines))
-    return max((json.loads(line)["step"] for line in lines), default=-1)
 
 
 @contextlib.contextmanager

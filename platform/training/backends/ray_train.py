@@ -1,4 +1,8 @@
-"""The Ray Train backend: a TorchTrainer fed by Ray Data, its reports to MLflow and to a log.
+"""The Ray Train backend: a TorchTrainer fed by Ray Data, its reports to the run's folder.
+
+Nothing outside the step holds up the step. A worker's reports pass through a queue of its own to
+Ray Train's controller, which hands them to another that writes them to disk; the driver sends them
+to MLflow from there.
 
 Import this only after :func:`dynaflip.platform.cluster.start_ray`: Ray reads its
 environment when it is imported.
@@ -12,6 +16,7 @@ import math
 import socket
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +29,11 @@ from ray.data.expressions import col
 from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
 
 from dynaflip.errors import StoreError, UserError
-from dynaflip.platform import tracking
 from dynaflip.platform.cluster import available_cpus
 from dynaflip.platform.tracking import Run
+from dynaflip.platform.training.background import Background
 from dynaflip.platform.training.config import PretrainConfig
+from dynaflip.platform.training.curve_file import CurveFile
 from dynaflip.platform.training.data.collate import Batch
 from dynaflip.platform.training.data.index import shard_paths
 from dynaflip.platform.training.data.loader import COLUMNS, epoch_batches
@@ -37,7 +43,9 @@ from dynaflip.platform.training.diagnostics import Collapsed
 from dynaflip.platform.training.heartbeat import Heartbeat
 from dynaflip.platform.training.job import TrainJob
 from dynaflip.platform.training.loop import Context, Metrics, Pretraining, rank_batch_size
-from dynaflip.platform.training.progress import follow, progress_line
+from dynaflip.platform.training.progress import append_lines, follow
+from dynaflip.platform.training.reports import ReportWriter
+from dynaflip.platform.training.sending import Sender
 from dynaflip.platform.training.step import NonFiniteLoss
 
 PROGRESS = "progress.log"
@@ -50,7 +58,9 @@ _READ_ROWS = 256  # rows handed to the consumer at a time
 # Ray's own number of blocks depends on the cluster's CPUs, and the blocks decide which rank gets
 # which rows: on a cluster of another size a resumed run would read other streams.
 _BLOCKS = 64
-_PENDING_REPORTS = 10  # reports that MLflow may refuse in a row before the run ends
+_WAITING_REPORTS = 6  # of a worker, for Ray Train's controller, which asks every 0.3 s
+_LAST_REPORTS_S = 5.0  # that a failing rank waits for its reports to be taken
+_PATIENCE_S = 30.0  # that a run's end waits for MLflow to take the rest of the curves
 
 
 def fit(
@@ -81,12 +91,8 @@ def fit(
     _quiet_ray_data()
     job.checkpoint_manager()  # makes the folder, which the workers look for
     # Typed for Ray's older callbacks, which the Train of today refuses.
-    listeners: list[Any] = [
-        Reporter(
-            run, run_folder / PROGRESS, job.length.total_steps, job.config.objective.weighted()
-        )
-    ]
-    listeners += callbacks
+    terms = job.config.objective.weighted()
+    listeners: list[Any] = [Reporter(run_folder, job.length.total_steps, terms), *callbacks]
     trainer = ray.train.torch.TorchTrainer(
         _train_on_worker,
         train_loop_config={"job": job, "heartbeat": heartbeat},
@@ -103,68 +109,58 @@ def fit(
             callbacks=listeners,
         ),
     )
-    _fit_in_thread(trainer, run_folder / PROGRESS)
+    with _sending(run, run_folder):
+        _fit_in_thread(trainer, run_folder / PROGRESS)
+
+
+@contextlib.contextmanager
+def _sending(run: Run, run_folder: Path) -> Iterator[None]:
+    """Send the run's curves to MLflow while a block runs, and what is left after it."""
+    curves = CurveFile(run_folder)
+    curves.adopt(run.curves)
+    sender = Sender(curves, run, lambda line: append_lines(run_folder / PROGRESS, [line]))
+    try:
+        yield
+    finally:
+        sender.finish(_PATIENCE_S)
 
 
 class Reporter(ray.train.UserCallback):
-    """Runs in Ray Train's controller: one log_batch and one line of progress a report."""
+    """Runs in Ray Train's controller, which it never holds up: reports go to disk in a thread."""
 
-    def __init__(self, run: Run, log: Path, total_steps: int, terms: Sequence[str] = ()) -> None:
-        """``terms`` are the loss terms that the progress line shows."""
-        self.run, self.log, self.total_steps, self.terms = run, log, total_steps, terms
-        curves = run.curves().values()
-        # A resumed run repeats reports that came after its checkpoint; the curves have them.
-        self.last_step = max((points[-1][0] for points in curves if points), default=-1)
-        self._pending: list[tuple[int, Metrics]] = []  # reports that MLflow has not taken yet
+    def __init__(self, folder: Path, total_steps: int, terms: Sequence[str] = ()) -> None:
+        """``folder`` is the run's; ``terms`` are the loss terms that the progress line shows."""
+        self.folder, self.total_steps, self.terms = folder, total_steps, terms
+        self._writer: ReportWriter | None = None  # made in the controller's process
 
     def after_report(
         self, run_context: Any, metrics: list[Metrics], checkpoint: Checkpoint | None
     ) -> None:
-        """Log the report of rank 0 to MLflow and to the progress file.
+        """Queue the report of rank 0.
 
         Raises:
-            StoreError: the disk is full, or MLflow has refused several reports in a row.
+            StoreError: the disk is full.
         """
         report: dict[str, Any] = dict(metrics[0])
         notes: list[str] = report.pop(_NOTES, [])
-        step = int(report["step"])
-        lines = list(notes)
-        if step > self.last_step:
-            lines.append(progress_line(report, self.total_steps, self.terms))
-            del report["step"]
-            self._pending.append((step, {k: v for k, v in report.items() if math.isfinite(v)}))
-            self.last_step = step
-            lines += self._log_pending(last=step >= self.total_steps)
-        try:
-            with self.log.open("a") as log:
-                log.writelines(f"{line}\n" for line in lines)
-        except OSError as error:
-            raise StoreError(
-                f"progress: cannot write {self.log}: {error.strerror}; make room, then go on "
-                "with --resume"
-            ) from None
-
-    def _log_pending(self, *, last: bool) -> list[str]:
-        """Log the pending reports; where MLflow refuses, they wait for the next one."""
-        try:
-            self.run.log_curves(self._pending)
-        except tracking.store_error() as error:
-            reason = str(error).partition("\n")[0]
-            if last or len(self._pending) >= _PENDING_REPORTS:
-                raise StoreError(
-                    f"MLflow refused {len(self._pending)} reports in a row ({reason}); "
-                    "then go on with --resume"
-                ) from None
-            return [f"warning: MLflow refused a report ({reason}); it is tried again"]
-        self._pending.clear()
-        return []
+        self._writing()(report, notes)
+        if report["step"] >= self.total_steps:
+            self._writing().flush()  # the controller ends soon, and its threads with it
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """An error that would come again ends the run instead of a retry."""
+        self._writing().flush()
         for error in worker_exceptions.values():
             final = find_final(error)
             if final is not None:
                 raise final
+
+    def _writing(self) -> ReportWriter:
+        if self._writer is None:
+            log = partial(append_lines, self.folder / PROGRESS)
+            curves = CurveFile(self.folder)
+            self._writer = ReportWriter(curves, log, self.total_steps, self.terms)
+        return self._writer
 
 
 def scaling_of(config: PretrainConfig, resources: dict[str, float]) -> ScalingConfig:
@@ -271,8 +267,11 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
             rows, collate, config.data, sampling, position, batch_size=size, rank=rank
         )
 
+    # Every rank reports equally often and in the same order, each in its own thread.
+    reports = Background(ray.train.report, _WAITING_REPORTS, "reports")
+
     def report(metrics: Metrics) -> None:
-        ray.train.report({**metrics, _NOTES: [*notes]} if notes else dict(metrics))
+        reports.put({**metrics, _NOTES: [*notes]} if notes else dict(metrics))
         notes.clear()
 
     context = Context(
@@ -287,13 +286,27 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
         heartbeat=_heartbeat(settings["heartbeat"], rank, job.length.total_steps),
     )
     sources = tuple(job.index.sources)
-    with contextlib.nullcontext() if context.heartbeat is None else context.heartbeat.beating():
+    beating = context.heartbeat.beating() if context.heartbeat else contextlib.nullcontext()
+    with beating, _taken(reports):
         context.doing("building the model")
         Pretraining(config, context, job.length, job.gallery(rank), sources).run(batches)
 
 
 def _heartbeat(folder: Path | None, rank: int, total_steps: int) -> Heartbeat | None:
     return None if folder is None or rank != 0 else Heartbeat(folder, total_steps)
+
+
+@contextlib.contextmanager
+def _taken(reports: Background[Metrics]) -> Iterator[None]:
+    """Leave the block when the controller has taken all reports."""
+    try:
+        yield
+    except BaseException:
+        # A rank that fails alone waits for the others' reports in vain.
+        with contextlib.suppress(Exception):
+            reports.flush(_LAST_REPORTS_S)
+        raise
+    reports.flush()
 
 
 def check_shared(uri: str) -> None:

@@ -17,13 +17,14 @@ from dynaflip.encoders.config import FlowConfig, ImageConfig, ModelConfig
 from dynaflip.losses.base import LossTerm, TermSetup
 from dynaflip.losses.config import ObjectiveConfig
 from dynaflip.platform.cluster import free_port
-from dynaflip.platform.training.backends.in_process import METRICS, train_in_process
+from dynaflip.platform.training.backends.in_process import train_in_process
 from dynaflip.platform.training.config import (
     DataConfig,
     OptimizerConfig,
     PretrainConfig,
     TrainConfig,
 )
+from dynaflip.platform.training.curve_file import METRICS
 
 pytestmark = [pytest.mark.ddp, pytest.mark.integration]
 
