@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -12,17 +11,16 @@ from torch import Tensor
 
 from dynaflip.encoders.model import DynaFLIP
 from dynaflip.errors import UserError
-from dynaflip.eval.retrieval import retrieval_report
 from dynaflip.losses.distributed import global_sum, world_size
 from dynaflip.platform.training.checkpoint_format import seed_step
 from dynaflip.platform.training.checkpoint_manager import Checkpoints
 from dynaflip.platform.training.config import PretrainConfig
 from dynaflip.platform.training.data.collate import Batch
-from dynaflip.platform.training.data.ids import id64
 from dynaflip.platform.training.data.sampling import Position
 from dynaflip.platform.training.diagnostics import CollapseGuard, diagnose
+from dynaflip.platform.training.evaluation import evaluate
 from dynaflip.platform.training.heartbeat import Heartbeat
-from dynaflip.platform.training.meter import Meter, curve_name
+from dynaflip.platform.training.meter import Meter
 from dynaflip.platform.training.step import NonFiniteLoss, train_step
 from dynaflip.platform.training.train_state import TrainingState
 
@@ -130,7 +128,7 @@ class Pretraining:
         self._replayed = self._resume()
         self.parallel = self.state.parallel()
         self.batch_size = rank_batch_size(config, context.world_size)
-        self.meter = Meter(context.world_size * self.batch_size, sources)
+        self.meter = Meter(context.world_size * self.batch_size, sources, context.device)
         self.guard = CollapseGuard(
             config.train.collapse_spread, config.train.collapse_checks, config.train.collapse_action
         )
@@ -178,23 +176,9 @@ class Pretraining:
         """Retrieval, areas and spread on the gallery; empty but on rank 0."""
         if self.gallery is None or self.context.rank != 0:
             return {}
-        start_s = time.perf_counter()
-        tensors = {k: v for k, v in self.gallery.items() if isinstance(v, Tensor)}
-        metrics = self._retrieval(tensors, "heldout")
-        for name in self.sources if len(self.sources) > 1 else ():
-            rows = tensors["source"] == id64(name)
-            if int(rows.sum()) > 1:
-                part = {key: value[rows] for key, value in tensors.items()}
-                scores = self._retrieval(part, f"heldout_{curve_name(name)}")
-                metrics |= {k: v for k, v in scores.items() if "/retrieval/" in k}
-        return metrics | {"speed/evaluation_s": time.perf_counter() - start_s}
-
-    def _retrieval(self, gallery: dict[str, Tensor], prefix: str) -> Metrics:
-        weights = self.config.objective
-        report = retrieval_report(
-            self.state.evaluated_model(), gallery, volume=weights.volume, cosine=weights.cosine
-        )
-        return {f"{prefix}/{name}": value for name, value in report.items()}
+        with self.meter.time("evaluation"):
+            model = self.state.evaluated_model()
+            return evaluate(model, self.gallery, self.sources, self.config.objective)
 
     def _agreed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """A part's batches, as long as every rank has one.
@@ -236,6 +220,7 @@ class Pretraining:
         if parts is None and self.batch_size > self.config.data.batch_size:
             parts = self.config.data.batch_size  # the batch that fits into memory
         self._rates = self.state.learning_rates()  # of this step
+        self.meter.timer.start()
         try:
             terms = train_step(
                 *self.parallel,
@@ -245,6 +230,7 @@ class Pretraining:
                 micro_batch_size=parts,
                 clip_norm=self.config.optimizer.clip_norm,
                 autocast=torch.bfloat16 if train.precision == "bfloat16" else None,
+                mark=self.meter.timer.mark,
             )
         except NonFiniteLoss as error:
             ids = ", ".join(batch["triplet_id"])
@@ -288,7 +274,8 @@ class Pretraining:
         if self._diagnoses():
             some = self.config.train.micro_batch_size
             rows = {k: v[:some] for k, v in batch.items() if isinstance(v, Tensor)}
-            metrics |= diagnose(self.state.model, self.state.objective, rows)
+            with self.meter.time("diagnostics"):
+                metrics |= diagnose(self.state.model, self.state.objective, rows)
             if warning := self.guard.check(self.step, metrics):
                 self.context.log(warning)
         if self._evaluates(self.step):
@@ -296,13 +283,19 @@ class Pretraining:
             metrics |= self.evaluate()
         if self.context.score is not None and self.step in self.context.score_steps:
             self.context.doing("scoring")
-            metrics |= self.context.score(self.state.evaluated_model())
+            with self.meter.time("evaluation"):
+                metrics |= self.context.score(self.state.evaluated_model())
         self._reports = [*self._reports, metrics][-_REPEATED_REPORTS:]
         if self._saves() and self.context.checkpoints is not None:
-            snapshot = self.state.snapshot(self._reports)
-            if self.context.rank == 0:
-                self.context.checkpoints.save(self.step, snapshot.write, self.context.log)
-        self.context.report(metrics)
+            with self.meter.time("checkpoint"):
+                snapshot = self.state.snapshot(self._reports)
+                if self.context.rank == 0:
+                    self.context.checkpoints.save(self.step, snapshot.write, self.context.log)
+        self._pass_on(metrics)
+
+    def _pass_on(self, metrics: Metrics) -> None:
+        with self.meter.time("report"):
+            self.context.report(metrics)
 
     def _resume(self) -> list[Metrics]:
         """Restore the newest whole checkpoint; returns its last reports, which may be lost."""
