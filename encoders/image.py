@@ -6,7 +6,7 @@ sees, D embedding width, P spatial tokens of width D'.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -33,6 +33,9 @@ class ImageEncoder(nn.Module):
         info: where the weights come from: config, git commit, data digest, metrics.
     """
 
+    pixel_mean: Tensor  # (3,) float32
+    pixel_std: Tensor  # (3,) float32
+
     def __init__(
         self,
         config: ImageConfig,
@@ -51,6 +54,7 @@ class ImageEncoder(nn.Module):
         self.architecture = backbone.describe()
         self.info: dict[str, Any] = {}
         self._token_grid = token_grid
+        self._place_constants(torch.device("cpu"))
         # Torch's stubs do not know this overload.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -104,7 +108,19 @@ class ImageEncoder(nn.Module):
         """Check, resize and normalise: images → (B, 3, px, px) float32."""
         pre = self.preprocessing
         images = preprocessing.channels_first(images)
-        return preprocessing.to_pixels(images, pre["image_px"], pre["mean"], pre["std"])
+        return preprocessing.to_pixels(images, pre["image_px"], self.pixel_mean, self.pixel_std)
+
+    def _place_constants(self, device: torch.device) -> None:
+        """Keep mean and std of the channels on a device, so that no call copies them to it."""
+        for name in ("mean", "std"):
+            value = torch.tensor(self.preprocessing[name], dtype=torch.float32, device=device)
+            self.register_buffer(f"pixel_{name}", value, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ImageEncoder:
+        """As of nn.Module, but mean and std stay float32 where weights become half precision."""
+        super()._apply(fn, recurse)
+        self._place_constants(self.pixel_mean.device)
+        return self
 
     def features(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised pixels (B, 3, px, px) → embedding (B, D) and tokens (B, P, D').

@@ -75,13 +75,17 @@ def to_square(images: Tensor, size_px: int) -> Tensor:
     )
 
 
-def to_pixels(images: Tensor, size_px: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def to_pixels(
+    images: Tensor, size_px: int, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor
+) -> Tensor:
     """Resize to a square and normalise: (B, 3, H, W) → (B, 3, size_px, size_px) float32.
 
-    The image is squeezed, not cropped: an object at its edge must stay in it.
+    The image is squeezed, not cropped: an object at its edge must stay in it. ``mean`` and ``std``
+    are of the three channels; (3,) tensors on the images' device need no copy to it.
     """
     pixels = images.float().div(255) if images.dtype == torch.uint8 else images.float()
     pixels = to_square(pixels, size_px)
-    center = torch.tensor(mean, device=pixels.device).view(1, 3, 1, 1)
-    spread = torch.tensor(std, device=pixels.device).view(1, 3, 1, 1)
+    center, spread = (
+        torch.as_tensor(value, device=pixels.device).view(1, 3, 1, 1) for value in (mean, std)
+    )
     return ((pixels - center) / spread).contiguous(memory_format=torch.channels_last)

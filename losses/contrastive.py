@@ -120,7 +120,7 @@ def contrastive_loss(
         parts = {"attraction": energy(local.points, config.volume, config.cosine) / tau}
     else:
         parts = _simplex_rows(config, local, everyone, tau, memory)
-    count = torch.tensor(float(len(local.group)), device=local.group.device)
+    count = local.group.new_full((), len(local.group), dtype=torch.float32)
     means = {name: global_mean(rows.sum(), count) for name, rows in parts.items()}
     return {"loss": torch.stack(list(means.values())).mean(), **means}
 

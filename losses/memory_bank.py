@@ -29,10 +29,19 @@ class MemoryBank(nn.Module):
         self.register_buffer("group", torch.zeros(size, dtype=torch.int64))
         self.register_buffer("example", torch.zeros(size, dtype=torch.int64))
         self.register_buffer("written", torch.zeros((), dtype=torch.int64))
+        # `written` as the host knows it: reading it from a GPU would make the step wait.
+        self._written: int | None = 0
+        self.register_load_state_dict_post_hook(_forget_count)
+
+    def count(self) -> int:
+        """Examples written so far."""
+        if self._written is None:
+            self._written = int(self.written)
+        return self._written
 
     def examples(self) -> Examples | None:
         """The examples in the bank, or None while it is empty."""
-        filled = min(int(self.written), self.size)
+        filled = min(self.count(), self.size)
         if not filled:
             return None
         # Copies: the slots are overwritten before the backward pass reads them.
@@ -44,12 +53,19 @@ class MemoryBank(nn.Module):
         """Add the examples of all processes in place of the oldest."""
         number = len(examples.group)
         newest = slice(max(0, number - self.size), number)
-        start = int(self.written) + newest.start
-        slots = (start + torch.arange(number - newest.start)) % self.size
-        slots = slots.to(self.group.device)
+        start = self.count() + newest.start
+        slots = torch.arange(number - newest.start, device=self.group.device)
+        slots = (start + slots) % self.size
         for name in self.modalities:
             buffer = self.get_buffer(f"z_{name}")
             buffer[slots] = examples.points[name][newest].to(buffer.dtype)
         self.group[slots] = examples.group[newest]
         self.example[slots] = examples.example[newest]
         self.written += number
+        self._written = self.count() + number
+
+
+def _forget_count(bank: nn.Module, keys: object) -> None:
+    """Read the count anew, from the buffer that a checkpoint has filled."""
+    assert isinstance(bank, MemoryBank)
+    bank._written = None

@@ -65,7 +65,7 @@ def time_contrastive_loss(
         if not contrast:
             # The far frame stays in the sum, at weight 0: it needs a gradient too.
             apart = (_distance(d_t, d_next) / temperature).sum() + 0.0 * d_far.sum()
-            return global_mean(apart, torch.tensor(float(len(clip)), device=clip.device))
+            return global_mean(apart, clip.new_full((), len(clip), dtype=torch.float32))
         others, is_other = _other_clips(gather_rows(d_next), gather_rows(clip), clip, num_negatives)
         near = -_distance(d_t, d_next) / temperature
         far = (-_distance(d_t, d_far) / temperature).masked_fill(~far_valid, -torch.inf)

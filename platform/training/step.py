@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -25,8 +25,11 @@ def train_step(
     micro_batch_size: int | None = None,
     clip_norm: float = 1.0,
     autocast: torch.dtype | None = None,
+    mark: Callable[[str], None] = lambda part: None,
 ) -> dict[str, Tensor]:
     """One optimizer step; returns the objective's terms and ``gradient_norm``, () each.
+
+    ``mark`` is told when a part is done: ``forward_backward``, ``optimizer``.
 
     Raises:
         NonFiniteLoss: the loss of this batch or its gradient is not finite; weights are untouched.
@@ -34,17 +37,26 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     outputs, backward = forward(model, batch, micro_batch_size, autocast)
     terms = objective(outputs, batch)
-    if not torch.isfinite(terms["loss"]):
-        bad = [name for name, term in terms.items() if not torch.isfinite(term)]
-        raise NonFiniteLoss(f"{', '.join(bad)} not finite")
     backward(terms["loss"])
     limit = clip_norm if clip_norm > 0 else float("inf")
     norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
-    # The loss terms' own parameters (a learned temperature) are not clipped, but must be finite.
-    own = nn.utils.get_total_norm(p.grad for p in objective.parameters() if p.grad is not None)
-    if not (torch.isfinite(norm) and torch.isfinite(own)):
-        raise NonFiniteLoss("gradient_norm not finite")
+    check_finite(terms, norm, objective)
+    mark("forward_backward")
     optimizer.step()
     schedule.step()
+    mark("optimizer")
     terms["loss"] = terms.pop("total")  # of the whole batch, where `loss` is this process's share
     return {name: term.detach() for name, term in terms.items()} | {"gradient_norm": norm}
+
+
+def check_finite(terms: Mapping[str, Tensor], norm: Tensor, objective: nn.Module) -> None:
+    """Refuse a loss or a gradient that is not finite: the one time a step waits for its device.
+
+    Gradients are averaged over processes, so that all of them find the same.
+    """
+    # The loss terms' own parameters (a learned temperature) are not clipped, but must be finite.
+    own = [p.grad.norm() for p in objective.parameters() if p.grad is not None]
+    values = torch.stack([value.detach().float() for value in (terms["loss"], norm, *own)])
+    if not torch.isfinite(values).all():
+        bad = [name for name, term in terms.items() if not torch.isfinite(term)]
+        raise NonFiniteLoss(f"{', '.join(bad) or 'gradient_norm'} not finite")
