@@ -29,14 +29,17 @@ def evaluate(
     """
     start_s = time.perf_counter()
     tensors = {name: value for name, value in gallery.items() if isinstance(value, Tensor)}
-    weights = {"volume": objective.volume, "cosine": objective.cosine}
-    report = retrieval_report(model, tensors, **weights)
-    metrics = {f"heldout/{name}": value for name, value in report.items()}
+
+    def report(rows: dict[str, Tensor], prefix: str) -> Metrics:
+        values = retrieval_report(model, rows, volume=objective.volume, cosine=objective.cosine)
+        return {f"{prefix}/{name}": value for name, value in values.items()}
+
+    metrics = report(tensors, "heldout")
     for source in sources if len(sources) > 1 else ():
         rows = tensors["source"] == id64(source)
         if int(rows.sum()) < 2:
             continue
-        report = retrieval_report(model, {k: v[rows] for k, v in tensors.items()}, **weights)
-        prefix = f"heldout_{curve_name(source)}"
-        metrics |= {f"{prefix}/{k}": v for k, v in report.items() if "retrieval/" in k}
+        part = {name: value[rows] for name, value in tensors.items()}
+        scores = report(part, f"heldout_{curve_name(source)}")
+        metrics |= {name: value for name, value in scores.items() if "/retrieval/" in name}
     return metrics | {"speed/evaluation_s": time.perf_counter() - start_s}
