@@ -53,8 +53,8 @@ def read_pulse(folder: Path) -> Pulse | None:
     """The last heartbeat in a run's folder; None where there is none."""
     try:
         values = json.loads((folder / FILE).read_text())
-        return Pulse(**values)
-    except (OSError, ValueError, TypeError):  # not there, or of another version
+        return Pulse(**{**values, "curve": [(step, loss) for step, loss in values["curve"]]})
+    except (OSError, ValueError, TypeError, KeyError):  # not there, or of another version
         return None
 
 
