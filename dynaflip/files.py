@@ -110,3 +110,17 @@ def file_lock(path: Path, busy: str | None = None) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(str(busy)) from None
         yield
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another holder has a lock file of :func:`file_lock`; makes no file."""
+    import fcntl
+
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False

@@ -4,6 +4,8 @@
         --search objective.volume=log(0.1,10) objective.contrastive=uniform(0.2,2)
     python jobs/sweep.py --resume NAME      # continue a stopped sweep
     python jobs/sweep.py show NAME          # table, importances, best trial; also while it runs
+    python jobs/sweep.py stop NAME          # stop it from another terminal; --resume continues it
+    python jobs/sweep.py skip NAME TRIAL    # end one trial now; the sweep goes on
     python jobs/sweep.py check NAME         # study, MLflow and Tune agree about every trial
     python jobs/sweep.py --dry-run ...      # search space, resources, estimated time
 """
@@ -43,8 +45,8 @@ FLAGS = (
 
 def main(argv: list[str]) -> int:
     """Run, resume, show or check a sweep."""
-    if argv[:1] in (["show"], ["check"]):
-        return _look(argv)
+    if argv[:1] and argv[0] in _WORDS:
+        return _WORDS[argv[0]](argv[1:])
     parser = _parser()
     aliases = {name: f"sweep.{name.replace('-', '_')}" for name in (*FLAGS, "search")}
     args, job = parse_config(parser, SweepJobConfig, argv, aliases)
@@ -118,16 +120,18 @@ def _typed(
     return {k: v for k, v in given.items() if v != default[k] or k in flags}
 
 
-def _look(argv: list[str]) -> int:
-    parser = job_parser(__doc__ or "")
-    parser.add_argument("what", choices=("show", "check"))
-    parser.add_argument("name")
-    words: Any = parser.parse_args(argv)
-    if words.what == "show":
-        from dynaflip.platform.sweep.show import show
+def _show(argv: list[str]) -> int:
+    words = _words_of("show", argv)
 
-        print(show(words.name))
-        return 0
+    from dynaflip.platform.sweep.show import print_sweep
+
+    print_sweep(words.name)
+    return 0
+
+
+def _check(argv: list[str]) -> int:
+    words = _words_of("check", argv)
+
     from dynaflip.platform.sweep.consistency import inconsistencies
 
     contradictions = inconsistencies(words.name)
@@ -135,6 +139,35 @@ def _look(argv: list[str]) -> int:
         print(line, file=sys.stderr)
     print(f"{words.name}: {len(contradictions)} inconsistencies")
     return 1 if contradictions else 0
+
+
+def _stop(argv: list[str]) -> int:
+    words = _words_of("stop", argv)
+
+    from dynaflip.platform.sweep.control import stop
+
+    print(stop(words.name))
+    return 0
+
+
+def _skip(argv: list[str]) -> int:
+    words = _words_of("skip", argv, "trial")
+
+    from dynaflip.platform.sweep.control import skip
+
+    print(skip(words.name, words.trial))
+    return 0
+
+
+def _words_of(what: str, argv: list[str], *more: str) -> Any:
+    parser = job_parser(__doc__ or "", prog=f"sweep.py {what}")
+    for word in ("name", *more):
+        parser.add_argument(word)
+    return parser.parse_args(argv)
+
+
+# What is done with a sweep that there is: word → function of the words after it.
+_WORDS = {"show": _show, "check": _check, "stop": _stop, "skip": _skip}
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -74,7 +74,7 @@ def cluster_mean(
     if number < _FEWEST_TO_RESAMPLE:
         residuals = sums - estimate * counts
         error = np.sqrt(number / (number - 1) * (residuals**2).sum()) / counts.sum()
-        half = float(stats.t.ppf((1 + level) / 2, number - 1) * error)
+        half = float(special.stdtrit(number - 1, (1 + level) / 2) * error)
         return Interval(estimate, estimate - half, estimate + half, number)
     drawn = np.random.default_rng(seed).integers(0, number, size=(resamples, number))
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
@@ -112,5 +112,5 @@ def _expanded_tail(number: int, level: float) -> float:
     The bootstrap of a mean has standard error too small by √((n−1)/n) and normal
     instead of Student tails; both are put right by one wider tail.
     """
-    student = stats.t.ppf((1 - level) / 2, number - 1)
-    return float(stats.norm.cdf(np.sqrt(number / (number - 1)) * student))
+    student = special.stdtrit(number - 1, (1 - level) / 2)
+    return float(special.ndtr(np.sqrt(number / (number - 1)) * student))

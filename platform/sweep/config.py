@@ -19,6 +19,12 @@ PROMOTIONS = ("auto", "always", "never")
 # perturbed and with none, and the failures of a small policy with one factor perturbed.
 PERTURBED, UNPERTURBED, POLICY = "perturbed", "unperturbed", "policy"
 UNITS = {PERTURBED: "cm", UNPERTURBED: "cm", POLICY: "% failed"}
+# Their names as metrics.
+METRIC = {
+    PERTURBED: "score/perturbed_cm",
+    UNPERTURBED: "score/unperturbed_cm",
+    POLICY: "score/policy_failure_percent",
+}
 
 
 @dataclass(frozen=True)

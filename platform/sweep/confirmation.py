@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import optuna
-from optuna.trial import TrialState
-from scipy import stats
+from optuna.trial import FrozenTrial, TrialState
+from scipy import special
 
 from dynaflip.eval.intervals.cluster_bootstrap import LEVEL, Interval
+from dynaflip.platform.sweep.study import SEARCH, trial_name
+
+PAPER = "paper's weights"
 
 
 @dataclass(frozen=True)
@@ -28,20 +30,28 @@ class Confirmed:
     score_cm: Interval  # over seeds, Student's
     difference_cm: Interval  # minus the paper's weights, same seeds; negative is better
 
+    def title(self) -> str:
+        """Its name for people."""
+        return PAPER if self.setting == 0 else trial_name(SEARCH, self.setting)
 
-def confirmed_of(study: optuna.Study, settings: Sequence[int]) -> list[Confirmed]:
+    def better(self) -> bool:
+        """Whether it beats the paper's weights beyond noise."""
+        return self.setting != 0 and self.difference_cm.high < 0
+
+
+def confirmed_of(trials: Sequence[FrozenTrial], settings: Sequence[int]) -> list[Confirmed]:
     """Scores over seeds of the chosen settings, best mean first, those with missing seeds last.
 
     Otherwise a setting with one lucky seed left would win.
 
     Args:
-        study: of the confirmation.
+        trials: of the confirmation.
         settings: numbers of the search's trials, 0 among them.
     """
     scores: dict[int, dict[int, float]] = {setting: {} for setting in settings}
     names: dict[int, dict[int, str]] = {setting: {} for setting in settings}
     queued: dict[int, set[int]] = {setting: set() for setting in settings}
-    for trial in study.get_trials():
+    for trial in trials:
         setting, seed = trial.user_attrs["setting"], trial.user_attrs["seed"]
         if setting not in scores:
             continue
@@ -60,7 +70,7 @@ def confirmed_of(study: optuna.Study, settings: Sequence[int]) -> list[Confirmed
                 by_seed,
                 names[setting],
                 len(queued[setting] - set(by_seed)),
-                student_interval(list(by_seed.values())),
+                student_interval(list(by_seed.values()), least=0.0),  # an error is not negative
                 student_interval(gaps),
             )
         )
@@ -68,16 +78,25 @@ def confirmed_of(study: optuna.Study, settings: Sequence[int]) -> list[Confirmed
     return sorted(found, key=lambda c: (c.missing > 0, c.score_cm.value))
 
 
-def student_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
-    """Mean and Student's t interval of independent values; bounds are NaN for fewer than two."""
+def student_interval(
+    values: Sequence[float], level: float = LEVEL, least: float = -math.inf
+) -> Interval:
+    """Mean and Student's t interval of independent values; bounds are NaN for fewer than two.
+
+    Args:
+        values: the measurements.
+        level: coverage.
+        least: value that the mean cannot be below; what lies beyond is cut off.
+    """
     number = len(values)
     if number == 0:
         return Interval(math.nan, math.nan, math.nan, 0)
     mean = float(np.mean(values))
     if number < 2:
         return Interval(mean, math.nan, math.nan, number)
-    half = stats.t.ppf((1 + level) / 2, number - 1) * np.std(values, ddof=1) / math.sqrt(number)
-    return Interval(mean, mean - float(half), mean + float(half), number)
+    t = float(special.stdtrit(number - 1, (1 + level) / 2))
+    half = t * float(np.std(values, ddof=1)) / math.sqrt(number)
+    return Interval(mean, max(least, mean - half), mean + half, number)
 
 
 def seed_noise_cm(confirmed: Sequence[Confirmed]) -> tuple[float, int]:
@@ -92,13 +111,12 @@ def seed_noise_cm(confirmed: Sequence[Confirmed]) -> tuple[float, int]:
 
 def confirmation_table(confirmed: Sequence[Confirmed]) -> list[list[str]]:
     """Rows of the table, header first: setting, seeds, mean, difference to the paper's weights."""
-    rows = [["setting", "seeds", "mean cm [95 %]", "minus the paper's weights"]]
+    rows = [["setting", "seeds", "error cm [95 %]", "minus the paper's weights, cm [95 %]"]]
     for c in confirmed:
-        title = "paper's weights" if c.setting == 0 else f"trial-{c.setting:03d}"
-        gap = "" if c.setting == 0 else _shown(c.difference_cm, "+")
+        gap = "" if c.setting == 0 else shown(c.difference_cm, "+")
         number = len(c.scores_cm)
         seeds = f"{number} of {number + c.missing}" if c.missing else str(number)
-        rows.append([title, seeds, _shown(c.score_cm), gap])
+        rows.append([c.title(), seeds, shown(c.score_cm), gap])
     return rows
 
 
@@ -106,15 +124,26 @@ def verdict(confirmed: Sequence[Confirmed]) -> str:
     """Whether the best setting beats the paper's weights, with the interval of the difference."""
     best = confirmed[0]
     if best.setting == 0:
-        return "no trial's weights score better than the paper's over seeds"
+        error = f"{shown(best.score_cm)} cm"
+        return (
+            f"no trial's weights score better than the paper's over seeds: theirs have {error} "
+            f"of error, and less is better"
+        )
     gap = best.difference_cm
-    said = f"trial-{best.setting:03d} minus the paper's weights: {_shown(gap, '+')} cm"
-    if gap.high < 0:
-        return f"{said}: better beyond noise"
-    return f"{said}: not better beyond noise"
+    if not gap.clusters:
+        return f"{best.title()} has the least error, and no seed of the paper's to compare with"
+    how = "better beyond noise" if best.better() else "not better beyond noise"
+    return (
+        f"{best.title()} is {how}: its error minus that of the paper's weights is "
+        f"{shown(gap, '+')} cm over {gap.clusters} seeds, and negative is better"
+    )
 
 
-def _shown(interval: Interval, sign: str = "") -> str:
+def shown(interval: Interval, sign: str = "") -> str:
+    """A value in cm with its interval; one seed has none."""
+    if not interval.clusters:
+        return ""
     form = f"{sign}.2f"
-    bounds = f"[{interval.low:{form}}, {interval.high:{form}}]"
-    return f"{interval.value:{form}} {bounds}"
+    if math.isnan(interval.low):
+        return f"{interval.value:{form}} (one seed)"
+    return f"{interval.value:{form}} [{interval.low:{form}}, {interval.high:{form}}]"

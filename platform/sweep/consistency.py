@@ -16,10 +16,9 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from dynaflip.platform.sweep.config import METRIC
 from dynaflip.platform.sweep.ledger import STATUS
-from dynaflip.platform.sweep.probe_score import METRIC
-from dynaflip.platform.sweep.show import open_to_read
-from dynaflip.platform.sweep.stages import Sweep
+from dynaflip.platform.sweep.opened_sweep import Sweep, open_to_read
 from dynaflip.platform.sweep.study import CONFIRM, SEARCH, open_storage, own_trials, study_name
 from dynaflip.platform.tracking import RunRecord, child_runs
 
@@ -84,8 +83,8 @@ def _with_tune(name: str, trial: FrozenTrial, sweep: Sweep) -> Iterator[str]:
             yield f"{name}: {trial.values[0]} in the study, {finals or results} in Tune"
     elif any(not r.get("failed") for r in finals):
         yield f"{name}: {trial.state.name.lower()} in the study, finished in Tune"
-    elif trial.state == TrialState.PRUNED and not results:
-        yield f"{name}: stopped in the study, and no report in Tune"
+    elif trial.state == TrialState.PRUNED and not results and "skipped" not in trial.user_attrs:
+        yield f"{name}: pruned in the study, and no report in Tune"
 
 
 def _tune_files(sweep: Sweep, name: str) -> list[Path]:

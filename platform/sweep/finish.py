@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from optuna.trial import TrialState
-from scipy import stats
+from scipy import special
 
 from dynaflip.eval.intervals.cluster_bootstrap import paired_difference
 from dynaflip.platform import promotion, tracking
-from dynaflip.platform.sweep import confirmation, table
+from dynaflip.platform.sweep import confirmation
 from dynaflip.platform.sweep import sweep_folder as folders
 from dynaflip.platform.sweep.confirmation import Confirmed
+from dynaflip.platform.sweep.opened_sweep import Sweep
 from dynaflip.platform.sweep.probe_score import FrameErrors, ProbeScore
-from dynaflip.platform.sweep.stages import Sweep
-from dynaflip.platform.sweep.study import CONFIRM, SEARCH, own_trials
+from dynaflip.platform.sweep.study import CONFIRM, SEARCH
 from dynaflip.platform.tracking import registry
 
 
@@ -32,13 +32,14 @@ class Winner:
 
 
 def finish(sweep: Sweep, confirmed: Sequence[Confirmed]) -> None:
-    """Log the report, register the best setting's encoder, and decide about the alias."""
-    from dynaflip.platform.sweep.plots import log_plots
+    """Register the best setting's encoder, decide about the alias, and write the report."""
+    from dynaflip.platform.sweep.importance import keep_importances
+    from dynaflip.platform.sweep.page import Registered, log_report
+    from dynaflip.platform.sweep.report import report_of
 
-    text = report(sweep, confirmed)
-    print(f"\n{text}\n")
-    sweep.parent.log_text(text, "table.txt")
-    log_plots(sweep)
+    keep_importances(sweep)
+    report = report_of(sweep, confirmed, running=True)
+    print(f"\n{report.text()}\n")
     winner = winner_of(sweep, confirmed)
     model = sweep.base.tracking.model_name
     with promotion.comparing():
@@ -57,28 +58,9 @@ def finish(sweep: Sweep, confirmed: Sequence[Confirmed]) -> None:
     sweep.parent.log_metrics({"best/score_cm": winner.score_cm}, 0)
     print(f"registered models:/{model}/{version}: {winner.name}, {winner.score_cm:.2f} cm")
     print(f"alias {promotion.CANDIDATE}: {reason}")
-
-
-def report(sweep: Sweep, confirmed: Sequence[Confirmed]) -> str:
-    """All tables of a sweep as text."""
-    study, facts, objectives = sweep.study(SEARCH), sweep.facts, sweep.config.objectives
-    parts = [
-        f"search: {table.summary(study, facts, sweep.config.trials)}",
-        table.trial_table(study, facts, sweep.space, objectives),
-    ]
-    if len(objectives) > 1:
-        parts.append("* on the Pareto front")
-        parts.append(
-            f"the first objective, {objectives[0]}, chooses what is confirmed and registered"
-        )
-    else:
-        from dynaflip.platform.sweep.plots import importance_line
-
-        parts.append(importance_line(study))
-    if confirmed:
-        rows = table.aligned(confirmation.confirmation_table(confirmed))
-        parts += ["", "confirmation, with other seeds:", *rows, confirmation.verdict(confirmed)]
-    return "\n".join(parts)
+    registered = Registered(model, version, winner.name, winner.score_cm, reason)
+    path = log_report(report, registered)
+    print(f"report: {path} (and on the sweep's MLflow run)")
 
 
 def winner_of(sweep: Sweep, confirmed: Sequence[Confirmed]) -> Winner:
@@ -91,7 +73,7 @@ def winner_of(sweep: Sweep, confirmed: Sequence[Confirmed]) -> Winner:
         mean = best.score_cm.value
         seed = min(best.scores_cm, key=lambda s: abs(best.scores_cm[s] - mean))
         return Winner(best.setting, best.names[seed], mean, list(best.names.values()))
-    done = [t for t in own_trials(sweep.study(SEARCH)) if t.state == TrialState.COMPLETE]
+    done = [t for t in sweep.trials(SEARCH) if t.state == TrialState.COMPLETE]
     trial = min(done, key=lambda t: t.values[0])
     name = trial.user_attrs["name"]
     return Winner(trial.number - sweep.facts.warm_trials, name, trial.values[0], [name])
@@ -102,8 +84,8 @@ def _registered(sweep: Sweep, winner: Winner) -> int:
 
     It is looked up by its run, because users may reuse the name of a sweep.
     """
-    study = sweep.study(CONFIRM if winner.name.startswith(CONFIRM) else SEARCH)
-    trial = next(t for t in own_trials(study) if t.user_attrs["name"] == winner.name)
+    stage = CONFIRM if winner.name.startswith(CONFIRM) else SEARCH
+    trial = next(t for t in sweep.trials(stage) if t.user_attrs["name"] == winner.name)
     run = tracking.Run(trial.user_attrs["run_id"], winner.name, sweep.parent.uri)
     child = next(c for c in tracking.child_runs(sweep.parent) if c.run_id == run.run_id)
     version = registry.register(
@@ -132,7 +114,7 @@ def _difference_to(
     Episodes are resampled; the candidate is one seed and the winner the mean of s seeds, which
     adds a standard deviation of σ √(1 + 1/s), with σ pooled over the confirmation.
     """
-    from dynaflip.encoders.checkpoint import backbone_name, load_image_encoder
+    from dynaflip.encoders.checkpoint import allowed_backbone, backbone_name, load_image_encoder
 
     settings = sweep.config.score
     score = ProbeScore(sweep.folder() / folders.FRAMES, settings.folds, settings.batch_size)
@@ -142,9 +124,10 @@ def _difference_to(
         score.errors(load_image_encoder(folder, backbone=backbone_name(folder)))
         for folder in encoders
     ]
-    theirs = score.errors(
-        registry.load_encoder(f"models:/{sweep.base.tracking.model_name}/{present}")
-    )
+    folder = registry.resolve(f"models:/{sweep.base.tracking.model_name}/{present}")
+    # A class of the user's own is taken from the sweep's settings, never from the version.
+    own = allowed_backbone(folder, sweep.base.model.image.name)
+    theirs = score.errors(registry.load_encoder(str(folder), backbone=own))
     return difference_with_noise(ours, theirs, *confirmation.seed_noise_cm(confirmed))
 
 
@@ -165,5 +148,5 @@ def difference_with_noise(
     of_episodes = (gap.high - gap.low) / 2
     of_seeds = math.inf
     if freedom:
-        of_seeds = float(stats.t.ppf(0.975, freedom)) * noise_cm * math.sqrt(1 + 1 / len(ours))
+        of_seeds = float(special.stdtrit(freedom, 0.975)) * noise_cm * math.sqrt(1 + 1 / len(ours))
     return gap.value, math.hypot(of_episodes, of_seeds)

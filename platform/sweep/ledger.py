@@ -7,6 +7,7 @@ Ray Tune has to survive a kill.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -17,8 +18,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from dynaflip.platform import tracking
-from dynaflip.platform.sweep.config import SweepConfig
-from dynaflip.platform.sweep.probe_score import METRIC
+from dynaflip.platform.sweep import requests
+from dynaflip.platform.sweep.config import METRIC, SweepConfig
 from dynaflip.platform.sweep.space import Dimension
 from dynaflip.platform.sweep.study import (
     FINISHED,
@@ -26,6 +27,7 @@ from dynaflip.platform.sweep.study import (
     own_trials,
     pruner,
     sampler,
+    trial_name,
 )
 from dynaflip.platform.sweep.sweep_folder import Facts
 
@@ -39,6 +41,10 @@ STATUS = {
 
 class Interrupted(RuntimeError):
     """The node died, or a disk, bucket or server is unreachable: the sweep stops and can resume."""
+
+
+class StopRequested(KeyboardInterrupt):
+    """Another terminal asks the sweep to stop; it ends as after Ctrl-C."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,8 @@ class Ledger:
         self.config, self.parent, self.total, self.describe = config, parent, total, describe
         self.study.pruner = pruner(config, facts.total_steps)
         self._running: dict[int, optuna.Trial] = {}
-        self._stopped: set[int] = set()
+        self._pruned: set[int] = set()
+        self._skipped: set[int] = set()
         self._orphans = [t for t in own_trials(study) if t.state == TrialState.RUNNING]
 
     def remaining(self) -> int:
@@ -109,7 +116,7 @@ class Ledger:
         values = {d.key: d.suggest(trial) for d in self.space}
         number = number_of(trial, self.facts, self.stage)
         self._running[number] = trial
-        name = f"{'trial' if self.stage == 'search' else self.stage}-{number:03d}"
+        name = trial_name(self.stage, number)
         trial.set_user_attr("name", name)
         trial.set_user_attr("session_began_s", time.time())
         trial.set_user_attr("session_began_step", trial.user_attrs.get("step", 0))
@@ -130,16 +137,16 @@ class Ledger:
         # others are compared with it, but asking records its scores on the rungs.
         at_rung = step < self.facts.total_steps and self.stage == "search"
         if at_rung and trial.should_prune() and number > 0:
-            self._stopped.add(number)
+            self._pruned.add(number)
             return False
         return True
 
     def complete(self, number: int, metrics: dict[str, Any]) -> None:
-        """Record the end of a trial from its last report: scored, stopped early, or failed."""
+        """Record the end of a trial from its last report: scored, pruned, skipped or failed."""
         scores = self._scores(metrics)
         if metrics.get("failed"):
             self.fail(number, str(metrics["failed"]))
-        elif number in self._stopped:
+        elif number in self._pruned or (number in self._skipped and not metrics.get("final")):
             self._end(number, TrialState.PRUNED, None, metrics)
         elif scores is None:
             self.fail(number, "the trial ended without a score")
@@ -153,8 +160,39 @@ class Ledger:
         self._running[number].set_user_attr("reason", " ".join(reason.split())[:500])
         self._end(number, TrialState.FAIL, None, {})
 
+    def running(self) -> dict[int, str]:
+        """Number → name of the trials that run now."""
+        return {number: trial.user_attrs["name"] for number, trial in self._running.items()}
+
+    def skip(self, number: int) -> None:
+        """Note that the user skips a trial: its end, which follows, is recorded as pruned."""
+        self._skipped.add(number)
+
+    def stopped(self) -> None:
+        """Mark the MLflow runs of the running trials, because the sweep stops.
+
+        In the study they stay as they are, and the next session continues them.
+        """
+        for trial in self._running.values():
+            with contextlib.suppress(tracking.store_error(), KeyError):
+                run = self._run_of(trial)
+                run.set_tags({"sweep.state": "stopped"})
+                run.end("KILLED")
+
     def repair(self) -> None:
-        """Close MLflow runs of trials whose session died after it wrote to the study."""
+        """Bring the records up to date with what happened while no session ran.
+
+        Runs of trials whose session died after it wrote to the study are closed in MLflow, and
+        trials that the user has skipped meanwhile are ended.
+        """
+        for frozen in list(self._orphans):
+            name = str(frozen.user_attrs.get("name", ""))
+            if "run_id" in frozen.user_attrs and requests.skip_asked(self.facts.name, name):
+                self._orphans.remove(frozen)
+                number = number_of(frozen, self.facts, self.stage)
+                self._running[number] = optuna.Trial(self.study, frozen._trial_id)
+                self.skip(number)
+                self.complete(number, {})
         runs = {record.run_id: record for record in self.children()}
         for trial in own_trials(self.study):
             record = runs.get(trial.user_attrs.get("run_id", ""))
@@ -183,15 +221,21 @@ class Ledger:
             if name in metrics:
                 trial.set_user_attr(name, float(metrics[name]))
         trial.set_user_attr("ended_s", time.time())
+        if state == TrialState.PRUNED and number in self._skipped:
+            trial.set_user_attr("skipped", True)
         frozen = self.study.tell(trial, scores, state=state)
-        run = tracking.Run(trial.user_attrs["run_id"], trial.user_attrs["name"], self.parent.uri)
-        self._close_run(run, frozen)
+        self._close_run(self._run_of(trial), frozen)
+
+    def _run_of(self, trial: optuna.Trial) -> tracking.Run:
+        return tracking.Run(trial.user_attrs["run_id"], trial.user_attrs["name"], self.parent.uri)
 
     def _close_run(self, run: tracking.Run, trial: FrozenTrial) -> None:
         state = trial.state.name.lower()
         tags: dict[str, Any] = {"sweep.state": state}
         if "reason" in trial.user_attrs:
             tags["error"] = trial.user_attrs["reason"]
+        if "skipped" in trial.user_attrs:
+            tags["sweep.skipped"] = "by the user"
         run.set_tags(tags)
         if trial.state == TrialState.COMPLETE:
             run.log_metrics({"score_cm": trial.values[0]}, self.facts.total_steps)

@@ -17,18 +17,12 @@ import numpy as np
 from dynaflip.eval.expert_views import UNPERTURBED as PLAIN
 from dynaflip.eval.labelled_frames import POSITIONS, embed
 from dynaflip.eval.metrics.probes import errors_cm, fit_probe
-from dynaflip.platform.sweep.config import PERTURBED, POLICY, UNPERTURBED
+from dynaflip.platform.sweep.config import METRIC, PERTURBED, UNPERTURBED
 from dynaflip.platform.sweep.frames import TRAIN, read_frames
 
 if TYPE_CHECKING:
     from dynaflip.encoders.image import ImageEncoder
     from dynaflip.encoders.model import DynaFLIP
-
-METRIC = {
-    PERTURBED: "score/perturbed_cm",
-    UNPERTURBED: "score/unperturbed_cm",
-    POLICY: "score/policy_failure_percent",  # of policy_score.py
-}
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,17 @@ from ray.tune.search import Searcher
 
 from dynaflip.errors import StoreError
 from dynaflip.platform import tracking
-from dynaflip.platform.sweep.ledger import Assignment, Interrupted, Ledger
+from dynaflip.platform.sweep import requests
+from dynaflip.platform.sweep.ledger import Assignment, Interrupted, Ledger, StopRequested
 from dynaflip.platform.sweep.resources import DRIVER_CPUS
+from dynaflip.platform.sweep.sweep_folder import resume_command
 
 Trainable = Callable[[Assignment], None]
 _ASSIGNMENT = "assignment"
 _OUTAGE = "outage"
 _OUTAGE_S = 600.0  # the driver ends the session long before
 _NODE_CHECK_S = 3.0
+_REQUESTS_S = 0.5
 _ENVIRONMENT = {
     # Ctrl-C ends a sweep like any other job; Tune would go on until its trials are saved.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -78,6 +81,11 @@ class StudyScheduler(FIFOScheduler):
     def __init__(self, ledger: Ledger) -> None:
         super().__init__()
         self.ledger = ledger
+        self.controller: Any = None  # Tune's, known from the first trial on
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Keep Tune's controller, which alone can end a trial between its reports."""
+        self.controller = tune_controller
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
         """Record the result, and stop the trial if the pruner says so."""
@@ -86,11 +94,11 @@ class StudyScheduler(FIFOScheduler):
 
 
 class Watch(tune.Callback):
-    """Reports dead trials to the ledger, and updates the live view."""
+    """Reports dead trials to the ledger, answers the user's requests, updates the live view."""
 
-    def __init__(self, ledger: Ledger, tick: Callable[[], None]) -> None:
-        self.ledger, self.tick = ledger, tick
-        self._checked_s = time.monotonic()
+    def __init__(self, ledger: Ledger, scheduler: StudyScheduler, tick: Callable[[], None]) -> None:
+        self.ledger, self.scheduler, self.tick = ledger, scheduler, tick
+        self._checked_s = self._asked_s = time.monotonic()
         self._outage = ""
 
     def on_trial_result(
@@ -100,14 +108,32 @@ class Watch(tune.Callback):
         self._outage = self._outage or result.get(_OUTAGE, "")
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Update the view, and stop the sweep at an outage."""
+        """Update the view, and stop the sweep at an outage or on request."""
         self.tick()
         if self._outage:
             raise Interrupted(
-                f"{self._outage}; when that is fixed, continue with: python jobs/sweep.py --resume "
-                f"{self.ledger.facts.name}"
+                f"{self._outage}; when that is fixed, continue with: "
+                f"{resume_command(self.ledger.facts.name)}"
             )
         self._check_node()
+        self._answer_requests(trials)
+
+    def _answer_requests(self, trials: list[Trial]) -> None:
+        if time.monotonic() - self._asked_s < _REQUESTS_S:
+            return
+        self._asked_s = time.monotonic()
+        name = self.ledger.facts.name
+        if requests.stop_asked(name):
+            raise StopRequested
+        for number, trial_name in self.ledger.running().items():
+            if requests.skip_asked(name, trial_name):
+                (trial,) = (
+                    t
+                    for t in trials
+                    if t.config[_ASSIGNMENT].number == number and not t.is_finished()
+                )
+                self.ledger.skip(number)
+                self.scheduler.controller.stop_trial(trial)
 
     def _check_node(self) -> None:
         """Stop when this node is dead: Tune would wait for its processes for ever."""
@@ -116,9 +142,8 @@ class Watch(tune.Callback):
         self._checked_s = time.monotonic()
         here = ray.get_runtime_context().get_node_id()
         if not any(node["NodeID"] == here and node["Alive"] for node in ray.nodes()):
-            name = self.ledger.facts.name
             raise Interrupted(
-                f"the Ray node died; continue with: python jobs/sweep.py --resume {name}"
+                f"the Ray node died; continue with: {resume_command(self.ledger.facts.name)}"
             )
 
     def on_trial_error(
@@ -161,11 +186,13 @@ def run_stage(
     def named(trial: Trial) -> str:
         return trial.config[_ASSIGNMENT].name
 
+    scheduler = StudyScheduler(ledger)
+
     tuner = tune.Tuner(
         tune.with_resources(_recording(trainable), {"CPU": DRIVER_CPUS}),
         tune_config=tune.TuneConfig(
             search_alg=StudySearch(ledger),
-            scheduler=StudyScheduler(ledger),
+            scheduler=scheduler,
             num_samples=remaining,
             max_concurrent_trials=concurrent,
             trial_name_creator=named,
@@ -176,11 +203,15 @@ def run_stage(
             name=session.name,
             storage_path=str(session.parent),
             failure_config=tune.FailureConfig(max_failures=ledger.config.max_failures),
-            callbacks=[Watch(ledger, tick)],
+            callbacks=[Watch(ledger, scheduler, tick)],
             verbose=0,
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    except (KeyboardInterrupt, SystemExit):
+        ledger.stopped()
+        raise
 
 
 def _recording(trainable: Trainable) -> Callable[[dict[str, Any]], None]:

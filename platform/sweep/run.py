@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +21,15 @@ from dynaflip.platform.config_loader import config_digest, flatten, load_config,
 from dynaflip.platform.passwords import masked
 from dynaflip.platform.paths import default_triplets, input_path, new_run_name
 from dynaflip.platform.sweep import frames as labelled
+from dynaflip.platform.sweep import requests
 from dynaflip.platform.sweep import study as studies
 from dynaflip.platform.sweep import sweep_folder as folders
 from dynaflip.platform.sweep.config import POLICY, SweepConfig, SweepJobConfig, pretrain_part
+from dynaflip.platform.sweep.opened_sweep import Sweep
 from dynaflip.platform.sweep.policy_score import policy_score
 from dynaflip.platform.sweep.resources import Fit, fit_trials
 from dynaflip.platform.sweep.space import Dimension, paper_values, parse_space
-from dynaflip.platform.sweep.stages import Sweep, confirm, search
+from dynaflip.platform.sweep.stages import confirm, search
 from dynaflip.platform.sweep.study import SEARCH
 from dynaflip.platform.sweep.sweep_folder import Facts
 from dynaflip.platform.training.config import PretrainConfig
@@ -35,6 +39,8 @@ if TYPE_CHECKING:
 
 # Settings that may change when a sweep is resumed, because they change no trial.
 CHANGEABLE = ("trials", "concurrent", "promote", "confirm", "confirm_seeds", "max_failures")
+
+_INTERRUPTED = 130
 
 
 def start(job: SweepJobConfig) -> str:
@@ -202,7 +208,8 @@ def _search_confirm_finish(sweep: Sweep, work: Any, fit: Fit) -> None:
     from dynaflip.platform.sweep.finish import finish
 
     name = sweep.facts.name
-    with tracking.ending(sweep.parent):
+    with _saying_how_to_continue(name), tracking.ending(sweep.parent):
+        requests.forget_stop(name)
         print(f"sweep {name} (MLflow run {sweep.facts.run_id}); continue it with --resume {name}")
         print(fit.text())
         began = time.monotonic()
@@ -215,6 +222,23 @@ def _search_confirm_finish(sweep: Sweep, work: Any, fit: Fit) -> None:
         if confirmed:
             print(f"confirmation took {time.monotonic() - began:.0f} s")
         finish(sweep, confirmed)
+
+
+@contextlib.contextmanager
+def _saying_how_to_continue(name: str) -> Iterator[None]:
+    """Make the command to continue the last line, where a user or a signal stops the sweep."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        requests.forget_stop(name)
+        # As other programs end: 130 on Ctrl-C, 128 + its number on another signal.
+        code = stop.code if isinstance(stop, SystemExit) else _INTERRUPTED
+        print(
+            f"stopped: {name}; continue with: {folders.resume_command(name)}",
+            file=sys.stderr,
+            flush=True,
+        )
+        raise SystemExit(code) from None
 
 
 def _prepare(base: PretrainConfig, name: str) -> Any:

@@ -1,42 +1,38 @@
-"""``sweep.py show NAME``: the state of a sweep, from its folder and its studies."""
+"""``sweep.py show NAME``: the state of a sweep, from its folder and its studies.
+
+Imports neither torch nor Ray nor MLflow, so that it answers at once.
+"""
 
 from __future__ import annotations
 
-from dynaflip.platform import tracking
-from dynaflip.platform.config_loader import load_config
-from dynaflip.platform.sweep import sweep_folder as folders
-from dynaflip.platform.sweep.config import SweepJobConfig, pretrain_part
-from dynaflip.platform.sweep.confirmation import confirmed_of
-from dynaflip.platform.sweep.finish import report
-from dynaflip.platform.sweep.space import parse_space
-from dynaflip.platform.sweep.stages import Sweep, chosen_settings, space_of
-from dynaflip.platform.sweep.study import CONFIRM, open_storage, study_name
-from dynaflip.platform.sweep.table import summary, trial_table
+import sys
 
-
-def open_to_read(name: str, flag: str) -> Sweep:
-    """Open a sweep for reading.
-
-    Raises:
-        UserError: there is no such sweep.
-    """
-    facts = folders.read_facts(name, flag)
-    job = load_config(SweepJobConfig, str(folders.folder_of(name) / folders.CONFIG), {}, saved=True)
-    parent = tracking.Run(facts.run_id, name, tracking.tracking_uri())
-    return Sweep(job.sweep, pretrain_part(job), parse_space(facts.space), facts, parent)
+from dynaflip.platform.sweep.opened_sweep import chosen_settings, open_to_read
+from dynaflip.platform.sweep.report import Report, report_of
+from dynaflip.platform.sweep.study import CONFIRM
 
 
 def show(name: str) -> str:
-    """Tables of the search and, once it has started, of the confirmation."""
-    import optuna
+    """State and tables of the search and, once it has started, of the confirmation."""
+    return _report(name).text()
 
+
+def print_sweep(name: str) -> None:
+    """Print what :func:`show` says, on a terminal with colours."""
+    report = _report(name)
+    if not sys.stdout.isatty():
+        print(report.text())
+        return
+    from rich.console import Console
+
+    report.print_on(Console())
+
+
+def _report(name: str) -> Report:
     sweep = open_to_read(name, "show")
-    known = optuna.get_all_study_names(open_storage(sweep.facts.storage))
-    if study_name(name, CONFIRM) not in known:
-        return report(sweep, [])
-    study = sweep.study(CONFIRM)
-    space, objectives = space_of(sweep, CONFIRM), sweep.config.objectives
-    table = trial_table(study, sweep.facts, space, objectives, mark_best=False)
-    confirmed = confirmed_of(study, chosen_settings(sweep))
-    head = f"confirmation: {summary(study, sweep.facts, len(study.trials))}"
-    return f"{report(sweep, confirmed)}\n\n{head}\n{table}"
+    trials = sweep.trials(CONFIRM)
+    if not trials:
+        return report_of(sweep, [])
+    from dynaflip.platform.sweep.confirmation import confirmed_of
+
+    return report_of(sweep, confirmed_of(trials, chosen_settings(sweep)))

@@ -5,77 +5,25 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
-from dynaflip.platform import tracking
 from dynaflip.platform.sweep import study as studies
 from dynaflip.platform.sweep import sweep_folder as folders
-from dynaflip.platform.sweep import table
-from dynaflip.platform.sweep.config import POLICY, SweepConfig
-from dynaflip.platform.sweep.confirmation import Confirmed, confirmed_of
+from dynaflip.platform.sweep.config import POLICY
 from dynaflip.platform.sweep.ledger import Assignment, Ledger
+from dynaflip.platform.sweep.live_view import LiveView
+from dynaflip.platform.sweep.opened_sweep import Sweep, chosen_settings, space_of
 from dynaflip.platform.sweep.resources import Fit
-from dynaflip.platform.sweep.space import SEED, Dimension, with_values
+from dynaflip.platform.sweep.space import SEED, with_values
+from dynaflip.platform.sweep.status import StageStatus, status_of
 from dynaflip.platform.sweep.study import CONFIRM, SEARCH, own_trials
-from dynaflip.platform.sweep.sweep_folder import Facts
-from dynaflip.platform.training.config import PretrainConfig
+
+if TYPE_CHECKING:
+    from dynaflip.platform.sweep.confirmation import Confirmed
 
 SETTING = "setting"  # of a confirming trial: the number of the trial that it repeats
-_SEEDS = 1 << 20
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """An open sweep: its settings, its fixed facts and its MLflow run."""
-
-    config: SweepConfig
-    base: PretrainConfig
-    space: tuple[Dimension, ...]
-    facts: Facts
-    parent: tracking.Run
-
-    def study(self, stage: str) -> optuna.Study:
-        """The study of a stage."""
-        return studies.open_study(self.facts, stage, self.config.objectives)
-
-    def folder(self) -> Path:
-        """The sweep's folder."""
-        return folders.folder_of(self.facts.name)
-
-    def ledger(self, stage: str, total: int) -> Ledger:
-        """The trials of a stage; what a killed session left unfinished is repaired first."""
-        ledger = Ledger(
-            self.study(stage),
-            stage,
-            space_of(self, stage),
-            self.facts,
-            self.config,
-            self.parent,
-            total=total,
-            describe=self._describe,
-        )
-        ledger.repair()
-        return ledger
-
-    def _describe(self, values: dict[str, Any]) -> dict[str, Any]:
-        from dynaflip.platform.training.run import settings_digest
-
-        try:
-            return {"config_digest": settings_digest(with_values(self.base, values))}
-        except ValueError:  # the trial fails with the reason
-            return {}
-
-
-def space_of(sweep: Sweep, stage: str) -> tuple[Dimension, ...]:
-    """The settings that a trial has values for; in the confirmation also the seed."""
-    if stage == SEARCH:
-        return sweep.space
-    return (*sweep.space, Dimension(SEED, "int", 0, _SEEDS))
 
 
 def search(sweep: Sweep, work: Any, fit: Fit) -> None:
@@ -89,30 +37,20 @@ def confirm(sweep: Sweep, work: Any, fit: Fit) -> list[Confirmed]:
     Returns:
         Their scores over seeds, best first; empty where the setting ``confirm`` is 0.
     """
+    from dynaflip.platform.sweep.confirmation import confirmed_of
+
     if sweep.config.confirm == 0:
         return []
     queue_confirmation(sweep)
     _run(sweep, CONFIRM, len(sweep.study(CONFIRM).trials), work, fit)
-    return confirmed_of(sweep.study(CONFIRM), chosen_settings(sweep))
-
-
-def chosen_settings(sweep: Sweep) -> list[int]:
-    """Numbers of the search's trials that are confirmed: the paper's, and the best others."""
-    offset = sweep.facts.warm_trials
-    done = [
-        t
-        for t in own_trials(sweep.study(SEARCH))
-        if t.state == TrialState.COMPLETE and t.number != offset
-    ]
-    done.sort(key=lambda t: t.values[0])
-    return [0, *(t.number - offset for t in done[: sweep.config.confirm])]
+    return confirmed_of(sweep.trials(CONFIRM), chosen_settings(sweep))
 
 
 def queue_confirmation(sweep: Sweep) -> None:
     """Add the trials of the confirmation that are missing to its study."""
     study = sweep.study(CONFIRM)
     queued = {(t.user_attrs[SETTING], t.user_attrs["seed"]) for t in study.trials}
-    search_trials = own_trials(sweep.study(SEARCH))
+    search_trials = sweep.trials(SEARCH)
     first = sweep.base.train.seed + 1
     for setting in chosen_settings(sweep):
         values = _values(sweep, search_trials[setting])
@@ -170,22 +108,44 @@ def run_with(
     """
     from dynaflip.platform.sweep.ray_tune import run_stage
 
-    ledger = sweep.ledger(stage, total)
-    study, space = ledger.study, ledger.space
-    shown = (study, sweep.facts, space, sweep.config.objectives)
+    ledger = ledger_of(sweep, stage, total)
 
-    def draw() -> str:
-        head = f"{stage}: {table.summary(study, sweep.facts, total)}"
-        return f"{head}\n{table.trial_table(*shown, mark_best=stage == SEARCH)}"
+    def status_now(running: bool) -> StageStatus:
+        trials = own_trials(ledger.study)
+        return status_of(sweep, stage, trials, running=running, total=total)
 
-    view = table.LiveView(draw, lambda: table.state_lines(*shown))
     session = sweep.folder() / "tune" / f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}"
-    run_stage(
-        ledger,
-        trainable,
-        concurrent=sweep.config.concurrent,
-        session=session,
-        tick=view.tick,
-        reuse=reuse,
+    with LiveView(sweep, ledger.space, status_now) as view:
+        run_stage(
+            ledger,
+            trainable,
+            concurrent=sweep.config.concurrent,
+            session=session,
+            tick=view.tick,
+            reuse=reuse,
+        )
+
+
+def ledger_of(sweep: Sweep, stage: str, total: int) -> Ledger:
+    """The trials of a stage; what a killed session left unfinished is repaired first."""
+
+    def describe(values: dict[str, Any]) -> dict[str, Any]:
+        from dynaflip.platform.training.run import settings_digest
+
+        try:
+            return {"config_digest": settings_digest(with_values(sweep.base, values))}
+        except ValueError:  # the trial fails with the reason
+            return {}
+
+    ledger = Ledger(
+        sweep.study(stage),
+        stage,
+        space_of(sweep, stage),
+        sweep.facts,
+        sweep.config,
+        sweep.parent,
+        total=total,
+        describe=describe,
     )
-    view.update()
+    ledger.repair()
+    return ledger

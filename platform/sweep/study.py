@@ -154,12 +154,22 @@ def pruner(config: SweepConfig, total_steps: int) -> optuna.pruners.BasePruner:
 
 def own_trials(study: optuna.Study) -> list[FrozenTrial]:
     """The sweep's own trials in order, without those of a warm start."""
-    return [t for t in study.get_trials(deepcopy=False) if _WARM not in t.user_attrs]
+    return without_warm(study.get_trials(deepcopy=False))
+
+
+def without_warm(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials that were not copied from another sweep."""
+    return [t for t in trials if _WARM not in t.user_attrs]
 
 
 def number_of(trial: FrozenTrial | optuna.Trial, facts: Facts, stage: str) -> int:
     """A trial's number within its stage."""
     return trial.number - (facts.warm_trials if stage == SEARCH else 0)
+
+
+def trial_name(stage: str, number: int) -> str:
+    """Name of a trial: ``trial-003`` of the search, ``confirm-003`` of the confirmation."""
+    return f"{'trial' if stage == SEARCH else stage}-{number:03d}"
 
 
 def warm_trials(

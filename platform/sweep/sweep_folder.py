@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dynaflip.errors import UserError
-from dynaflip.files import write_file
+from dynaflip.files import is_locked, write_file
 from dynaflip.platform.config_loader import to_yaml
 from dynaflip.platform.passwords import has_password
 from dynaflip.platform.paths import home
@@ -51,6 +51,21 @@ def default_storage() -> str:
 def folder_of(name: str) -> Path:
     """A sweep's folder, which may not exist yet."""
     return sweeps() / name
+
+
+def trials_of(name: str) -> Path:
+    """Folder of a sweep's trials, one folder each."""
+    return folder_of(name) / "trials"
+
+
+def is_running(name: str) -> bool:
+    """Whether a process runs the sweep now: it holds the lock, which dies with it."""
+    return is_locked(folder_of(name) / LOCK)
+
+
+def resume_command(name: str) -> str:
+    """What to type to continue a sweep."""
+    return f"python jobs/sweep.py --resume {name}"
 
 
 def write_facts(facts: Facts) -> None:

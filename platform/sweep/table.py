@@ -1,74 +1,171 @@
-"""Tables of a sweep's trials, from the study alone, also while the sweep runs."""
+"""Tables of a sweep's trials for the terminal; plain text where the output is none."""
 
 from __future__ import annotations
 
-import shutil
-import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-
-import optuna
-from optuna.trial import FrozenTrial, TrialState
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dynaflip.platform.sweep.config import UNITS
-from dynaflip.platform.sweep.probe_score import METRIC
 from dynaflip.platform.sweep.space import Dimension, short_names
-from dynaflip.platform.sweep.study import own_trials
-from dynaflip.platform.sweep.sweep_folder import Facts
+from dynaflip.platform.sweep.status import (
+    DONE,
+    FAILED,
+    PRUNED,
+    RUNNING,
+    SKIPPED,
+    STATES,
+    STOPPED,
+    StageStatus,
+    TrialStatus,
+)
 from dynaflip.platform.training.progress import clock
 
-_STATES = {
-    TrialState.COMPLETE: "done",
-    TrialState.PRUNED: "stopped",
-    TrialState.FAIL: "failed",
-    TrialState.RUNNING: "running",
-    TrialState.WAITING: "waiting",
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_BARS = "▁▂▃▄▅▆▇█"
+_CURVE_CHARS = 12
+_STYLES = {
+    DONE: "green",
+    PRUNED: "yellow",
+    SKIPPED: "yellow",
+    FAILED: "red",
+    RUNNING: "cyan",
+    STOPPED: "magenta",
 }
 
 
+@dataclass(frozen=True)
+class TrialTable:
+    """Rows of text, header first, with the state of each row's trial."""
+
+    rows: list[list[str]]
+    states: list[str]
+    reasons: list[str]  # of failures, a line each
+
+    def text(self) -> str:
+        """Aligned lines without colours."""
+        return "\n".join([*aligned(self.rows), *self.reasons])
+
+    def rich(self, most: int | None = None) -> Table:
+        """A table for a terminal.
+
+        Args:
+            most: rows that there is room for: ended trials make way for the others.
+        """
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        for title in self.rows[0]:
+            table.add_column(title, justify="right", no_wrap=True, overflow="ellipsis")
+        shown = _chosen(self.states, most)
+        if len(shown) < len(self.states):
+            table.add_row("", f"… {len(self.states) - len(shown)} more")
+        for i in shown:
+            table.add_row(*self.rows[i + 1], style=_STYLES.get(self.states[i], "dim"))
+        return table
+
+
 def trial_table(
-    study: optuna.Study,
-    facts: Facts,
-    space: Sequence[Dimension],
-    objectives: Sequence[str],
-    *,
-    mark_best: bool = True,
-) -> str:
-    """One line per trial: values, scores, epochs, state, ETA; the best ones may be marked."""
-    trials = own_trials(study)
-    best = {t.number for t in study.best_trials} if mark_best else set()
+    status: StageStatus, space: Sequence[Dimension], objectives: Sequence[str]
+) -> TrialTable:
+    """One row per trial: values, scores, progress, times, state; the best ones are marked.
+
+    The loss curve has a scale of its own in each row: losses under different weights are not
+    comparable.
+    """
     head = ["", "trial", *short_names(space), *titles(objectives)]
-    rows = [[*head, "epochs", "state", "ETA"]]
-    for trial in trials:
-        values = [_shown(trial.params.get(d.key)) for d in space]
+    rows = [[*head, "step", "loss", "its curve", "elapsed", "ETA", "state"]]
+    for trial in status.trials:
+        pulse = trial.pulse
         rows.append(
             [
-                "*" if trial.number in best else "",
-                str(trial.user_attrs.get("name", trial.number)),
-                *values,
-                *_scores(trial, objectives),
-                f"{trial.user_attrs.get('step', 0) / facts.steps_per_epoch:.1f}",
-                _STATES[trial.state],
-                _eta(trial, facts),
+                "*" if trial.best else "",
+                trial.name,
+                *(shown_value(trial.values.get(d.key)) for d in space),
+                *scores_shown(trial, len(objectives)),
+                f"{pulse.step}/{pulse.total_steps}" if pulse.step else "",
+                "" if pulse.loss is None else f"{pulse.loss:.3f}",
+                sparkline(pulse.curve),
+                "" if trial.elapsed_s is None else clock(trial.elapsed_s),
+                "" if trial.eta_s is None else clock(trial.eta_s),
+                trial.doing(),
             ]
         )
-    lines = aligned(rows)
-    reasons = [
-        f"{t.user_attrs.get('name')} failed: {t.user_attrs['reason']}"
-        for t in trials
-        if "reason" in t.user_attrs
-    ]
-    return "\n".join([*lines, *reasons])
+    reasons = [f"{t.name} failed: {t.reason}" for t in status.trials if t.reason]
+    return TrialTable(rows, [t.state for t in status.trials], reasons)
 
 
-def summary(study: optuna.Study, facts: Facts, total: int) -> str:
-    """Progress of a stage in one line."""
-    trials = own_trials(study)
-    number = {state: sum(t.state == state for t in trials) for state in _STATES}
-    parts = [f"{number[state]} {_STATES[state]}" for state in _STATES if number[state]]
-    epochs = sum(t.user_attrs.get("step", 0) for t in trials) / facts.steps_per_epoch
-    return f"{', '.join(parts) or 'nothing started'} of {total}; {epochs:.1f} epochs trained"
+def summary(status: StageStatus, then_s: float | None = None) -> str:
+    """Progress of a stage in one line.
+
+    Args:
+        status: of the stage.
+        then_s: seconds that the stage after it will take, if there is one.
+    """
+    counts = [f"{status.count(state)} {state}" for state in STATES if status.count(state)]
+    line = f"{', '.join(counts) or 'nothing started'} of {status.total}"
+    line += f"; {status.epochs:.1f} epochs trained"
+    if status.eta_s is not None and any(t.state == RUNNING for t in status.trials):
+        line += f"; ETA {clock(status.eta_s)}"
+        if then_s is not None:
+            line += f", with the confirmation {clock(status.eta_s + then_s)}"
+    return line
+
+
+def state_lines(
+    status: StageStatus, space: Sequence[Dimension], objectives: Sequence[str]
+) -> dict[str, str]:
+    """Trial → a line that says its values and state, for output that cannot be redrawn."""
+    lines = {}
+    for trial in status.trials:
+        if not trial.run_id:
+            continue
+        values = " ".join(
+            f"{title}={shown_value(trial.values.get(d.key))}"
+            for title, d in zip(short_names(space), space, strict=True)
+        )
+        end = {
+            DONE: f"  {' / '.join(_with_units(trial, objectives))}",
+            FAILED: f"  {trial.reason}",
+        }.get(trial.state, "")
+        lines[trial.name] = f"{trial.name}  {values}  {trial.state}{end}"
+    return lines
+
+
+def progress_line(status: StageStatus, then_s: float | None = None) -> str:
+    """The stage's progress and that of each running trial, in one line."""
+    parts = [f"{status.stage}: {summary(status, then_s)}"]
+    for trial in status.trials:
+        if trial.state != RUNNING:
+            continue
+        pulse = trial.pulse
+        words = [trial.name, trial.doing()]
+        if pulse.step:
+            words.append(f"{pulse.step}/{pulse.total_steps}")
+        if pulse.loss is not None:
+            words.append(f"loss {pulse.loss:.3f}")
+        if trial.eta_s is not None:
+            words.append(f"ETA {clock(trial.eta_s)}")
+        parts.append(" ".join(words))
+    return " | ".join(parts)
+
+
+def sparkline(curve: Sequence[tuple[int, float]], chars: int = _CURVE_CHARS) -> str:
+    """A curve as a row of bars from its least to its greatest value, evenly spaced in steps."""
+    if len(curve) < 2:
+        return ""
+    first, last = curve[0][0], curve[-1][0]
+    buckets: list[list[float]] = [[] for _ in range(min(chars, len(curve)))]
+    for step, value in curve:
+        buckets[min(len(buckets) - 1, len(buckets) * (step - first) // (last - first or 1))].append(
+            value
+        )
+    means = [sum(values) / len(values) for values in buckets if values]
+    low, high = min(means), max(means)
+    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BARS[round((mean - low) * scale)] for mean in means)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -80,99 +177,32 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def fitted(lines: Sequence[str], columns: int, rows: int) -> list[str]:
-    """Lines that fit the terminal; if there are too many, the header and the last ones."""
-    room = max(rows - 1, 4)  # the cursor's own row stays free
-    if len(lines) > room:
-        lines = [*lines[:2], f"… {len(lines) - room + 1} more", *lines[3 - room :]]
-    return [line if len(line) < columns else f"{line[: columns - 2]}…" for line in lines]
-
-
-@dataclass
-class LiveView:
-    """Live view: on a terminal the table is redrawn in place, elsewhere each change is a line."""
-
-    draw: Callable[[], str]
-    changes: Callable[[], dict[str, str]]  # trial → line that is printed when it changes
-    every_s: float = 2.0
-    _last_s: float = 0.0
-    _lines: int = 0
-    _printed: dict[str, str] = field(default_factory=dict)
-
-    def tick(self) -> None:
-        """Draw, if the last drawing is old enough."""
-        if time.monotonic() - self._last_s < self.every_s:
-            return
-        self.update()
-
-    def update(self) -> None:
-        """Draw now."""
-        self._last_s = time.monotonic()
-        if sys.stdout.isatty():
-            # Lines that wrapped or scrolled away cannot be redrawn.
-            size = shutil.get_terminal_size()
-            lines = fitted(self.draw().splitlines(), size.columns, size.lines)
-            back = f"\x1b[{self._lines}F\x1b[J" if self._lines else ""
-            sys.stdout.write(back + "\n".join(lines) + "\n")
-            sys.stdout.flush()
-            self._lines = len(lines)
-            return
-        for name, line in self.changes().items():
-            if self._printed.get(name) != line:
-                self._printed[name] = line
-                print(line)
-
-
-def state_lines(
-    study: optuna.Study, facts: Facts, space: Sequence[Dimension], objectives: Sequence[str]
-) -> dict[str, str]:
-    """One line per trial, for output that cannot be redrawn."""
-    lines = {}
-    for trial in own_trials(study):
-        name = trial.user_attrs.get("name")
-        if name is None:
-            continue
-        values = " ".join(
-            f"{title}={_shown(trial.params.get(d.key))}"
-            for title, d in zip(short_names(space), space, strict=True)
-        )
-        end = {
-            TrialState.COMPLETE: f"  {' / '.join(_with_units(trial, objectives))}",
-            TrialState.FAIL: f"  {trial.user_attrs.get('reason', '')}",
-        }.get(trial.state, "")
-        lines[name] = f"{name}  {values}  {_STATES[trial.state]}{end}"
-    return lines
-
-
 def titles(objectives: Sequence[str]) -> list[str]:
     """Objectives with their units, for table headers and axes."""
     return [f"{objective} {UNITS[objective]}" for objective in objectives]
 
 
-def _with_units(trial: FrozenTrial, objectives: Sequence[str]) -> list[str]:
-    scores = zip(_scores(trial, objectives), objectives, strict=True)
+def shown_value(value: object) -> str:
+    """A searched value in three digits; nothing where the trial has none yet."""
+    if value is None:
+        return ""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def scores_shown(trial: TrialStatus, number: int) -> list[str]:
+    """A trial's scores, in brackets where they are not its last; empty cells where it has none."""
+    cells = [f"{score:.2f}" if trial.final else f"({score:.2f})" for score in trial.scores]
+    return [*cells, *[""] * (number - len(cells))][:number]
+
+
+def _with_units(trial: TrialStatus, objectives: Sequence[str]) -> list[str]:
+    scores = zip(scores_shown(trial, len(objectives)), objectives, strict=True)
     return [f"{score} {UNITS[objective]}" for score, objective in scores]
 
 
-def _scores(trial: FrozenTrial, objectives: Sequence[str]) -> list[str]:
-    if trial.state == TrialState.COMPLETE:
-        return [f"{value:.2f}" for value in trial.values]
-    if trial.intermediate_values:
-        latest = trial.intermediate_values[max(trial.intermediate_values)]
-        return [f"({latest:.2f})"] + [""] * (len(objectives) - 1)
-    known = [trial.user_attrs.get(METRIC[o]) for o in objectives]
-    return ["" if value is None else f"({value:.2f})" for value in known]
-
-
-def _eta(trial: FrozenTrial, facts: Facts) -> str:
-    step = trial.user_attrs.get("step", 0)
-    # Since this session started it; a continued trial starts at a later step.
-    done = step - trial.user_attrs.get("session_began_step", 0)
-    if trial.state != TrialState.RUNNING or done <= 0:
-        return ""
-    elapsed_s = time.time() - trial.user_attrs.get("session_began_s", time.time())
-    return clock(elapsed_s / done * max(0, facts.total_steps - step))
-
-
-def _shown(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def _chosen(states: Sequence[str], most: int | None) -> list[int]:
+    """Indices of the rows that are shown: running ones first of all, then the newest."""
+    if most is None or len(states) <= most:
+        return list(range(len(states)))
+    by_need = sorted(range(len(states)), key=lambda i: (states[i] != RUNNING, -i))
+    return sorted(by_need[: max(1, most - 1)])  # a row says how many are left out

@@ -28,10 +28,10 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from dynaflip.encoders.checkpoint import load_image_encoder
 from dynaflip.files import write_file
 from dynaflip.platform import tracking
-from dynaflip.platform.sweep.config import PERTURBED, POLICY, UNPERTURBED
+from dynaflip.platform.sweep.config import METRIC, PERTURBED, POLICY, UNPERTURBED
 from dynaflip.platform.sweep.ledger import Assignment
 from dynaflip.platform.sweep.policy_score import PolicyScore
-from dynaflip.platform.sweep.probe_score import METRIC, ProbeScore
+from dynaflip.platform.sweep.probe_score import ProbeScore
 from dynaflip.platform.sweep.ray_tune import ProcessLost
 from dynaflip.platform.sweep.resources import Fit, placed
 from dynaflip.platform.sweep.space import with_values

@@ -14,10 +14,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from dynaflip.files import write_file
+
+if TYPE_CHECKING:  # those who only read heartbeats do not wait for torch
+    from torch import Tensor
 
 FILE = "heartbeat.json"
 EVERY_S = 1.0

@@ -10,7 +10,7 @@ from tiny_sweep import STEPS, bowl, opened, report, send_by_value
 from dynaflip.platform.cluster import start_ray
 from dynaflip.platform.sweep import sweep_folder as folders
 from dynaflip.platform.sweep.ledger import Assignment, Interrupted
-from dynaflip.platform.sweep.show import open_to_read
+from dynaflip.platform.sweep.opened_sweep import open_to_read
 from dynaflip.platform.sweep.stages import run_with
 from dynaflip.platform.sweep.study import SEARCH
 

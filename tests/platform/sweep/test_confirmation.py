@@ -16,6 +16,6 @@ def test_a_setting_of_which_only_the_lucky_seed_survived_does_not_win() -> None:
             state = TrialState.FAIL if value is None else TrialState.COMPLETE
             attributes = {"setting": setting, "seed": seed, "name": f"confirm-{setting}-{seed}"}
             study.add_trial(create_trial(state=state, value=value, user_attrs=attributes))
-    found = confirmed_of(study, [0, 7])
+    found = confirmed_of(study.get_trials(), [0, 7])
     assert [(c.setting, c.missing) for c in found] == [(0, 0), (7, 2)]
     assert confirmation_table(found)[-1][:2] == ["trial-007", "1 of 3"]

@@ -17,8 +17,9 @@ from dynaflip.platform.sweep.confirmation import Confirmed, confirmed_of
 from dynaflip.platform.sweep.consistency import inconsistencies
 from dynaflip.platform.sweep.finish import finish
 from dynaflip.platform.sweep.ledger import Assignment
+from dynaflip.platform.sweep.opened_sweep import Sweep, chosen_settings
 from dynaflip.platform.sweep.show import show
-from dynaflip.platform.sweep.stages import Sweep, chosen_settings, queue_confirmation, run_with
+from dynaflip.platform.sweep.stages import queue_confirmation, run_with
 from dynaflip.platform.sweep.study import CONFIRM, SEARCH
 from dynaflip.platform.tracking import registry
 from dynaflip.platform.tracking.store import client
@@ -60,7 +61,7 @@ def run_both_stages(name: str) -> tuple[Sweep, list[Confirmed]]:
     queue_confirmation(sweep)
     queue_confirmation(sweep)  # what is queued is not queued again
     run_with(sweep, CONFIRM, len(sweep.study(CONFIRM).trials), train, reuse=True)
-    return sweep, confirmed_of(sweep.study(CONFIRM), chosen_settings(sweep))
+    return sweep, confirmed_of(sweep.trials(CONFIRM), chosen_settings(sweep))
 
 
 @pytest.mark.integration

@@ -9,6 +9,7 @@ import optuna
 import pytest
 import torch
 from labelled_frames import labelled_frames, write_labelled_frames
+from optuna.trial import FrozenTrial
 
 from dynaflip.errors import UserError
 from dynaflip.eval.labelled_frames import LabelledFrames
@@ -91,7 +92,7 @@ def test_frames_are_read_as_written_and_damage_is_one_clear_line(tmp_path: Path)
     assert isinstance(frames, LabelledFrames)
 
 
-def confirming_study(scores: dict[int, list[float]]) -> optuna.Study:
+def confirming_trials(scores: dict[int, list[float]]) -> list[FrozenTrial]:
     study = optuna.create_study()
     for setting, values in scores.items():
         for seed, value in enumerate(values):
@@ -99,12 +100,12 @@ def confirming_study(scores: dict[int, list[float]]) -> optuna.Study:
             for key, attr in {"setting": setting, "seed": seed, "name": f"c{seed}"}.items():
                 trial.set_user_attr(key, attr)
             study.tell(trial, value)
-    return study
+    return study.get_trials()
 
 
 def test_a_setting_is_judged_by_seeds_that_did_not_choose_it() -> None:
-    study = confirming_study({0: [5.0, 5.2, 5.4], 7: [4.0, 4.2, 4.4], 3: [4.9, 5.6, 5.5]})
-    confirmed = confirmed_of(study, [0, 7, 3])
+    trials = confirming_trials({0: [5.0, 5.2, 5.4], 7: [4.0, 4.2, 4.4], 3: [4.9, 5.6, 5.5]})
+    confirmed = confirmed_of(trials, [0, 7, 3])
     assert [c.setting for c in confirmed] == [7, 0, 3]
     # Paired by seed the difference is exact, though the seeds' spread is wide.
     assert confirmed[0].difference_cm.high == pytest.approx(-1.0)
@@ -116,9 +117,9 @@ def test_a_setting_is_judged_by_seeds_that_did_not_choose_it() -> None:
         "paper's weights",
         "trial-003",
     ]
-    noisy = confirmed_of(confirming_study({0: [5.0, 5.2, 5.4], 7: [4.0, 6.2, 4.9]}), [0, 7])
+    noisy = confirmed_of(confirming_trials({0: [5.0, 5.2, 5.4], 7: [4.0, 6.2, 4.9]}), [0, 7])
     assert "not better beyond noise" in verdict(noisy)
-    assert "no trial's weights" in verdict(confirmed_of(study, [0, 3]))
+    assert "no trial's weights" in verdict(confirmed_of(trials, [0, 3]))
 
 
 def test_student_intervals_cover_as_often_as_they_say() -> None:
@@ -151,7 +152,7 @@ def test_an_alias_moves_for_a_gap_beyond_the_noise_of_episodes_and_of_seeds() ->
 
 
 def test_the_spread_of_seeds_is_pooled_over_settings() -> None:
-    confirmed = confirmed_of(confirming_study({0: [1.0, 3.0], 1: [10.0, 12.0]}), [0, 1])
+    confirmed = confirmed_of(confirming_trials({0: [1.0, 3.0], 1: [10.0, 12.0]}), [0, 1])
     assert seed_noise_cm(confirmed) == (pytest.approx(np.sqrt(2)), 2)
 
 

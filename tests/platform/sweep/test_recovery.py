@@ -14,7 +14,7 @@ from labelled_frames import write_labelled_frames
 from recovery import WORKER, Process, kill, start, until
 
 from dynaflip.platform.sweep.consistency import inconsistencies
-from dynaflip.platform.sweep.show import open_to_read
+from dynaflip.platform.sweep.opened_sweep import open_to_read
 from dynaflip.platform.sweep.study import CONFIRM, SEARCH, own_trials
 from dynaflip.platform.tracking import registry
 

@@ -15,7 +15,8 @@ from tiny_sweep import STEPS, bowl, computed, opened, report, send_by_value
 from dynaflip.errors import StoreError, UserError
 from dynaflip.platform.sweep.consistency import inconsistencies
 from dynaflip.platform.sweep.ledger import Assignment, Interrupted
-from dynaflip.platform.sweep.show import open_to_read, show
+from dynaflip.platform.sweep.opened_sweep import open_to_read
+from dynaflip.platform.sweep.show import show
 from dynaflip.platform.sweep.stages import run_with
 from dynaflip.platform.sweep.study import SEARCH, own_trials
 from dynaflip.platform.tracking import child_runs
@@ -59,7 +60,8 @@ def test_failures_are_recorded_with_their_reason_and_end_nothing(home: Path) -> 
     assert inconsistencies("failing") == []
     text = show("failing")
     assert "trial-002 failed: diverged" in text
-    assert text.count("stopped") == 1 + states.count("PRUNED")
+    assert text.count("pruned") == 1 + states.count("PRUNED")
+    assert "sweep failing: stopped; continue with: python jobs/sweep.py --resume failing" in text
     runs = child_runs(sweep.parent)
     assert sorted(r.tags["sweep.state"] for r in runs) == sorted(s.lower() for s in states)
     # What does not agree is found.

@@ -11,9 +11,9 @@ import numpy as np
 from dynaflip.platform.sweep import sweep_folder as folders
 from dynaflip.platform.sweep.config import SweepConfig, SweepJobConfig
 from dynaflip.platform.sweep.ledger import Assignment
+from dynaflip.platform.sweep.opened_sweep import Sweep
 from dynaflip.platform.sweep.run import open_sweep
 from dynaflip.platform.sweep.space import paper_values, parse_space
-from dynaflip.platform.sweep.stages import Sweep
 
 SPECS = ("objective.volume=log(0.1,10)", "objective.flow=uniform(0,2)")
 STEPS = 9

@@ -1,0 +1,140 @@
+"""Report of a sweep: its state, its tables and its verdict, for terminal, file and page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dynaflip.platform.sweep import sweep_folder as folders
+from dynaflip.platform.sweep.config import UNITS
+from dynaflip.platform.sweep.importance import importance_line, kept_importances
+from dynaflip.platform.sweep.opened_sweep import Sweep, space_of
+from dynaflip.platform.sweep.status import (
+    DONE,
+    RUNNING,
+    STOPPED,
+    WAITING,
+    StageStatus,
+    TrialStatus,
+    confirmation_s,
+    stages_of,
+)
+from dynaflip.platform.sweep.study import CONFIRM, SEARCH
+from dynaflip.platform.sweep.table import TrialTable, aligned, summary, trial_table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dynaflip.platform.sweep.confirmation import Confirmed
+
+PAGE = "report.html"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What there is to say about a sweep now, in order: lines of text and tables."""
+
+    sweep: Sweep
+    stages: list[StageStatus]
+    confirmed: Sequence[Confirmed]
+    verdict: str  # empty while there is none
+    parts: list[str | TrialTable]
+
+    def text(self) -> str:
+        """Plain text."""
+        return "\n".join(p.text() if isinstance(p, TrialTable) else p for p in self.parts)
+
+    def print_on(self, console: Console) -> None:
+        """Print with colours, in the console's width."""
+        for part in self.parts:
+            if isinstance(part, TrialTable):
+                console.print(part.rich())
+                for reason in part.reasons:
+                    console.print(reason, style="red", markup=False, highlight=False)
+            else:
+                console.print(part, markup=False, highlight=False, soft_wrap=True)
+
+
+def report_of(
+    sweep: Sweep, confirmed: Sequence[Confirmed], *, running: bool | None = None
+) -> Report:
+    """The report.
+
+    Args:
+        sweep: the sweep.
+        confirmed: results of its confirmation, best first; empty without.
+        running: whether its process is alive; None looks it up.
+    """
+    stages = stages_of(sweep, running)
+    objectives = sweep.config.objectives
+    search = stages[0]
+    said = verdict_of(sweep, search, confirmed)
+    parts: list[str | TrialTable] = [_state_line(sweep, stages)]
+    for stage in stages:
+        then_s = confirmation_s(sweep, stage) if len(stages) == 1 else None
+        title = stage.stage if stage.stage == SEARCH else "confirmation"
+        parts += ["", f"{title}: {summary(stage, then_s)}"]
+        parts.append(trial_table(stage, space_of(sweep, stage.stage), objectives))
+        if stage.stage == SEARCH:
+            parts += _of_search(sweep)
+    if confirmed:
+        from dynaflip.platform.sweep.confirmation import confirmation_table
+
+        rows = aligned(confirmation_table(confirmed))
+        parts += ["", "confirmation, with other seeds (less error is better):", *rows]
+    if said:
+        parts += ["", f"verdict: {said}"]
+    return Report(sweep, stages, confirmed, said, parts)
+
+
+def verdict_of(sweep: Sweep, search: StageStatus, confirmed: Sequence[Confirmed]) -> str:
+    """One sentence: which weights are best, by how much, and whether that is beyond noise."""
+    if confirmed:
+        from dynaflip.platform.sweep.confirmation import verdict
+
+        return verdict(confirmed)
+    done = [t for t in search.trials if t.state == DONE]
+    if not done or any(t.state in (RUNNING, STOPPED, WAITING) for t in search.trials):
+        return ""
+    if len(search.trials) < sweep.config.trials or sweep.config.confirm:
+        return ""
+    unit = UNITS[sweep.config.objectives[0]]
+    best = min(done, key=lambda t: t.scores[0])
+    papers = next((t for t in done if t.number == 0), None)
+    beside = "" if papers is None else f", the paper's weights {_error(papers, unit)}"
+    return (
+        f"{best.name} has the least error of {len(done)} trials, {_error(best, unit)}{beside}; "
+        "not confirmed with other seeds, so the gap may be luck"
+    )
+
+
+def _error(trial: TrialStatus, unit: str) -> str:
+    return f"{trial.scores[0]:.2f} {unit}"
+
+
+def _of_search(sweep: Sweep) -> list[str]:
+    objectives = sweep.config.objectives
+    if len(objectives) > 1:
+        return [
+            "* on the Pareto front",
+            f"the first objective, {objectives[0]}, chooses what is confirmed and registered",
+        ]
+    return [
+        f"* least {objectives[0]} {UNITS[objectives[0]]}; (in brackets: not final)",
+        importance_line(kept_importances(sweep)),
+    ]
+
+
+def _state_line(sweep: Sweep, stages: Sequence[StageStatus]) -> str:
+    """Whether the sweep runs, is finished, or waits to be continued, and how."""
+    name = sweep.facts.name
+    if stages[0].running:
+        return f"sweep {name}: running"
+    open_states = (STOPPED, WAITING)
+    unfinished = any(t.state in open_states for stage in stages for t in stage.trials)
+    confirms = CONFIRM in {stage.stage for stage in stages} or not sweep.config.confirm
+    page = sweep.folder() / PAGE
+    if unfinished or not confirms or not page.is_file() or stages[0].total > len(stages[0].trials):
+        return f"sweep {name}: stopped; continue with: {folders.resume_command(name)}"
+    return f"sweep {name}: finished; its page: {page}"
