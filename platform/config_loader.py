@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
 from dynaflip.errors import UserError
 from dynaflip.renames import (
@@ -72,6 +71,9 @@ def load_config(
             _set_entry(values, *entry, value)
             continue
         _set(values, key, current_value(cls, key, value, f"--{key}", warn))
+    # Here, so that a GPU machine without it can train.
+    from pydantic import TypeAdapter, ValidationError
+
     try:
         return TypeAdapter(cls).validate_python(values)
     except ValidationError as error:

@@ -93,7 +93,11 @@ def main(argv: list[str] | None = None) -> int:
         if run_tests(copy, everything, show=True) != PASSED:
             print("the tests fail without any mutant: nothing can be said")
             return 1
-        verdicts = [(mutant, _verdict(copy, mutant, began)) for mutant in mutants]
+        verdicts = []
+        for mutant in mutants:
+            verdict = verdict_of(copy, mutant)
+            print(f"[{_clock(began)}] {verdict:<9} {mutant.name} ({mutant.file})", flush=True)
+            verdicts.append((mutant, verdict))
     wrong = [mutant.name for mutant, verdict in verdicts if verdict != "killed"]
     print(f"{len(mutants) - len(wrong)} of {len(mutants)} killed in {_clock(began)}")
     for name in wrong:
@@ -101,21 +105,20 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if wrong else 0
 
 
-def _verdict(copy: Path, mutant: Mutant, began: float) -> str:
-    """``killed``, ``survived``, or why it could not be told."""
+def verdict_of(copy: Path, mutant: Mutant) -> str:
+    """``killed``, ``survived``, or why it could not be told; the copy is as before afterwards."""
     path = copy / mutant.file
     try:
         changed = mutant.applied(copy)
     except ValueError as error:
-        verdict = f"stale: {error}"
-    else:
-        original = path.read_text()
-        path.write_text(changed)
+        return f"stale: {error}"
+    original = path.read_text()
+    path.write_text(changed)
+    try:
         code = run_tests(copy, mutant.tests)
+    finally:
         path.write_text(original)
-        verdict = {PASSED: "survived", FAILED: "killed"}.get(code, f"pytest's exit code {code}")
-    print(f"[{_clock(began)}] {verdict:<9} {mutant.name} ({mutant.file})", flush=True)
-    return verdict
+    return {PASSED: "survived", FAILED: "killed"}.get(code, f"pytest's exit code {code}")
 
 
 def run_tests(root: Path, tests: Sequence[str], *, show: bool = False) -> int:

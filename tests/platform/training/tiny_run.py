@@ -54,6 +54,8 @@ class CountedBlocks(Backbone):
         super().__init__()
         self.embed = nn.Conv2d(3, 8, 8, 8)
         self.layers = nn.ModuleList([_Block(), _Block()])
+        # As a mask token of other libraries' models: no embedding depends on it.
+        self.unread = nn.Parameter(torch.zeros(8))
 
     @classmethod
     def from_settings(cls, config: ImageConfig) -> CountedBlocks:
@@ -130,6 +132,35 @@ def train(triplets: Path, output: Path, patch: pytest.MonkeyPatch, **settings: A
 def config_of(values: dict[str, Any]) -> PretrainConfig:
     """Settings by dotted name, checked as those of a job are."""
     return load_config(PretrainConfig, None, {k: v for k, v in values.items() if v is not None})
+
+
+def batches_of(number: int, size: int = 4) -> Iterator[dict[str, Any]]:
+    """Batches of random numbers in the shapes that this model takes."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(size, *shape, generator=generator)
+
+    for step in range(number):
+        ids = step * size + torch.arange(size)
+        images = {
+            f"image_{name}": torch.randint(
+                0, 256, (size, 3, 32, 32), dtype=torch.uint8, generator=generator
+            )
+            for name in ("t", "next", "far")
+        }
+        yield {
+            **images,
+            "text_features": normal(384),
+            "flow_origin_m": normal(20, 20, 3),
+            "flow_displacement_m": 0.05 * normal(7, 20, 20, 3),
+            "flow_visible": normal(7, 20, 20) < 1,
+            "median_depth_m": 1 + normal().abs(),
+            "far_valid": torch.ones(size, dtype=torch.bool),
+            **dict.fromkeys(("group", "task", "clip", "recording", "triplet", "example"), ids),
+            "source": torch.zeros(size, dtype=torch.int64),
+            "triplet_id": [f"triplet-{number}" for number in ids.tolist()],
+        }
 
 
 def equal(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
