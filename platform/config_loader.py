@@ -26,6 +26,7 @@ from dynaflip.renames import (
     current_value,
     first_settings,
     quiet,
+    rescaled,
     warn_once,
 )
 
@@ -67,6 +68,7 @@ def load_config(
             warn(f"--{given} is now --{key}; the old name works until {UNTIL}")
         if isinstance(value, str):
             value = _parse_text(value, expected)
+        value = rescaled(cls, given, value)
         if (entry := entry_of(cls, key)) is not None:
             _set_entry(values, *entry, value)
             continue

@@ -16,6 +16,7 @@ from dynaflip.losses.distributed import global_sum, world_size
 from dynaflip.platform.training.checkpoint_format import seed_step
 from dynaflip.platform.training.checkpoint_manager import Checkpoints
 from dynaflip.platform.training.config import PretrainConfig
+from dynaflip.platform.training.data.augment import augment_on_device
 from dynaflip.platform.training.data.collate import Batch
 from dynaflip.platform.training.data.sampling import Position
 from dynaflip.platform.training.diagnostics import CollapseGuard, diagnose
@@ -216,7 +217,7 @@ class Pretraining:
     def _train_on(self, batch: Batch) -> None:
         train = self.config.train
         seed_step(train.seed, self.step + 1, self.context.rank)
-        on_device = to_device(batch, self.context.device)
+        on_device = augment_on_device(to_device(batch, self.context.device))
         parts = train.micro_batch_size
         if parts is None and self.batch_size > self.config.data.batch_size:
             parts = self.config.data.batch_size  # the batch that fits into memory

@@ -24,7 +24,7 @@ from dynaflip.platform.training.data.caption_features import write_table
 from dynaflip.platform.training.data.collate import Batch, Collate
 from dynaflip.platform.training.data.gallery import gallery_batch
 from dynaflip.platform.training.data.index import read_index
-from dynaflip.platform.training.data.loader import epoch_batches, plain_tables
+from dynaflip.platform.training.data.loader import Feed
 from dynaflip.platform.training.data.sampling import Position, sampling_of
 from dynaflip.platform.training.loop import Context, Metrics, Pretraining, plan, rank_batch_size
 from dynaflip.platform.training.optimizer import build_optimizer, build_schedule
@@ -57,6 +57,13 @@ class Trial:
         text = write_table(folder / "captions.safetensors", self.index.captions, features)
         self.collate = Collate(config.data, 32, text, seed=config.train.seed, augment=True)
         self.sampling = sampling_of(config.data, self.index, config.train.seed)
+        self.feed = Feed(
+            self.index.train,
+            self.collate,
+            config.data,
+            self.sampling,
+            batch_size=rank_batch_size(config, 1),
+        )
         self.reports: list[Metrics] = []
         self.logged: list[str] = []
         self.examples: list[list[str]] = []
@@ -64,12 +71,7 @@ class Trial:
 
     def batches(self, position: Position) -> Iterator[Batch]:
         self.epochs.append(position.epoch)
-        tables = plain_tables(str(self.folder), "train")(position.epoch)
-        data, sampling = self.config.data, self.sampling
-        size = rank_batch_size(self.config, 1)
-        for batch in epoch_batches(
-            tables, self.collate, data, sampling, position, batch_size=size, rank=0
-        ):
+        for batch in self.feed(position):
             self.examples.append(batch["triplet_id"])
             yield batch
 
