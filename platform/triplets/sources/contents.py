@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from dynaflip.platform.triplets.sources.locations import Location
-
 HEAD_BYTES = 512
 _LFS = "a Git LFS pointer and not the file itself: run `git lfs pull` where it was cloned"
 # First bytes, after blanks, in lower case.
@@ -46,12 +41,3 @@ def other_kind(head: bytes) -> str:
     if head and not any(head):
         return f"all zeros (its first {len(head)} bytes), as an interrupted copy leaves it"
     return ""
-
-
-def other_kind_of(path: Location) -> str:
-    """What the file at a path is instead of its kind, "" where that is not known."""
-    try:
-        with path.open("rb") as file:
-            return other_kind(file.read(HEAD_BYTES))
-    except (OSError, ValueError):
-        return ""

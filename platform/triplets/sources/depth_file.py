@@ -8,8 +8,7 @@ import numpy as np
 
 from dynaflip.platform.s3 import NetworkError
 from dynaflip.platform.triplets.clips import ClipRejected, Floats
-from dynaflip.platform.triplets.sources.contents import other_kind_of
-from dynaflip.platform.triplets.sources.locations import Location
+from dynaflip.platform.triplets.sources.locations import Location, other_kind_of
 
 
 def read_depth_file_m(path: Location, indices: list[int], frames: int) -> Floats:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ from dynaflip.platform.lerobot.columns import (
     read_columns,
 )
 from dynaflip.platform.lerobot.depth_codec import check_depth_info, decode_depth_m
-from dynaflip.platform.lerobot.metadata import Episode
+from dynaflip.platform.lerobot.metadata import Episode, Meta
 from dynaflip.platform.lerobot.shared_videos import Place
 from dynaflip.platform.s3 import NetworkError
 from dynaflip.platform.triplets.clips import (
@@ -35,19 +35,39 @@ from dynaflip.platform.triplets.sources.episode_times import (
     agreed_times_s,
     episode_timeline,
 )
-from dynaflip.platform.triplets.sources.locations import is_temporary, is_within, why_unreadable
-
-if TYPE_CHECKING:
-    from dynaflip.platform.triplets.sources.lerobot import LeRobotSource
+from dynaflip.platform.triplets.sources.locations import (
+    Location,
+    is_temporary,
+    is_within,
+    why_unreadable,
+)
 
 # A rotation's product with its transpose may differ from 1 by this much, through rounding.
 _ROTATION_TOLERANCE = 0.02
 
 
+class LeRobotSet(Protocol):
+    """The data set of a recording."""
+
+    root: Location
+    meta: Meta
+    info: dict[str, Any]  # info.json
+
+    @property
+    def task_names(self) -> dict[int, str]:
+        """Task string by index, read once."""
+
+    def depth_key(self, key: str) -> str | None:
+        """The depth video that belongs to a camera."""
+
+    def video_file(self, episode: Episode, key: str) -> str:
+        """Relative path of an episode's video."""
+
+
 class LeRobotRecording:
     """One episode through one camera; what its table holds."""
 
-    def __init__(self, source: LeRobotSource, clip: Clip, key: str, episode: Episode) -> None:
+    def __init__(self, source: LeRobotSet, clip: Clip, key: str, episode: Episode) -> None:
         self.source, self.clip, self.key, self.episode = source, clip, key, episode
 
     @cached_property
@@ -206,7 +226,7 @@ class LeRobotRecording:
 class LeRobotVideo(LeRobotRecording):
     """One episode through a camera that is stored as video."""
 
-    def __init__(self, source: LeRobotSource, clip: Clip, key: str, episode: Episode) -> None:
+    def __init__(self, source: LeRobotSet, clip: Clip, key: str, episode: Episode) -> None:
         super().__init__(source, clip, key, episode)
         self.path = source.root / clip.path
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dynaflip.platform.s3 import NetworkError, S3Path, arrow_filesystem
-from dynaflip.platform.triplets.sources.contents import HEAD_BYTES, other_kind, other_kind_of
+from dynaflip.platform.triplets.sources.contents import HEAD_BYTES, other_kind
 
 Location = Path | S3Path
 
@@ -133,6 +133,15 @@ def source_name(chosen: str, root: Location) -> str:
     """Name of a source in the triplets: the chosen one, or that of its folder as any text."""
     # Names on disk need not be UTF-8.
     return chosen or root.resolve().name.encode("utf-8", "backslashreplace").decode()
+
+
+def other_kind_of(path: Location) -> str:
+    """What the file at a path is instead of its kind, "" where that is not known."""
+    try:
+        with path.open("rb") as file:
+            return other_kind(file.read(HEAD_BYTES))
+    except (OSError, ValueError):
+        return ""
 
 
 def why_unreadable(path: Location, error: BaseException) -> str:

@@ -17,8 +17,7 @@ import numpy as np
 
 from dynaflip.platform.s3 import NetworkError, S3Path
 from dynaflip.platform.triplets.clips import ClipRejected, Doubles, Frames, UnknownDepthUnit
-from dynaflip.platform.triplets.sources.contents import other_kind_of
-from dynaflip.platform.triplets.sources.locations import Location
+from dynaflip.platform.triplets.sources.locations import Location, other_kind_of
 
 # A file that ends this much before its declared duration was cut off.
 _TRUNCATED_S = 0.5
