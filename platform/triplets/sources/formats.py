@@ -193,7 +193,7 @@ def _with_sound_texts(clip: Clip) -> Clip:
 
     JSON may hold half a character (a lone surrogate), and a caption may hold no word at all.
     """
-    texts = {name: _sound(getattr(clip, name)) for name in _TEXTS}
+    texts: dict[str, Any] = {name: _sound(getattr(clip, name)) for name in _TEXTS}
     captions = tuple(map(_sound, clip.captions))
     if clip.problem is None:
         if captions != clip.captions or any(getattr(clip, n) != t for n, t in texts.items()):

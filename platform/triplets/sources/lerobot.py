@@ -216,7 +216,7 @@ class LeRobotSource:
         factors = _checked_factors(episode)
         placed = {
             f"videos/{one}/place": [place.before, place.total, place.episodes]
-            for one in (key, depth_key)
+            for one in (key, depth_key or key)
             if one in places and (place := places[one].get(episode.index)) is not None
         }
         return self._described(

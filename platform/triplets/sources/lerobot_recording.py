@@ -85,6 +85,10 @@ class LeRobotRecording:
         self._check_rows(len(self.shown_s))
         return agreed_times_s(self.shown_s, rows_s, self.source.meta.fps)
 
+    def read_frames(self, indices: list[int], short_side_px: int) -> Frames:
+        """See :class:`~dynaflip.platform.triplets.clips.Recording`."""
+        raise NotImplementedError
+
     def times_s(self) -> Doubles:
         """See :class:`~dynaflip.platform.triplets.clips.Recording`."""
         return self._times_s
