@@ -11,27 +11,21 @@ from dynaflip.losses.config import ObjectiveConfig
 
 # Raised when the same settings and triplets give other weights than before, so that --reuse does
 # not take an earlier encoder for one of today.
-PRETRAIN_VERSION = 4
+PRETRAIN_VERSION = 3
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """How triplets become training batches."""
 
-    RENAMED: ClassVar[dict[str, str]] = {
-        "jitter_per_picture": "jitter_per_image",
-        "shuffle_buffer_rows": "shuffle_buffer_mb",
-    }
-    RESCALED: ClassVar[dict[str, float]] = {"shuffle_buffer_rows": 0.1}  # 100 kB a row
-    ADDED: ClassVar[tuple[str, ...]] = ("decode_threads",)
+    RENAMED: ClassVar[dict[str, str]] = {"jitter_per_picture": "jitter_per_image"}
 
     batch_size: int = 32
     """Samples of a worker in a step, at least 2; negatives come from the batches of all workers."""
 
-    shuffle_buffer_mb: float = 512.0
-    """Size of the shuffle buffer that a worker's batches are drawn from, in megabytes (10⁶ bytes)
-    of encoded images and flow, about 100 kB a row. Clips come in random order in any case; the
-    buffer parts the rows of a clip. One that holds all rows of a worker is a full shuffle."""
+    shuffle_buffer_rows: int = 2048
+    """Rows in the shuffle buffer that batches are drawn from, about 100 kB each (images still
+    encoded). A buffer as large as the data set is a full shuffle."""
 
     jitter_brightness: float = 0.1
     """Colour jitter of brightness: factors are drawn from 1 ± this, in [0, 1] (paper: 0.1); 0 =
@@ -63,11 +57,7 @@ class DataConfig:
     so a crop makes its prediction harder."""
 
     prefetch_batches: int = 2
-    """Batches that are decoded ahead of the training step."""
-
-    decode_threads: int | None = None
-    """Threads of a worker that decode images; none = `train.threads`, or else the worker's share of
-    its machine's CPUs."""
+    """Batches that are decoded in a thread ahead of the training step."""
 
     source_weights: dict[str, float] = field(default_factory=dict)
     """Share of samples from each source (a triplet's column `source`), as weights, e.g. {sim: 1,
@@ -78,8 +68,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         """Validate the settings."""
         at_least(self, 2, "batch_size")  # one sample has no negatives
-        at_least(self, 1, "prefetch_batches", "decode_threads")
-        above(self, 0, "shuffle_buffer_mb")
+        at_least(self, 1, "shuffle_buffer_rows", "prefetch_batches")
         share(self, "jitter_brightness", "jitter_contrast", "jitter_saturation")
         within(self, 0, 0.5, "jitter_hue")  # turns
         at_least(self, 0, "patches")
@@ -132,6 +121,8 @@ class OptimizerConfig:
 class TrainConfig:
     """Length, hardware, checkpoints and evaluation of the training."""
 
+    ADDED: ClassVar[tuple[str, ...]] = ("tf32",)
+
     steps: int | None = None
     """Optimizer steps; none = `epochs`, and without either 2000 steps. Give one, not both."""
 
@@ -148,15 +139,16 @@ class TrainConfig:
     none = always num_workers."""
 
     device: str = "auto"
-    """``auto``: one GPU a worker where the cluster has enough of them, or else CPUs; ``cpu``;
-    ``gpu``."""
+    """``auto``: GPUs where the cluster has any (too few of them is an error), or else CPUs;
+    ``cpu``; ``gpu``."""
 
     cpus_per_worker: float | None = None
-    """CPUs that Ray reserves for a worker; none = an equal share, at most 1. A reservation and no
-    limit: `threads` is the limit."""
+    """CPUs that Ray reserves for a worker; none = an equal share of those left beside one CPU for
+    Ray Data, at most 1. A reservation and no limit: `threads` is the limit."""
 
     gpus_per_worker: float = 1.0
-    """GPUs of a worker that trains on GPU; below 1 several workers or trials share one."""
+    """GPUs of a worker that trains on GPU; below 1 several runs or trials of one worker each share
+    one. Several workers of one run cannot share a GPU."""
 
     wait_s: float = 0.0
     """Seconds to wait for machines that the cluster's autoscaler is asked to start; 0 = use only
@@ -165,8 +157,13 @@ class TrainConfig:
     threads: int | None = None
     """Torch threads of a worker; none = its share of its machine's CPUs."""
 
-    precision: str = "float32"
-    """``float32``, or ``bfloat16`` (autocast of the model; the loss stays in float32)."""
+    precision: str = "auto"
+    """``float32``, or ``bfloat16`` (autocast of the model; weights and loss stay in float32);
+    ``auto``: bfloat16 on GPUs that have it, float32 elsewhere."""
+
+    tf32: bool = False
+    """Let a GPU compute the model's float32 matrix products and convolutions in TF32 (10 bits of
+    mantissa instead of 23). The losses never do. Without effect on what runs in bfloat16."""
 
     micro_batch_size: int | None = None
     """Samples of one forward and backward pass (GradCache); none = the whole batch. The gradient is
@@ -239,7 +236,15 @@ class TrainConfig:
         at_least(self, 1, "collapse_checks")
         above(self, 0, "epochs", "cpus_per_worker", "gpus_per_worker")
         one_of(self, ("auto", "cpu", "gpu"), "device")
-        one_of(self, ("float32", "bfloat16"), "precision")
+        one_of(self, ("auto", "float32", "bfloat16"), "precision")
+        if self.tf32 and self.device == "cpu":
+            raise ValueError("tf32: only GPUs compute in TF32, and train.device is cpu")
+        if self.gpus_per_worker < 1 < self.num_workers and self.device != "cpu":
+            raise ValueError(
+                f"gpus_per_worker: NCCL does not let {self.num_workers} workers of one run share "
+                f"a GPU ({self.gpus_per_worker:g} each); use train.gpus_per_worker 1, or "
+                "train.num_workers 1 with a larger data.batch_size"
+            )
         if self.min_workers is not None and not 1 <= self.min_workers <= self.num_workers:
             raise ValueError(
                 f"min_workers must lie in [1, num_workers {self.num_workers}], "

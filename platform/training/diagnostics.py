@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,32 +17,56 @@ from torch import Tensor, nn
 from dynaflip.encoders.model import DynaFLIP
 from dynaflip.eval.metrics.embedding_spread import effective_rank, mean_squared_distance
 from dynaflip.eval.retrieval import top1
-from dynaflip.losses.distributed import global_sum, world_size
+from dynaflip.losses.distributed import global_sum, rank, world_size
 from dynaflip.losses.examples import Examples
 from dynaflip.losses.objective import Objective
 from dynaflip.losses.simplex import full_precision
 
 Metrics = dict[str, float]
 
+MOST_ROWS = 1024
 
-def diagnose(model: DynaFLIP, objective: Objective, batch: Mapping[str, Tensor]) -> Metrics:
+
+def some_rows(batch: Mapping[str, Any], most: int | None) -> dict[str, Tensor]:
+    """The first rows of this process's batch, at most :data:`MOST_ROWS` over all processes.
+
+    ``most`` is a further limit, of this process's memory.
+    """
+    number = max(1, MOST_ROWS // world_size())
+    number = number if most is None else min(number, most)
+    return {name: value[:number] for name, value in batch.items() if isinstance(value, Tensor)}
+
+
+def diagnose(
+    model: DynaFLIP,
+    objective: Objective,
+    batch: Mapping[str, Tensor],
+    autocast: torch.dtype | None = None,
+) -> Metrics:
     """All diagnostics of one batch, in evaluation mode; both modules stay as they were.
 
     Args:
         model: the bare model.
         objective: its terms are taken apart.
-        batch: of this process.
+        batch: of this process, see :func:`some_rows`.
+        autocast: dtype of the model's computation; None = that of the weights.
+
+    Returns:
+        On rank 0 everything, on other processes the gradient norms alone.
     """
     trained, counted = model.training, objective.training
     model.eval()
     objective.eval()  # the memory bank must not take a batch in twice
-    with torch.no_grad():
-        frames = model.embed_frames(batch)
-    metrics = gradient_norms(model, objective, frames, batch)
-    with torch.no_grad():
-        outputs = model.heads(*frames, batch)
-        everyone = Examples.of(outputs, batch, objective.config.modalities).gathered()
-    metrics |= embedding_metrics(everyone)
+    kind = batch["image_t"].device.type
+    with torch.autocast(kind, dtype=autocast, enabled=autocast is not None):
+        with torch.no_grad():
+            frames = model.embed_frames(batch)
+        metrics = gradient_norms(model, objective, frames, batch)
+        with torch.no_grad():
+            outputs = model.heads(*frames, batch)
+    everyone = Examples.of(outputs, batch, objective.config.modalities).gathered()
+    if rank() == 0:
+        metrics |= embedding_metrics(everyone)
     model.train(trained)
     objective.train(counted)
     return metrics
@@ -62,7 +87,7 @@ def gradient_norms(
     leaves = [d_t, d_next, d_far]
     outputs = model.heads(d_t, d_next, d_far, batch)
     terms, _ = objective.evaluate(outputs, batch)
-    metrics = {}
+    norms = {}
     for name, weight in objective.weights.items():
         # A term is this process's share times their number: DDP, which averages, is not here.
         gradients = torch.autograd.grad(
@@ -70,15 +95,20 @@ def gradient_norms(
         )
         squares = [g.square().sum() for g in gradients if g is not None]
         total = torch.stack(squares).sum() if squares else torch.zeros((), device=leaves[0].device)
-        metrics[f"diagnostics/gradient_norm/{name}"] = float(global_sum(total).sqrt())
-    return metrics
+        norms[f"diagnostics/gradient_norm/{name}"] = total
+    sums = global_sum(torch.stack(list(norms.values()))).sqrt()
+    return dict(zip(norms, sums.tolist(), strict=True))
 
 
 @torch.no_grad()
 def embedding_metrics(examples: Examples) -> Metrics:
-    """Alignment and retrieval of each pair of modalities, spread and uniformity of each one."""
-    points = {name: z.double().cpu() for name, z in examples.points.items()}
-    group, example = examples.group.cpu(), examples.example.cpu()
+    """Alignment and retrieval of each pair of modalities, spread and uniformity of each one.
+
+    In float64 where the examples are. Its cost grows with the square of their number: 11 s of a
+    CPU for 8,192.
+    """
+    points = {name: z.double() for name, z in examples.points.items()}
+    group, example = examples.group, examples.example
     metrics: Metrics = {}
     for one, two in combinations(points, 2):
         apart = (points[one] - points[two]).square().sum(-1).mean()
@@ -87,7 +117,7 @@ def embedding_metrics(examples: Examples) -> Metrics:
         other = group if "language" in (one, two) else example
         allowed = other[:, None] != other[None]
         allowed.fill_diagonal_(True)
-        hits, chance = top1(points[one] @ points[two].T, allowed)
+        hits, chance = top1((points[one] @ points[two].T).cpu(), allowed.cpu())
         metrics[f"diagnostics/retrieval/{one}_{two}"] = _mean(hits)
         metrics[f"diagnostics/chance/{one}_{two}"] = _mean(chance)
     for name, z in points.items():

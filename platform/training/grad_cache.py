@@ -34,10 +34,10 @@ def forward(
     """
     tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
     some = tensors["image_t"]
-    size, device = len(some), some.device.type
+    size, device = len(some), some.device
 
     def run(part: Mapping[str, Tensor]) -> Outputs:
-        with torch.autocast(device, dtype=autocast, enabled=autocast is not None):
+        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
             return model(part)
 
     if micro_batch_size is None or micro_batch_size >= size:
@@ -87,12 +87,14 @@ def _without_sync(model: nn.Module) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext()
 
 
-def _random_state(device: str) -> Tensor:
-    return torch.cuda.get_rng_state() if device == "cuda" else torch.get_rng_state()
+def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """State of the generators of the CPU, which some models draw from, and of the device."""
+    on_gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return torch.get_rng_state(), on_gpu
 
 
-def _set_random_state(device: str, state: Tensor) -> None:
-    if device == "cuda":
-        torch.cuda.set_rng_state(state)
-    else:
-        torch.set_rng_state(state)
+def _set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
+    on_cpu, on_gpu = state
+    torch.set_rng_state(on_cpu)
+    if on_gpu is not None:
+        torch.cuda.set_rng_state(on_gpu, device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,13 +12,13 @@ from torch import Tensor
 from dynaflip.encoders.model import DynaFLIP
 from dynaflip.errors import UserError
 from dynaflip.losses.distributed import global_sum, world_size
+from dynaflip.platform.training import device
 from dynaflip.platform.training.checkpoint_format import seed_step
 from dynaflip.platform.training.checkpoint_manager import Checkpoints
 from dynaflip.platform.training.config import PretrainConfig
-from dynaflip.platform.training.data.augment import augment_on_device
 from dynaflip.platform.training.data.collate import Batch
 from dynaflip.platform.training.data.sampling import Position
-from dynaflip.platform.training.diagnostics import CollapseGuard, diagnose
+from dynaflip.platform.training.diagnostics import CollapseGuard, diagnose, some_rows
 from dynaflip.platform.training.evaluation import evaluate
 from dynaflip.platform.training.heartbeat import Heartbeat
 from dynaflip.platform.training.meter import Meter
@@ -125,6 +124,9 @@ class Pretraining:
             sources: of the triplets, for curves by source.
         """
         self.config, self.context, self.length, self.gallery = config, context, length, gallery
+        if torch.device(context.device).type == "cuda":
+            torch.cuda.set_device(context.device)  # of collectives and random numbers too
+        self.autocast = device.autocast_dtype(config.train.precision, context.device)
         self.state = TrainingState(config, context.device, length.total_steps)
         self.sources = sources
         self._replayed = self._resume()
@@ -149,11 +151,24 @@ class Pretraining:
             Collapsed: where the settings ask for a stop.
             UserError: checkpoints cannot be written.
         """
+        self.context.log(self._first_line())
+        with device.tf32(self.config.train.tf32):
+            self._run(batches)
+
+    def _first_line(self) -> str:
+        train, name = self.config.train, device.device_name(self.context.device)
+        if train.device == "auto" and self.context.device == "cpu":
+            name += ", as no GPU was found"
+        precision = device.precision_of(train.precision, self.context.device)
+        workers = self.context.world_size
+        return device.first_line(name, workers, precision, self.batch_size, tf32=train.tf32)
+
+    def _run(self, batches: Callable[[Position], Iterator[Batch]]) -> None:
         for metrics in self._replayed:
-            self.context.report(metrics)
+            self._pass_on(metrics)
         if self.step == 0 and self._evaluates(0):
             self.context.doing("first evaluation")
-            self.context.report({"step": 0, **self.evaluate()})
+            self._pass_on({"step": 0, **self.evaluate()})
         compiles = ", which compiles the model" if self.config.train.compile else ""
         self.context.doing(f"first step{compiles}")
         while self.step < self.length.total_steps:
@@ -217,7 +232,7 @@ class Pretraining:
     def _train_on(self, batch: Batch) -> None:
         train = self.config.train
         seed_step(train.seed, self.step + 1, self.context.rank)
-        on_device = augment_on_device(to_device(batch, self.context.device))
+        on_device = to_device(batch, self.context.device)
         parts = train.micro_batch_size
         if parts is None and self.batch_size > self.config.data.batch_size:
             parts = self.config.data.batch_size  # the batch that fits into memory
@@ -231,7 +246,7 @@ class Pretraining:
                 on_device,
                 micro_batch_size=parts,
                 clip_norm=self.config.optimizer.clip_norm,
-                autocast=torch.bfloat16 if train.precision == "bfloat16" else None,
+                autocast=self.autocast,
                 mark=self.meter.timer.mark,
             )
         except NonFiniteLoss as error:
@@ -274,10 +289,9 @@ class Pretraining:
             **self.meter.flush(),
         }
         if self._diagnoses():
-            some = self.config.train.micro_batch_size
-            rows = {k: v[:some] for k, v in batch.items() if isinstance(v, Tensor)}
+            rows = some_rows(batch, self.config.train.micro_batch_size)
             with self.meter.time("diagnostics"):
-                metrics |= diagnose(self.state.model, self.state.objective, rows)
+                metrics |= diagnose(self.state.model, self.state.objective, rows, self.autocast)
             if warning := self.guard.check(self.step, metrics):
                 self.context.log(warning)
         if self._evaluates(self.step):
@@ -288,63 +302,36 @@ class Pretraining:
             with self.meter.time("evaluation"):
                 metrics |= self.context.score(self.state.evaluated_model())
         self._reports = [*self._reports, metrics][-_REPEATED_REPORTS:]
-        if self._saves():
+        if self._saves() and self.context.checkpoints is not None:
             with self.meter.time("checkpoint"):
-                self._save(wait=self.step == self.length.total_steps)
+                snapshot = self.state.snapshot(self._reports)
+                if self.context.rank == 0:
+                    self.context.checkpoints.save(self.step, snapshot.write, self.context.log)
         self._pass_on(metrics)
 
     def _pass_on(self, metrics: Metrics) -> None:
         with self.meter.time("report"):
             self.context.report(metrics)
 
-    def _save(self, *, wait: bool) -> None:
-        """Write a checkpoint in a thread. The step does not wait for the one before it.
-
-        Args:
-            wait: for the one before, instead of leaving this one out. Every rank calls this.
-        """
-        checkpoints = self.context.checkpoints
-        if checkpoints is None:
-            return
-        self.state.gather_examples()
-        if self.context.rank != 0:
-            return
-        if wait:
-            checkpoints.wait()
-        if checkpoints.busy():
-            self.context.log(
-                f"warning: step {self.step}: the checkpoint before is still being written, so "
-                "there is none of this step"
-            )
-            return
-        checkpoints.save(self.step, self.state.snapshot(self._reports).write, self.context.log)
-
     def _resume(self) -> list[Metrics]:
         """Restore the newest whole checkpoint; returns its last reports, which may be lost."""
         if self.context.checkpoints is None:
             return []
         chosen: list[str | None] = [None]
-        with contextlib.ExitStack() as held:
-            if self.context.rank == 0:
-                self.context.checkpoints.storage.remove_unfinished()
-                newest = self.context.checkpoints.newest_files(self.context.log)
-                if (found := held.enter_context(newest)) is not None:
-                    chosen = [found.name]
-            if world_size() > 1:  # all ranks take the same one
-                torch.distributed.broadcast_object_list(chosen)
-            if chosen[0] is None:
-                return []
-            # On rank 0's machine it is there by now, and on the others one rank downloads it.
-            folder = held.enter_context(self.context.checkpoints.fetched(chosen[0]))
-            reports = self.state.restore(folder)
-            if world_size() > 1:  # the last one to leave deletes what was downloaded
-                torch.distributed.barrier()
-            return reports
+        if self.context.rank == 0:
+            self.context.checkpoints.storage.remove_unfinished()
+            chosen = [self.context.checkpoints.newest(self.context.log)]
+        if world_size() > 1:  # all ranks take the same one
+            torch.distributed.broadcast_object_list(chosen)
+        if chosen[0] is None:
+            return []
+        with self.context.checkpoints.fetched(chosen[0]) as folder:
+            return self.state.restore(folder)
 
 
-def to_device(batch: Batch, device: str) -> Batch:
+def to_device(batch: Batch, where: str) -> Batch:
     """Move a batch's tensors; ids stay where they are. Pinned memory makes it asynchronous."""
     return {
-        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        name: value.to(where, non_blocking=True) if isinstance(value, Tensor) else value
         for name, value in batch.items()
     }

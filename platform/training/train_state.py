@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,13 +16,7 @@ from dynaflip.encoders.model import DynaFLIP
 from dynaflip.losses.distributed import gather_rows, world_size
 from dynaflip.losses.objective import Objective
 from dynaflip.platform.config_loader import to_dict
-from dynaflip.platform.training.checkpoint_format import (
-    HostBuffers,
-    Snapshot,
-    restore,
-    seed_step,
-    take_snapshot,
-)
+from dynaflip.platform.training.checkpoint_format import Snapshot, restore, seed_step, take_snapshot
 from dynaflip.platform.training.config import PretrainConfig
 from dynaflip.platform.training.data.sampling import Position
 from dynaflip.platform.training.optimizer import build_optimizer, build_schedule
@@ -55,21 +49,32 @@ class TrainingState:
         # Examples of this part that all ranks have trained on, and this rank's since then.
         self._trained = np.zeros(0, np.int64)
         self._recent: list[Tensor] = []
-        self._buffers = HostBuffers()
 
     def parallel(self) -> tuple[nn.Module, nn.Module]:
-        """Model and objective as the step calls them: compiled, and gathering gradients."""
-        if self.config.train.compile:
-            self.model.compile()
+        """Model and objective as the step calls them: compiled, and gathering gradients.
+
+        :attr:`model` itself is never compiled: evaluation would compile it a second time.
+        """
+        compiles = self.config.train.compile
         if world_size() == 1:
-            return self.model, self.objective
-        learns = any(parameter.requires_grad for parameter in self.objective.parameters())
-        return (
-            DistributedDataParallel(self.model),
-            DistributedDataParallel(self.objective, forward_sync_buffers=False)
-            if learns
-            else self.objective,
+            model = torch.compile(self.model) if compiles else self.model
+            return cast(nn.Module, model), self.objective
+        # Statistics of BatchNorm are the only buffers that may differ, and only where they learn.
+        # All parameters are used in every step (ImageEncoder.freeze_unread), but by GradCache in
+        # several passes: neither unused ones are looked for nor is the graph static.
+        parallel = DistributedDataParallel(
+            self.model,
+            broadcast_buffers=self.config.model.image.train_batchnorm,
+            gradient_as_bucket_view=True,
         )
+        if compiles:
+            parallel.compile()  # what DDP does around the model is not compiled
+        if not any(parameter.requires_grad for parameter in self.objective.parameters()):
+            return parallel, self.objective
+        objective = DistributedDataParallel(
+            self.objective, forward_sync_buffers=False, gradient_as_bucket_view=True
+        )
+        return parallel, objective
 
     def evaluated_model(self) -> DynaFLIP:
         """The model that is evaluated and registered: the average, where there is one."""
@@ -99,25 +104,21 @@ class TrainingState:
         self.position = Position(self.position.epoch + 1)
         self._trained, self._recent = np.zeros(0, np.int64), []
 
-    def gather_examples(self) -> None:
-        """Gather what all ranks have trained on since the last call; every rank must call it."""
-        if self._recent:
-            device = next(self.model.parameters()).device
-            everyone = gather_rows(torch.cat(self._recent).to(device)).cpu().numpy()
-            self._trained, self._recent = np.concatenate([self._trained, everyone]), []
-
     def snapshot(self, reports: list[Metrics]) -> Snapshot:
-        """A copy to write before the next one is taken, after :meth:`gather_examples`.
+        """A copy to write; every rank must call it, because examples of all ranks are gathered.
 
         Args:
             reports: the newest ones, repeated by a run that is resumed from here.
         """
+        if self._recent:
+            device = next(self.model.parameters()).device
+            everyone = gather_rows(torch.cat(self._recent).to(device)).cpu().numpy()
+            self._trained, self._recent = np.concatenate([self._trained, everyone]), []
         seen = np.ascontiguousarray(self.position.seen)
         return take_snapshot(
             self._modules(),
             self.optimizer,
             self.schedule,
-            buffers=self._buffers,
             position={"seen": torch.from_numpy(seen), "had": torch.from_numpy(self._trained)},
             document={
                 "step": self.step,

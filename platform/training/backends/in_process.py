@@ -19,13 +19,15 @@ import torch.distributed as dist
 from dynaflip.encoders.checkpoint import save_folder
 from dynaflip.errors import UserError
 from dynaflip.files import write_file
-from dynaflip.platform.cluster import available_cpus
 from dynaflip.platform.config_loader import flatten, to_dict
 from dynaflip.platform.provenance import git_commit
 from dynaflip.platform.training.config import PretrainConfig
 from dynaflip.platform.training.curve_file import CurveFile
+from dynaflip.platform.training.data.collate import Batch
+from dynaflip.platform.training.data.loader import epoch_batches, plain_tables
+from dynaflip.platform.training.data.sampling import Position
 from dynaflip.platform.training.job import TrainJob, build_job
-from dynaflip.platform.training.loop import Context, Metrics, Pretraining
+from dynaflip.platform.training.loop import Context, Metrics, Pretraining, rank_batch_size
 from dynaflip.platform.training.reports import ReportWriter
 
 RUN = "run.json"  # settings and the triplets' digest
@@ -69,13 +71,22 @@ def train_in_process(
         )
         sources = tuple(job.index.sources)
         pretraining = Pretraining(config, context, job.length, job.gallery(rank), sources)
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", workers))
-        threads = max(1, available_cpus() // here)
-        pretraining.run(job.feed(rank=rank, workers=workers, threads=threads, device=device))
+        pretraining.run(_batches(job, rank, workers))
         if reporter is not None:
             reporter.flush()
             _save_encoder(job, pretraining, output / "encoder", reporter.last)
     return pretraining
+
+
+def _batches(job: TrainJob, rank: int, workers: int) -> Callable[[Position], Iterator[Batch]]:
+    config = job.config
+    collate, sampling = job.collate(augment=True), job.sampling()
+    tables = plain_tables(job.index.folder, "train", rank=rank, world_size=workers)
+    size = rank_batch_size(config, workers)
+    return lambda position: epoch_batches(
+        tables(position.epoch), collate, config.data, sampling, position,
+        batch_size=size, rank=rank,
+    )  # fmt: skip
 
 
 def _reporter(job: TrainJob, output: Path, log: Callable[[str], None]) -> ReportWriter:
@@ -124,18 +135,24 @@ def _process_group(rank: int, workers: int, wanted: str) -> Iterator[str]:
     """Join the other processes that torchrun started; the device to train on.
 
     Raises:
-        UserError: a GPU is wanted and there is none.
+        UserError: a GPU is wanted and there is none, or there are fewer than processes.
     """
-    device = "cpu"
-    if wanted == "gpu" and not torch.cuda.is_available():
+    device, gpus = "cpu", torch.cuda.device_count() if wanted != "cpu" else 0
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if wanted == "gpu" and not gpus:
         raise UserError("train.device gpu: this machine has none; use train.device cpu or auto")
-    if wanted != "cpu" and torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        device = "cuda"
+    if 0 < gpus < here:
+        raise UserError(
+            f"train.device {wanted}: {here} processes need {here} GPUs, this machine has {gpus}; "
+            f"use torchrun --nproc-per-node {gpus}, or --train.device cpu"
+        )
+    if gpus:
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        torch.cuda.set_device(device)
     if workers == 1:
         yield device
         return
-    dist.init_process_group("nccl" if device == "cuda" else "gloo", rank=rank, world_size=workers)
+    dist.init_process_group("nccl" if gpus else "gloo", rank=rank, world_size=workers)
     try:
         yield device
     finally:

@@ -124,14 +124,22 @@ def test_a_cluster_that_is_too_small_is_one_clear_line(ray_cluster: None) -> Non
         return PretrainConfig(train=TrainConfig(**train))  # type: ignore[arg-type]
 
     two = {"CPU": 2.0}
-    assert scaling_of(config(num_workers=2), two).resources_per_worker == {"CPU": 1.0}
+    assert scaling_of(config(num_workers=2), two).resources_per_worker == {"CPU": 0.5}
     assert scaling_of(config(), {"CPU": 16.0, "GPU": 1.0}).use_gpu
     elastic = scaling_of(config(num_workers=4, min_workers=1, cpus_per_worker=1.0), two)
     assert elastic.num_workers == (1, 4)
-    with pytest.raises(UserError, match=r"train\.device gpu: 1 workers need 1 GPUs"):
-        scaling_of(config(device="gpu"), two)
-    with pytest.raises(UserError, match="needs some CPU a worker, the cluster has 0"):
-        scaling_of(config(), {"CPU": 0.0})
+    for train, gpus, said in (
+        ({"num_workers": 4}, 2.0, "auto: 4 .* need 4 GPU.* has 2; use --train.num_workers 2, or "),
+        ({"num_workers": 4, "min_workers": 2}, 1.0, "use --train.min_workers 1, or --train.device"),
+        ({"gpus_per_worker": 2.0}, 1.0, "use --train.gpus_per_worker 1, or --train.device cpu"),
+        ({"device": "gpu"}, 0.0, r"gpu: 1 .* need 1 GPU\(s\), .* has 0; use --train.device cpu"),
+    ):
+        with pytest.raises(UserError, match=said):
+            scaling_of(config(**train), {"CPU": 16.0, "GPU": gpus})
+    assert not scaling_of(config(num_workers=4), {"CPU": 16.0}).use_gpu
+    assert not scaling_of(config(device="cpu", num_workers=4), {"CPU": 16.0, "GPU": 2.0}).use_gpu
+    with pytest.raises(UserError, match="1 for Ray Data, the cluster has 1"):
+        scaling_of(config(), {"CPU": 1.0})
     with pytest.raises(UserError, match=r"needs 1\.0 CPU a worker"):
         scaling_of(config(num_workers=4, cpus_per_worker=1.0), two)
 
