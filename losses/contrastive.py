@@ -21,6 +21,7 @@ from dynaflip.losses.config import ObjectiveConfig
 from dynaflip.losses.distributed import global_mean, rank
 from dynaflip.losses.energy import energy, energy_matrix, rolled
 from dynaflip.losses.examples import Examples
+from dynaflip.losses.inner_products import inner_products
 from dynaflip.losses.memory_bank import MemoryBank
 from dynaflip.losses.simplex import full_precision, simplex_volume
 
@@ -186,10 +187,10 @@ def _pairwise_rows(
         masked = bool({anchor, other} & set(config.mask_same_caption))
         left_out = _left_out(local, everyone, masked)
         for one, two in ((anchor, other), (other, anchor)):
-            mine = full_precision(local.points[one])
-            with torch.autocast(mine.device.type, enabled=False):
-                matched = (mine * full_precision(local.points[two])).sum(-1)
-                columns = mine @ full_precision(everyone.points[two]).T
+            matched = (full_precision(local.points[one]) * full_precision(local.points[two])).sum(
+                -1
+            )
+            columns = inner_products(local.points[one], everyone.points[two])
             rows[f"{one}_to_{two}"] = _info_nce(matched / tau, columns / tau, left_out)
     return rows
 

@@ -16,6 +16,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from dynaflip.losses.inner_products import inner_products
 from dynaflip.losses.simplex import full_precision, simplex_volume, volume_from_inner_products
 
 # Unit embeddings of N examples by modality ("image", "language", "flow", …), each (N, D).
@@ -56,7 +57,7 @@ def energy_matrix(
         for (b, one), (c, other) in combinations(enumerate(names), 2):
             if anchor in (one, other):
                 rest = other if anchor == one else one
-                products[b, c] = _crossed(rows[anchor], columns[rest])
+                products[b, c] = inner_products(rows[anchor], columns[rest])
             else:
                 products[b, c] = _paired(columns[one], columns[other])[None]
         first, second = sorted(names.index(name) for name in _regularized(columns))
@@ -73,8 +74,3 @@ def _regularized(points: Points) -> tuple[str, str]:
 def _paired(a: Tensor, b: Tensor) -> Tensor:
     """Inner product row by row: two (N, D) → (N,)."""
     return (full_precision(a) * full_precision(b)).sum(-1)
-
-
-def _crossed(a: Tensor, b: Tensor) -> Tensor:
-    """Inner product of every row of a with every row of b: (n, D), (N, D) → (n, N)."""
-    return full_precision(a) @ full_precision(b).T
