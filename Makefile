@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export MUJOCO_GL ?= egl
 export PYOPENGL_PLATFORM ?= egl
 
-.PHONY: help env demo test integration chaos fuzz slow bench gpu check ui docs lock format clean
+.PHONY: help env demo test integration chaos fuzz slow bench gpu gpu-ray mutants check ui docs lock format clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -54,6 +54,12 @@ bench: $(STAMP)  ## benchmarks: ratios of two things measured in one run
 GPU_OUTPUT ?= gpu-check.json
 gpu:  ## check a GPU machine with PYTHON as it is: right, fast, how much memory (8 minutes)
 	$(PYTHON) infra/gpu_check/run.py --output $(GPU_OUTPUT)
+
+gpu-ray:  ## on a GPU machine with Ray: a training that is killed and resumed, weights compared
+	$(PYTHON) infra/gpu_check/ray_run.py
+
+mutants: $(STAMP)  ## break the training on purpose, one line at a time; the tests must notice (slow)
+	$(BIN)/python infra/ci/mutants.py
 
 check: $(STAMP) types-tree  ## format, lint, types, import direction, naming
 	$(BIN)/ruff format --check .

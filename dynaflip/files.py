@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dynaflip.errors import UserError
@@ -124,3 +126,62 @@ def is_locked(path: Path) -> bool:
     except BlockingIOError:
         return True
     return False
+
+
+@contextlib.contextmanager
+def shared_copy(folder: Path, fill: Callable[[Path], None]) -> Iterator[Path]:
+    """A folder that the processes of a machine make once and read together.
+
+    The first one fills it while the others wait; the last one to leave its block deletes it. What
+    killed processes left unread beside it goes, too.
+
+    Args:
+        folder: its path, which names its content; its parent holds nothing else.
+        fill: writes the files into a new folder.
+    """
+    import fcntl
+
+    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _lock_of(folder).open("a") as lock:
+        while True:
+            fcntl.flock(lock, fcntl.LOCK_SH)  # waits while another fills it
+            if folder.exists():
+                break
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # others found nothing either: one of them fills it
+                time.sleep(random.uniform(0.01, 0.1))
+                continue
+            if not folder.exists():
+                _drop_unread(folder)
+                fresh = unfinished_path(folder)
+                fresh.mkdir()
+                try:
+                    fill(fresh)
+                    move(fresh, folder)
+                finally:
+                    shutil.rmtree(fresh, ignore_errors=True)
+        try:
+            yield folder
+        finally:
+            with contextlib.suppress(BlockingIOError):  # others still read it
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _drop_unread(mine: Path) -> None:
+    """Delete the folders beside one that nobody has locked: their processes were killed."""
+    import fcntl
+
+    for path in mine.parent.glob(f".{mine.name}.*{UNFINISHED}"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in mine.parent.iterdir():
+        if not path.is_dir() or path.name.startswith("."):
+            continue
+        with _lock_of(path).open("a") as lock, contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.lock")

@@ -5,6 +5,10 @@ A settings dataclass lists what it renamed in two class variables::
     RENAMED: ClassVar[dict[str, str]] = {"old_field": "new_field"}
     RENAMED_VALUES: ClassVar[dict[str, dict[str, str]]] = {"field": {"old": "new"}}
 
+Where the new field counts in other units, a third one has the new value of 1 of the old::
+
+    RESCALED: ClassVar[dict[str, float]] = {"old_field": 0.1}
+
 A field may be a section, and a value one word or a list of words. YAML keys, dotted flags and
 saved settings all pass through here; defaults, errors and lists of what is known have the new
 names only.
@@ -51,6 +55,16 @@ def current_key(cls: Any, key: str) -> str:
         parts.append(part)
         cls = _section(cls, part)
     return ".".join(parts)
+
+
+def rescaled(cls: Any, old_key: str, value: Any) -> Any:
+    """The value of a setting given by its old dotted key, in the units of the present one."""
+    *sections, field = old_key.split(".")
+    for section in sections:
+        cls = _section(cls, _renamed(cls).get(section, section))
+    factor = getattr(cls, "RESCALED", {}).get(field)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if factor is None or not number else value * factor
 
 
 def current_value(cls: Any, key: str, value: Any, where: str, warn: Warn = warn_once) -> Any:
@@ -106,7 +120,11 @@ def first_settings(config: Any) -> Any:
             continue
         if field.name in renamed_values:
             value = _translate(_inverse(renamed_values[field.name]), value, "", quiet)
-        first[old_names.get(field.name, field.name)] = first_settings(value)
+        old_name = old_names.get(field.name, field.name)
+        if factor := getattr(type(config), "RESCALED", {}).get(old_name):
+            before = value / factor
+            value = round(before) if abs(before - round(before)) < 1e-9 else before
+        first[old_name] = first_settings(value)
     return first
 
 
@@ -150,7 +168,10 @@ def _current(
         if new != key:
             if new in values:
                 raise UserError(f"{where}{prefix}{key} is the old name of {prefix}{new}; give one")
-            warn(f"{where}{prefix}{key} is now {prefix}{new}; the old name works until {UNTIL}")
+            value = rescaled(cls, key, before := value)
+            same = value == before
+            given, now = (key, new) if same else (f"{key} {before}", f"{new} {value:g}")
+            warn(f"{where}{prefix}{given} is now {prefix}{now}; the old name works until {UNTIL}")
         section = _section(cls, new)
         if section is not None and isinstance(value, Mapping):
             value = _current(section, value, f"{prefix}{new}.", where, warn)

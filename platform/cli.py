@@ -18,6 +18,7 @@ from dynaflip.errors import UserError
 from dynaflip.platform.config_loader import load_config, setting_type
 from dynaflip.platform.passwords import masked
 from dynaflip.platform.paths import home, in_submitted_job
+from dynaflip.platform.proxies import bypass_proxies_on_this_machine
 from dynaflip.platform.settings_text import commented_yaml, help_text
 from dynaflip.renames import current_flags, current_key
 
@@ -120,6 +121,7 @@ def run_job(main: Callable[[list[str]], int], *, check_home: bool = True) -> typ
             done.
     """
     argv = sys.argv[1:]
+    bypass_proxies_on_this_machine()
     # A job's output is read while it runs, through a pipe as well as on a terminal.
     # Help and settings hold letters that a terminal of another encoding does not have.
     typing.cast(Any, sys.stdout).reconfigure(line_buffering=True, errors="replace")

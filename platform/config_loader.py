@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
 from dynaflip.errors import UserError
 from dynaflip.renames import (
@@ -27,6 +26,7 @@ from dynaflip.renames import (
     current_value,
     first_settings,
     quiet,
+    rescaled,
     warn_once,
 )
 
@@ -68,10 +68,14 @@ def load_config(
             warn(f"--{given} is now --{key}; the old name works until {UNTIL}")
         if isinstance(value, str):
             value = _parse_text(value, expected)
+        value = rescaled(cls, given, value)
         if (entry := entry_of(cls, key)) is not None:
             _set_entry(values, *entry, value)
             continue
         _set(values, key, current_value(cls, key, value, f"--{key}", warn))
+    # Here, so that a GPU machine without it can train.
+    from pydantic import TypeAdapter, ValidationError
+
     try:
         return TypeAdapter(cls).validate_python(values)
     except ValidationError as error:

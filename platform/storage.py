@@ -8,15 +8,17 @@ boto3's own settings (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, …).
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from dynaflip.errors import StoreError, UserError
-from dynaflip.files import REPLACED, replace_folder, restore_folder
+from dynaflip.files import REPLACED, replace_folder, restore_folder, shared_copy
 from dynaflip.platform import s3
 
 _STAGING = ".partial-"
@@ -152,13 +154,19 @@ class S3Storage:
 
     @contextlib.contextmanager
     def fetched(self, name: str) -> Iterator[Path]:
-        """A copy in a temporary folder, deleted after the block."""
-        with tempfile.TemporaryDirectory(prefix="dynaflip-") as copy:
-            with _store_errors(f"read {self.uri}/{name}"):
-                for key in self._keys(self._key(name, "")):
-                    target = Path(copy) / key.rsplit("/", 1)[-1]
-                    s3.client(_ATTEMPTS).download_file(self.bucket, key, str(target))
-            yield Path(copy)
+        """A copy that the processes of this machine download once, deleted after the last block."""
+        # Of other content, as its marker tells, it is another copy.
+        content = hashlib.blake2b(self.read(name, self.marker), digest_size=8)
+        content.update(f"{self.uri}/{name}".encode())
+        copies = Path(tempfile.gettempdir()) / f"dynaflip-{os.getuid()}"
+        with shared_copy(copies / content.hexdigest(), partial(self._download, name)) as folder:
+            yield folder
+
+    def _download(self, name: str, folder: Path) -> None:
+        with _store_errors(f"read {self.uri}/{name}"):
+            for key in self._keys(self._key(name, "")):
+                target = folder / key.rsplit("/", 1)[-1]
+                s3.client(_ATTEMPTS).download_file(self.bucket, key, str(target))
 
     def read(self, name: str, file: str) -> bytes:
         """One file of a folder."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from dynaflip.files import (
     replace_folder,
     replaced_path,
     restore_folder,
+    shared_copy,
     write_file,
 )
 
@@ -64,3 +67,38 @@ def test_a_replacement_that_was_cut_short_is_undone_or_finished(tmp_path: Path) 
     restore_folder(folder)
     assert (folder / "file").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_shared_copy_is_made_once_and_goes_with_its_last_reader(tmp_path: Path) -> None:
+    made: list[Path] = []
+
+    def fill(folder: Path) -> None:
+        time.sleep(0.05)  # long enough for the others to come
+        made.append(folder)
+        (folder / "file").write_text("content")
+
+    copies = tmp_path / "copies"
+    (copies / "unread").mkdir(parents=True)  # of processes that were killed
+    (copies / ".one.7-aa.part").mkdir()
+    inside = threading.Barrier(3)
+
+    def read() -> None:
+        with shared_copy(copies / "one", fill) as folder:
+            inside.wait(10)
+            assert (folder / "file").read_text() == "content"
+
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    assert len(made) == 1
+    assert [path.name for path in copies.iterdir() if path.is_dir()] == []
+    with pytest.raises(OSError, match="gone"), shared_copy(copies / "one", _fail):
+        pass
+    with shared_copy(copies / "one", fill) as folder:
+        assert folder.is_dir(), "a failed one is made again"
+
+
+def _fail(folder: Path) -> None:
+    raise OSError("gone")

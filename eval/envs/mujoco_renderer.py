@@ -209,10 +209,20 @@ def load_mujoco(missing: str) -> None:
 def _check_display() -> None:
     if os.environ.get("MUJOCO_GL") != "egl":
         return
-    from mujoco import egl
+    device = os.environ.get("MUJOCO_EGL_DEVICE_ID")
+    try:
+        from mujoco import egl
 
-    # Asked here, because a context without a display complains again when it is deleted.
-    if egl.EGL_DISPLAY is None and not egl.create_initialized_egl_device_display():
+        # Asked here, because a context without a display complains again when it is deleted.
+        there = egl.EGL_DISPLAY is not None or egl.create_initialized_egl_device_display()
+    except (RuntimeError, ValueError) as error:
+        if device is None:
+            raise UserError(f"{GL_HINT} [{error}]") from None
+        raise UserError(
+            f"MUJOCO_EGL_DEVICE_ID={device}: this machine has no such device for rendering; unset "
+            f"it, or name one that is there [{error}]"
+        ) from None
+    if not there:
         raise UserError(f"{GL_HINT} [no EGL display]")
 
 

@@ -44,9 +44,11 @@ def read_columns(
     """
     path = meta.root / meta.data_path(episode)
     there = set(read_schema(path).names)
+    if "episode_index" not in there and meta.version != "v2":  # in v2.1 a file is one episode
+        raise pa.ArrowInvalid("it has no column episode_index")
     wanted = [name for name in names if name in there or not may_lack]
     ordered = [*wanted, "frame_index"] if "frame_index" in there else wanted
-    only = [("episode_index", "=", episode.index)]
+    only = [("episode_index", "=", episode.index)] if "episode_index" in there else None
     table = read_table(path, columns=list(dict.fromkeys(ordered)), filters=only)
     if "frame_index" in there:
         table = table.sort_by("frame_index")

@@ -7,6 +7,7 @@ After the format's source (huggingface/lerobot, ``datasets/depth_utils.py``).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,6 +37,31 @@ def encode_depth(depth_m: np.ndarray) -> np.ndarray:
 def decode_depth(codes: np.ndarray) -> npt.NDArray[np.float32]:
     """Codes of :func:`encode_depth` to metres, any shape; the ends of the range are distances."""
     return _metres(DEPTH_MIN_M, DEPTH_MAX_M, DEPTH_SHIFT_M, use_log=True).astype(np.float32)[codes]
+
+
+def check_depth_info(info: Mapping[str, Any]) -> None:
+    """Check that a feature's ``info`` says how its codes stand for metres.
+
+    Depth videos from before LeRobot 0.6 are marked as depth, too, and state no unit.
+
+    Raises:
+        ValueError: something is left out, or cannot be meant.
+    """
+    names = ("video.depth_min", "video.depth_max", "video.shift", "video.use_log")
+    missing = [name for name in names if info.get(name) is None]
+    if missing:
+        raise ValueError(
+            f"the unit of depth is not known ({', '.join(missing)} not stated, as LeRobot 0.6 does)"
+        )
+    try:
+        low, high, shift = (float(info[name]) for name in names[:3])
+    except (TypeError, ValueError):
+        raise ValueError(f"{', '.join(names[:3])} must be metres") from None
+    sensible = math.isfinite(low + high + shift) and 0 <= low < high
+    if not sensible or (info["video.use_log"] and low + shift <= 0):
+        raise ValueError(
+            f"depth_min {low:g}, depth_max {high:g} and shift {shift:g} m are no range of depth"
+        )
 
 
 def decode_depth_m(codes: np.ndarray, info: Mapping[str, Any]) -> npt.NDArray[np.float32]:

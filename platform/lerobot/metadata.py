@@ -7,6 +7,8 @@ in JSON lines; its rows are brought into v3.0's form here, so that one reader se
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +22,7 @@ from dynaflip.platform.triplets.sources.locations import (
     is_temporary,
     list_files,
     read_table,
+    why_unreadable,
 )
 
 # Where an episode lies, and which number its task has, is no part of its content.
@@ -62,13 +65,16 @@ class Episode:
 
     @property
     def length(self) -> int | None:
-        """Number of frames, where it is stored."""
-        return None if self.row.get("length") is None else int(self.row["length"])
+        """Number of frames, where it is stored; what is no number counts as not stored."""
+        return _whole(self.row.get("length"))
 
     @property
     def captions(self) -> tuple[str, ...]:
         """Its tasks in words."""
-        return tuple(str(t).strip() for t in self.row.get("tasks") or () if str(t).strip())
+        tasks = self.row.get("tasks") or ()
+        # Some writers give the task itself and not a list of one.
+        tasks = (tasks,) if isinstance(tasks, str) else tasks
+        return tuple(str(t).strip() for t in tasks if t is not None and str(t).strip())
 
     @property
     def task_id(self) -> str:
@@ -102,10 +108,22 @@ class Episode:
         return bool(self.row.get("success", False))
 
     def span_s(self, video_key: str) -> tuple[float, float | None]:
-        """Begin and end within the file of a video; None: the file's end."""
-        end = self.row.get(f"videos/{video_key}/to_timestamp")
-        start = float(self.row.get(f"videos/{video_key}/from_timestamp") or 0.0)
-        return start, None if end is None else float(end)
+        """Begin and end within the file of a video; None: the file's end.
+
+        Raises:
+            ClipRejected: they are no times, or in the wrong order.
+        """
+        stated = [self.row.get(f"videos/{video_key}/{name}_timestamp") for name in ("from", "to")]
+        try:
+            start, end = float(stated[0] or 0.0), None if stated[1] is None else float(stated[1])
+            good = math.isfinite(start) and start >= 0
+            good &= end is None or (math.isfinite(end) and end > start)
+        except (TypeError, ValueError):
+            good = False
+        if not good:
+            reason = f"episode {self.index} lies from {stated[0]} to {stated[1]} s of its video"
+            raise ClipRejected("list", f"{reason}: no span of time")
+        return start, end
 
     def statistics(self) -> dict[str, Any]:
         """Statistics of its contents: not of where it lies, nor of its task's number."""
@@ -128,22 +146,41 @@ class Meta:
         self.root = root
         path = root / "meta" / "info.json"
         try:
-            self.info: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            self.info: dict[str, Any] = json.loads(path.read_text(encoding="utf-8-sig"))
             version, _ = str(self.info["codebase_version"]), self.info["features"].items()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f"source.path: {path} is not a LeRobot info.json") from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            lacks = isinstance(error, KeyError | TypeError | AttributeError)
+            why = "lacks codebase_version or features" if lacks else why_unreadable(path, error)
+            raise UserError(f"source.path: {path} is not a LeRobot info.json ({why})") from None
         self.version = version[:2]
         if self.version not in _PATHS:
             raise UserError(f"source.path: {root} is LeRobot {version}, this reads v2.1 and v3.0")
+        self._check_info(path)
+
+    def _check_info(self, path: Location) -> None:
+        """Refuse what is there and cannot be meant."""
+        for key, feature in self.info["features"].items():
+            if not isinstance(feature, dict):
+                raise UserError(f"source.path: {path}: the feature {key} is {feature!r}, no object")
+        fps = self.info.get("fps")
+        number = isinstance(fps, int | float) and not isinstance(fps, bool)
+        if fps is not None and not (number and math.isfinite(fps) and fps > 0):
+            raise UserError(f"source.path: {path}: fps is {fps!r}, not frames a second")
+
+    @property
+    def fps(self) -> float:
+        """Frames a second that ``info.json`` states; 0: none."""
+        return float(self.info.get("fps") or 0.0)
 
     def episodes(self) -> list[Episode]:
         """Rows of ``meta/episodes`` by ascending index."""
         if self.version == "v2":
             rows = self._json_lines("episodes.jsonl")
-            stats = {r["episode_index"]: r for r in self._json_lines("episodes_stats.jsonl", True)}
+            lines = self._json_lines("episodes_stats.jsonl", True)
+            stats = {_whole(line.get("episode_index")): line.get("stats") for line in lines}
             for row in rows:
-                for feature, values in stats.get(row["episode_index"], {}).get("stats", {}).items():
-                    row |= {f"stats/{feature}/{name}": value for name, value in values.items()}
+                for feature, values in _items(stats.get(_whole(row.get("episode_index")))):
+                    row |= {f"stats/{feature}/{name}": value for name, value in _items(values)}
         else:
             folder = self.root / "meta" / "episodes"
             files = [n for n in list_files(folder) if n.endswith(".parquet")]
@@ -151,6 +188,21 @@ class Meta:
         if not rows:
             looked = "episodes.jsonl" if self.version == "v2" else "episodes/**/*.parquet"
             raise UserError(f"source.path: {self.root} has no episodes (looked for meta/{looked})")
+        numbers = [_whole(row.get("episode_index")) for row in rows]
+        if None in numbers:
+            wrong = rows[numbers.index(None)].get("episode_index")
+            raise UserError(
+                f"source.path: {self.root}/meta: episode_index of row {numbers.index(None)} of the "
+                f"episodes is {wrong!r}, not a number"
+            )
+        twice = [number for number, count in Counter(numbers).items() if count > 1]
+        if twice:
+            raise UserError(
+                f"source.path: {self.root}/meta lists episode {twice[0]} twice; leave one of the "
+                f"rows in the table of episodes"
+            )
+        for row, number in zip(rows, numbers, strict=True):
+            row["episode_index"] = number
         return [Episode(row) for row in sorted(rows, key=lambda row: row["episode_index"])]
 
     def video_path(self, episode: Episode, key: str) -> str:
@@ -171,11 +223,14 @@ class Meta:
             if self.version == "v2":
                 return {r["task_index"]: r["task"] for r in self._json_lines("tasks.jsonl")}
             table = read_meta(self.root / self.tasks_file())
+            text = next(n for n in table.column_names if n != "task_index")
+            return dict(zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True))
         except UserError as error:
             stage = "network" if is_temporary(self.root, error.__cause__) else "caption"
             raise ClipRejected(stage, str(error)) from None
-        text = next(n for n in table.column_names if n != "task_index")
-        return dict(zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True))
+        except (KeyError, StopIteration):
+            reason = f"{self.tasks_file()} lacks task_index or the tasks' words"
+            raise ClipRejected("caption", reason) from None
 
     def _path(self, kind: str, episode: Episode, key: str, episode_field: str) -> str:
         row, index = episode.row, episode.index
@@ -183,8 +238,8 @@ class Meta:
         try:
             path = template.format(
                 video_key=key,
-                chunk_index=row.get(f"{episode_field}/chunk_index", 0),
-                file_index=row.get(f"{episode_field}/file_index", 0),
+                chunk_index=_file_number(row, f"{episode_field}/chunk_index"),
+                file_index=_file_number(row, f"{episode_field}/file_index"),
                 episode_index=index,
                 episode_chunk=index // max(1, int(self.info.get("chunks_size") or 1000)),
             )
@@ -204,15 +259,26 @@ class Meta:
     def image_px(self, key: str) -> tuple[int, int]:
         """(width, height) of a camera's images."""
         feature = self.info["features"][key]
-        names = feature.get("names") or ["height", "width", "channels"]
-        shape = dict(zip(names, feature["shape"], strict=False))
-        return int(shape["width"]), int(shape["height"])
+        try:
+            sides = [int(side) for side in feature["shape"]]
+        except (KeyError, TypeError, ValueError):
+            sides = []
+        names = feature.get("names")
+        if isinstance(names, list) and len(names) == len(sides) and {"width", "height"} <= {*names}:
+            shape = dict(zip(names, sides, strict=True))
+            return shape["width"], shape["height"]
+        if len(sides) != 3:
+            raise ClipRejected("decode", f"info.json: the shape of {key} is {feature.get('shape')}")
+        # PyTorch's order has the channels first.
+        first = sides[0] in (1, 3, 4) and sides[2] not in (1, 3, 4)
+        height, width = sides[1:] if first else sides[:2]
+        return width, height
 
     def _json_lines(self, name: str, may_lack: bool = False) -> list[dict[str, Any]]:
         path = self.root / "meta" / name
         try:
             # Not splitlines: a string of JSON may hold U+2028 as it is.
-            lines = path.read_text(encoding="utf-8").split("\n")
+            lines = path.read_text(encoding="utf-8-sig").split("\n")
             rows = [json.loads(line) for line in lines if line.strip()]
             if not all(isinstance(row, dict) for row in rows):
                 raise ValueError("a line is no object")
@@ -221,7 +287,8 @@ class Meta:
                 return []
             raise UserError(f"source.path: there is no {path}") from None
         except (OSError, ValueError) as error:
-            raise UserError(f"source.path: cannot read {path}: {first_line(error)}") from error
+            why = why_unreadable(path, error)
+            raise UserError(f"source.path: cannot read {path}: {why}") from error
         return rows
 
 
@@ -234,9 +301,29 @@ def read_meta(path: Location) -> pa.Table:
     try:
         return read_table(path)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"source.path: cannot read {path}: {first_line(error)}") from error
+        why = why_unreadable(path, error)
+        raise UserError(f"source.path: cannot read {path}: {why}") from error
 
 
-def first_line(error: BaseException) -> str:
-    """First line of an error's message."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def _items(values: Any) -> list[tuple[str, Any]]:
+    """Names and values of an object, none of anything else."""
+    return list(values.items()) if isinstance(values, Mapping) else []
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number, or None where it is something else."""
+    try:
+        return int(value) if float(value) == int(value) else None
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _file_number(row: Mapping[str, Any], name: str) -> int:
+    """Number of a chunk or file in an episode's row; 0 where the data set has no such column."""
+    if name not in row:
+        return 0
+    number = _whole(row[name])
+    if number is None or number < 0:
+        reason = f"{name} of episode {row['episode_index']} is {row[name]!r}, not a number"
+        raise ClipRejected("list", reason)
+    return number

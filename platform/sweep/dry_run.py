@@ -69,11 +69,8 @@ def time_step(base: PretrainConfig, work: object, threads: int) -> float:
     """Seconds per training step on this machine's CPU or GPU, without the first step."""
     import torch
 
-    from dynaflip.platform.training.data.collate import Collate
-    from dynaflip.platform.training.data.loader import epoch_batches, plain_tables
-    from dynaflip.platform.training.data.sampling import sampling_of
     from dynaflip.platform.training.job import TrainJob
-    from dynaflip.platform.training.loop import Context, Pretraining, rank_batch_size
+    from dynaflip.platform.training.loop import Context, Pretraining
 
     assert isinstance(work, TrainJob)
     torch.set_num_threads(threads)
@@ -81,9 +78,6 @@ def time_step(base: PretrainConfig, work: object, threads: int) -> float:
         base.train, steps=_TIMED_STEPS + 1, epochs=None, report_every_steps=1, eval_every_steps=0
     )
     config = dataclasses.replace(base, train=train)
-    collate = Collate(
-        config.data, config.model.image.image_px, work.text, seed=config.train.seed, augment=True
-    )
     moments: list[float] = []
 
     def note(metrics: dict[str, float]) -> None:
@@ -92,18 +86,7 @@ def time_step(base: PretrainConfig, work: object, threads: int) -> float:
     on_gpu = base.train.device != "cpu" and torch.cuda.is_available()
     context = Context(device="cuda" if on_gpu else "cpu", report=note)
     length = dataclasses.replace(work.length, total_steps=_TIMED_STEPS + 1)
-    sampling = sampling_of(config.data, work.index, config.train.seed)
-    tables = plain_tables(str(base.triplets), "train")
-    Pretraining(config, context, length).run(
-        lambda position: epoch_batches(
-            tables(position.epoch),
-            collate,
-            config.data,
-            sampling,
-            position,
-            batch_size=rank_batch_size(config, 1),
-            rank=0,
-        )
-    )
+    feed = dataclasses.replace(work, config=config).feed(threads=threads, device=context.device)
+    Pretraining(config, context, length).run(feed)
     # The first step warms up.
     return (moments[-1] - moments[0]) / (len(moments) - 1)

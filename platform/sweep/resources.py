@@ -30,7 +30,7 @@ class Fit:
         return (
             f"a trial uses {self.workers} worker(s) of {self.cpus_per_worker:g} CPU{gpu} with "
             f"{self.threads} thread(s), and {DRIVER_CPUS:g} CPU for its driver; "
-            f"{self.most} at once fit {self.cpus:g} CPUs, with one reserved for Ray Data"
+            f"{self.most} at once fit {self.cpus:g} CPUs"
         )
 
 
@@ -42,8 +42,7 @@ def fit_trials(
 ) -> Fit:
     """Divide a cluster's resources among ``concurrent`` trials.
 
-    There are at most as many workers as CPUs, and their reservations leave one whole CPU to Ray
-    Data, which reads for all trials.
+    There are at most as many workers as CPUs.
 
     Args:
         config: of a trial.
@@ -73,10 +72,10 @@ def fit_trials(
             + (
                 f"{most} such trial(s) at once"
                 if most
-                else f"no trial of {train.num_workers} worker(s) beside Ray Data's CPU"
+                else f"no trial of {train.num_workers} worker(s)"
             )
         )
-    share = (cpus - 1 - concurrent * DRIVER_CPUS) / (concurrent * train.num_workers)
+    share = (cpus - concurrent * DRIVER_CPUS) / (concurrent * train.num_workers)
     per_worker = wanted or min(1.0, math.floor(100 * share) / 100)
     share_of_cores = int(min(cpus // (concurrent * train.num_workers), node_cpus))
     threads = train.threads or max(1, share_of_cores)
@@ -95,9 +94,7 @@ def placed(config: PretrainConfig, fit: Fit) -> PretrainConfig:
 
 
 def _most_by_cpu(cpus: float, workers: int, wanted: float | None) -> int:
-    if cpus < 2:
-        return 0
     by_cores = math.floor(cpus / workers)
     # The least that each trial must reserve: Ray counts in hundredths.
     smallest = workers * (wanted or 0.01) + DRIVER_CPUS
-    return min(by_cores, math.floor((cpus - 1) / smallest + 1e-9))
+    return min(by_cores, math.floor(cpus / smallest + 1e-9))

@@ -24,7 +24,7 @@ from dynaflip.platform.config_loader import (
     with_entry,
 )
 from dynaflip.platform.training.config import PretrainConfig
-from dynaflip.renames import UNTIL, current_key, warn_once
+from dynaflip.renames import UNTIL, current_key, rescaled, warn_once
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -157,6 +157,8 @@ def _parse(spec: str) -> Dimension:
             f"KEY=choice(a,b,…)"
         )
     key, kind = current_key(PretrainConfig, match["key"]), match["kind"]
+    if rescaled(PretrainConfig, match["key"], 1.0) != 1.0:
+        raise UserError(f"--search {spec}: {match['key']} is now {key}, in other units")
     if key != match["key"]:
         warn_once(f"--search {match['key']} is now {key}; the old name works until {UNTIL}")
     expected = setting_type(PretrainConfig, key)

@@ -249,6 +249,9 @@ def _end(run: Run, status: str, error: BaseException | None = None) -> None:
 def _experiment_id(store: MlflowClient, name: str) -> str:
     found = store.get_experiment_by_name(name)
     if found is not None:
+        if found.lifecycle_stage == "deleted":  # in the UI; its name stays taken
+            store.restore_experiment(found.experiment_id)
+            print(f"the experiment {name} had been deleted in MLflow: it is restored")
         return found.experiment_id
     if not is_embedded():
         return store.create_experiment(name)

@@ -19,6 +19,7 @@ from urllib.request import getproxies, proxy_bypass
 from dynaflip.errors import StoreError, UserError
 from dynaflip.platform.passwords import masked
 from dynaflip.platform.paths import mlflow_folder
+from dynaflip.platform.proxies import bypass_proxies_on_this_machine
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -71,6 +72,7 @@ def client(uri: str | None = None) -> MlflowClient:
         (mlflow_folder() / "artifacts").mkdir(parents=True, exist_ok=True)
     import mlflow
 
+    bypass_proxies_on_this_machine()
     chosen = os.environ.get(_URI)
     uri = uri or tracking_uri()
     _check_answers(uri)
@@ -144,6 +146,7 @@ def _check_answers(uri: str) -> None:
     if place.scheme not in ("http", "https") or not place.hostname:
         return
     if place.scheme in getproxies() and not proxy_bypass(place.hostname):
+        _check_proxy(uri, place.scheme, place.hostname)
         return  # the proxy answers for it
     port = place.port or (443 if place.scheme == "https" else 80)
     try:
@@ -153,4 +156,19 @@ def _check_answers(uri: str) -> None:
         raise StoreError(
             f"{_URI}={masked(uri)}: no server answers there ({why}); start it, or unset the "
             "variable to keep runs in DYNAFLIP_HOME"
+        ) from None
+
+
+def _check_proxy(uri: str, scheme: str, host: str) -> None:
+    """Refuse a proxy that nobody answers at; one without a port is not checked."""
+    proxy = urlsplit(getproxies()[scheme])
+    if not proxy.hostname or not proxy.port:
+        return
+    try:
+        socket.create_connection((proxy.hostname, proxy.port), timeout=_CONNECT_S).close()
+    except OSError as error:
+        why = error.strerror or error
+        raise StoreError(
+            f"{_URI}={masked(uri)}: the proxy of {scheme}_proxy does not answer ({why}); add "
+            f"{host} to no_proxy if it is reached directly"
         ) from None

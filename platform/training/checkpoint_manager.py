@@ -13,6 +13,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -24,6 +25,14 @@ MARKER = "digests.json"
 STATE = "state.json"
 # One failed write may pass; a second in a row ends the run.
 _REFUSALS = 2
+
+
+@dataclass(frozen=True)
+class Files:
+    """A checkpoint's files on this machine."""
+
+    name: str
+    folder: Path
 
 
 class Checkpoints:
@@ -38,6 +47,15 @@ class Checkpoints:
         self._failure: BaseException | None = None
         self._values: dict[str, float | None] = {}
         self._damaged: set[str] = set()  # names that newest() has skipped
+
+    def busy(self) -> bool:
+        """Whether the checkpoint before is still being written."""
+        return self._writing is not None and self._writing.is_alive()
+
+    def wait(self) -> None:
+        """Wait until the checkpoint before is written."""
+        if self._writing is not None:
+            self._writing.join()
 
     def save(self, step: int, write: Callable[[Path], None], log: Callable[[str], None]) -> None:
         """Write a checkpoint in a thread; waits for the one before it, if that is not done.
@@ -72,17 +90,27 @@ class Checkpoints:
 
     def newest(self, log: Callable[[str], None]) -> str | None:
         """Name of the newest whole checkpoint; damaged ones are named in a line to ``log``."""
-        for name in reversed(self.storage.names()):
-            with self.storage.fetched(name) as folder:
-                problem = damage(folder)
-            if problem is None:
-                return name
-            self._damaged.add(name)
-            log(
-                f"warning: checkpoint {self.uri}/{name} is damaged ({problem}); "
-                "trying the one before"
-            )
-        return None
+        with self.newest_files(log) as found:
+            return None if found is None else found.name
+
+    @contextlib.contextmanager
+    def newest_files(self, log: Callable[[str], None]) -> Iterator[Files | None]:
+        """The newest whole checkpoint's files, for a block; None if there is none."""
+        with contextlib.ExitStack() as held:
+            for name in reversed(self.storage.names()):
+                with contextlib.ExitStack() as copy:
+                    folder = copy.enter_context(self.storage.fetched(name))
+                    problem = damage(folder)
+                    if problem is None:
+                        held.push(copy.pop_all())
+                        yield Files(name, folder)
+                        return
+                self._damaged.add(name)
+                log(
+                    f"warning: checkpoint {self.uri}/{name} is damaged ({problem}); "
+                    "trying the one before"
+                )
+            yield None
 
     def fetched(self, name: str) -> contextlib.AbstractContextManager[Path]:
         """A local folder with a checkpoint's files, for a block."""
@@ -95,11 +123,10 @@ class Checkpoints:
         Raises:
             UserError: there is none.
         """
-        name = self.newest(print)
-        if name is None:
-            raise UserError(f"checkpoints: {self.uri} holds none that is whole")
-        with self.fetched(name) as folder:
-            yield folder
+        with self.newest_files(print) as found:
+            if found is None:
+                raise UserError(f"checkpoints: {self.uri} holds none that is whole")
+            yield found.folder
 
     def remove_all(self) -> None:
         """Delete every checkpoint of a run that is finished."""
@@ -130,9 +157,8 @@ class Checkpoints:
                 shutil.rmtree(staged, ignore_errors=True)
 
     def _join(self) -> None:
-        if self._writing is not None:
-            self._writing.join()
-            self._writing = None
+        self.wait()
+        self._writing = None
         if self._failure is not None:
             raise self._failure
 

@@ -11,21 +11,27 @@ from dynaflip.losses.config import ObjectiveConfig
 
 # Raised when the same settings and triplets give other weights than before, so that --reuse does
 # not take an earlier encoder for one of today.
-PRETRAIN_VERSION = 3
+PRETRAIN_VERSION = 4
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """How triplets become training batches."""
 
-    RENAMED: ClassVar[dict[str, str]] = {"jitter_per_picture": "jitter_per_image"}
+    RENAMED: ClassVar[dict[str, str]] = {
+        "jitter_per_picture": "jitter_per_image",
+        "shuffle_buffer_rows": "shuffle_buffer_mb",
+    }
+    RESCALED: ClassVar[dict[str, float]] = {"shuffle_buffer_rows": 0.1}  # 100 kB a row
+    ADDED: ClassVar[tuple[str, ...]] = ("decode_threads",)
 
     batch_size: int = 32
     """Samples of a worker in a step, at least 2; negatives come from the batches of all workers."""
 
-    shuffle_buffer_rows: int = 2048
-    """Rows in the shuffle buffer that batches are drawn from, about 100 kB each (images still
-    encoded). A buffer as large as the data set is a full shuffle."""
+    shuffle_buffer_mb: float = 512.0
+    """Size of the shuffle buffer that a worker's batches are drawn from, in megabytes (10⁶ bytes)
+    of encoded images and flow, about 100 kB a row. Clips come in random order in any case; the
+    buffer parts the rows of a clip. One that holds all rows of a worker is a full shuffle."""
 
     jitter_brightness: float = 0.1
     """Colour jitter of brightness: factors are drawn from 1 ± this, in [0, 1] (paper: 0.1); 0 =
@@ -57,7 +63,11 @@ class DataConfig:
     so a crop makes its prediction harder."""
 
     prefetch_batches: int = 2
-    """Batches that are decoded in a thread ahead of the training step."""
+    """Batches that are decoded ahead of the training step."""
+
+    decode_threads: int | None = None
+    """Threads of a worker that decode images; none = `train.threads`, or else the worker's share of
+    its machine's CPUs."""
 
     source_weights: dict[str, float] = field(default_factory=dict)
     """Share of samples from each source (a triplet's column `source`), as weights, e.g. {sim: 1,
@@ -68,7 +78,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         """Validate the settings."""
         at_least(self, 2, "batch_size")  # one sample has no negatives
-        at_least(self, 1, "shuffle_buffer_rows", "prefetch_batches")
+        at_least(self, 1, "prefetch_batches", "decode_threads")
+        above(self, 0, "shuffle_buffer_mb")
         share(self, "jitter_brightness", "jitter_contrast", "jitter_saturation")
         within(self, 0, 0.5, "jitter_hue")  # turns
         at_least(self, 0, "patches")
@@ -143,8 +154,8 @@ class TrainConfig:
     ``cpu``; ``gpu``."""
 
     cpus_per_worker: float | None = None
-    """CPUs that Ray reserves for a worker; none = an equal share of those left beside one CPU for
-    Ray Data, at most 1. A reservation and no limit: `threads` is the limit."""
+    """CPUs that Ray reserves for a worker; none = an equal share, at most 1. A reservation and no
+    limit: `threads` is the limit."""
 
     gpus_per_worker: float = 1.0
     """GPUs of a worker that trains on GPU; below 1 several runs or trials of one worker each share

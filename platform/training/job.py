@@ -18,8 +18,9 @@ from dynaflip.platform.training.data.caption_features import TextTable
 from dynaflip.platform.training.data.collate import Batch, Collate
 from dynaflip.platform.training.data.gallery import gallery_batch
 from dynaflip.platform.training.data.index import TripletIndex, read_index
+from dynaflip.platform.training.data.loader import Feed
 from dynaflip.platform.training.data.sampling import Sampling, sampling_of
-from dynaflip.platform.training.loop import Metrics, Plan, plan
+from dynaflip.platform.training.loop import Metrics, Plan, plan, rank_batch_size
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,22 @@ class TrainJob:
             self.text,
             seed=config.train.seed,
             augment=augment,
+        )
+
+    def feed(
+        self, *, rank: int = 0, workers: int = 1, threads: int = 1, device: str = "cpu"
+    ) -> Feed:
+        """The training batches of one worker; see :class:`.loader.Feed`."""
+        return Feed(
+            self.index.train,
+            self.collate(augment=True),
+            self.config.data,
+            self.sampling(),
+            batch_size=rank_batch_size(self.config, workers),
+            rank=rank,
+            workers=workers,
+            threads=self.config.train.threads or threads,
+            device=device,
         )
 
     def sampling(self) -> Sampling:

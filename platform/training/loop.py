@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from dynaflip.platform.training import device
 from dynaflip.platform.training.checkpoint_format import seed_step
 from dynaflip.platform.training.checkpoint_manager import Checkpoints
 from dynaflip.platform.training.config import PretrainConfig
+from dynaflip.platform.training.data.augment import augment_on_device
 from dynaflip.platform.training.data.collate import Batch
 from dynaflip.platform.training.data.sampling import Position
 from dynaflip.platform.training.diagnostics import CollapseGuard, diagnose, some_rows
@@ -232,7 +234,7 @@ class Pretraining:
     def _train_on(self, batch: Batch) -> None:
         train = self.config.train
         seed_step(train.seed, self.step + 1, self.context.rank)
-        on_device = to_device(batch, self.context.device)
+        on_device = augment_on_device(to_device(batch, self.context.device))
         parts = train.micro_batch_size
         if parts is None and self.batch_size > self.config.data.batch_size:
             parts = self.config.data.batch_size  # the batch that fits into memory
@@ -302,31 +304,58 @@ class Pretraining:
             with self.meter.time("evaluation"):
                 metrics |= self.context.score(self.state.evaluated_model())
         self._reports = [*self._reports, metrics][-_REPEATED_REPORTS:]
-        if self._saves() and self.context.checkpoints is not None:
+        if self._saves():
             with self.meter.time("checkpoint"):
-                snapshot = self.state.snapshot(self._reports)
-                if self.context.rank == 0:
-                    self.context.checkpoints.save(self.step, snapshot.write, self.context.log)
+                self._save(wait=self.step == self.length.total_steps)
         self._pass_on(metrics)
 
     def _pass_on(self, metrics: Metrics) -> None:
         with self.meter.time("report"):
             self.context.report(metrics)
 
+    def _save(self, *, wait: bool) -> None:
+        """Write a checkpoint in a thread. The step does not wait for the one before it.
+
+        Args:
+            wait: for the one before, instead of leaving this one out. Every rank calls this.
+        """
+        checkpoints = self.context.checkpoints
+        if checkpoints is None:
+            return
+        self.state.gather_examples()
+        if self.context.rank != 0:
+            return
+        if wait:
+            checkpoints.wait()
+        if checkpoints.busy():
+            self.context.log(
+                f"warning: step {self.step}: the checkpoint before is still being written, so "
+                "there is none of this step"
+            )
+            return
+        checkpoints.save(self.step, self.state.snapshot(self._reports).write, self.context.log)
+
     def _resume(self) -> list[Metrics]:
         """Restore the newest whole checkpoint; returns its last reports, which may be lost."""
         if self.context.checkpoints is None:
             return []
         chosen: list[str | None] = [None]
-        if self.context.rank == 0:
-            self.context.checkpoints.storage.remove_unfinished()
-            chosen = [self.context.checkpoints.newest(self.context.log)]
-        if world_size() > 1:  # all ranks take the same one
-            torch.distributed.broadcast_object_list(chosen)
-        if chosen[0] is None:
-            return []
-        with self.context.checkpoints.fetched(chosen[0]) as folder:
-            return self.state.restore(folder)
+        with contextlib.ExitStack() as held:
+            if self.context.rank == 0:
+                self.context.checkpoints.storage.remove_unfinished()
+                newest = self.context.checkpoints.newest_files(self.context.log)
+                if (found := held.enter_context(newest)) is not None:
+                    chosen = [found.name]
+            if world_size() > 1:  # all ranks take the same one
+                torch.distributed.broadcast_object_list(chosen)
+            if chosen[0] is None:
+                return []
+            # On rank 0's machine it is there by now, and on the others one rank downloads it.
+            folder = held.enter_context(self.context.checkpoints.fetched(chosen[0]))
+            reports = self.state.restore(folder)
+            if world_size() > 1:  # the last one to leave deletes what was downloaded
+                torch.distributed.barrier()
+            return reports
 
 
 def to_device(batch: Batch, where: str) -> Batch:

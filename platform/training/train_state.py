@@ -16,7 +16,13 @@ from dynaflip.encoders.model import DynaFLIP
 from dynaflip.losses.distributed import gather_rows, world_size
 from dynaflip.losses.objective import Objective
 from dynaflip.platform.config_loader import to_dict
-from dynaflip.platform.training.checkpoint_format import Snapshot, restore, seed_step, take_snapshot
+from dynaflip.platform.training.checkpoint_format import (
+    HostBuffers,
+    Snapshot,
+    restore,
+    seed_step,
+    take_snapshot,
+)
 from dynaflip.platform.training.config import PretrainConfig
 from dynaflip.platform.training.data.sampling import Position
 from dynaflip.platform.training.optimizer import build_optimizer, build_schedule
@@ -49,6 +55,7 @@ class TrainingState:
         # Examples of this part that all ranks have trained on, and this rank's since then.
         self._trained = np.zeros(0, np.int64)
         self._recent: list[Tensor] = []
+        self._buffers = HostBuffers()
 
     def parallel(self) -> tuple[nn.Module, nn.Module]:
         """Model and objective as the step calls them: compiled, and gathering gradients.
@@ -104,21 +111,25 @@ class TrainingState:
         self.position = Position(self.position.epoch + 1)
         self._trained, self._recent = np.zeros(0, np.int64), []
 
-    def snapshot(self, reports: list[Metrics]) -> Snapshot:
-        """A copy to write; every rank must call it, because examples of all ranks are gathered.
-
-        Args:
-            reports: the newest ones, repeated by a run that is resumed from here.
-        """
+    def gather_examples(self) -> None:
+        """Gather what all ranks have trained on since the last call; every rank must call it."""
         if self._recent:
             device = next(self.model.parameters()).device
             everyone = gather_rows(torch.cat(self._recent).to(device)).cpu().numpy()
             self._trained, self._recent = np.concatenate([self._trained, everyone]), []
+
+    def snapshot(self, reports: list[Metrics]) -> Snapshot:
+        """A copy to write before the next one is taken, after :meth:`gather_examples`.
+
+        Args:
+            reports: the newest ones, repeated by a run that is resumed from here.
+        """
         seen = np.ascontiguousarray(self.position.seen)
         return take_snapshot(
             self._modules(),
             self.optimizer,
             self.schedule,
+            buffers=self._buffers,
             position={"seen": torch.from_numpy(seen), "had": torch.from_numpy(self._trained)},
             document={
                 "step": self.step,

@@ -12,6 +12,7 @@ from dynaflip.platform.triplets.clips import (
     Floats,
     Frames,
     Recording,
+    UnknownDepthUnit,
 )
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.flow.lifting import assumed_intrinsics_px
@@ -19,6 +20,9 @@ from dynaflip.platform.triplets.flow.tracking import thin_frames
 from dynaflip.platform.triplets.models import DepthModel
 from dynaflip.platform.triplets.models.depth import align_depth
 from dynaflip.platform.triplets.windows import Transition
+
+# Median depth of a scene: closer is inside the lens, further are millimetres read as metres.
+_NEAREST_SCENE_M, _FURTHEST_SCENE_M = 0.02, 100.0
 
 
 class ClipReader:
@@ -74,6 +78,7 @@ class ClipReader:
             )
         _check_covers(depth, self.frame_px)
         self._check_depth(depth, indices)
+        _check_metres(depth)
         self._depth = depth
         self._depth_position = {index: n for n, index in enumerate(indices)}
 
@@ -107,7 +112,10 @@ class ClipReader:
         depth = self.depth_model(frames)
         self._check_depth(depth, window)
         if self.depth_model.scale == "relative" and self.config.align_depth:
-            measured = self.recording.read_depth_m(window[:1])
+            try:
+                measured = self.recording.read_depth_m(window[:1])
+            except UnknownDepthUnit:  # as if there were none; the rows say "relative"
+                measured = None
             aligned = None
             if measured is not None:
                 _check_covers(measured, self.frame_px)
@@ -160,6 +168,17 @@ def _check_covers(depth: Floats, frame_px: tuple[int, int]) -> None:
             "depth",
             f"depth of {across} x {down} pixels has another shape than the image "
             f"({width} x {height}), so it is not of the same view",
+        )
+
+
+def _check_metres(depth: Floats) -> None:
+    """Recorded depth of no scene that a camera shows is in other units than metres."""
+    median_m = float(np.median(depth[np.isfinite(depth)]))
+    if not _NEAREST_SCENE_M <= median_m <= _FURTHEST_SCENE_M:
+        raise ClipRejected(
+            "depth",
+            f"the median of the recorded depth is {median_m:.4g} m: it is in another unit, or no "
+            f"depth (floating point is read as metres, integers as millimetres)",
         )
 
 

@@ -38,6 +38,10 @@ class WindowRejected(ClipRejected):
     """A window that makes no triplet; its clip is rejected only if no window is left."""
 
 
+class UnknownDepthUnit(ClipRejected):
+    """Recorded depth that nobody can turn into metres; a depth model does without it."""
+
+
 @dataclass(frozen=True)
 class Clip:
     """One camera of one recording, without its images."""

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from dynaflip.checks import at_least, one_of, share, within
+from dynaflip.checks import above, at_least, one_of, share, within
 from dynaflip.platform.triplets.flow.config import (
     AlignmentConfig,
     CameraConfig,
@@ -186,7 +186,11 @@ class PreprocessConfig:
     """The job fails when more than this share of the clips is rejected."""
 
     clips_per_shard: int = 4
-    """Most clips in a Parquet file, which is the work of one Ray task."""
+    """Most clips of a shard, which is the work of one Ray task."""
+
+    part_mb: float = 256
+    """Size of the Parquet files that the triplets are compacted to when all clips are done, in
+    MB (2^20 bytes). Files of an earlier run keep their size while all their clips are wanted."""
 
     example_images: int = 12
     """Flow-overlay examples in pictures/examples.png."""
@@ -235,6 +239,7 @@ class PreprocessConfig:
         at_least(self, 16, "image_px")
         within(self, 1, 100, "jpeg_quality")
         share(self, "max_rejected_share")
+        above(self, 0, "part_mb")
         at_least(self, 0, "example_images")
 
     def all_sources(self) -> tuple[SourceConfig, ...]:

@@ -1,6 +1,9 @@
 """Index of a triplet folder's Parquet files: a row a row group, found without reading images.
 
-A row group holds a clip. It is what training orders, shares among workers and reads at once.
+A row group holds a clip. It is what training orders, shares among workers and reads at once. The
+index lies beside the triplets: ``index/clips.parquet`` (:data:`CLIPS_SCHEMA`),
+``index/captions.parquet`` and ``index/caption_groups.parquet`` (of the training triplets), both
+distinct and sorted, and a summary in ``manifest.json``.
 """
 
 from __future__ import annotations
@@ -10,13 +13,21 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dynaflip.errors import UserError
+from dynaflip.files import new_file
+from dynaflip.platform.triplets.clips import content_hash
 from dynaflip.platform.triplets.schema import TRAINING_COLUMNS, TRIPLET_SCHEMA
+
+INDEX = "index"  # folder in a triplet folder
+CLIPS_FILE = "clips.parquet"
+CAPTIONS_FILE = "captions.parquet"
+GROUPS_FILE = "caption_groups.parquet"
 
 CLIPS_SCHEMA = pa.schema(
     [
@@ -41,6 +52,11 @@ _TENSOR_BYTES = {
     if field.name in TRAINING_COLUMNS and isinstance(field.type, pa.FixedShapeTensorType)
 }
 _KINDS = ("licence", "flow_source", "depth_kind")
+_SCHEMAS = {
+    "clips": CLIPS_SCHEMA,
+    "texts": pa.schema([pa.field(name, pa.string(), nullable=False) for name in _TEXTS]),
+    "kinds": pa.schema([pa.field(name, pa.string(), nullable=False) for name in _KINDS]),
+}
 
 
 @dataclass(frozen=True)
@@ -50,6 +66,16 @@ class FileIndex:
     clips: pa.Table  # CLIPS_SCHEMA
     texts: pa.Table  # distinct caption, caption_group and split
     kinds: pa.Table  # distinct licence, flow_source and depth_kind
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values that :meth:`from_json` takes."""
+        return {name: getattr(self, name).to_pylist() for name in _SCHEMAS}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> FileIndex:
+        """The index that :meth:`to_json` turned into plain values."""
+        tables = (pa.Table.from_pylist(values[name], schema) for name, schema in _SCHEMAS.items())
+        return cls(*tables)
 
     @classmethod
     def joined(cls, parts: Iterable[FileIndex]) -> FileIndex:
@@ -105,6 +131,37 @@ def index_file(path: Path) -> FileIndex:
         _distinct(table.select(_TEXTS)),
         _distinct(table.select(_KINDS)),
     )
+
+
+def write_index(folder: Path, index: FileIndex) -> dict[str, Any]:
+    """Write an index, and return its summary, which the manifest holds.
+
+    Args:
+        folder: ``index/`` of a triplet folder; made if it is missing.
+        index: of all files.
+    """
+    trained = index.texts.filter(pc.field("split") == "train")
+    captions = distinct(index.texts["caption"])
+    _write(folder / CLIPS_FILE, index.clips)
+    _write(folder / CAPTIONS_FILE, pa.table({"caption": captions}))
+    groups = distinct(trained["caption_group"])
+    _write(folder / GROUPS_FILE, pa.table({"caption_group": groups}))
+    return {
+        "captions": len(captions),
+        "captions_digest": content_hash(*captions.to_pylist()),
+        **{f"{name}s": distinct(index.kinds[name]).to_pylist() for name in _KINDS},
+    }
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    with new_file(path) as unfinished:
+        pq.write_table(table, unfinished, compression="zstd")
+
+
+def distinct(column: pa.ChunkedArray) -> pa.Array:
+    """The distinct values of a column, sorted."""
+    values = pc.unique(column)
+    return values.take(pc.sort_indices(values))
 
 
 def clip_bytes(group: pq.RowGroupMetaData) -> int:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,20 @@ from dynaflip.files import new_file, write_file
 from dynaflip.platform.config_loader import flatten, to_dict
 from dynaflip.platform.triplets.clips import TEMPORARY_STAGES, Clip, content_hash
 from dynaflip.platform.triplets.config import PreprocessConfig
-from dynaflip.platform.triplets.shard import WorkFolder
 from dynaflip.platform.triplets.versions import STAGE_VERSIONS, versions_of
+from dynaflip.platform.triplets.work_folder import StoredClip, WorkFolder, read_stored
 from dynaflip.renames import current_key
 
 # Settings that change no triplet; and those of sources, because each clip holds those that
 # matter to it, so that an added source costs its own clips alone.
-_BESIDE = ("max_rejected_share", "example_images", "clips_per_shard", "source", "sources")
+_BESIDE = (
+    "max_rejected_share",
+    "example_images",
+    "clips_per_shard",
+    "part_mb",
+    "source",
+    "sources",
+)
 
 
 def work_of(settings: dict[str, Any], clips: list[Clip], models: dict[str, str]) -> dict[str, Any]:
@@ -83,39 +91,61 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return lines
 
 
-def adopt_shards(
-    folder: Path, made_from: dict[str, Any], clips: list[Clip], work: WorkFolder
-) -> dict[int, list[Clip]]:
-    """Adopt the shards of a finished folder that would be made again just the same.
+@dataclass(frozen=True)
+class Adopted:
+    """Clips of a finished folder that would be made again just the same.
 
-    Those are the shards whose clips are all listed as they were, if settings and stages are
-    the folder's own, and none was rejected for a temporary reason. So an added recording costs its
-    own time alone.
+    Args:
+        parts: summaries' JSON files of Parquet files whose clips are all wanted: both stay as
+            they are.
+        clips: of every such file, and the wanted ones of all others.
+    """
 
-    Returns:
-        The clips of each shard that the work folder now holds, by its number.
+    parts: tuple[Path, ...] = ()
+    clips: tuple[StoredClip, ...] = ()
+
+    def loose(self) -> list[StoredClip]:
+        """Clips of files that hold others, too: they move to new files."""
+        whole = {part.stem for part in self.parts}
+        return [clip for clip in self.clips if clip.file is None or clip.file.stem not in whole]
+
+
+def adopt_clips(folder: Path, made_from: dict[str, Any], clips: list[Clip]) -> Adopted:
+    """Adopt the clips of a finished folder that would be made again just the same.
+
+    Those are the clips that are listed as they were, if settings and stages are the folder's own,
+    and that were not rejected for a temporary reason. So an added recording costs its own time
+    alone.
     """
     before = read_finished(folder).get("made_from", {})
     if any(before.get(name) != made_from[name] for name in ("settings", "stages")):
-        return {}
-    # A model that was not there before made none of the shards: clips name theirs.
+        return Adopted()
+    # A model that was not there before made none of the clips: they name theirs.
     if any(before["models"].get(n, digest) != digest for n, digest in made_from["models"].items()):
-        return {}
-    by_digest = {clip.digest(): clip for clip in clips}
+        return Adopted()
     wanted = Counter(clip.digest() for clip in clips)  # a file may be listed twice
-    adopted: dict[int, list[Clip]] = {}
-    for done in sorted((folder / work.done.name).glob("part-*.json")):
-        summaries = json.loads(done.read_text())
-        digests = [summary["clip_digest"] for summary in summaries]
-        is_temporary = any(summary["stage"] in TEMPORARY_STAGES for summary in summaries)
-        if is_temporary or not Counter(digests) <= wanted:
-            continue
-        wanted -= Counter(digests)
-        for file in (folder / work.triplets.name).glob(f"{done.stem}-*.parquet"):
-            _link(file, work.triplets / file.name)
-        _link(done, work.done / done.name)  # last: a shard with a summary is complete
-        adopted[int(done.stem.removeprefix("part-"))] = [by_digest[d] for d in digests]
-    return adopted
+    parts, adopted = [], []
+    finished = WorkFolder(folder)
+    for done in sorted(finished.done.glob("*.json")):
+        stored = read_stored(done, finished.triplets)
+        kept = []
+        for clip in stored:
+            digest = clip.summary["clip_digest"]
+            if wanted[digest] and clip.summary["stage"] not in TEMPORARY_STAGES:
+                wanted[digest] -= 1
+                kept.append(clip)
+        if kept and len(kept) == len(stored) and kept[0].file is not None:
+            parts.append(done)
+        adopted += kept
+    return Adopted(tuple(parts), tuple(adopted))
+
+
+def link_parts(adopted: Adopted, work: WorkFolder) -> None:
+    """Give the work folder the adopted Parquet files, and then their summaries."""
+    for done in adopted.parts:
+        file = done.parent.with_name(work.triplets.name) / f"{done.stem}.parquet"
+        _link(file, work.triplets / file.name)
+        _link(done, work.done / done.name)
 
 
 def temporary_rejections(folder: Path) -> int:

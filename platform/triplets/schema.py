@@ -21,11 +21,9 @@ from typing import Any
 import pyarrow as pa
 
 from dynaflip.errors import UserError
+from dynaflip.platform.triplets.shapes import GRID, R3M_FRAMES, STEPS
 
 SCHEMA_VERSION = 2
-STEPS = 7  # K
-GRID = 20  # G
-R3M_FRAMES = 5
 
 TRIPLET_SCHEMA = pa.schema(
     [

@@ -16,16 +16,15 @@ from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from dynaflip.files import move, unfinished_path, write_file
+from dynaflip.files import write_file
 from dynaflip.platform.triplets.build import clip_table
 from dynaflip.platform.triplets.clips import Clip, ClipRejected, Source
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.digest import row_digests
 from dynaflip.platform.triplets.models import Captioner, DepthModel
 from dynaflip.platform.triplets.models.captioner import needs_caption, with_caption
-from dynaflip.platform.triplets.schema import TRIPLET_SCHEMA
+from dynaflip.platform.triplets.work_folder import ClipFile, WorkFolder
 
 _MAX_FILE_BYTES = 100 << 20
 _STARTED = "started"
@@ -54,28 +53,6 @@ class LoadedCaptioner:
 Captioners = Mapping[str, LoadedCaptioner]
 
 
-@dataclass(frozen=True)
-class WorkFolder:
-    """Folder of unfinished work; it is renamed when everything is done."""
-
-    path: Path
-
-    @property
-    def triplets(self) -> Path:
-        """Finished Parquet files."""
-        return self.path / "triplets"
-
-    @property
-    def done(self) -> Path:
-        """One JSON file for each finished shard with its clips' summaries; see ``adopt_shards``."""
-        return self.path / "done"
-
-    @property
-    def attempts(self) -> Path:
-        """One file for each clip in work, which outlives a worker that dies."""
-        return self.path / "attempts"
-
-
 def process_shard(
     number: int,
     clips: list[Clip],
@@ -94,7 +71,7 @@ def process_shard(
         One summary for each clip: its triplets, or stage and reason of its rejection.
     """
     summaries = []
-    writer = _Writer(work.triplets, number)
+    writer = _ShardWriter(work.shards, number)
     for clip in clips:
         with _counted(work.attempts, clip) as rejection:
             summary, table = _summary(clip, source, config, rejection, depth_models, captioners)
@@ -102,8 +79,10 @@ def process_shard(
         if table is not None:
             writer.write(table)
         summaries.append(summary)
-    writer.close()
-    write_file(work.done / f"part-{number:05d}.json", json.dumps(summaries))
+    positions = iter(writer.close())
+    for summary in summaries:
+        summary["at"] = None if summary["stage"] else next(positions)
+    write_file(work.shard_summaries(number), json.dumps({"clips": summaries}))
     return summaries
 
 
@@ -120,7 +99,7 @@ def _summary(
     summary |= {"clip_digest": clip.digest()}  # before its caption is made
     summary |= {"source": clip.source, "path": _printable(clip.path), "stage": "", "reason": ""}
     summary |= {"split": "", "tasks": [], "rows": [], "visible": 0.0, "moving": 0.0}
-    summary |= {"assumed_focal": 0}
+    summary |= {"assumed_focal": 0, "short_side_px": 0}
     left_out: Counter[str] = Counter()
     table = None
     try:
@@ -136,6 +115,7 @@ def _summary(
         summary["tasks"] = sorted(set(table["task"].to_pylist()))
         summary["visible"] = sum(table["visible_share"].to_pylist())
         summary["moving"] = sum(table["moving_share"].to_pylist())
+        summary["short_side_px"] = min(table["width_px"][0].as_py(), table["height_px"][0].as_py())
         summary["assumed_focal"] = table["focal_kind"].to_pylist().count("assumed")
     except ClipRejected as error:
         summary |= {"stage": error.stage, "reason": _printable(error.reason)}
@@ -197,32 +177,29 @@ def _printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-class _Writer:
-    """Parquet files of bounded size, visible under their name only when complete."""
+class _ShardWriter:
+    """Parquet files of bounded size."""
 
     def __init__(self, folder: Path, number: int) -> None:
         self.folder, self.number = folder, number
+        self.file: ClipFile | None = None
         self.files = 0
         self.bytes = 0
-        self.writer: pq.ParquetWriter | None = None
+        self.positions: list[dict[str, Any]] = []
 
     def write(self, table: pa.Table) -> None:
         """Append a clip's triplets as one row group."""
-        if self.writer is not None and self.bytes + table.nbytes > _MAX_FILE_BYTES:
+        if self.bytes + table.nbytes > _MAX_FILE_BYTES:
             self.close()
-        if self.writer is None:
-            name = f"part-{self.number:05d}-{self.files:02d}"
-            self.path = self.folder / f"{name}.parquet"
-            # Two processes may work on a shard when a driver was killed.
-            self.part = unfinished_path(self.path)
-            self.writer = pq.ParquetWriter(self.part, TRIPLET_SCHEMA, compression="zstd")
-            self.bytes = 0
-        self.writer.write_table(table)
+        if self.file is None:
+            path = self.folder / f"part-{self.number:05d}-{self.files:02d}.parquet"
+            self.file, self.files, self.bytes = ClipFile(path), self.files + 1, 0
+        self.file.write(table)
         self.bytes += table.nbytes
 
-    def close(self) -> None:
-        """Finish the file that is open, if one is."""
-        if self.writer is not None:
-            self.writer.close()
-            move(self.part, self.path)
-            self.writer, self.files = None, self.files + 1
+    def close(self) -> list[dict[str, Any]]:
+        """Finish the file that is open, if one is; positions of all clips so far, in order."""
+        if self.file is not None:
+            self.positions += self.file.close()
+        self.file = None
+        return self.positions

@@ -25,8 +25,9 @@ from dynaflip.platform.cluster import start_ray
 from dynaflip.platform.triplets.build import clip_table
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
 from dynaflip.platform.triplets.pipeline import preprocess
-from dynaflip.platform.triplets.shard import WorkFolder, process_shard
+from dynaflip.platform.triplets.shard import process_shard
 from dynaflip.platform.triplets.sources.formats import open_source
+from dynaflip.platform.triplets.work_folder import WorkFolder
 
 # Functions whose time (with what they call) is decoding, tracking or depth.
 STAGES = {
@@ -38,7 +39,7 @@ STAGES = {
 def plain_loop(config: PreprocessConfig, folder: Path, clips: list) -> float:
     """Seconds of the same stages without Ray."""
     work = WorkFolder(folder)
-    for part in (work.triplets, work.done, work.attempts):
+    for part in (work.shards, work.attempts):
         part.mkdir(parents=True)
     source = open_source(config.source)
     began_s = time.perf_counter()

@@ -52,10 +52,11 @@ def triplets(tmp_path: Path) -> str:
 
 def bare_steps_per_s(config: PretrainConfig) -> float:
     """The plainest loop there is: decode a batch inline, step, repeat."""
+    from dynaflip.platform.training.data.augment import augment_on_device
     from dynaflip.platform.training.data.caption_cache import caption_table
     from dynaflip.platform.training.data.collate import Collate
+    from dynaflip.platform.training.data.gallery import read_clips
     from dynaflip.platform.training.data.index import read_index
-    from dynaflip.platform.training.data.loader import plain_tables, rows_of
     from dynaflip.platform.training.loop import to_device
     from dynaflip.platform.training.step import train_step
     from dynaflip.platform.training.train_state import TrainingState
@@ -64,7 +65,10 @@ def bare_steps_per_s(config: PretrainConfig) -> float:
     index = read_index(config.triplets)
     text = caption_table(index.captions, config.model.language)
     collate = Collate(config.data, config.model.image.image_px, text, seed=0, augment=True)
-    rows = [r for t in plain_tables(config.triplets, "train")(0) for r in rows_of(t)]
+    import numpy as np
+    import pyarrow as pa
+
+    rows = pa.concat_tables(read_clips(index.train, np.arange(len(index.train))))
     torch.set_num_threads(1)
     state = TrainingState(config, "cpu", STEPS)
     size = config.data.batch_size
@@ -72,8 +76,8 @@ def bare_steps_per_s(config: PretrainConfig) -> float:
     for step in range(STEPS):
         if step == WARM_UP:
             began = time.perf_counter()
-        chosen = [rows[(step * size + i) % len(rows)] for i in range(size)]
-        batch: dict[str, Tensor] = to_device(collate(chosen, 0), "cpu")
+        chosen = rows.take(pa.array([(step * size + i) % len(rows) for i in range(size)]))
+        batch: dict[str, Tensor] = augment_on_device(to_device(collate(chosen), "cpu"))
         train_step(state.model, state.objective, state.optimizer, state.schedule, batch)
     return (STEPS - WARM_UP) / (time.perf_counter() - began)
 

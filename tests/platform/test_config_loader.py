@@ -117,13 +117,15 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str, said: str) -> None:
 class Moved:
     """Settings that were renamed: a value, a section, and words of a list."""
 
-    RENAMED: ClassVar[dict[str, str]] = {"portion": "part", "pace": "rate"}
+    RENAMED: ClassVar[dict[str, str]] = {"portion": "part", "pace": "rate", "rows": "buffer_mb"}
+    RESCALED: ClassVar[dict[str, float]] = {"rows": 0.1}
     RENAMED_VALUES: ClassVar[dict[str, dict[str, str]]] = {"kinds": {"gaze": "saliency"}}
 
     part: Part = field(default_factory=Part)
     parts: tuple[Part, ...] = ()
     rate: float = 0.5
     kinds: tuple[str, ...] = ()
+    buffer_mb: float = 3.0
 
 
 @pytest.fixture
@@ -137,22 +139,24 @@ def test_old_names_work_with_one_warning_line_each(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "old.yaml"
-    file.write_text("portion: {weight: 2}\npace: 3\nkinds: [gaze]\n")
-    new = Moved(Part(2.0), rate=3.0, kinds=("saliency",))
+    file.write_text("portion: {weight: 2}\npace: 3\nkinds: [gaze]\nrows: 2048\n")
+    new = Moved(Part(2.0), rate=3.0, kinds=("saliency",), buffer_mb=204.8)
     for _ in range(2):
         assert load_config(Moved, str(file), {}) == new
     assert capsys.readouterr().err.splitlines() == [
         f"warning: {file}: portion is now part; the old name works until 0.3",
         f"warning: {file}: pace is now rate; the old name works until 0.3",
         f"warning: {file}: kinds gaze is now saliency; the old value works until 0.3",
+        f"warning: {file}: rows 2048 is now buffer_mb 204.8; the old name works until 0.3",
     ]
-    words = ["--portion.weight", "2", "--pace=3", "--kinds", "gaze"]
+    words = ["--portion.weight", "2", "--pace=3", "--kinds", "gaze", "--rows", "2048"]
     _, config = parse_config(config_parser("", Moved), Moved, words, {})
     assert config == new
     assert capsys.readouterr().err.splitlines() == [
         "warning: --portion.weight is now --part.weight; the old name works until 0.3",
         "warning: --pace is now --rate; the old name works until 0.3",
         "warning: --kinds gaze is now saliency; the old value works until 0.3",
+        "warning: --rows is now --buffer_mb; the old name works until 0.3",
     ]
 
 
@@ -169,6 +173,7 @@ def test_saved_settings_are_read_without_a_warning_and_keep_their_digest(
         "parts": [],
         "pace": 0.5,
         "kinds": ["gaze"],
+        "rows": 30,
     }
     assert config_digest(config) == config_digest(old)
     assert renames.current_settings(Moved, old) == to_dict(config)
@@ -188,7 +193,9 @@ def test_a_setting_under_both_names_is_refused(tmp_path: Path) -> None:
 def test_errors_list_present_names_alone() -> None:
     with pytest.raises(UserError) as caught:
         load_config(Moved, None, {"nonsense": "1"})
-    assert str(caught.value).endswith("known: part.weight, part.names, parts, rate, kinds")
+    assert str(caught.value).endswith(
+        "known: part.weight, part.names, parts, rate, kinds, buffer_mb"
+    )
 
 
 @pytest.mark.usefixtures("warned")

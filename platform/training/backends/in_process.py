@@ -19,15 +19,13 @@ import torch.distributed as dist
 from dynaflip.encoders.checkpoint import save_folder
 from dynaflip.errors import UserError
 from dynaflip.files import write_file
+from dynaflip.platform.cluster import available_cpus
 from dynaflip.platform.config_loader import flatten, to_dict
 from dynaflip.platform.provenance import git_commit
 from dynaflip.platform.training.config import PretrainConfig
 from dynaflip.platform.training.curve_file import CurveFile
-from dynaflip.platform.training.data.collate import Batch
-from dynaflip.platform.training.data.loader import epoch_batches, plain_tables
-from dynaflip.platform.training.data.sampling import Position
 from dynaflip.platform.training.job import TrainJob, build_job
-from dynaflip.platform.training.loop import Context, Metrics, Pretraining, rank_batch_size
+from dynaflip.platform.training.loop import Context, Metrics, Pretraining
 from dynaflip.platform.training.reports import ReportWriter
 
 RUN = "run.json"  # settings and the triplets' digest
@@ -71,22 +69,13 @@ def train_in_process(
         )
         sources = tuple(job.index.sources)
         pretraining = Pretraining(config, context, job.length, job.gallery(rank), sources)
-        pretraining.run(_batches(job, rank, workers))
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", workers))
+        threads = max(1, available_cpus() // here)
+        pretraining.run(job.feed(rank=rank, workers=workers, threads=threads, device=device))
         if reporter is not None:
             reporter.flush()
             _save_encoder(job, pretraining, output / "encoder", reporter.last)
     return pretraining
-
-
-def _batches(job: TrainJob, rank: int, workers: int) -> Callable[[Position], Iterator[Batch]]:
-    config = job.config
-    collate, sampling = job.collate(augment=True), job.sampling()
-    tables = plain_tables(job.index.folder, "train", rank=rank, world_size=workers)
-    size = rank_batch_size(config, workers)
-    return lambda position: epoch_batches(
-        tables(position.epoch), collate, config.data, sampling, position,
-        batch_size=size, rank=rank,
-    )  # fmt: skip
 
 
 def _reporter(job: TrainJob, output: Path, log: Callable[[str], None]) -> ReportWriter:

@@ -1,4 +1,4 @@
-"""The Ray Train backend: a TorchTrainer fed by Ray Data, its reports to the run's folder.
+"""The Ray Train backend: a TorchTrainer, its reports to the run's folder.
 
 Nothing outside the step holds up the step. A worker's reports pass through a queue of its own to
 Ray Train's controller, which hands them to another that writes them to disk; the driver sends them
@@ -20,12 +20,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.data.expressions import col
 from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
 
 from dynaflip.errors import StoreError, UserError
@@ -34,15 +32,10 @@ from dynaflip.platform.tracking import Run
 from dynaflip.platform.training.background import Background
 from dynaflip.platform.training.config import PretrainConfig, TrainConfig
 from dynaflip.platform.training.curve_file import CurveFile
-from dynaflip.platform.training.data.collate import Batch
-from dynaflip.platform.training.data.index import shard_paths
-from dynaflip.platform.training.data.loader import COLUMNS, epoch_batches
-from dynaflip.platform.training.data.prefetch import EpochsAhead
-from dynaflip.platform.training.data.sampling import Position
 from dynaflip.platform.training.diagnostics import Collapsed
 from dynaflip.platform.training.heartbeat import Heartbeat
 from dynaflip.platform.training.job import TrainJob
-from dynaflip.platform.training.loop import Context, Metrics, Pretraining, rank_batch_size
+from dynaflip.platform.training.loop import Context, Metrics, Pretraining
 from dynaflip.platform.training.progress import append_lines, follow
 from dynaflip.platform.training.reports import ReportWriter
 from dynaflip.platform.training.sending import Sender
@@ -54,10 +47,6 @@ _NOTES = "notes"  # lines for the user that travel with a report
 _FINAL = (NonFiniteLoss, Collapsed, StoreError, UserError)
 # Attributes of Ray's errors that hold the error inside.
 _WRAPPED = ("controller_failure", "health_check_failure", "_base_exc", "cause")
-_READ_ROWS = 256  # rows handed to the consumer at a time
-# Ray's own number of blocks depends on the cluster's CPUs, and the blocks decide which rank gets
-# which rows: on a cluster of another size a resumed run would read other streams.
-_BLOCKS = 64
 _WAITING_REPORTS = 6  # of a worker, for Ray Train's controller, which asks every 0.3 s
 _LAST_REPORTS_S = 5.0  # that a failing rank waits for its reports to be taken
 _PATIENCE_S = 30.0  # that a run's end waits for MLflow to take the rest of the curves
@@ -88,7 +77,7 @@ def fit(
         Collapsed: an embedding collapsed, and the settings stop on that.
     """
     scaling = scaling_of(job.config, ray.cluster_resources())
-    _quiet_ray_data()
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     job.checkpoint_manager()  # makes the folder, which the workers look for
     # Typed for Ray's older callbacks, which the Train of today refuses.
     terms = job.config.objective.weighted()
@@ -97,11 +86,6 @@ def fit(
         _train_on_worker,
         train_loop_config={"job": job, "heartbeat": heartbeat},
         scaling_config=scaling,
-        datasets={"train": _dataset(job.index.folder)},
-        # Order is part of the run: a resumed one sees the same batches.
-        dataset_config=ray.train.DataConfig(
-            execution_options=_ordered(), enable_shard_locality=False
-        ),
         run_config=RunConfig(
             name=run_folder.name,
             storage_path=str(run_folder.parent),
@@ -164,7 +148,7 @@ class Reporter(ray.train.UserCallback):
 
 
 def scaling_of(config: PretrainConfig, resources: dict[str, float]) -> ScalingConfig:
-    """Workers and what each gets; Ray Data keeps one CPU beside them.
+    """Workers and what each gets.
 
     Raises:
         UserError: the cluster has too few CPUs or GPUs. (Ray itself would wait for ever.)
@@ -178,13 +162,13 @@ def scaling_of(config: PretrainConfig, resources: dict[str, float]) -> ScalingCo
     if use_gpu and gpus < fewest * train.gpus_per_worker:
         raise UserError(too_few_gpus(train, fewest, gpus))
     # Ray takes fractions in steps of 1/10000.
-    share = math.floor(100 * (cpus - 1) / train.num_workers) / 100
+    share = math.floor(100 * cpus / train.num_workers) / 100
     per_worker = train.cpus_per_worker or min(1.0, share)
-    if per_worker <= 0 or fewest * per_worker + 1 > cpus:
+    if per_worker <= 0 or fewest * per_worker > cpus:
         wanted = train.cpus_per_worker or "some"
         raise UserError(
-            f"train.num_workers {fewest}: needs {wanted} CPU a worker and 1 for Ray "
-            f"Data, the cluster has {cpus:g}; lower train.num_workers or train.cpus_per_worker"
+            f"train.num_workers {fewest}: needs {wanted} CPU a worker, the "
+            f"cluster has {cpus:g}; lower train.num_workers or train.cpus_per_worker"
         )
     return ScalingConfig(
         num_workers=workers,
@@ -218,12 +202,12 @@ def too_few_gpus(train: TrainConfig, workers: int, gpus: float) -> str:
 
 
 def bundles_of(config: PretrainConfig, runs: int = 1) -> list[dict[str, float]]:
-    """Resources of concurrent runs, for an autoscaler: one bundle a worker, a CPU for Ray Data."""
+    """Resources of concurrent runs, for an autoscaler: one bundle a worker."""
     train = config.train
     worker = {"CPU": train.cpus_per_worker or 1.0}
     if train.device == "gpu":
         worker["GPU"] = train.gpus_per_worker
-    return [worker] * (train.min_workers or train.num_workers) * runs + [{"CPU": 1.0}]
+    return [worker] * (train.min_workers or train.num_workers) * runs
 
 
 def find_final(error: BaseException | None) -> Exception | None:
@@ -265,24 +249,7 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
     share = max(1, available_cpus() // worker.get_local_world_size())
     torch.set_num_threads(config.train.threads or share)
     rank, workers = worker.get_world_rank(), worker.get_world_size()
-    collate, sampling = job.collate(augment=True), job.sampling()
-    shard = ray.train.get_dataset_shard("train")
     notes: list[str] = []
-
-    def tables() -> Iterator[pa.Table]:
-        return iter(
-            shard.iter_batches(batch_size=_READ_ROWS, batch_format="pyarrow", prefetch_batches=1)
-        )
-
-    epochs = EpochsAhead(tables)
-
-    def batches(position: Position) -> Iterator[Batch]:
-        last = (position.epoch + 1) * job.length.steps_per_epoch >= job.length.total_steps
-        rows = epochs.read(last=last)
-        size = rank_batch_size(config, workers)
-        return epoch_batches(
-            rows, collate, config.data, sampling, position, batch_size=size, rank=rank
-        )
 
     # Every rank reports equally often and in the same order, each in its own thread.
     reports = Background(ray.train.report, _WAITING_REPORTS, "reports")
@@ -306,7 +273,9 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
     beating = context.heartbeat.beating() if context.heartbeat else contextlib.nullcontext()
     with beating, _taken(reports):
         context.doing("building the model")
-        Pretraining(config, context, job.length, job.gallery(rank), sources).run(batches)
+        pretraining = Pretraining(config, context, job.length, job.gallery(rank), sources)
+        feed = job.feed(rank=rank, workers=workers, threads=share, device=context.device)
+        pretraining.run(feed)
 
 
 def _heartbeat(folder: Path | None, rank: int, total_steps: int) -> Heartbeat | None:
@@ -337,28 +306,6 @@ def check_shared(uri: str) -> None:
             f"checkpoints: {uri} is not there on {socket.gethostname()}; let all machines share "
             "DYNAFLIP_HOME, or give train.checkpoint_storage s3://bucket/prefix"
         )
-
-
-def _dataset(folder: str) -> ray.data.Dataset:
-    """The training rows, streamed; the filter is pushed down into the Parquet reader."""
-    paths = shard_paths(folder)
-    rows = ray.data.read_parquet(
-        paths, columns=[*COLUMNS, "split"], override_num_blocks=max(_BLOCKS, len(paths))
-    )
-    return rows.filter(expr=col("split") == "train")
-
-
-def _ordered() -> ray.data.ExecutionOptions:
-    options = ray.data.ExecutionOptions()
-    options.preserve_order = True
-    return options
-
-
-def _quiet_ray_data() -> None:
-    """Leave Ray Data's own progress (a plan and a table an epoch) to its log files."""
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    for name in ("ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _fit_in_thread(trainer: ray.train.torch.TorchTrainer, log: Path) -> ray.train.Result:

@@ -1,118 +1,256 @@
-"""Colour jitter of a whole batch as one affine map of RGB an image, and patches laid over it.
+"""Augmentation: drawn on the host for each example, laid over the images on their device.
 
-Brightness, contrast, saturation and (in YIQ) hue are all affine in RGB, so their
-composition is one 3×3 matrix and one offset: a single matrix product a batch, where
-jitter in HSV costs more than decoding. Shapes: B samples, P images a sample.
+A random crop, patches of random texture, and colour jitter, in this order, with one conversion to
+float and back. Brightness, contrast, saturation and (in YIQ) hue are all affine in RGB, so that
+jitter is one 3×3 matrix and an offset for each image.
+
+Shapes: B examples, F = 3 frames of an example (t, next, far), H = W pixels, N patches at most.
 """
 
 from __future__ import annotations
 
-import cv2
+import math
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-_GREY = torch.tensor([0.299, 0.587, 0.114])
-_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+from dynaflip.losses.base import FRAMES
+from dynaflip.platform.training.config import DataConfig
+from dynaflip.platform.training.data.random_numbers import Purpose, bits, uniform
+
+_PREFIX = "augment_"
+_GREY = (0.299, 0.587, 0.114)
+_YIQ = (_GREY, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
+_CELLS = 40  # most cells a side of a patch's texture
+_PATCH = 14  # numbers that describe a patch, see `_draw_patches`
+_IMAGES_AT_ONCE = 64  # as floats
 
 
-def colour_jitter(
-    images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue_turns: Tensor
-) -> Tensor:
-    """Jitter images; the order is brightness, contrast, saturation, hue.
+def draw_augmentation(
+    config: DataConfig, example: np.ndarray, seed: int, epoch: int
+) -> dict[str, Tensor]:
+    """Random numbers of some examples, for those augmentations that are on.
 
     Args:
-        images: (B, P, 3, H, W) uint8, RGB.
-        brightness: (B, P) factor; 1 changes nothing.
-        contrast: (B, P) factor about the image's mean grey.
-        saturation: (B, P) factor about each pixel's grey.
-        hue_turns: (B, P) rotation of the colour circle in turns; 0 changes nothing.
+        config: the settings.
+        example: (B,) int64 ids.
+        seed: of the run.
+        epoch: of the run.
 
     Returns:
-        (B, P, 3, H, W) uint8.
+        ``augment_crop`` (B, 3): left, top and side of a window, as shares of the image's side;
+        ``augment_jitter`` (B, F, 4): factors of brightness, contrast and saturation, and turns of
+        hue; ``augment_patches`` (B, F, N, 14) and ``augment_textures`` (B, F, N) int64.
     """
-    pixels = images.float()
-    mean_grey = torch.einsum("bpchw,c->bp", pixels, _GREY) / (images.shape[-1] * images.shape[-2])
-    saturate = saturation[..., None, None] * torch.eye(3) + (
-        1 - saturation[..., None, None]
-    ) * _GREY.expand(3, 3)
-    colour = _hue_rotation(hue_turns) @ saturate
-    matrix = (brightness * contrast)[..., None, None] * colour
-    # A grey offset: rotation and saturation leave grey alone, so it needs no matrix.
+    drawn: dict[str, np.ndarray] = {}
+    if config.crop_min_share < 1:
+        chance = uniform(Purpose.CROP, seed, epoch, example[:, None], np.arange(3))
+        side = config.crop_min_share + (1 - config.crop_min_share) * chance[:, 2:]
+        drawn["crop"] = np.concatenate([chance[:, :2] * (1 - side), side], 1)
+    widths = (
+        config.jitter_brightness,
+        config.jitter_contrast,
+        config.jitter_saturation,
+        config.jitter_hue,
+    )
+    if any(widths):
+        frame = np.arange(len(FRAMES)) if config.jitter_per_image else np.zeros(len(FRAMES), int)
+        keys = (example[:, None, None], frame[None, :, None], np.arange(4))
+        chance = uniform(Purpose.JITTER, seed, epoch, *keys)
+        drawn["jitter"] = (1, 1, 1, 0) + np.array(widths) * (2 * chance - 1)
+    tensors = {_PREFIX + name: torch.from_numpy(v).float() for name, v in drawn.items()}
+    if config.patches:
+        patches, textures = _draw_patches(config.patches, example, seed, epoch)
+        tensors[_PREFIX + "patches"] = torch.from_numpy(patches).float()
+        tensors[_PREFIX + "textures"] = torch.from_numpy(textures)
+    return tensors
+
+
+def _draw_patches(
+    most: int, example: np.ndarray, seed: int, epoch: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Patches of each image: (B, F, most, 14), and a number of their texture's noise.
+
+    0, 1 centre, 2, 3 half the sides, all as shares of the image's side; 4, 5 cosine and sine of
+    the angle; 6 whether it is an ellipse; 7 opacity, 0 where there is no patch; 8-10 colour and 11
+    its standard deviation, of 255 levels; 12 cells of the texture a side; 13 whether these have
+    sharp edges.
+    """
+    image = (seed, epoch, example[:, None, None], np.arange(len(FRAMES))[None, :, None])
+    number = np.arange(most)
+    chance = uniform(Purpose.PATCHES, *(np.asarray(k)[..., None] for k in image),
+                     number[:, None], np.arange(16))  # fmt: skip
+    count = uniform(Purpose.PATCHES, *image, -1) * (most + 1)  # 0 to `most`, equally likely
+    # Uniform in the logarithm: many small things, few surfaces, up to the whole image.
+    half = np.exp(np.log(0.03) * (1 - chance[..., 2:4]))
+    angle = np.pi * chance[..., 4]
+    patches = np.empty((*chance.shape[:-1], _PATCH))
+    patches[..., 0:2], patches[..., 2:4] = chance[..., 0:2], half
+    patches[..., 4], patches[..., 5] = np.cos(angle), np.sin(angle)
+    patches[..., 6] = chance[..., 5] < 0.5
+    # What is large is see-through, so that something of the scene is left.
+    opacity = 0.3 + (0.7 - 0.5 * half.min(-1)) * chance[..., 6]
+    patches[..., 7] = np.where(number < np.floor(count), opacity, 0)
+    patches[..., 8:11] = 255 * chance[..., 7:10]
+    patches[..., 11] = np.where(chance[..., 10] < 0.5, 0, 80 * chance[..., 11])
+    patches[..., 12] = np.floor(np.exp(np.log(2) + np.log(_CELLS / 2) * chance[..., 12]))
+    patches[..., 13] = chance[..., 13] < 0.3
+    return patches, bits(Purpose.PATCHES, *image, number, -2).view(np.int64)
+
+
+def augment_on_device(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Augment a batch's images where they are; its ``augment_…`` entries are used up."""
+    result = {name: value for name, value in batch.items() if not name.startswith(_PREFIX)}
+    drawn = {k.removeprefix(_PREFIX): v for k, v in batch.items() if k.startswith(_PREFIX)}
+    if drawn:
+        crop = drawn.pop("crop", None)
+        for number, name in enumerate(FRAMES):
+            if (images := batch.get(f"image_{name}")) is not None:
+                own = {key: value[:, number] for key, value in drawn.items()}
+                result[f"image_{name}"] = augment(images, crop=crop, **own)
+    return result
+
+
+def augment(images: Tensor, **drawn: Tensor | None) -> Tensor:
+    """Augment images (B, 3, H, W) uint8 RGB, best with channels last in memory.
+
+    Args:
+        images: left as they are.
+        drawn: of :func:`draw_augmentation` for one frame: ``crop`` (B, 3), ``jitter`` (B, 4),
+            ``patches`` (B, N, 14) and ``textures`` (B, N), each or None.
+
+    Returns:
+        (B, 3, H, W) uint8, channels last in memory.
+    """
+    parts = []
+    for start in range(0, len(images), _IMAGES_AT_ONCE):
+        rows = slice(start, start + _IMAGES_AT_ONCE)
+        some = {name: value[rows] for name, value in drawn.items() if value is not None}
+        pixels = images[rows].permute(0, 2, 3, 1).float()
+        if "crop" in some:
+            pixels = _cropped(pixels, some["crop"])
+        if "patches" in some:
+            pixels = _patched(pixels, some["patches"], some["textures"])
+        if "jitter" in some:
+            pixels = _jittered(pixels, some["jitter"])
+        parts.append((pixels + 0.5).clamp_(0, 255).to(torch.uint8))
+    return torch.cat(parts).permute(0, 3, 1, 2)
+
+
+def _cropped(pixels: Tensor, window: Tensor) -> Tensor:
+    """Windows (B, 3) of images (B, H, W, 3), enlarged to their size by bilinear interpolation."""
+    left, top, side = window[:, :, None].unbind(1)
+    x, y = (begin + side * _centres(pixels) for begin in (left, top))  # (B, W), in [0, 1]
+    grid = torch.stack(torch.broadcast_tensors(x[:, None], y[:, :, None]), -1)
+    return _sampled(pixels.permute(0, 3, 1, 2), grid)
+
+
+def _jittered(pixels: Tensor, jitter: Tensor) -> Tensor:
+    """Images (B, H, W, 3) by factors (B, 4): brightness, contrast, saturation, then hue."""
+    brightness, contrast, saturation, turns = jitter[:, :, None, None].unbind(1)  # (B, 1, 1)
+    grey = jitter.new_tensor(_GREY)
+    saturate = saturation * torch.eye(3, device=jitter.device) + (1 - saturation) * grey
+    # Row vectors times the transposed matrix. Rotation and saturation leave grey alone, so that
+    # contrast about the mean grey needs no matrix for its offset.
+    matrix = brightness * contrast * _product(saturate.mT, _hue_rotation(turns).mT)
+    mean_grey = (pixels.mean((1, 2)) * grey).sum(-1)[:, None, None]
     offset = (1 - contrast) * brightness * mean_grey
-    changed = (matrix @ pixels.flatten(3)).view_as(pixels) + offset[..., None, None, None]
-    return changed.round_().clamp_(0, 255).to(torch.uint8)
+    red, green, blue = pixels.unsqueeze(-1).unbind(-2)  # (B, H, W, 1)
+    # Sums and products, and no matrix product: TF32 would lose a quarter of a level.
+    changed = torch.addcmul(offset[..., None], red, matrix[:, None, None, 0])
+    return changed.addcmul_(green, matrix[:, None, None, 1]).addcmul_(
+        blue, matrix[:, None, None, 2]
+    )
 
 
 def _hue_rotation(turns: Tensor) -> Tensor:
-    """(…, 3, 3) rotation of RGB about the grey axis of YIQ."""
-    angle = 2 * torch.pi * turns
-    rotation = torch.zeros(*turns.shape, 3, 3)
-    rotation[..., 0, 0] = 1
-    rotation[..., 1, 1] = rotation[..., 2, 2] = angle.cos()
-    rotation[..., 1, 2] = -angle.sin()
-    rotation[..., 2, 1] = angle.sin()
-    return torch.linalg.inv(_YIQ) @ rotation @ _YIQ
+    """(B, 3, 3) rotation of RGB about the grey axis of YIQ by turns (B, 1, 1)."""
+    to_yiq = torch.tensor(_YIQ, device=turns.device)
+    back = torch.tensor(np.linalg.inv(np.array(_YIQ)), device=turns.device).float()
+    cos, sin = (2 * math.pi * turns).cos(), (2 * math.pi * turns).sin()
+    one, zero = torch.ones_like(cos), torch.zeros_like(cos)
+    rows = ((one, zero, zero), (zero, cos, -sin), (zero, sin, cos))
+    rotation = torch.cat([torch.cat(row, 2) for row in rows], 1)
+    return _product(_product(back.expand_as(rotation), rotation), to_yiq.expand_as(rotation))
 
 
-def draw_jitter(
-    rng: np.random.Generator, half_widths: tuple[float, float, float, float], images: int
-) -> np.ndarray:
-    """(4, images) brightness, contrast, saturation, hue of one sample.
-
-    Args:
-        rng: the sample's own generator.
-        half_widths: of the uniform distributions around 1, 1, 1 and 0.
-        images: how many different draws; 1 serves all images of the sample.
-    """
-    centres = np.array([1.0, 1.0, 1.0, 0.0])[:, None]
-    return centres + np.array(half_widths)[:, None] * rng.uniform(-1, 1, (4, images))
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Products of (B, 3, 3) matrices in full precision, whatever is allowed for others."""
+    return (a[:, :, :, None] * b[:, None]).sum(2)
 
 
-def draw_patches(rng: np.random.Generator, image: np.ndarray, most: int) -> np.ndarray:
-    """Lay ellipses and rectangles of random texture over an image, some of them see-through.
+def _patched(pixels: Tensor, patches: Tensor, textures: Tensor) -> Tensor:
+    """Lay patches (B, N, 14) of random texture over images (B, H, W, 3), some see-through.
 
     Random erasing (Zhong et al. 2020, arXiv 1708.04896) with what stands in scenes: things
     (opaque), shadows (dark and see-through) and other surfaces (large). The other images of
-    a sample show what a patch hides, because patches are drawn for each image alone.
-
-    Args:
-        rng: the sample's own generator.
-        image: (3, H, W) uint8; left as it is.
-        most: patches of an image are 0 to ``most``, all numbers equally likely.
-
-    Returns:
-        (3, H, W) uint8.
+    an example show what a patch hides, because patches are drawn for each image alone.
     """
-    number = int(rng.integers(0, most + 1))
-    if number == 0:
-        return image
-    height, width = image.shape[1:]
-    result = image.astype(np.float32)
-    for _ in range(number):
-        mask = np.zeros((height, width), np.float32)
-        centre = rng.uniform(0, width), rng.uniform(0, height)
-        # Uniform in the logarithm: many small things, few surfaces, up to the whole image.
-        share = np.exp(rng.uniform(np.log(0.03), np.log(1.0), 2))
-        half = share * (width, height)
-        if rng.random() < 0.5:
-            box = (centre, (2 * half[0], 2 * half[1]), float(rng.uniform(0, 180)))
-            cv2.ellipse(mask, box, 1.0, -1)
-        else:
-            corners = cv2.boxPoints((centre, tuple(2 * half), float(rng.uniform(0, 180))))
-            cv2.fillPoly(mask, [np.rint(corners).astype(np.int32)], 1.0)
-        # What is large is see-through, so that something of the scene is left.
-        mask *= rng.uniform(0.3, 1 - 0.5 * share.min())
-        result += mask * (_texture(rng, height, width) - result)
-    return np.rint(result).clip(0, 255).astype(np.uint8)
+    for number in range(patches.shape[1]):
+        patch, texture = patches[:, number], textures[:, number]
+        if pixels.device.type != "cpu":  # choosing rows would wait for the device
+            mask = _mask(pixels, patch)[..., None]
+            pixels = pixels + mask * (_texture(pixels, patch, texture) - pixels)
+            continue
+        there = patch[:, 7] > 0
+        some = pixels[there]
+        mask = _mask(some, patch[there])[..., None]
+        pixels[there] = some + mask * (_texture(some, patch[there], texture[there]) - some)
+    return pixels
 
 
-def _texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """(3, height, width) float32: a colour, with a field of others around it, coarse or fine."""
-    colour = rng.uniform(0, 255, 3)
-    spread = rng.choice([0.0, rng.uniform(0, 80)])
-    cells = int(np.exp(rng.uniform(np.log(2), np.log(40))))
-    field = colour + spread * rng.standard_normal((cells, cells, 3))
-    how = cv2.INTER_NEAREST if rng.random() < 0.3 else cv2.INTER_LINEAR
-    field = cv2.resize(field.clip(0, 255).astype(np.float32), (width, height), interpolation=how)
-    return field.transpose(2, 0, 1)
+def _mask(pixels: Tensor, patch: Tensor) -> Tensor:
+    """(B, H, W) opacity of patches (B, 14): 0 outside."""
+    at = patch[:, :, None, None].unbind(1)  # (B, 1, 1) each
+    centre = _centres(pixels)
+    x, y = centre - at[0], centre[:, None] - at[1]
+    along, across = (x * at[4] + y * at[5]) / at[2], (y * at[4] - x * at[5]) / at[3]
+    ellipse = along.square() + across.square() <= 1
+    rectangle = torch.maximum(along.abs(), across.abs()) <= 1
+    return torch.where(at[6] > 0, ellipse, rectangle) * at[7]
+
+
+def _texture(pixels: Tensor, patch: Tensor, number: Tensor) -> Tensor:
+    """(B, H, W, 3) a colour, with a field of others around it, coarse or fine."""
+    noise = _noise(number, _CELLS * _CELLS * 3).view(-1, 3, _CELLS, _CELLS)
+    colour, spread = patch[:, 8:11, None, None], patch[:, 11, None, None, None]
+    field = (colour + spread * noise).clamp_(0, 255)
+    cells, sharp = patch[:, 12:13], patch[:, 13:14] > 0
+    place = _centres(pixels) * cells  # (B, H) in cells
+    smooth = torch.minimum(place.clamp(min=0.5), cells - 0.5)
+    place = torch.where(sharp, place.floor() + 0.5, smooth) / _CELLS
+    grid = torch.stack(torch.broadcast_tensors(place[:, None], place[:, :, None]), -1)
+    return _sampled(field, grid)
+
+
+def _sampled(images: Tensor, places: Tensor) -> Tensor:
+    """Images (B, 3, h, w) at places (B, H, W, 2), x and y in [0, 1]: (B, H, W, 3)."""
+    found = F.grid_sample(images, 2 * places - 1, padding_mode="border", align_corners=False)
+    return found.permute(0, 2, 3, 1)
+
+
+def _centres(pixels: Tensor) -> Tensor:
+    """Centres of the pixels along a side of (B, H, W, 3) images: (H,) in [0, 1]."""
+    side = pixels.shape[1]
+    return (torch.arange(side, device=pixels.device) + 0.5) / side
+
+
+def _noise(seeds: Tensor, size: int) -> Tensor:
+    """(B, size) nearly normal numbers of seeds (B,) int64, the same on every device."""
+    x = seeds[:, None] + torch.arange(1, size + 1, device=seeds.device) * -0x61C8864680B583EB
+    x = (x ^ _shifted(x, 30)) * -0x40A7B892E31B1A47
+    x = (x ^ _shifted(x, 27)) * -0x6B2FB644ECCEEE15
+    x = x ^ _shifted(x, 31)
+    # The sum of four uniform numbers has variance 1/3.
+    pieces = [(_shifted(x, shift) & 0xFFFF).float() for shift in (0, 16, 32, 48)]
+    total = pieces[0] + pieces[1] + pieces[2] + pieces[3]
+    return (total / 65536 - 2) * math.sqrt(3)
+
+
+def _shifted(x: Tensor, by: int) -> Tensor:
+    """A logical right shift of int64."""
+    return (x >> by) & ((1 << (64 - by)) - 1) if by else x

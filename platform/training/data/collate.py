@@ -1,28 +1,30 @@
-"""Rows to batches: decode, jitter, crop, stack.
+"""Rows to batches: keep what training needs of a clip, decode its images, stack.
 
-Every random number is a function of (seed, epoch, example id), whichever worker decodes the row.
-The example id is the triplet's, and another one for each repetition within an epoch.
-
-Shapes: B samples, K = 7 flow steps, G = 20 grid points a side, H = W = image_px, P = 3
-images a sample: frame t, the next one, and a later one of the clip for the temporal term.
+Shapes: B samples, K = 7 flow steps, G = 20 grid points a side, H = W = image_px; frames of a
+sample are t, the next one, and a later one of the clip (far) for the temporal term.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
+import pyarrow as pa
 import torch
+from torch import Tensor
 
-from dynaflip.encoders.preprocessing import to_square
+from dynaflip.losses.base import FRAMES
 from dynaflip.platform.training.config import DataConfig
-from dynaflip.platform.training.data.augment import colour_jitter, draw_jitter, draw_patches
+from dynaflip.platform.training.data.augment import draw_augmentation
 from dynaflip.platform.training.data.caption_features import TextTable
+from dynaflip.platform.training.data.decode import decode_into
 from dynaflip.platform.training.data.ids import id64
-from dynaflip.platform.triplets.schema import GRID, STEPS
+from dynaflip.platform.training.data.random_numbers import Purpose, uniform
+from dynaflip.platform.triplets.schema import GRID, R3M_FRAMES, STEPS
 
-Row = dict[str, Any]
 Batch = dict[str, Any]
 
 TENSOR_SHAPES = {
@@ -30,7 +32,6 @@ TENSOR_SHAPES = {
     "flow_displacement_m": (STEPS, GRID, GRID, 3),
     "flow_visible": (STEPS, GRID, GRID),
 }
-_IMAGES = ("t", "next", "far")
 _IDENTITIES = {
     "group": "caption_group",
     "task": "task",
@@ -39,104 +40,225 @@ _IDENTITIES = {
     "source": "source",
     "triplet": "triplet_id",
 }
+# Times of the same frame may differ in the last bits.
+_SAME_TIME_S = 1e-3
+
+
+@dataclass(frozen=True)
+class Jpegs:
+    """Encoded images, one after the other."""
+
+    data: np.ndarray  # (bytes,) uint8
+    ends: np.ndarray  # (N + 1,) int32 offsets in `data`
+
+    @classmethod
+    def of(cls, column: pa.Array) -> Jpegs:
+        """Those of a binary column, without a copy."""
+        _, ends, data = column.buffers()
+        all_ends = np.frombuffer(ends, np.int32)
+        part = all_ends[column.offset : column.offset + len(column) + 1]
+        return cls(np.frombuffer(data, np.uint8), part)
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        """One of them: (bytes,) uint8."""
+        return self.data[self.ends[number] : self.ends[number + 1]]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a clip as they wait in the shuffle buffer: R rows, shown as E ≥ R examples."""
+
+    row: np.ndarray  # (E,) of each example
+    frames: dict[str, Jpegs]  # t and next of R rows, far of E examples
+    tensors: dict[str, np.ndarray]  # (R, …) each, see TENSOR_SHAPES
+    median_depth_m: np.ndarray  # (R,)
+    ids: np.ndarray  # (R, 6) int64, in the order of _IDENTITIES
+    text: np.ndarray  # (R,) rows of the caption features
+    triplet_id: list[str]
+    example: np.ndarray  # (E,) int64
+    far_valid: np.ndarray  # (E,) bool: the clip has a frame after the transition
+
+
+class PendingBatch:
+    """A batch whose images are being decoded."""
+
+    def __init__(self, batch: Batch, work: Sequence[Future[None]]) -> None:
+        self._batch, self._work = batch, work
+
+    def result(self) -> Batch:
+        """The batch, when it is complete; raises what decoding raised."""
+        for part in self._work:
+            part.result()
+        return self._batch
 
 
 class Collate:
-    """Turns rows into the batch that model and objective take (see :meth:`__call__`)."""
+    """Turns rows into the batch that model and objective take (see :meth:`start`)."""
 
     def __init__(
-        self, config: DataConfig, image_px: int, text: TextTable, *, seed: int, augment: bool
+        self,
+        config: DataConfig,
+        image_px: int,
+        text: TextTable,
+        *,
+        seed: int,
+        augment: bool,
+        frames: tuple[str, ...] = FRAMES,
     ) -> None:
+        """Take what decides a batch beside its rows.
+
+        Args:
+            config: augmentation.
+            image_px: side of the images.
+            text: features of the captions.
+            seed: of the run.
+            augment: False leaves the images as they are.
+            frames: that are decoded; ``t`` and ``next`` always are.
+        """
         self.config, self.image_px, self.text = config, image_px, text
         self.seed, self.augment = seed, augment
+        self.frames = tuple(name for name in FRAMES if name in {"t", "next", *frames})
 
-    def __call__(self, rows: list[Row], epoch: int) -> Batch:
-        """Decode and stack.
+    def __call__(self, table: pa.Table) -> Batch:
+        """All rows of a table, in its order, as an unaugmented batch."""
+        examples = np.array([id64(name) for name in table["triplet_id"].to_pylist()])
+        rows = self.keep(table, np.arange(len(table)), examples, epoch=0)
+        return self.start([(rows, number) for number in range(len(table))], epoch=0).result()
 
-        Returns:
-            image_t, image_next, image_far (B, 3, H, W) uint8; text_features (B, D_text);
-            flow_origin_m (B, G, G, 3), flow_displacement_m (B, K, G, G, 3) in camera frame
-            t; flow_visible (B, K, G, G) bool; median_depth_m (B,); group, task, clip,
-            recording, source, triplet, example (B,) int64 (a triplet that is drawn several times
-            in an epoch is several examples); far_valid (B,) bool; triplet_id, a list of
-            B strings.
+    def keep(self, table: pa.Table, row: np.ndarray, example: np.ndarray, epoch: int) -> Rows:
+        """What training needs of some rows of a table.
+
+        The far frame is drawn here, of the frames of the clip that are later than the pair: the
+        others are dropped while they are still encoded.
+
+        Args:
+            table: with the columns ``TRAINING_COLUMNS``.
+            row: (E,) row of each example.
+            example: (E,) int64 ids.
+            epoch: of the run.
         """
-        samples = [self._sample(row, epoch) for row in rows]
-        images = torch.from_numpy(np.stack([sample[0] for sample in samples]))
-        if self.augment and self._jitter_widths() != (0, 0, 0, 0):
-            jitter = torch.from_numpy(np.stack([sample[1] for sample in samples])).float()
-            brightness, contrast, saturation, hue = jitter.unbind(1)
-            images = colour_jitter(images, brightness, contrast, saturation, hue)
-        batch: Batch = {
-            f"image_{name}": images[:, i].contiguous() for i, name in enumerate(_IMAGES)
+        needed, row = np.unique(row, return_inverse=True)
+        if len(needed) < len(table):
+            table = table.take(pa.array(needed))
+        columns = {name: _whole(table[name]) for name in table.column_names}
+        far, valid = self._far_frames(columns, row, example, epoch)
+        frames = {"t": columns["frame_t"], "next": columns["frame_next"], "far": far}
+        tensors = {
+            name: _flat(columns[name]).reshape(-1, *shape) for name, shape in TENSOR_SHAPES.items()
         }
-        captions = self.text.rows([row["caption"] for row in rows])
-        batch["text_features"] = torch.from_numpy(self.text.features[captions])
-        for name in TENSOR_SHAPES:
-            batch[name] = torch.from_numpy(np.stack([row[name] for row in rows]))
-        batch["flow_visible"] = batch["flow_visible"] > 0
-        batch["median_depth_m"] = torch.tensor([row["median_depth_m"] for row in rows])
-        for name, column in _IDENTITIES.items():
-            batch[name] = torch.tensor([id64(row[column]) for row in rows])
-        batch["example"] = torch.tensor([row["example"] for row in rows])
-        batch["far_valid"] = torch.tensor([sample[2] for sample in samples])
-        batch["triplet_id"] = [row["triplet_id"] for row in rows]
-        return batch
-
-    def _sample(self, row: Row, epoch: int) -> tuple[np.ndarray, np.ndarray, bool]:
-        """Images (P, 3, H, W) uint8, jitter (4, P or 1), and whether a later frame exists."""
-        rng = np.random.default_rng([self.seed, epoch, row["example"]])
-        end_s = row["t_s"] + row["window_s"]
-        # A millisecond: times of the same frame may differ in the last bits.
-        later = [i for i, time_s in enumerate(row["frames_r3m_s"]) if time_s > end_s + 1e-3]
-        choice = int(rng.integers(len(later))) if later else -1
-        far = row["frames_r3m"][later[choice]] if later else row["frame_next"]
-        window = self._crop_window(rng)
-        images = [
-            decode_image(jpeg, self.image_px, window)
-            for jpeg in (row["frame_t"], row["frame_next"], far)
-        ]
-        draws = len(_IMAGES) if self.config.jitter_per_image else 1
-        jitter = draw_jitter(rng, self._jitter_widths(), draws)
-        jitter = np.broadcast_to(jitter, (4, len(_IMAGES)))
-        if self.augment and self.config.patches:
-            images = [draw_patches(rng, p, self.config.patches) for p in images]
-        return np.stack(images), jitter, bool(later)
-
-    def _crop_window(self, rng: np.random.Generator) -> tuple[float, float, float] | None:
-        if not self.augment or self.config.crop_min_share == 1:
-            return None
-        side = rng.uniform(self.config.crop_min_share, 1)
-        return rng.uniform(0, 1 - side), rng.uniform(0, 1 - side), side
-
-    def _jitter_widths(self) -> tuple[float, float, float, float]:
-        config = self.config
-        return (
-            config.jitter_brightness,
-            config.jitter_contrast,
-            config.jitter_saturation,
-            config.jitter_hue,
+        names = [columns[column].to_pylist() for column in _IDENTITIES.values()]
+        numbers = {name: id64(name) for name in set().union(*names)}
+        return Rows(
+            row,
+            {name: Jpegs.of(frames[name]) for name in self.frames},
+            tensors,
+            columns["median_depth_m"].to_numpy(),
+            np.array([[numbers[name] for name in column] for column in names]).T,
+            self.text.rows(columns["caption"].to_pylist()),
+            names[-1],
+            example,
+            valid,
         )
 
+    def _far_frames(
+        self, columns: dict[str, pa.Array], row: np.ndarray, example: np.ndarray, epoch: int
+    ) -> tuple[pa.Array, np.ndarray]:
+        """A later frame for each example, and (E,) whether there is one."""
+        end_s = columns["t_s"].to_numpy() + columns["window_s"].to_numpy()
+        times_s = _flat(columns["frames_r3m_s"]).reshape(-1, R3M_FRAMES)
+        later = (times_s > end_s[:, None] + _SAME_TIME_S)[row]
+        chance = uniform(Purpose.FAR_FRAME, self.seed, epoch, example)
+        wanted = 1 + (chance * later.sum(1)).astype(np.int64)  # the first, second … of those
+        chosen = (later.cumsum(1) >= wanted[:, None]).argmax(1)  # 0 where there is none
+        images = columns["frames_r3m"].flatten()
+        return images.take(pa.array(R3M_FRAMES * row + chosen)), later.any(1)
 
-def decode_image(
-    jpeg: bytes, side_px: int, window: tuple[float, float, float] | None = None
-) -> np.ndarray:
-    """Decode an image to (3, side_px, side_px) uint8 RGB, the whole of it or a window.
+    def start(
+        self,
+        rows: Sequence[tuple[Rows, int]],
+        epoch: int,
+        pool: Executor | None = None,
+        tasks: int = 1,
+        *,
+        pinned: bool = False,
+    ) -> PendingBatch:
+        """Begin to make a batch; its images are decoded on a pool of threads.
 
-    Args:
-        jpeg: the encoded image.
-        side_px: side of the square it is resized to, as the encoder does at use.
-        window: left, top and side as shares of the image's width and height.
-    """
-    image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
-    if image is None:
-        raise ValueError("a triplet's image cannot be decoded; run jobs/preprocess.py again")
-    height, width = image.shape[:2]
-    if window is not None:
-        left, top, side = window
-        rows = slice(int(top * height), max(int((top + side) * height), int(top * height) + 1))
-        cols = slice(int(left * width), max(int((left + side) * width), int(left * width) + 1))
-        image = image[rows, cols]
-    planes = torch.from_numpy(np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1)))
-    return to_square(planes[None], side_px)[0].numpy()
+        Args:
+            rows: B of them: some rows of a clip, and the number of an example in it.
+            epoch: of the run.
+            pool: decodes; without one it is done here.
+            tasks: parts that decoding is divided into.
+            pinned: allocate memory that a GPU can copy from while it computes. torch keeps such
+                memory until its copies are done and then gives it to a later batch.
+
+        Returns:
+            image_t, image_next, image_far (B, 3, H, W) uint8, channels last in memory, of the
+            frames that are decoded; text_features (B, D_text); flow_origin_m (B, G, G, 3),
+            flow_displacement_m (B, K, G, G, 3) in camera frame t; flow_visible (B, K, G, G) bool;
+            median_depth_m (B,); group, task, clip, recording, source, triplet, example (B,) int64
+            (a triplet that is drawn several times in an epoch is several examples); far_valid (B,)
+            bool; triplet_id, a list of B strings; and augment_… tensors, which
+            :func:`.augment.augment_on_device` takes out again.
+        """
+
+        def new(*shape: int, dtype: torch.dtype) -> Tensor:
+            return torch.empty(len(rows), *shape, dtype=dtype, pin_memory=pinned)
+
+        side = self.image_px
+        images = {name: new(side, side, 3, dtype=torch.uint8) for name in self.frames}
+        tensors = {
+            name: new(*shape, dtype=torch.bool if name == "flow_visible" else torch.float32)
+            for name, shape in TENSOR_SHAPES.items()
+        }
+        outs = {name: tensor.numpy() for name, tensor in (images | tensors).items()}
+
+        def fill(some: range) -> None:
+            for i in some:
+                kept, number = rows[i]
+                row = kept.row[number]
+                for name, jpegs in kept.frames.items():
+                    decode_into(jpegs[number if name == "far" else row], outs[name][i])
+                for name, values in kept.tensors.items():
+                    outs[name][i] = values[row]
+
+        batch: Batch = {
+            f"image_{name}": image.permute(0, 3, 1, 2) for name, image in images.items()
+        }
+        batch |= tensors | self._small(rows, epoch)
+        if pool is None:
+            fill(range(len(rows)))
+            return PendingBatch(batch, [])
+        size = -(-len(rows) // tasks)
+        parts = [range(i, min(i + size, len(rows))) for i in range(0, len(rows), size)]
+        return PendingBatch(batch, [pool.submit(fill, part) for part in parts])
+
+    def _small(self, rows: Sequence[tuple[Rows, int]], epoch: int) -> Batch:
+        """All but images and flow."""
+        places = [(kept, number, kept.row[number]) for kept, number in rows]
+        example = np.array([kept.example[number] for kept, number, _ in places])
+        ids = torch.from_numpy(np.array([kept.ids[row] for kept, _, row in places]))
+        text = [kept.text[row] for kept, _, row in places]
+        depth_m = np.array([kept.median_depth_m[row] for kept, _, row in places])
+        valid = np.array([kept.far_valid[number] for kept, number, _ in places])
+        batch: Batch = {
+            "text_features": torch.from_numpy(self.text.features[text]),
+            "median_depth_m": torch.from_numpy(depth_m),
+            **dict(zip(_IDENTITIES, ids.T.contiguous(), strict=True)),
+            "example": torch.from_numpy(example),
+            "far_valid": torch.from_numpy(valid),
+            "triplet_id": [kept.triplet_id[row] for kept, _, row in places],
+        }
+        if self.augment:
+            batch |= draw_augmentation(self.config, example, self.seed, epoch)
+        return batch
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    array = column.combine_chunks()
+    return array.storage if isinstance(array, pa.ExtensionArray) else array
+
+
+def _flat(column: pa.Array) -> np.ndarray:
+    """The numbers of a column of fixed-size lists, without a copy."""
+    return column.flatten().to_numpy(zero_copy_only=True)

@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 
 from dynaflip.platform.training.data.collate import Batch, Collate
 from dynaflip.platform.training.data.index import ClipTable, TripletIndex
-from dynaflip.platform.training.data.loader import rows_of
 from dynaflip.platform.triplets.schema import TRAINING_COLUMNS
 
 
@@ -26,9 +25,7 @@ def gallery_batch(index: TripletIndex, collate: Collate, size: int) -> Batch | N
     chosen = int(np.searchsorted(before, size))  # clips that begin below `size` rows
     if clips.rows[:chosen].sum() < 2:
         return None
-    rows = [row for table in read_clips(clips, np.arange(chosen)) for row in rows_of(table)]
-    rows.sort(key=lambda row: row["triplet_id"])
-    return collate(rows, 0)
+    return collate(pa.concat_tables(read_clips(clips, np.arange(chosen))).sort_by("triplet_id"))
 
 
 def read_clips(clips: ClipTable, numbers: np.ndarray) -> Iterator[pa.Table]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,27 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from dynaflip.errors import UserError
-from dynaflip.platform.triplets.folder_index import FileIndex, index_file, name_hash
+from dynaflip.files import write_file
+from dynaflip.platform.paths import cache_folder
+from dynaflip.platform.triplets.clips import content_hash
+from dynaflip.platform.triplets.folder_index import (
+    CAPTIONS_FILE,
+    CLIPS_FILE,
+    CLIPS_SCHEMA,
+    GROUPS_FILE,
+    INDEX,
+    FileIndex,
+    distinct,
+    index_file,
+    name_hash,
+    write_index,
+)
 from dynaflip.platform.triplets.schema import read_manifest
+
+_CLIP_COLUMNS = [name for name in CLIPS_SCHEMA.names if not name.endswith("_id")]
 
 
 @dataclass(frozen=True)
@@ -60,8 +78,8 @@ class TripletIndex:
 
     folder: str
     digest: str
-    captions: list[str]  # distinct, sorted
-    caption_groups: list[str]  # of the training triplets, distinct, sorted
+    index_folder: str  # where the captions are listed
+    captions_digest: str  # of the distinct captions
     counts: dict[str, int]  # triplets by split
     sources: dict[str, int]  # training triplets by source
     # Sampling weight of each source in the triplets' own settings; empty where all are equal.
@@ -71,6 +89,16 @@ class TripletIndex:
     depth_kinds: list[str]
     train: ClipTable
     heldout: ClipTable
+
+    @property
+    def captions(self) -> list[str]:
+        """Distinct captions, sorted; read when asked for."""
+        return _column(Path(self.index_folder) / CAPTIONS_FILE)
+
+    @property
+    def caption_groups(self) -> list[str]:
+        """Distinct caption groups of the training triplets, sorted; read when asked for."""
+        return _column(Path(self.index_folder) / GROUPS_FILE)
 
     def provenance(self) -> dict[str, Any]:
         """Where the training data come from, as an encoder's info records it."""
@@ -95,49 +123,68 @@ def shard_paths(folder: str) -> list[str]:
 
 
 def read_index(folder: str) -> TripletIndex:
-    """Read the small columns of a triplet folder.
+    """Read the index of a triplet folder: its manifest and a row a clip.
 
     Raises:
         UserError: no triplet folder, one of another schema version, or an empty one.
     """
     manifest = read_manifest(folder)
-    paths = shard_paths(folder)
-    if not paths:
-        raise UserError(f"triplets: {folder} holds no triplets (triplets/*.parquet)")
-    found = FileIndex.joined(index_file(Path(path)) for path in paths)
+    place, summary = Path(folder) / INDEX, manifest.get("index")
+    if summary is None:
+        place, summary = _index_of_earlier(folder, str(manifest["digest"]))
+    clips = pq.read_table(place / CLIPS_FILE, columns=_CLIP_COLUMNS)
     train, heldout = (
-        ClipTable.of(found.clips.filter(pc.field("split") == split), folder)
+        ClipTable.of(clips.filter(pc.field("split") == split), folder)
         for split in ("train", "heldout")
     )
     sources = {
         name: int(train.rows[train.source == number].sum())
         for number, name in enumerate(train.sources)
     }
-    trained = found.texts.filter(pc.field("split") == "train")
     return TripletIndex(
         folder=folder,
         digest=str(manifest["digest"]),
-        captions=_sorted(found.texts["caption"]),
-        caption_groups=_sorted(trained["caption_group"]),
+        index_folder=str(place),
+        captions_digest=summary["captions_digest"],
         counts={"train": int(train.rows.sum()), "heldout": int(heldout.rows.sum())},
         sources=sources,
         weights=_weights_of(manifest, sources),
-        licences=_sorted(found.kinds["licence"]),
-        flow_sources=_sorted(found.kinds["flow_source"]),
-        depth_kinds=_sorted(found.kinds["depth_kind"]),
+        licences=summary["licences"],
+        flow_sources=summary["flow_sources"],
+        depth_kinds=summary["depth_kinds"],
         train=train,
         heldout=heldout,
     )
 
 
+def _index_of_earlier(folder: str, digest: str) -> tuple[Path, dict[str, Any]]:
+    """Index of a folder that was made without one, scanned once and kept in the home.
+
+    Raises:
+        UserError: it holds no triplets.
+    """
+    paths = [Path(path) for path in shard_paths(folder)]
+    if not paths:
+        raise UserError(f"triplets: {folder} holds no triplets (triplets/*.parquet)")
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    # The digest is of rows, and the index of files.
+    place = cache_folder() / "indexes" / f"{digest[:32]}-{content_hash(repr(files))[:16]}"
+    known = place / "summary.json"
+    if not known.exists():
+        summary = write_index(place, FileIndex.joined(map(index_file, paths)))
+        write_file(known, json.dumps(summary))
+    return place, json.loads(known.read_text())
+
+
+def _column(path: Path) -> list[str]:
+    (column,) = pq.read_table(path).columns
+    return column.to_pylist()
+
+
 def _coded(column: pa.ChunkedArray) -> tuple[tuple[str, ...], np.ndarray]:
     """The distinct values of a column, sorted, and (C,) int32 which of them each row has."""
-    names = _sorted(column)
-    return tuple(names), pc.index_in(column, pa.array(names, pa.string())).to_numpy()
-
-
-def _sorted(column: pa.ChunkedArray) -> list[str]:
-    return sorted(pc.unique(column).to_pylist())
+    names = distinct(column)
+    return tuple(names.to_pylist()), pc.index_in(column, names).to_numpy()
 
 
 def _weights_of(manifest: dict[str, Any], sources: dict[str, int]) -> dict[str, float]:

@@ -1,137 +1,180 @@
-"""Loader: from triplet rows to training batches, with and without Ray.
+"""Feed: a run's batches, read and decoded in threads ahead of the training step.
 
-A *row* is one triplet, images still encoded. Shards stream in a fixed mixed order, their rows
-pass a seeded shuffle buffer, and are decoded batch by batch in a thread ahead of the step
-(augmentation happens there, in :mod:`.collate`). Every random number is a function of (seed,
-epoch, rank, triplet id): the order and the augmentation of a run can be resumed at any step.
+The order is known from the index (:mod:`.order`). Clips are read when a batch first needs one of
+their rows, and what is kept of them (:class:`.collate.Rows`) waits until the last of these rows
+has come: that is the shuffle buffer. Reading and decoding go on across the end of an epoch.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset as pads
 import torch
 
 from dynaflip.platform.training.config import DataConfig
-from dynaflip.platform.training.data.collate import TENSOR_SHAPES, Batch, Collate, Row
-from dynaflip.platform.training.data.ids import id64
-from dynaflip.platform.training.data.index import shard_paths
+from dynaflip.platform.training.data.collate import Batch, Collate, PendingBatch, Rows
+from dynaflip.platform.training.data.index import ClipTable
+from dynaflip.platform.training.data.order import rank_batches
 from dynaflip.platform.training.data.prefetch import Prefetched
+from dynaflip.platform.training.data.row_groups import RowGroupReader
 from dynaflip.platform.training.data.sampling import Position, Sampling
 from dynaflip.platform.triplets.schema import TRAINING_COLUMNS
 
-T = TypeVar("T")
-
-COLUMNS = list(TRAINING_COLUMNS)
-
-
-def read_tables(folder: str, split: str) -> Iterator[pa.Table]:
-    """Stream one split's rows, shard by shard, with plain pyarrow (no Ray)."""
-    dataset = pads.dataset(shard_paths(folder))
-    batches = dataset.to_batches(
-        columns=COLUMNS, filter=pc.field("split") == split, batch_size=256, batch_readahead=2
-    )
-    for batch in batches:
-        yield pa.Table.from_batches([batch])
+_READ_THREADS = 4
+_CLIPS_AHEAD = 64  # read before a batch needs them
+_TASKS_PER_THREAD = 2  # of a batch, so that the last thread is not waited for long
 
 
-def rows_of(table: pa.Table) -> Iterator[Row]:
-    """Split a table into rows: JPEG bytes, plain values, numpy copies of the tensors.
+class Feed:
+    """The batches of one rank, from any position in the data."""
 
-    Copies, because a view in the shuffle buffer would hold its whole table in memory. Beside the
-    columns a row has ``example``, the triplet's id as a number.
-    """
-    columns: dict[str, Any] = {}
-    for name in COLUMNS:
-        column = table[name].combine_chunks()
-        if isinstance(column, pa.ChunkedArray):  # of no rows
-            return
-        if name in TENSOR_SHAPES:
-            storage = column.storage if isinstance(column, pa.ExtensionArray) else column
-            flat = storage.flatten().to_numpy(zero_copy_only=True)
-            columns[name] = flat.reshape(-1, *TENSOR_SHAPES[name])
-        else:
-            columns[name] = column.to_pylist()
-    columns["example"] = [id64(name) for name in columns["triplet_id"]]
-    for index in range(table.num_rows):
-        row = {name: values[index] for name, values in columns.items()}
-        yield row | {name: row[name].copy() for name in TENSOR_SHAPES}
+    def __init__(
+        self,
+        clips: ClipTable,
+        collate: Collate,
+        config: DataConfig,
+        sampling: Sampling,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        workers: int = 1,
+        threads: int = 1,
+        device: str = "cpu",
+    ) -> None:
+        """Take what decides the batches; nothing is read yet.
+
+        Args:
+            clips: to train on.
+            collate: makes batches of rows.
+            config: shuffle buffer, threads and prefetch.
+            sampling: which rows come how often.
+            batch_size: of this rank.
+            rank: of this worker.
+            workers: their number.
+            threads: that decode, where the settings do not say.
+            device: that batches are copied to.
+        """
+        self.clips, self.collate, self.config, self.sampling = clips, collate, config, sampling
+        self.batch_size, self.rank, self.workers, self.device = batch_size, rank, workers, device
+        self.threads = config.decode_threads or threads
+        self.reader = RowGroupReader(clips, TRAINING_COLUMNS)
+        self._stream: Prefetched[PendingBatch | None] | None = None
+        self._next: Position | None = None  # that the stream has next
+
+    def __call__(self, position: Position) -> Iterator[Batch]:
+        """The batches from a position to the end of its part of the epoch.
+
+        All ranks have equally many. Reading begins at once, and where the part before was used
+        up it has begun already.
+        """
+        if self._stream is None or self._next is None or not self._next.is_same(position):
+            self.close()
+            self._stream = Prefetched(self._batches(position), self.config.prefetch_batches)
+        self._next = None
+        return self._rest(self._stream, position)
+
+    def close(self) -> None:
+        """Stop reading."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _rest(self, stream: Prefetched[PendingBatch | None], position: Position) -> Iterator[Batch]:
+        for pending in stream:
+            if pending is None:
+                self._next = Position(position.epoch + 1)
+                return
+            yield pending.result()
+
+    def _batches(self, position: Position) -> Iterator[PendingBatch | None]:
+        """The batches of a part and of all epochs after it, None after the last of each."""
+        read_pool = ThreadPoolExecutor(_READ_THREADS, "read")
+        decode_pool = ThreadPoolExecutor(self.threads, "decode")
+        try:
+            if self.device.startswith("cuda"):
+                torch.cuda.set_device(self.device)  # of this thread
+            part, following = _Part(self, position), None
+            while True:
+                for step in range(part.steps):
+                    wanted = part.clips_until(step) + _CLIPS_AHEAD
+                    part.read(read_pool, wanted)
+                    if wanted > part.clips:
+                        following = following or _Part(self, Position(part.position.epoch + 1))
+                        following.read(read_pool, wanted - part.clips)
+                    yield self._start(part.take(step), part.position.epoch, decode_pool)
+                yield None
+                part = following or _Part(self, Position(part.position.epoch + 1))
+                following = None
+        finally:
+            for pool in (read_pool, decode_pool):
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _start(
+        self, rows: list[tuple[Rows, int]], epoch: int, pool: ThreadPoolExecutor
+    ) -> PendingBatch:
+        tasks = _TASKS_PER_THREAD * self.threads
+        pinned = self.device.startswith("cuda")
+        return self.collate.start(rows, epoch, pool, tasks, pinned=pinned)
 
 
-def shuffled(rows: Iterable[T], buffer_rows: int, rng: np.random.Generator) -> Iterator[T]:
-    """Mix a stream with a buffer: each row leaves at a random later turn.
+class _Part:
+    """A part of an epoch: which batch needs which rows, and those that are in memory."""
 
-    A buffer as large as the stream is a full shuffle.
-    """
-    buffer: list[T] = []
-    for row in rows:
-        if len(buffer) < buffer_rows:
-            buffer.append(row)
-            continue
-        slot = int(rng.integers(buffer_rows))
-        yield buffer[slot]
-        buffer[slot] = row
-    for slot in rng.permutation(len(buffer)):
-        yield buffer[slot]
+    def __init__(self, feed: Feed, position: Position) -> None:
+        self.feed, self.position = feed, position
+        rows = rank_batches(
+            feed.clips,
+            feed.sampling,
+            position,
+            rank=feed.rank,
+            workers=feed.workers,
+            batch_size=feed.batch_size,
+            buffer_mb=feed.config.shuffle_buffer_mb,
+        )
+        self.steps = len(rows)
+        flat = rows.clip.ravel()
+        clips, first, uses = np.unique(flat, return_index=True, return_counts=True)
+        self.clips = len(clips)
+        # Examples of a clip stand together here, in the order that batches need them.
+        self._by_clip = np.argsort(flat, kind="stable")
+        begin = np.cumsum(uses) - uses
+        number = np.empty(len(flat), np.int64)
+        number[self._by_clip] = np.arange(len(flat)) - np.repeat(begin, uses)
+        self._clip, self._number = rows.clip, number.reshape(rows.clip.shape)
+        self._row, self._example = rows.row.ravel(), rows.example.ravel()
+        # Clips in the order that batches first need them.
+        order = np.argsort(first)
+        self._first, self._order, self._begin, self._uses = first[order], clips[order], begin, uses
+        self._place = order
+        self._asked = 0
+        self._held: dict[int, Future[Rows]] = {}
+        self._left = dict(zip(clips.tolist(), uses.tolist(), strict=True))
 
+    def clips_until(self, step: int) -> int:
+        """Clips that the batches to this one need."""
+        return int(np.searchsorted(self._first, (step + 1) * self.feed.batch_size))
 
-def epoch_batches(
-    tables: Iterable[pa.Table],
-    collate: Collate,
-    config: DataConfig,
-    sampling: Sampling,
-    position: Position,
-    *,
-    batch_size: int,
-    rank: int,
-) -> Iterator[Batch]:
-    """The full batches of a part of an epoch in seeded order; an incomplete one is dropped.
+    def read(self, pool: ThreadPoolExecutor, clips: int) -> None:
+        """Begin to read the first so many clips, in the order that batches need them."""
+        for turn in range(self._asked, min(clips, self.clips)):
+            place = self._place[turn]
+            mine = self._by_clip[self._begin[place] :][: self._uses[place]]
+            clip = int(self._order[turn])
+            self._held[clip] = pool.submit(self._read, clip, self._row[mine], self._example[mine])
+        self._asked = max(self._asked, min(clips, self.clips))
 
-    Args:
-        tables: this rank's rows, in the order of :func:`shard_paths`.
-        collate: makes a batch of rows.
-        config: shuffle buffer and prefetch.
-        sampling: which rows come how often.
-        position: the part; its first ``steps`` batches are not decoded.
-        batch_size: of this rank.
-        rank: of this worker.
-    """
-    rng = np.random.default_rng([collate.seed, *position.seed(rank)])
-    rows = sampling((row for t in tables for row in rows_of(t)), position)
-    groups = _full_groups(shuffled(rows, config.shuffle_buffer_rows, rng), batch_size)
-    rest = itertools.islice(groups, position.steps, None)
-    batches = (_pinned(collate(group, position.epoch)) for group in rest)
-    return Prefetched(batches, config.prefetch_batches)
+    def take(self, step: int) -> list[tuple[Rows, int]]:
+        """The rows of a batch; clips that none needs any more are dropped."""
+        taken = []
+        for clip, number in zip(self._clip[step].tolist(), self._number[step], strict=True):
+            taken.append((self._held[clip].result(), number))
+            self._left[clip] -= 1
+            if not self._left[clip]:
+                del self._held[clip]
+        return taken
 
-
-def _pinned(batch: Batch) -> Batch:
-    """In memory that a GPU can copy from while it computes, where there is one."""
-    if not torch.cuda.is_available():
-        return batch
-    return {k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-
-
-def plain_tables(
-    folder: str, split: str, *, rank: int = 0, world_size: int = 1
-) -> Callable[[int], Iterator[pa.Table]]:
-    """Tables of one rank for every epoch, without Ray: rank r takes every W-th row."""
-
-    def tables(epoch: int) -> Iterator[pa.Table]:
-        seen = 0
-        for table in read_tables(folder, split):
-            mine = np.arange(-(seen - rank) % world_size, table.num_rows, world_size)
-            seen += table.num_rows
-            yield table.take(pa.array(mine)) if world_size > 1 else table
-
-    return tables
-
-
-def _full_groups(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
-    while len(group := list(itertools.islice(rows, size))) == size:
-        yield group
+    def _read(self, clip: int, row: np.ndarray, example: np.ndarray) -> Rows:
+        table = self.feed.reader.read(clip)
+        return self.feed.collate.keep(table, row, example, self.position.epoch)

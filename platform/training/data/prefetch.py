@@ -1,18 +1,15 @@
-"""Prefetching in threads: batches while a step computes, and the next epoch's first tables."""
+"""Prefetching in a thread: the next batches are prepared while a step computes."""
 
 from __future__ import annotations
 
 import atexit
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any, TypeVar
-
-import pyarrow as pa
 
 T = TypeVar("T")
 
-_TABLES_AHEAD = 2  # of an epoch that is not trained on yet
 _LAST_ITEM_S = 10.0  # at most waited for the item that a thread prepares when Python ends
 _running: set[tuple[threading.Thread, threading.Event]] = set()
 
@@ -93,45 +90,3 @@ def _read_ahead(
     finally:  # an unfinished source frees its resources now, not at garbage collection
         if isinstance(items, Generator | Prefetched):
             items.close()
-
-
-class EpochsAhead:
-    """Begins to read an epoch's tables when the last of the one before is read.
-
-    Ray Data takes seconds to start an epoch; the shuffle buffer has batches for longer.
-    Its barrier between ranks counts calls: a rank that begins an epoch while it still reads
-    another lets the others' reading fail, so one that is left early is ended first.
-    """
-
-    def __init__(self, tables: Callable[[], Iterator[pa.Table]]) -> None:
-        """Take what starts to read the rows of an epoch in file order."""
-        self._tables = tables
-        self._begun: Iterator[pa.Table] | None = None
-        self._ended = threading.Event()  # what was begun last is read or left
-        self._ended.set()
-        self._epochs = 0  # handed out
-        self._lock = threading.Lock()  # an epoch is read in the thread that decodes it
-
-    def read(self, *, last: bool) -> Iterator[pa.Table]:
-        """The tables of the next epoch; after the last one none is begun."""
-        with self._lock:
-            self._epochs += 1
-            current, self._begun = self._begun or self._begin(), None
-            return self._read(current, 0 if last else self._epochs)
-
-    def _read(self, tables: Iterator[pa.Table], epoch: int) -> Iterator[pa.Table]:
-        yield from tables
-        with self._lock:
-            if epoch == self._epochs:  # the next one has not been asked for yet
-                self._begun = self._begin()
-
-    def _begin(self) -> Iterator[pa.Table]:
-        before, self._ended = self._ended, threading.Event()
-        return Prefetched(self._after(before, self._ended), depth=_TABLES_AHEAD)
-
-    def _after(self, before: threading.Event, ended: threading.Event) -> Iterator[pa.Table]:
-        before.wait()
-        try:
-            yield from self._tables()
-        finally:
-            ended.set()

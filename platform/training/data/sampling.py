@@ -1,20 +1,20 @@
 """Sampling: where in the data a run is, and how often an epoch shows each triplet.
 
-Every random number is a function of (seed, epoch, triplet id), so that neither the number of
+Every random number is a function of (seed, epoch, triplet), so that neither the number of
 workers nor a resumed run changes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dynaflip.platform.training.config import DataConfig
-from dynaflip.platform.training.data.collate import Row
-from dynaflip.platform.training.data.ids import id64
-from dynaflip.platform.training.data.index import TripletIndex
+
+if TYPE_CHECKING:
+    from dynaflip.platform.training.data.index import ClipTable, TripletIndex
 
 
 @dataclass(frozen=True)
@@ -36,42 +36,29 @@ class Position:
         """Whether the part is the whole epoch."""
         return len(self.seen) == 0
 
-    def seed(self, rank: int) -> list[int]:
-        """Seeds the part's order on a rank."""
-        return [self.epoch, rank, *([] if self.is_whole() else [len(self.seen)])]
+    def is_same(self, other: Position) -> bool:
+        """Whether both are the same step of the same part."""
+        here, there = (self.epoch, self.steps), (other.epoch, other.steps)
+        return here == there and np.array_equal(self.seen, other.seen)
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How often an epoch shows the rows of each source, and which repetition is which example.
+    """How often an epoch shows the rows of each source.
 
-    A row comes ``floor(rate)`` times and by chance once more: a draw of (seed, epoch,
-    triplet id), so that it does not matter which worker reads the row.
+    A row comes ``floor(rate)`` times and by chance once more (:func:`.order.epoch_rows`).
     """
 
     rates: dict[str, float]  # mean number of times; empty = every row once
-    seed: int
+    seed: int  # of the run
 
     def is_plain(self) -> bool:
         """Whether every row comes exactly once."""
         return not self.rates
 
-    def __call__(self, rows: Iterable[Row], position: Position) -> Iterator[Row]:
-        """Repeat or leave out rows, and skip those seen; repetitions have ids of their own."""
-        for row in rows:
-            for example in self._examples(row, position.epoch):
-                if position.is_whole() or not _contains(position.seen, example):
-                    yield {**row, "example": example}
-
-    def _examples(self, row: Row, epoch: int) -> list[int]:
-        name = row["triplet_id"]
-        if self.is_plain():
-            return [row["example"]]
-        rate = self.rates.get(row["source"], 0.0)
-        # The last number separates this draw from those that `Collate` augments the row with.
-        draw = np.random.default_rng([self.seed, epoch, id64(name), 1]).random()
-        times = int(rate + draw)
-        return [id64(f"{name}#{copy}" if copy else name) for copy in range(times)]
+    def rates_of(self, clips: ClipTable) -> np.ndarray:
+        """The rate of each clip's rows: (C,) float64."""
+        return np.array([self.rates.get(name, 0.0) for name in clips.sources])[clips.source]
 
 
 def sampling_of(config: DataConfig, index: TripletIndex, seed: int) -> Sampling:
@@ -96,8 +83,3 @@ def sampling_of(config: DataConfig, index: TripletIndex, seed: int) -> Sampling:
     return Sampling(
         {name: weight / total * number / sources[name] for name, weight in weights.items()}, seed
     )
-
-
-def _contains(values: np.ndarray, value: int) -> bool:
-    slot = int(np.searchsorted(values, value))
-    return slot < len(values) and int(values[slot]) == value

@@ -13,8 +13,9 @@ from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.flow import TRACKERS
 from dynaflip.platform.triplets.flow.learned_tracker import load_tracker, tracks_windows
 from dynaflip.platform.triplets.models import CAPTIONERS, DEPTH_MODELS
-from dynaflip.platform.triplets.shard import LoadedCaptioner, WorkFolder, process_shard
+from dynaflip.platform.triplets.shard import LoadedCaptioner, process_shard
 from dynaflip.platform.triplets.sources.locations import fingerprints, root_and_files
+from dynaflip.platform.triplets.work_folder import WorkFolder
 from dynaflip.plugins import ExtensionPoint, split_argument
 
 _DEPTH, _CAPTIONER, _TRACKER = "depth", "source.captioner", "track.tracker"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dynaflip.platform.triplets.clips import Frames
@@ -136,8 +138,7 @@ def sheet(images: list[Frames], captions: list[str], columns: int = 4) -> Frames
 def read_examples(folder: Path, count: int) -> list[dict[str, Any]]:
     """The triplet with most motion of each of the first clips of a triplet folder."""
     best: dict[str, dict[str, Any]] = {}
-    for path in sorted((folder / "triplets").glob("*.parquet")):
-        table = pq.read_table(path, columns=_COLUMNS)
+    for table in _row_groups(folder):
         for n, (clip, moving) in enumerate(
             zip(table["clip_id"].to_pylist(), table["moving_share"].to_pylist(), strict=True)
         ):
@@ -146,6 +147,13 @@ def read_examples(folder: Path, count: int) -> list[dict[str, Any]]:
         if len(best) >= 3 * count:
             break
     return sorted(best.values(), key=lambda row: -row["moving_share"])[:count]
+
+
+def _row_groups(folder: Path) -> Iterator[pa.Table]:
+    for path in sorted((folder / "triplets").glob("*.parquet")):
+        with pq.ParquetFile(path) as file:
+            for number in range(file.num_row_groups):
+                yield file.read_row_group(number, columns=_COLUMNS)
 
 
 def write_examples(folder: Path, count: int) -> Path | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dynaflip.platform.triplets.clips import TEMPORARY_STAGES
-from dynaflip.platform.triplets.pipeline import Outcome
+from dynaflip.platform.triplets.publish import Outcome
 
 _MAX_REASONS = 8
 

@@ -9,6 +9,7 @@ name are cameras of one recording and stay in one split), ``camera``, ``licence`
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -21,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 
 from dynaflip.errors import UserError
-from dynaflip.platform.triplets.sources.locations import Location, read_table
+from dynaflip.platform.triplets.sources.locations import Location, read_table, why_unreadable
 
 CAPTION_FILES = ("captions.csv", "captions.jsonl", "captions.parquet")
 
@@ -49,6 +50,9 @@ _TEXTS = tuple(f.name for f in fields(CaptionRow) if f.type == "str" and f.name 
 # Names on disk need not be UTF-8; texts in triplets must be.
 _WORDS = tuple(name for name in _TEXTS if name not in ("file", "depth"))
 _TIMES = ("start_s", "end_s")
+# A spreadsheet's export has a semicolon where the comma marks decimals, or tabs.
+_DELIMITERS = (",", ";", "\t")
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def read_captions(path: Location) -> list[CaptionRow]:
@@ -65,7 +69,8 @@ def read_captions(path: Location) -> list[CaptionRow]:
         else:
             lines = _read_csv(path)
     except (OSError, pa.ArrowException, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: cannot be read ({why_unreadable(path, error)})") from None
+    lines = [_with_plain_names(line) for line in lines]
     names = {str(name) for line in lines for name in line if name is not None}
     if lines and not {"file", "caption"} <= names:
         raise UserError(
@@ -109,12 +114,34 @@ def _rows(lines: list[dict[str, Any]], path: Location) -> Iterator[CaptionRow]:
 
 
 def _read_csv(path: Location) -> list[dict[str, Any]]:
-    reader = csv.DictReader(io.StringIO(_decoded(path), newline=""), skipinitialspace=True)
-    reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+    text = _decoded(path)
+    header = text.split("\n", 1)[0]
+    delimiter = max(_DELIMITERS, key=header.count)
+    reader = csv.DictReader(
+        io.StringIO(text, newline=""), skipinitialspace=True, delimiter=delimiter
+    )
+    reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
     if not {"file", "caption"} <= set(reader.fieldnames):
         has = ", ".join(reader.fieldnames) or "none"
         raise UserError(f"{path}: needs the columns file and caption, has {has}")
-    return list(reader)
+    lines = list(reader)
+    if any("\n" in str(cell) for line in lines for cell in line.values()):
+        _check_quotes(text, delimiter, path)
+    return lines
+
+
+def _check_quotes(text: str, delimiter: str, path: Location) -> None:
+    """Refuse a quote that is never closed: it takes in all rows behind it."""
+    try:
+        list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        if "unexpected end of data" in str(error):
+            raise UserError(f"{path}: a quote is opened and never closed") from None
+
+
+def _with_plain_names(line: dict[str, Any]) -> dict[str, Any]:
+    """A row with its columns' names in lower case, as people write File and Caption."""
+    return {name.lower() if isinstance(name, str) else name: line[name] for name in line}
 
 
 def _read_jsonl(path: Location) -> list[dict[str, Any]]:
@@ -136,6 +163,13 @@ def _read_jsonl(path: Location) -> list[dict[str, Any]]:
 def _decoded(path: Location) -> str:
     """UTF-8, but what is not stays as lone surrogates: names on disk need not be UTF-8."""
     data = path.read_bytes()
+    if data.startswith(_UTF16):  # "Unicode text" of a spreadsheet
+        try:
+            return data.decode("utf-16")
+        except UnicodeDecodeError:
+            raise UserError(f"{path}: begins as UTF-16 and is not: save it as UTF-8") from None
+    if b"\0" in data[:512]:
+        raise UserError(f"{path}: is not text in UTF-8 (it holds zero bytes): save it as UTF-8")
     return data.decode("utf-8-sig", errors="surrogateescape")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from dynaflip.platform.s3 import NetworkError
 from dynaflip.platform.triplets.clips import ClipRejected, Floats
-from dynaflip.platform.triplets.sources.locations import Location
+from dynaflip.platform.triplets.sources.locations import Location, other_kind_of
 
 
 def read_depth_file_m(path: Location, indices: list[int], frames: int) -> Floats:
@@ -37,6 +37,12 @@ def read_depth_file_m(path: Location, indices: list[int], frames: int) -> Floats
             shape, by_column, kind = read_header(file)
             if kind.kind not in "fiu" or by_column:
                 raise ClipRejected("depth", f"{path.name}: needs numbers in C order, has {kind}")
+            if kind.kind in "iu" and kind.itemsize == 1:
+                raise ClipRejected(
+                    "depth",
+                    f"{path.name}: integers are read as millimetres, and 8 bits end at 255 mm; "
+                    f"write metres in floating point",
+                )
             if len(shape) != 3 or shape[0] != frames:
                 raise ClipRejected(
                     "depth",
@@ -56,6 +62,8 @@ def read_depth_file_m(path: Location, indices: list[int], frames: int) -> Floats
     except FileNotFoundError:
         raise ClipRejected("depth", f"there is no file {path.name}") from None
     except (OSError, ValueError, EOFError):
-        raise ClipRejected("depth", f"cannot read {path.name} as .npy") from None
+        kind_of_file = other_kind_of(path)
+        reason = f": {kind_of_file}" if kind_of_file else ""
+        raise ClipRejected("depth", f"cannot read {path.name} as .npy{reason}") from None
     picked[~np.isfinite(picked) | (picked <= 0)] = np.nan
     return picked

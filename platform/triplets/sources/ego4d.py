@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import PurePosixPath
@@ -17,7 +18,7 @@ from typing import Any
 from dynaflip.errors import UserError
 from dynaflip.platform.triplets.sources.captions import CaptionRow
 from dynaflip.platform.triplets.sources.folder import VIDEO_ENDINGS, FolderSource
-from dynaflip.platform.triplets.sources.locations import Location
+from dynaflip.platform.triplets.sources.locations import Location, why_unreadable
 
 _NARRATIONS = re.compile(r"(^|/)(all_)?narrations?(_redacted)?\.json$")
 _PASSES = ("narration_pass_1", "narration_pass_2")
@@ -32,6 +33,7 @@ class Ego4DSource(FolderSource):
     format = "ego4d"
     looks_for = "narration.json"
     takes_captions = False
+    ends_within = False  # what is narrated near a video's end has less than narration_s
     embodiment = "human"
     licence = "Ego4D License"
 
@@ -62,8 +64,11 @@ class Ego4DSource(FolderSource):
             except (KeyError, TypeError, ValueError):
                 yield CaptionRow(file, problem="a narration without text or time")
                 continue
+            if not isinstance(text, str) or not math.isfinite(moment_s) or moment_s < 0:
+                yield CaptionRow(file, problem=f"a narration {text!r} at {moment_s} s")
+                continue
             start_s = max(0.0, moment_s - half_s)
-            caption = plain_narration(str(text))
+            caption = plain_narration(text)
             yield CaptionRow(
                 file, caption, start_s=start_s, end_s=start_s + self.config.narration_s
             )
@@ -71,7 +76,7 @@ class Ego4DSource(FolderSource):
     def _narrations(self, name: str) -> dict[str, list[Any]]:
         """Narrations by video, of the first pass that has some."""
         try:
-            content = json.loads((self.root / name).read_text(encoding="utf-8"))
+            content = json.loads((self.root / name).read_text(encoding="utf-8-sig"))
             content = content.get("videos", content)
             out = {}
             for video, passes in content.items():
@@ -80,7 +85,8 @@ class Ego4DSource(FolderSource):
                 several.append(passes.get("narrations"))
                 out[str(video)] = next((list(found) for found in several if found), [])
         except (OSError, ValueError, AttributeError, TypeError) as error:
-            raise UserError(f"{self.root / name}: not readable as narrations ({error})") from None
+            why = why_unreadable(self.root / name, error)
+            raise UserError(f"{self.root / name}: not readable as narrations ({why})") from None
         return out
 
 

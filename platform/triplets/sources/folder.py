@@ -8,7 +8,12 @@ image a frame of the video.
 
 from __future__ import annotations
 
+import unicodedata
 from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
 
 from dynaflip.errors import UserError
 from dynaflip.platform.triplets.clips import (
@@ -32,9 +37,18 @@ from dynaflip.platform.triplets.sources.locations import (
     is_within,
     location_of,
     root_and_files,
+    source_name,
 )
 
-VIDEO_ENDINGS = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".gif")
+# A file of another ending is read where a caption names it.
+VIDEO_ENDINGS = (
+    *(".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".gif"),
+    *(".mts", ".m2ts", ".ts", ".wmv", ".asf", ".flv", ".f4v", ".3gp", ".3g2", ".ogv", ".vob"),
+)
+# What a program in TypeScript does not begin with.
+_TS_SYNC = b"G"
+# How far a caption's segment may go on after its video, as times rounded to seconds do.
+_BEYOND_S = 1.0
 
 
 class FolderSource:
@@ -46,11 +60,13 @@ class FolderSource:
     # Of every recording of this format, unless a setting or a caption's row has another value.
     embodiment = "unknown"
     licence = "unknown"
+    # Whether a caption's segment must end within its video.
+    ends_within = True
 
     def __init__(self, config: SourceConfig) -> None:
         self.root: Location = location_of(config.path)
         self.config = config
-        self.name = config.name or self.root.resolve().name
+        self.name = source_name(config.name, self.root)
         if self.root.is_file():
             self.root = self.root.parent
 
@@ -83,14 +99,15 @@ class FolderSource:
     def list_clips(self) -> list[Clip]:
         """One clip for each video or captioned segment; ``problem`` is what is wrong with it."""
         _, names = root_and_files(self.config.path)
-        videos = [name for name in names if name.lower().endswith(VIDEO_ENDINGS)]
-        if not videos:
+        if not any(name.lower().endswith(VIDEO_ENDINGS) for name in names):
             raise UserError(
                 f"source.path: no video found in {self.root} (looked for {FolderSource.looks_for})"
             )
         rows: dict[str, list[CaptionRow]] = defaultdict(list)
+        there = _spellings(names)
         for row in self.read_rows(names):
-            rows[row.file].append(row)
+            rows[self._found(row.file, there)].append(row)
+        videos = [name for name in names if name in rows or self._is_video(name)]
         # Not of `names` alone: a hidden folder's depth is read, and that beside a single file.
         depths = {row.depth for name in videos for row in rows.get(name, []) if row.depth}
         prints = fingerprints(self.root, [*videos, *sorted(filter(is_within, depths))])
@@ -100,11 +117,12 @@ class FolderSource:
             for name in videos
             for segment in _segments(rows.get(name, []))
         ]
-        strays = [self._stray(row) for row in self._strays(rows, set(videos))]
+        strays = [self._stray(row, names) for row in self._strays(rows, set(videos))]
         if strays and len(strays) == len(rows):
+            assert strays[0].problem
             raise UserError(
                 f"{self.root}: none of the {len(strays)} files that the captions name is there, "
-                f"such as {strays[0].path}"
+                f"such as {strays[0].path} ({strays[0].problem[1]})"
             )
         return self._chosen(clips + strays)
 
@@ -123,8 +141,33 @@ class FolderSource:
         """The rows, one a file, of files that are not there."""
         return [several[0] for name, several in rows.items() if name not in videos]
 
-    def _stray(self, row: CaptionRow) -> Clip:
+    def _is_video(self, name: str) -> bool:
+        """Whether a file is a video by its ending; .ts is one of programs, too."""
+        if not name.lower().endswith(".ts"):
+            return name.lower().endswith(VIDEO_ENDINGS)
+        try:
+            with (self.root / name).open("rb") as file:
+                return file.read(1) == _TS_SYNC
+        except OSError:
+            return True  # what it is is said where it is read
+
+    def _found(self, name: str, there: dict[str, str]) -> str:
+        """The file that a caption names, where it spells the name otherwise than the disk."""
+        if there.get(_spelling(name)) == name:
+            return name
+        if isinstance(self.root, Path) and Path(name).is_absolute():
+            root = self.root.resolve()
+            name = Path(name).relative_to(root).as_posix() if root in Path(name).parents else name
+        return there.get(_spelling(name), name)
+
+    def _stray(self, row: CaptionRow, names: list[str]) -> Clip:
         reason = "a caption names it, but there is no such video"
+        same = [name for name in names if name.lower() == row.file.lower()]
+        begun = [name for name in names if name.startswith(f"{row.file}.")]
+        if same or begun:
+            reason += f"; is {(same or begun)[0]} meant?"
+        elif any(name.startswith(f"{row.file}/") for name in names):
+            reason = "a folder and no video: make a video of its images (ffmpeg), or leave it out"
         if not is_within(row.file):
             reason = "a caption names it, but it lies outside the folder"
         identity = content_hash("missing", self.name, row.file)
@@ -182,16 +225,19 @@ class FolderSource:
     def open(self, clip: Clip) -> FolderRecording:
         """Get ready to read a video of this folder."""
         depth_path = self.root / clip.extra if clip.extra else None
-        return FolderRecording(self.root / clip.path, depth_path, clip)
+        return FolderRecording(self.root / clip.path, depth_path, clip, self.ends_within)
 
 
 class FolderRecording:
     """A video file or a segment of one, with depth beside it or without."""
 
-    def __init__(self, path: Location, depth_path: Location | None, clip: Clip) -> None:
+    def __init__(
+        self, path: Location, depth_path: Location | None, clip: Clip, ends_within: bool = True
+    ) -> None:
         self.path = path
         self.depth_path = depth_path
         self.clip = clip
+        self.ends_within = ends_within
         self._timeline: video.Timeline | None = None
 
     @property
@@ -202,7 +248,21 @@ class FolderRecording:
             self._timeline = video.read_timeline(
                 self.path, self.clip.start_s, self.clip.end_s, from_beginning=True
             )
+            self._check_end(self._timeline)
         return self._timeline
+
+    def _check_end(self, timeline: video.Timeline) -> None:
+        """Reject a segment that goes on after the video has ended."""
+        times_s, end_s = timeline.times_s(), self.clip.end_s
+        if not self.ends_within or end_s is None or len(times_s) < 2:
+            return
+        last_s = self.clip.start_s + float(times_s[-1] + 2 * np.diff(times_s).max())
+        if last_s + _BEYOND_S < end_s:
+            raise ClipRejected(
+                "decode",
+                f"its caption's segment ends at {end_s:g} s, but the last frame is shown at "
+                f"{self.clip.start_s + float(times_s[-1]):.2f} s",
+            )
 
     def times_s(self) -> Doubles:
         """See :class:`~dynaflip.platform.triplets.clips.Recording`."""
@@ -231,6 +291,21 @@ class FolderRecording:
     def caption_at(self, index: int, draw: int) -> str:
         """Phrasings take turns over draws."""
         return self.clip.captions[draw % len(self.clip.captions)]
+
+
+def _spelling(name: str) -> str:
+    """A name however it is composed (macOS takes é apart) and with Windows' strokes turned."""
+    return unicodedata.normalize("NFC", name.replace("\\", "/")).removeprefix("./")
+
+
+def _spellings(names: Iterable[str]) -> dict[str, str]:
+    """Files by their spelling, where only one is spelt so."""
+    found: dict[str, str] = {}
+    twice = set()
+    for name in names:
+        if found.setdefault(_spelling(name), name) != name:
+            twice.add(_spelling(name))
+    return {spelling: name for spelling, name in found.items() if spelling not in twice}
 
 
 def _span(row: CaptionRow) -> str:

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dynaflip.errors import UserError
-from dynaflip.platform.triplets.clips import Clip, Recording, Source, normalise_caption
+from dynaflip.platform.triplets.clips import (
+    Clip,
+    ClipRejected,
+    Recording,
+    Source,
+    normalise_caption,
+)
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
 from dynaflip.platform.triplets.sources import FALLBACK, SOURCES
+from dynaflip.platform.triplets.sources.captions import CAPTION_FILES
 from dynaflip.platform.triplets.sources.locations import Location, location_of, root_and_files
+
+_INFO = "meta/info.json"  # of a LeRobot data set
+_SHOWN_SETS = 20
+_TEXTS = ("camera", "caption_group", "task", "embodiment", "licence", "factors")
 
 
 def open_source(config: SourceConfig) -> Source:
@@ -48,12 +60,51 @@ def _source_class(
         source_class = SOURCES.resolve(name, "source.format")
         if not hasattr(source_class, "detect"):
             continue
+        if name == FALLBACK and not config.captions:
+            _refuse_parts_of_lerobot(location, names)
         if source_class.detect(root, names):
             return name, source_class
         looked_for.append(getattr(source_class, "looks_for", f"the files of {name}"))
     raise UserError(
-        f"source.path: no video found in {location} (looked for {', '.join(looked_for)})"
+        f"source.path: no video found in {location} (looked for {', '.join(looked_for)}; "
+        f"{_what_is_there(names)})"
     )
+
+
+def _refuse_parts_of_lerobot(location: Location, names: list[str]) -> None:
+    """Refuse a folder of LeRobot data sets, or one within a set: its videos hold many episodes.
+
+    Raises:
+        UserError: with the path or paths to give instead.
+    """
+    if any(name in CAPTION_FILES for name in names):
+        return
+    below = [name.removesuffix(f"/{_INFO}") for name in names if name.endswith(f"/{_INFO}")]
+    if len(below) == 1:
+        raise UserError(
+            f"source.path: {location} holds a LeRobot data set in {below[0]}: give "
+            f"{location}/{below[0]}"
+        )
+    if below:
+        some = ", ".join(f"{{path: {location}/{name}}}" for name in below[:_SHOWN_SETS])
+        more = ", …" if len(below) > _SHOWN_SETS else ""
+        raise UserError(
+            f"source.path: {location} holds {len(below)} LeRobot data sets; give each as a source "
+            f"of its own, in a file for --config that says sources: [{some}{more}]"
+        )
+    if isinstance(location, Path):
+        for above in location.resolve().parents:
+            if (above / _INFO).is_file():
+                raise UserError(
+                    f"source.path: {location} is part of a LeRobot data set: give {above}"
+                )
+
+
+def _what_is_there(names: list[str]) -> str:
+    """The commonest kinds of files, for the error where none of them is read."""
+    kinds = Counter(PurePosixPath(name).suffix.lower() or "no ending" for name in names)
+    found = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(4))
+    return f"found {found}" if found else "it is empty"
 
 
 def _detection_order() -> Iterator[str]:
@@ -90,7 +141,13 @@ class Mix:
         return mark_duplicates(clips)
 
     def open(self, clip: Clip) -> Recording:
-        """Get ready to read a clip of one of the sources."""
+        """Get ready to read a clip of one of the sources.
+
+        Raises:
+            ClipRejected: listing it found a problem.
+        """
+        if clip.problem:
+            raise ClipRejected(*clip.problem)
         return self.sources[clip.source].open(clip)
 
     def about(self) -> dict[str, dict[str, Any]]:
@@ -116,6 +173,7 @@ def _with_settings(clip: Clip, config: SourceConfig, captioner: str) -> Clip:
 
     One whose only problem is a missing caption takes that of the template, or of the captioner.
     """
+    clip = _with_sound_texts(clip)
     clip = replace(clip, depth=config.depth, flow_window_s=config.flow_window_s)
     if clip.problem is None or clip.problem[0] != "caption":
         return clip
@@ -128,6 +186,27 @@ def _with_settings(clip: Clip, config: SourceConfig, captioner: str) -> Clip:
         prompt = config.captioner_prompt
         return replace(clip, problem=None, caption_kind=captioner, captioner_prompt=prompt)
     return clip
+
+
+def _with_sound_texts(clip: Clip) -> Clip:
+    """A clip whose texts any table can hold, with the problem that they have.
+
+    JSON may hold half a character (a lone surrogate), and a caption may hold no word at all.
+    """
+    texts: dict[str, Any] = {name: _sound(getattr(clip, name)) for name in _TEXTS}
+    captions = tuple(map(_sound, clip.captions))
+    if clip.problem is None:
+        if captions != clip.captions or any(getattr(clip, n) != t for n, t in texts.items()):
+            problem = ("caption", "its texts are not Unicode: they hold half characters")
+            clip = replace(clip, problem=problem)
+        elif captions and not all(re.search(r"\w", caption) for caption in captions):
+            empty = next(c for c in captions if not re.search(r"\w", c))
+            clip = replace(clip, problem=("caption", f"the caption {empty!r} holds no word"))
+    return replace(clip, captions=captions, **texts)
+
+
+def _sound(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _templated(clip: Clip, template: str) -> str:

@@ -12,11 +12,14 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dynaflip.platform.s3 import S3Path, arrow_filesystem
+from dynaflip.platform.s3 import NetworkError, S3Path, arrow_filesystem
+from dynaflip.platform.triplets.sources.contents import HEAD_BYTES, other_kind
 
 Location = Path | S3Path
 
 _FINGERPRINT_BYTES = 256 << 10
+# A pointer of Git LFS or git-annex, or an error message, is shorter than any recording.
+_POINTER_BYTES = 1024
 _PARALLEL_REQUESTS = 16
 
 
@@ -72,18 +75,29 @@ def fingerprint(path: Location) -> str:
 
     Enough to tell recordings apart without reading terabytes twice.
     """
+    return _fingerprint(path).digest
+
+
+def _fingerprint(path: Location) -> Fingerprint:
+    """The fingerprint, or what the file is instead of a recording, as far as its length tells."""
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     offsets = sorted({0, max(0, size // 2), max(0, size - _FINGERPRINT_BYTES)})
+    head = b""
     if isinstance(path, S3Path):
         for offset in offsets:
-            digest.update(path.read_range(offset, min(size, offset + _FINGERPRINT_BYTES)))
-        return digest.hexdigest()[:32]
-    with path.open("rb") as file:
-        for offset in offsets:
-            file.seek(offset)
-            digest.update(file.read(_FINGERPRINT_BYTES))
-    return digest.hexdigest()[:32]
+            data = path.read_range(offset, min(size, offset + _FINGERPRINT_BYTES))
+            head = head or data[:HEAD_BYTES]
+            digest.update(data)
+    else:
+        with path.open("rb") as file:
+            for offset in offsets:
+                file.seek(offset)
+                data = file.read(_FINGERPRINT_BYTES)
+                head = head or data[:HEAD_BYTES]
+                digest.update(data)
+    problem = other_kind(head) if size <= _POINTER_BYTES and any(head) else ""
+    return Fingerprint(digest.hexdigest()[:32], problem)
 
 
 def is_temporary(location: Location, error: BaseException | None) -> bool:
@@ -104,12 +118,39 @@ def fingerprints(root: Location, names: list[str]) -> dict[str, Fingerprint]:
 
     def attempt(name: str) -> Fingerprint:
         try:
-            return Fingerprint(fingerprint(root / name))
+            found = _fingerprint(root / name)
         except OSError as error:
             return Fingerprint("", error.strerror or str(error))
+        except ValueError as error:  # a name that no file can have
+            return Fingerprint("", str(error))
+        return Fingerprint("", found.problem) if found.problem else found
 
     with ThreadPoolExecutor(_PARALLEL_REQUESTS if isinstance(root, S3Path) else 1) as pool:
         return dict(zip(names, pool.map(attempt, names), strict=True))
+
+
+def source_name(chosen: str, root: Location) -> str:
+    """Name of a source in the triplets: the chosen one, or that of its folder as any text."""
+    # Names on disk need not be UTF-8.
+    return chosen or root.resolve().name.encode("utf-8", "backslashreplace").decode()
+
+
+def other_kind_of(path: Location) -> str:
+    """What the file at a path is instead of its kind, "" where that is not known."""
+    try:
+        with path.open("rb") as file:
+            return other_kind(file.read(HEAD_BYTES))
+    except (OSError, ValueError):
+        return ""
+
+
+def why_unreadable(path: Location, error: BaseException) -> str:
+    """Why a file cannot be read: what it is instead of its kind, or the error's first line."""
+    kind = "" if isinstance(error, NetworkError) else other_kind_of(path)
+    if kind:
+        return kind
+    text = getattr(error, "strerror", None) or str(error)
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def read_table(path: Location, columns: list[str] | None = None, filters: Any = None) -> pa.Table:

@@ -12,13 +12,15 @@ Depth is not used, because the format has no unit of it. Nor has it the time bet
 from __future__ import annotations
 
 import json
+import re
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
 
-import cv2
 import numpy as np
 
 from dynaflip.errors import UserError
@@ -35,7 +37,22 @@ from dynaflip.platform.triplets.clips import (
 )
 from dynaflip.platform.triplets.config import SourceConfig
 from dynaflip.platform.triplets.sources import tfrecord
-from dynaflip.platform.triplets.sources.locations import Location, location_of, root_and_files
+from dynaflip.platform.triplets.sources.contents import HEAD_BYTES, other_kind
+from dynaflip.platform.triplets.sources.encoded_images import is_deep_grey, read_images
+from dynaflip.platform.triplets.sources.locations import (
+    Location,
+    location_of,
+    root_and_files,
+    source_name,
+    why_unreadable,
+)
+from dynaflip.platform.triplets.sources.rlds_steps import (
+    STEPS,
+    base_name,
+    instructions,
+    instructions_of_step,
+    step_images,
+)
 from dynaflip.platform.triplets.sources.tfrecord import DamagedRecord, Record, Values
 
 # Steps a second, after the overview table of Open X-Embodiment (arXiv 2310.08864).
@@ -56,7 +73,10 @@ _IMAGES = (b"\xff\xd8\xff", b"\x89PNG")
 # Longer features are images; listing does not read them.
 _OUTLINE_BYTES = 256 << 10
 _PARALLEL_FILES = 8
-_STEPS = "steps/"
+# What other tools leave beside records: indexes, checksums, unfinished downloads.
+_BESIDE = (".idx", ".index", ".json", ".md5", ".sha256", ".crc", ".txt", ".lock", ".tmp")
+_UNFINISHED = (".part", ".crdownload", ".incomplete", ".aria2")
+_SHARD = re.compile(r"-(\d+)-of-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -102,7 +122,7 @@ class RLDSSource:
         self.root: Location = location_of(config.path)
         if self.root.is_file():
             self.root = self.root.parent
-        self.name = config.name or location_of(config.path).resolve().name
+        self.name = source_name(config.name, location_of(config.path))
 
     @classmethod
     def detect(cls, root: Location, names: list[str]) -> bool:
@@ -115,6 +135,9 @@ class RLDSSource:
         files = [name for name in names if _is_records(name)]
         folders = {PurePosixPath(name).parent for name in files}
         described = {folder: self._described(folder, set(names)) for folder in folders}
+        if not files:
+            raise UserError(f"source.path: no records in {self.root} (looked for *.tfrecord)")
+        self._say_what_is_missing(names, files)
         about = {n: _About(self._rate_hz(n), *described[PurePosixPath(n).parent]) for n in files}
         with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
             listed = list(pool.map(lambda name: list(self._clips(name, about[name])), files))
@@ -123,6 +146,19 @@ class RLDSSource:
             has = sorted({clip.camera for clip in clips if clip.camera})
             raise UserError(f"source.cameras: {self.root} has the cameras {', '.join(has)}")
         return clips
+
+    def _say_what_is_missing(self, names: list[str], files: list[str]) -> None:
+        """A note where shards of a data set are not there."""
+        unfinished = [n for n in names if ".tfrecord" in n and n.endswith(_UNFINISHED)]
+        if unfinished:
+            print(f"note: {self.name}: {unfinished[0]} is an unfinished download and left out")
+        shards: dict[tuple[str, int], set[int]] = defaultdict(set)
+        for name in files:
+            if found := _SHARD.search(name):
+                shards[name[: found.start()], int(found[2])].add(int(found[1]))
+        for (name, total), there in shards.items():
+            if len(there) < total:
+                print(f"note: {self.name}: {len(there)} of {total} shards of {name} are there")
 
     def _rate_hz(self, file: str) -> float:
         """Steps a second: several data sets may lie below one path."""
@@ -152,11 +188,13 @@ class RLDSSource:
         try:
             with path.open("rb") as file:
                 size = path.stat().st_size
+                head = file.read(HEAD_BYTES)
                 if not size:
                     yield self._problem(name, 0, "the file is empty (zero bytes)")
                 for number, record in enumerate(tfrecord.scan_records(file, size)):
                     if isinstance(record, DamagedRecord):
-                        yield self._problem(name, number, str(record))
+                        kind = "" if number else other_kind(head)
+                        yield self._problem(name, number, kind or str(record))
                         continue
                     try:
                         outline = tfrecord.read_outline(file, record, _OUTLINE_BYTES)
@@ -176,14 +214,17 @@ class RLDSSource:
         about: _About,
     ) -> Iterator[Clip]:
         recording = content_hash("record", str(record.size), str(record.checksum))
-        captions = tuple(dict.fromkeys(t for texts in _instructions(outline) for t in texts if t))
-        varies = any(len({t for t in texts if t}) > 1 for texts in _instructions(outline))
+        found = [texts for _, texts in instructions(outline)]
+        captions = tuple(dict.fromkeys(text for texts in found for text in texts if text))
+        varies = any(len({text for text in texts if text}) > 1 for texts in found)
         group = normalise_caption(captions[0]) if captions and not varies else ""
         keys = [key for key in sorted(outline) if _is_camera(key, outline[key], about.images)]
         if not keys:
-            yield self._problem(name, number, "no camera: no feature of steps/ holds images")
+            has = ", ".join(sorted({base_name(key) for key in outline})[:8]) or "none"
+            reason = f"no camera: no feature of steps/ holds JPEG or PNG images (it has {has})"
+            yield self._problem(name, number, reason)
         for key in keys:
-            camera = key.removeprefix(_STEPS).removeprefix("observation/")
+            camera = base_name(key).removeprefix(STEPS).removeprefix("observation/")
             if self.config.cameras and camera not in self.config.cameras:
                 continue
             yield Clip(
@@ -249,13 +290,10 @@ class RLDSRecording:
                 raise ClipRejected("decode", f"cannot be read: {error.strerror or error}") from None
         return self._features
 
-    @property
+    @cached_property
     def images(self) -> list[bytes]:
         """Encoded images, one a step."""
-        values = self.features.get(self.stored.feature)
-        if not isinstance(values, list) or not values:
-            raise ClipRejected("decode", f"the episode holds no images in {self.stored.feature}")
-        return values
+        return step_images(self.features, self.stored.feature)
 
     def times_s(self) -> Doubles:
         """See :class:`~dynaflip.platform.triplets.clips.Recording`."""
@@ -263,20 +301,7 @@ class RLDSRecording:
 
     def read_frames(self, indices: list[int], short_side_px: int) -> Frames:
         """See :class:`~dynaflip.platform.triplets.clips.Recording`."""
-        out: list[Any] = []
-        for index in indices:
-            image = _decoded(self.images[index])
-            if image is None:
-                raise ClipRejected("decode", f"the image of step {index} cannot be decoded")
-            height, width = image.shape[:2]
-            scale = min(1.0, short_side_px / min(height, width))
-            size = (max(1, round(width * scale)), max(1, round(height * scale)))
-            if scale < 1:
-                image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-            out.append(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
-            if out[-1].shape != out[0].shape:
-                raise ClipRejected("decode", f"the image changes size at step {index}")
-        return np.stack(out)
+        return read_images(indices, self.images.__getitem__, short_side_px, "step")
 
     def read_depth_m(self, indices: list[int]) -> Floats | None:
         """None: the format has no unit of depth."""
@@ -292,21 +317,24 @@ class RLDSRecording:
 
     def caption_at(self, index: int, draw: int) -> str:
         """The instruction of the step; phrasings take turns over draws."""
-        of_step = [texts[min(index, len(texts) - 1)] for texts in _instructions(self.features)]
-        captions = [text for text in of_step if text] or list(self.clip.captions)
+        of_step = instructions_of_step(self.features, index, len(self.images))
+        captions = of_step or list(self.clip.captions)
         return captions[draw % len(captions)]
 
 
 def _is_records(name: str) -> bool:
-    return ".tfrecord" in name.rsplit("/", 1)[-1]
+    last = name.rsplit("/", 1)[-1].lower()
+    return ".tfrecord" in last and not last.endswith((*_BESIDE, *_UNFINISHED))
 
 
 def _is_camera(key: str, values: Values | int, images: tuple[str, ...]) -> bool:
     """Images, and not the same one at every step, which stands for a missing camera."""
-    if isinstance(values, np.ndarray) or not key.startswith(_STEPS) or "depth" in key:
+    if isinstance(values, np.ndarray) or not key.startswith(STEPS) or "depth" in key:
+        return False
+    if isinstance(values, list) and values and is_deep_grey(values[0]):
         return False
     if images:
-        if key not in images:
+        if base_name(key) not in images:
             return False
     elif isinstance(values, list) and not (values and values[0].startswith(_IMAGES)):
         return False
@@ -323,46 +351,12 @@ def _known_rate_hz(path: str) -> float:
     return 0.0
 
 
-def _instructions(features: dict[str, Any]) -> list[list[str]]:
-    """Instructions, a list over steps for every feature that holds some, phrasing by phrasing."""
-    found = []
-    for key in sorted(features):
-        name, values = key.rsplit("/", 1)[-1], features[key]
-        if "instruction" not in name or "embedding" in name or isinstance(values, int):
-            continue
-        if isinstance(values, np.ndarray):
-            # Language-Table: letters as 512 numbers a step, zeros after the end.
-            if values.dtype != np.int64 or len(values) % 512:
-                continue
-            rows = values.reshape(-1, 512)
-            values = [bytes(int(n) & 0xFF for n in row if n) for row in rows]
-        texts = [_utf8(value) for value in values]
-        if any(texts):
-            found.append(texts)
-    return found
-
-
-def _utf8(value: bytes) -> str:
-    """Text, or "" for what is not UTF-8."""
-    try:
-        return value.decode("utf-8").strip()
-    except UnicodeDecodeError:
-        return ""
-
-
-def _decoded(data: bytes) -> Any:
-    """(H, W, 3) BGR, or None."""
-    try:
-        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
-    except cv2.error:
-        return None
-
-
 def _read_json(path: Location) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
-        raise UserError(f"source.path: {path} cannot be read as JSON ({error})") from None
+        why = why_unreadable(path, error)
+        raise UserError(f"source.path: {path} cannot be read as JSON ({why})") from None
     if not isinstance(content, dict):
         raise UserError(f"source.path: {path} is not a JSON object")
     return content
@@ -371,7 +365,9 @@ def _read_json(path: Location) -> dict[str, Any]:
 def _image_paths(feature: dict[str, Any], path: str) -> list[str]:
     """Names of the images below a feature of ``features.json``."""
     if "image" in feature or str(feature.get("pythonClassName", "")).endswith("Image"):
-        return [path]
+        about = feature.get("image")
+        deep = isinstance(about, dict) and about.get("dtype") in ("uint16", "float32", "float64")
+        return [] if deep else [path]  # what is deeper than 8 bits is depth
     inner = feature.get("sequence", {}).get("feature")
     if isinstance(inner, dict):
         return _image_paths(inner, path)

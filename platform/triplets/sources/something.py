@@ -16,7 +16,7 @@ from dynaflip.errors import UserError
 from dynaflip.platform.triplets.clips import normalise_caption
 from dynaflip.platform.triplets.sources.captions import CaptionRow
 from dynaflip.platform.triplets.sources.folder import FolderSource
-from dynaflip.platform.triplets.sources.locations import Location
+from dynaflip.platform.triplets.sources.locations import Location, why_unreadable
 
 _LABELS = re.compile(r"(^|[/-])(train|validation)\.json$")
 
@@ -61,9 +61,10 @@ class SomethingSource(FolderSource):
 
     def _labels(self, name: str) -> list[dict[str, object]]:
         try:
-            labels = json.loads((self.root / name).read_text(encoding="utf-8"))
+            labels = json.loads((self.root / name).read_text(encoding="utf-8-sig"))
         except (OSError, ValueError) as error:
-            raise UserError(f"{self.root / name}: not readable as JSON ({error})") from None
+            why = why_unreadable(self.root / name, error)
+            raise UserError(f"{self.root / name}: not readable as JSON ({why})") from None
         if not isinstance(labels, list) or not all(isinstance(one, dict) for one in labels):
             raise UserError(f"{self.root / name}: not a list of labels")
         return labels

@@ -16,8 +16,8 @@ import av
 import numpy as np
 
 from dynaflip.platform.s3 import NetworkError, S3Path
-from dynaflip.platform.triplets.clips import ClipRejected, Doubles, Frames
-from dynaflip.platform.triplets.sources.locations import Location
+from dynaflip.platform.triplets.clips import ClipRejected, Doubles, Frames, UnknownDepthUnit
+from dynaflip.platform.triplets.sources.locations import Location, other_kind_of
 
 # A file that ends this much before its declared duration was cut off.
 _TRUNCATED_S = 0.5
@@ -28,6 +28,16 @@ _SEEK_FROM_FRAMES = 12
 # AVI stores no presentation times and MPEG's program stream some alone: frames after a seek
 # are lost, or carry the times of others.
 _NO_SEEK = ("avi", "mpeg")
+
+
+# Codecs of single images: a stream of one is a cover or a thumbnail beside the film.
+_STILLS = ("mjpeg", "png", "bmp", "gif", "webp", "tiff")
+# LeRobot's depth codes, whatever the order of their bytes.
+_GRAY12 = ("gray12le", "gray12be")
+
+
+class NoFramesError(ClipRejected):
+    """A video without any frame in the time that was asked for."""
 
 
 class _Overshot(Exception):
@@ -43,12 +53,16 @@ class Timeline:
         key_pts: ascending presentation times of the key frames among all frames.
         tick_s: seconds a tick.
         skipped: frames of the file before these, where it was read from its beginning.
+        frames_in_file: as the file's header counts them; 0: it does not.
+        rate_hz: frames a second of the whole file by its header; 0: not there.
     """
 
     pts: np.ndarray
     key_pts: np.ndarray
     tick_s: float
     skipped: int = 0
+    frames_in_file: int = 0
+    rate_hz: float = 0.0
 
     def times_s(self) -> Doubles:
         """(N,) seconds, 0 at the first frame."""
@@ -61,7 +75,7 @@ def _opened(path: Location) -> Iterator[tuple[av.container.InputContainer, av.Vi
         with _source(path) as source, av.open(source, metadata_errors="replace") as container:
             if not container.streams.video:
                 raise ClipRejected("decode", "the file holds no video stream")
-            stream = container.streams.video[0]
+            stream = _film(container)
             if not stream.codec_context:
                 raise ClipRejected("decode", "there is no decoder for its kind of video")
             # Ray gives a task one CPU; more threads would fight over it.
@@ -73,6 +87,17 @@ def _opened(path: Location) -> Iterator[tuple[av.container.InputContainer, av.Vi
         raise _rejection(path, error) from None
 
 
+def _film(container: av.container.InputContainer) -> av.VideoStream:
+    """The stream that a player shows: no cover, no thumbnails, the default one of several."""
+    unwanted = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+    streams = container.streams.video
+    films = [stream for stream in streams if not stream.disposition & unwanted]
+    moving = [s for s in films if not (s.frames == 1 and s.codec_context.name in _STILLS)]
+    chosen = moving or films or list(streams)
+    default = (s for s in chosen if s.disposition & av.stream.Disposition.default)
+    return next(default, chosen[0])
+
+
 def _rejection(path: Location, error: Exception) -> ClipRejected:
     """What is wrong with a file that cannot be opened or read on."""
     try:
@@ -80,6 +105,8 @@ def _rejection(path: Location, error: Exception) -> ClipRejected:
             return ClipRejected("decode", f"there is no file {path.name}")
         if path.stat().st_size == 0:
             return ClipRejected("decode", "the file is empty (zero bytes)")
+        if kind := other_kind_of(path):
+            return ClipRejected("decode", kind)
     except NetworkError as failure:
         return ClipRejected("network", str(failure))
     except OSError as failure:  # its folder may not be entered
@@ -158,8 +185,21 @@ def read_timeline(
     if sought and not found:
         return read_timeline(path, start_s, end_s, from_beginning=from_beginning, seek=False)
     if not pts:
-        raise ClipRejected("decode", "the video holds no frame in its time")
-    return Timeline(np.array(sorted(pts)), np.array(sorted(keys), np.int64), tick_s, skipped)
+        span = "" if whole and end_s is None else f" ({start_s:g} to {_end(end_s)})"
+        lasts = f"; it lasts to {end_of_file_s - begin_s:.3f} s" if end_of_file_s else ""
+        raise NoFramesError("decode", f"the video holds no frame in its time{span}{lasts}")
+    return Timeline(
+        np.array(sorted(pts)),
+        np.array(sorted(keys), np.int64),
+        tick_s,
+        skipped,
+        stream.frames,
+        float(stream.average_rate or 0),
+    )
+
+
+def _end(end_s: float | None) -> str:
+    return "its end" if end_s is None else f"{end_s:g} s"
 
 
 def _check_complete(
@@ -208,8 +248,22 @@ def read_frames(
 
 
 def read_gray12(path: Location, timeline: Timeline, indices: list[int]) -> np.ndarray:
-    """Decode 12-bit gray frames (LeRobot's depth codes): (len(indices), H, W) uint16."""
-    return np.stack([f.to_ndarray(format="gray12le") for f, _ in _decode(path, timeline, indices)])
+    """Decode 12-bit gray frames (LeRobot's depth codes): (len(indices), H, W) uint16.
+
+    Raises:
+        ClipRejected: a frame cannot be decoded, or is stored in another format, whose numbers
+            would be scaled.
+    """
+    out = []
+    for frame, _ in _decode(path, timeline, indices):
+        if frame.format.name not in _GRAY12:
+            raise UnknownDepthUnit(
+                "depth",
+                f"depth is stored as {frame.format.name} and not in LeRobot's 12 bits (gray12le): "
+                f"its unit is not known",
+            )
+        out.append(frame.to_ndarray(format="gray12le"))
+    return np.stack(out)
 
 
 def _decode(

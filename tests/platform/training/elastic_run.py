@@ -27,7 +27,7 @@ def main(triplets: str) -> None:
     prepare_environment()
     from ray.cluster_utils import Cluster
 
-    # A worker takes 2 CPUs and Ray Data 1: no node has room for two workers.
+    # A worker takes 2 CPUs: no node has room for two.
     head = {"num_cpus": 3, "include_dashboard": False, "object_store_memory": 100_000_000}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     second = cluster.add_node(num_cpus=2, object_store_memory=100_000_000)

@@ -117,9 +117,11 @@ def test_writing_is_behind_the_training_s_back_and_keeps_what_was_there_then(
 
     checkpoints.save(10, slow, print)
     assert started.wait(10)
+    assert checkpoints.busy()
     assert checkpoints.storage.names() == []  # nothing half-written is seen
     free.set()
     checkpoints.finish()
+    assert not checkpoints.busy()
     assert checkpoints.storage.names() == ["step-00000010"]
 
 

@@ -64,7 +64,7 @@ def config_of(folder: Path, **train: object) -> PretrainConfig:
             temporal_negatives=8,
             extra_terms={f"class:{__name__}:Offset": 0.5},
         ),
-        data=DataConfig(batch_size=4, shuffle_buffer_rows=1),
+        data=DataConfig(batch_size=4, shuffle_buffer_mb=0.01),
         optimizer=OptimizerConfig(lr=1e-3, warmup_share=0),
         train=TrainConfig(**{**settings, **train}),  # type: ignore[arg-type]
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from dynaflip.platform.training.data.caption_features import write_table
 from dynaflip.platform.training.data.collate import Batch, Collate
 from dynaflip.platform.training.data.gallery import gallery_batch
 from dynaflip.platform.training.data.index import read_index
-from dynaflip.platform.training.data.loader import epoch_batches, plain_tables
+from dynaflip.platform.training.data.loader import Feed
 from dynaflip.platform.training.data.sampling import Position, sampling_of
 from dynaflip.platform.training.loop import Context, Metrics, Pretraining, plan, rank_batch_size
 from dynaflip.platform.training.optimizer import build_optimizer, build_schedule
@@ -56,6 +57,13 @@ class Trial:
         text = write_table(folder / "captions.safetensors", self.index.captions, features)
         self.collate = Collate(config.data, 32, text, seed=config.train.seed, augment=True)
         self.sampling = sampling_of(config.data, self.index, config.train.seed)
+        self.feed = Feed(
+            self.index.train,
+            self.collate,
+            config.data,
+            self.sampling,
+            batch_size=rank_batch_size(config, 1),
+        )
         self.reports: list[Metrics] = []
         self.logged: list[str] = []
         self.examples: list[list[str]] = []
@@ -63,12 +71,7 @@ class Trial:
 
     def batches(self, position: Position) -> Iterator[Batch]:
         self.epochs.append(position.epoch)
-        tables = plain_tables(str(self.folder), "train")(position.epoch)
-        data, sampling = self.config.data, self.sampling
-        size = rank_batch_size(self.config, 1)
-        for batch in epoch_batches(
-            tables, self.collate, data, sampling, position, batch_size=size, rank=0
-        ):
+        for batch in self.feed(position):
             self.examples.append(batch["triplet_id"])
             yield batch
 
@@ -77,11 +80,19 @@ class Trial:
         gallery = gallery_batch(self.index, self.collate, self.config.train.gallery_size)
         weighted = not self.sampling.is_plain()
         length = plan(self.config, self.index.counts["train"], weighted=weighted)
-        checkpoints = Checkpoints(str(self.keep), keep=self.config.train.keep_checkpoints)
+        checkpoints = Patient(str(self.keep), keep=self.config.train.keep_checkpoints)
         context = Context(
             report=self.reports.append, log=self.logged.append, checkpoints=checkpoints
         )
         return Pretraining(self.config, context, length, gallery, tuple(self.index.sources))
+
+
+class Patient(Checkpoints):
+    """Waits for each write, however slow the disk: which steps are saved is then certain."""
+
+    def busy(self) -> bool:
+        self.wait()
+        return False
 
 
 @pytest.fixture(autouse=True)
@@ -121,6 +132,36 @@ def test_a_resumed_run_equals_the_uninterrupted_one_exactly(
     assert rest.epochs == whole.epochs[kept[0] // 3 :], "a finished epoch is not begun again"
     for name, value in done.state.model.state_dict().items():
         assert torch.equal(value, resumed.state.model.state_dict()[name]), name
+
+
+def test_a_slow_store_costs_checkpoints_and_holds_up_no_step(
+    triplet_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = threading.Event()
+    store = Checkpoints(str(tmp_path))
+    publish = store.storage.publish
+
+    def slow(staged: Path, name: str) -> None:
+        assert free.wait(60)
+        publish(staged, name)
+
+    monkeypatch.setattr(store.storage, "publish", slow)
+    reports: list[Metrics] = []
+
+    def report(metrics: Metrics) -> None:
+        reports.append(metrics)
+        if metrics["step"] == 7:  # the loop came this far though nothing could be stored
+            free.set()
+
+    train = dataclasses.replace(CONFIG.train, checkpoint_every_steps=2, report_every_steps=1)
+    trial = Trial(triplet_folder, dataclasses.replace(CONFIG, train=train), tmp_path)
+    length = plan(trial.config, trial.index.counts["train"])
+    context = Context(report=report, log=trial.logged.append, checkpoints=store)
+    Pretraining(trial.config, context, length).run(trial.batches)
+    left_out = [line for line in trial.logged if "there is none of this step" in line]
+    assert [line.split(":")[1] for line in left_out] == [" step 4", " step 6"]
+    assert store.storage.names() == ["step-00000002", "step-00000008"], "the last is waited for"
+    assert {"speed/report_wait_s", "speed/checkpoint_wait_s"} <= reports[-1].keys()
 
 
 def test_reports_hold_terms_areas_speed_and_held_out_diagnostics(

@@ -124,7 +124,7 @@ def test_a_cluster_that_is_too_small_is_one_clear_line(ray_cluster: None) -> Non
         return PretrainConfig(train=TrainConfig(**train))  # type: ignore[arg-type]
 
     two = {"CPU": 2.0}
-    assert scaling_of(config(num_workers=2), two).resources_per_worker == {"CPU": 0.5}
+    assert scaling_of(config(num_workers=2), two).resources_per_worker == {"CPU": 1.0}
     assert scaling_of(config(), {"CPU": 16.0, "GPU": 1.0}).use_gpu
     elastic = scaling_of(config(num_workers=4, min_workers=1, cpus_per_worker=1.0), two)
     assert elastic.num_workers == (1, 4)
@@ -138,8 +138,8 @@ def test_a_cluster_that_is_too_small_is_one_clear_line(ray_cluster: None) -> Non
             scaling_of(config(**train), {"CPU": 16.0, "GPU": gpus})
     assert not scaling_of(config(num_workers=4), {"CPU": 16.0}).use_gpu
     assert not scaling_of(config(device="cpu", num_workers=4), {"CPU": 16.0, "GPU": 2.0}).use_gpu
-    with pytest.raises(UserError, match="1 for Ray Data, the cluster has 1"):
-        scaling_of(config(), {"CPU": 1.0})
+    with pytest.raises(UserError, match="needs some CPU a worker, the cluster has 0"):
+        scaling_of(config(), {"CPU": 0.0})
     with pytest.raises(UserError, match=r"needs 1\.0 CPU a worker"):
         scaling_of(config(num_workers=4, cpus_per_worker=1.0), two)
 

@@ -20,14 +20,10 @@ from dynaflip.losses.objective import Objective
 from dynaflip.platform.training import diagnostics
 from dynaflip.platform.training.ablations import apply_variant
 from dynaflip.platform.training.config import (
-    DataConfig,
     OptimizerConfig,
     PretrainConfig,
     TrainConfig,
 )
-from dynaflip.platform.training.data.index import read_index
-from dynaflip.platform.training.data.loader import plain_tables, rows_of
-from dynaflip.platform.training.data.sampling import Position, Sampling, sampling_of
 from dynaflip.platform.training.diagnostics import Collapsed, CollapseGuard, diagnose
 from dynaflip.platform.training.grad_cache import forward
 from dynaflip.platform.training.optimizer import build_optimizer, build_schedule
@@ -211,42 +207,6 @@ def test_the_guard_stops_where_it_is_asked_to_and_forgets_a_single_find() -> Non
     assert guard.check(3, flat) is None
     with pytest.raises(Collapsed, match=r"step 4: .*image \(spread 0.01, effective rank 1.2\)"):
         guard.check(4, flat)
-
-
-def test_source_weights_set_the_shares_and_keep_an_epoch_s_length(triplet_folder: Path) -> None:
-    rows = [r for t in plain_tables(str(triplet_folder), "train")(0) for r in rows_of(t)]
-    rows = [
-        {**row, "source": "robot" if i % 4 else "human", "triplet_id": f"{i}-{copy}"}
-        for copy in range(40)
-        for i, row in enumerate(rows)
-    ]
-    index = read_index(str(triplet_folder))
-    index = dataclasses.replace(index, sources={"robot": 27 * 40, "human": 9 * 40})
-    config = DataConfig(source_weights={"robot": 1, "human": 1})
-    sampling = sampling_of(config, index, seed=0)
-    drawn = list(sampling(rows, Position()))
-    share = np.mean([row["source"] == "human" for row in drawn])
-    assert share == pytest.approx(0.5, abs=0.04)
-    assert len(drawn) == pytest.approx(len(rows), rel=0.05)
-    assert len({row["example"] for row in drawn}) == len(drawn), "repetitions have own ids"
-    again = list(sampling(rows, Position()))
-    assert [r["example"] for r in again] == [r["example"] for r in drawn]
-    other = list(sampling(rows, Position(1)))
-    assert [r["example"] for r in other] != [r["example"] for r in drawn]
-    alone = sampling_of(DataConfig(source_weights={"human": 3}), index, seed=0)
-    assert {row["source"] for row in alone(rows, Position())} == {"human"}
-    with pytest.raises(ValueError, match="no source ego; theirs are robot, human"):
-        sampling_of(DataConfig(source_weights={"ego": 1}), index, seed=0)
-
-
-def test_the_rest_of_an_epoch_is_what_was_not_seen(triplet_folder: Path) -> None:
-    rows = [r for t in plain_tables(str(triplet_folder), "train")(0) for r in rows_of(t)]
-    everything = Sampling({}, 0)
-    ids = [row["example"] for row in everything(rows, Position())]
-    assert len(set(ids)) == read_index(str(triplet_folder)).counts["train"]
-    seen = np.sort(np.array(ids[::3], np.int64))
-    rest = [row["example"] for row in everything(rows, Position(0, 0, seen))]
-    assert sorted([*rest, *seen.tolist()]) == sorted(ids)
 
 
 @pytest.mark.parametrize("variant", ["full", "no_temporal", "flow_prediction_only"])

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from dynaflip.encoders.preprocessing import channels_first, to_pixels
 from dynaflip.errors import UserError
+from dynaflip.losses.base import FRAMES
 from dynaflip.platform.training.config import DataConfig
-from dynaflip.platform.training.data.augment import colour_jitter, draw_patches
 from dynaflip.platform.training.data.caption_features import write_table
-from dynaflip.platform.training.data.collate import Batch, Collate, decode_image
-from dynaflip.platform.training.data.gallery import gallery_batch
+from dynaflip.platform.training.data.collate import Batch, Collate, Jpegs
+from dynaflip.platform.training.data.decode import decode_image
+from dynaflip.platform.training.data.gallery import gallery_batch, read_clips
 from dynaflip.platform.training.data.ids import id64
 from dynaflip.platform.training.data.index import read_index, shard_paths
-from dynaflip.platform.training.data.loader import (
-    epoch_batches,
-    plain_tables,
-    read_tables,
-    shuffled,
-)
-from dynaflip.platform.training.data.prefetch import EpochsAhead, Prefetched
+from dynaflip.platform.training.data.loader import Feed
+from dynaflip.platform.training.data.prefetch import Prefetched
 from dynaflip.platform.training.data.sampling import Position, Sampling
 from dynaflip.platform.triplets.schema import SCHEMA_VERSION
 from tests.synthetic_triplets import write_triplets
@@ -39,22 +35,45 @@ PX = 32
 EVERY_ROW_ONCE = Sampling({}, seed=0)
 
 
-def collate_of(folder: Path, config: DataConfig, *, augment: bool = True) -> Collate:
+def collate_of(
+    folder: Path, config: DataConfig, *, augment: bool = True, frames: tuple[str, ...] = FRAMES
+) -> Collate:
     captions = read_index(str(folder)).captions
     features = np.arange(len(captions), dtype=np.float32)[:, None].repeat(8, 1)
     text = write_table(folder / "captions.safetensors", captions, features)
-    return Collate(config, PX, text, seed=0, augment=augment)
+    return Collate(config, PX, text, seed=0, augment=augment, frames=frames)
 
 
-def epoch_of(folder: Path, epoch: int = 0, skip: int = 0, **settings: int) -> list[Batch]:
-    config = DataConfig(batch_size=4, **settings)
-    tables = plain_tables(str(folder), "train")(epoch)
-    collate = collate_of(folder, config)
-    position = Position(epoch, skip)
-    batches = epoch_batches(
-        tables, collate, config, EVERY_ROW_ONCE, position, batch_size=config.batch_size, rank=0
+def feed_of(
+    folder: Path,
+    *,
+    rank: int = 0,
+    workers: int = 1,
+    sampling: Sampling = EVERY_ROW_ONCE,
+    frames: tuple[str, ...] = FRAMES,
+    **settings: float,
+) -> Feed:
+    config = DataConfig(**{"batch_size": 4, **settings})  # type: ignore[arg-type]
+    return Feed(
+        read_index(str(folder)).train,
+        collate_of(folder, config, frames=frames),
+        config,
+        sampling,
+        batch_size=config.batch_size,
+        rank=rank,
+        workers=workers,
     )
-    return list(batches)
+
+
+def epoch_of(folder: Path, epoch: int = 0, skip: int = 0, **settings: float) -> list[Batch]:
+    return list(feed_of(folder, **settings)(Position(epoch, skip)))  # type: ignore[arg-type]
+
+
+def rows_of(folder: Path, split: str = "train") -> pa.Table:
+    """All rows of a split, in the order of their ids."""
+    index = read_index(str(folder))
+    clips = index.train if split == "train" else index.heldout
+    return pa.concat_tables(read_clips(clips, np.arange(len(clips)))).sort_by("triplet_id")
 
 
 def ids(batches: list[Batch]) -> list[str]:
@@ -85,10 +104,7 @@ def test_an_epoch_is_every_training_triplet_once_but_the_last_partial_batch(
     index = read_index(str(triplet_folder))
     names = ids(epoch_of(triplet_folder))
     assert len(names) == len(set(names)) == index.counts["train"] // 4 * 4
-    heldout = [
-        table["triplet_id"].to_pylist() for table in read_tables(str(triplet_folder), "heldout")
-    ]
-    assert not set(names) & set(itertools.chain(*heldout))
+    assert not set(names) & set(rows_of(triplet_folder, "heldout")["triplet_id"].to_pylist())
 
 
 def test_order_and_augmentation_follow_from_the_seed_and_differ_by_epoch(
@@ -99,26 +115,153 @@ def test_order_and_augmentation_follow_from_the_seed_and_differ_by_epoch(
     assert ids(first) != ids(other)
 
 
-@pytest.mark.parametrize("buffer_rows", [1, 5, 2048])
-def test_skipping_batches_is_the_rest_of_the_epoch(triplet_folder: Path, buffer_rows: int) -> None:
-    whole = epoch_of(triplet_folder, shuffle_buffer_rows=buffer_rows)
-    rest = epoch_of(triplet_folder, skip=3, shuffle_buffer_rows=buffer_rows)
+@pytest.mark.parametrize("buffer_mb", [0.01, 0.3, 500])
+def test_skipping_batches_is_the_rest_of_the_epoch(triplet_folder: Path, buffer_mb: float) -> None:
+    whole = epoch_of(triplet_folder, shuffle_buffer_mb=buffer_mb)
+    rest = epoch_of(triplet_folder, skip=3, shuffle_buffer_mb=buffer_mb)
     assert len(rest) == len(whole) - 3
     assert all(equal(a, b) for a, b in zip(whole[3:], rest, strict=True))
 
 
-def test_sources_are_mixed_where_the_buffer_is_smaller_than_a_source(tmp_path: Path) -> None:
-    """Shards are numbered source by source; read in that order, batches would be of one alone."""
-    folder = write_triplets(tmp_path / "triplets", clips=64, shards=32)
-    paths = shard_paths(str(folder))
-    assert len(paths) == 32
-    assert shard_paths(str(folder)) == paths
-    names = [Path(path).name for path in paths]
-    assert names != sorted(names)
-    numbers = [int(name[5:10]) for name in names]
-    first, second = np.array(numbers[:16]) < 16, np.array(numbers[16:]) < 16
-    assert 4 <= first.sum() <= 12
-    assert 4 <= second.sum() <= 12
+@pytest.mark.parametrize("skip", [0, 4, 8])
+def test_a_resumed_epoch_reads_no_clip_whose_rows_have_all_come(
+    triplet_folder: Path, skip: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dynaflip.platform.training.data.loader._CLIPS_AHEAD", 0)
+    # 36 rows of 9 clips; they stay together in a buffer of one row.
+    feed = feed_of(triplet_folder, shuffle_buffer_mb=1e-6)
+    read: list[int] = []
+    reading = feed.reader.read
+
+    def noted(clip: int) -> pa.Table:
+        read.append(clip)
+        return reading(clip)
+
+    feed.reader.read = noted  # type: ignore[method-assign]
+    next(feed(Position(0, skip)))
+    clips = 9 - skip  # clips have four rows, as batches do
+    # Those of the batch and of the ones that are decoded ahead of it; 8 left: those of epoch 1 too.
+    assert 1 <= len(read) <= 5
+    if clips >= 5:
+        assert len(set(read)) == len(read)
+
+
+def test_reading_goes_on_across_the_end_of_an_epoch(triplet_folder: Path) -> None:
+    feed = feed_of(triplet_folder)
+    first = list(feed(Position(0)))
+    stream = feed._stream
+    second = list(feed(Position(1)))
+    assert feed._stream is stream
+    assert all(equal(a, b) for a, b in zip(first, epoch_of(triplet_folder, 0), strict=True))
+    assert all(equal(a, b) for a, b in zip(second, epoch_of(triplet_folder, 1), strict=True))
+    # An epoch that is left early is not gone on with.
+    some = list(itertools.islice(feed(Position(2)), 3))
+    again = list(feed(Position(2, 1)))
+    assert feed._stream is not stream
+    assert all(equal(a, b) for a, b in zip(some[1:], again, strict=False))
+    feed.close()
+
+
+@pytest.mark.parametrize("rates", [{}, {"synthetic": 1.7}])
+def test_ranks_share_the_rows(triplet_folder: Path, rates: dict[str, float]) -> None:
+    sampling = Sampling(rates, seed=0)
+    parts = [
+        list(
+            feed_of(triplet_folder, rank=rank, workers=5, sampling=sampling, batch_size=2)(
+                Position()
+            )
+        )
+        for rank in range(5)
+    ]
+    assert len({len(part) for part in parts}) == 1
+    examples = [int(e) for part in parts for batch in part for e in batch["example"]]
+    assert len(set(examples)) == len(examples)
+    names = set(ids([batch for part in parts for batch in part]))
+    if not rates:
+        assert len(names) == len(examples)
+    assert len(names) > 0.6 * read_index(str(triplet_folder)).counts["train"]
+
+
+def test_batches_hold_the_values_of_their_rows(triplet_folder: Path) -> None:
+    rows = {row["triplet_id"]: row for row in rows_of(triplet_folder).to_pylist()}
+    captions = read_index(str(triplet_folder)).captions
+    for batch in epoch_of(triplet_folder):
+        for i, name in enumerate(batch["triplet_id"]):
+            row = rows[name]
+            assert int(batch["triplet"][i]) == id64(name)
+            assert int(batch["clip"][i]) == id64(row["clip_id"])
+            assert int(batch["group"][i]) == id64(row["caption_group"])
+            assert int(batch["source"][i]) == id64(row["source"])
+            assert batch["text_features"][i].tolist() == [captions.index(row["caption"])] * 8
+            assert float(batch["median_depth_m"][i]) == row["median_depth_m"]
+            flow = np.array(row["flow_displacement_m"], np.float32).reshape(7, 20, 20, 3)
+            assert np.array_equal(batch["flow_displacement_m"][i].numpy(), flow)
+            assert batch["flow_visible"][i].all()
+            for frame, column in (("t", "frame_t"), ("next", "frame_next")):
+                image = decode_image(row[column], PX).transpose(2, 0, 1)
+                assert np.array_equal(batch[f"image_{frame}"][i].numpy(), image)
+            if batch["far_valid"][i]:
+                later = zip(row["frames_r3m"], row["frames_r3m_s"], strict=True)
+                images = [
+                    decode_image(jpeg, PX).transpose(2, 0, 1)
+                    for jpeg, time_s in later
+                    if time_s > row["t_s"] + row["window_s"]
+                ]
+                far = batch["image_far"][i].numpy()
+                assert any(np.array_equal(far, image) for image in images)
+
+
+def test_a_frame_that_no_term_reads_is_not_decoded(triplet_folder: Path) -> None:
+    all_of_them = epoch_of(triplet_folder)
+    fewer = list(feed_of(triplet_folder, frames=("t",))(Position()))
+    for batch, full in zip(fewer, all_of_them, strict=True):
+        assert "image_far" not in batch
+        assert equal(batch, {name: full[name] for name in batch})
+
+
+def test_the_far_frame_is_drawn_anew_in_each_epoch(triplet_folder: Path) -> None:
+    far = [
+        {
+            name: batch["image_far"][i]
+            for batch in epoch_of(triplet_folder, epoch)
+            for i, name in enumerate(batch["triplet_id"])
+        }
+        for epoch in (0, 1, 2)
+    ]
+    changed = [not torch.equal(far[0][name], far[1][name]) for name in far[0]]
+    assert 0 < sum(changed) < len(changed)
+    assert any(not torch.equal(far[1][name], far[2][name]) for name in far[1])
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_batches_do_not_depend_on_the_number_of_threads(triplet_folder: Path, threads: int) -> None:
+    feed = feed_of(triplet_folder, decode_threads=threads)
+    assert feed.threads == threads
+    for batch, expected in zip(feed(Position()), epoch_of(triplet_folder), strict=True):
+        assert equal(batch, expected)
+
+
+def test_a_folder_that_is_changed_during_the_run_is_one_clear_line(tmp_path: Path) -> None:
+    folder = write_triplets(tmp_path / "set", shards=1)
+    feed = feed_of(folder)
+    (path,) = shard_paths(str(folder))
+    Path(path).write_bytes(b"something else")
+    with pytest.raises(UserError, match=r"cannot read row group \d+ of .*part-00000"):
+        list(feed(Position()))
+
+
+def test_an_image_that_is_damaged_ends_the_run_and_not_only_a_thread(triplet_folder: Path) -> None:
+    feed = feed_of(triplet_folder, decode_threads=2)
+    keep = feed.collate.keep
+
+    def spoilt(*arguments, **named):  # type: ignore[no-untyped-def]
+        rows = keep(*arguments, **named)
+        frames = {**rows.frames, "next": Jpegs(np.zeros(8, np.uint8), np.zeros(99, np.int32) + 8)}
+        return dataclasses.replace(rows, frames=frames)
+
+    feed.collate.keep = spoilt  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="a triplet's image cannot be decoded"):
+        list(feed(Position()))
 
 
 def test_training_sees_images_as_the_encoder_does_at_use() -> None:
@@ -131,30 +274,8 @@ def test_training_sees_images_as_the_encoder_does_at_use() -> None:
     for side_px in (64, 112, 200):
         trained = decode_image(jpeg.tobytes(), side_px)
         used = to_pixels(channels_first(stored[None]), side_px, (0, 0, 0), (1, 1, 1))[0]
-        apart = np.abs(trained / 255.0 - used.numpy()).max()
+        apart = np.abs(trained.transpose(2, 0, 1) / 255.0 - used.numpy()).max()
         assert apart < 1.5 / 255, f"{side_px} px: up to {255 * apart:.1f} of 255 levels"
-
-
-def test_how_often_a_row_comes_says_nothing_of_how_it_is_augmented() -> None:
-    sampling = Sampling({"rare": 0.3}, seed=0)
-    rows = [{"triplet_id": f"{i}", "source": "rare", "example": id64(f"{i}")} for i in range(4000)]
-    kept = list(sampling(rows, Position()))
-    assert 1000 < len(kept) < 1400
-    first = [np.random.default_rng([0, 0, row["example"]]).random() for row in kept]
-    assert 0.45 < np.mean(first) < 0.55, "the first number that `Collate` draws is any number"
-
-
-def test_ranks_share_the_rows(triplet_folder: Path) -> None:
-    parts = [
-        [
-            name
-            for table in plain_tables(str(triplet_folder), "train", rank=rank, world_size=2)(0)
-            for name in table["triplet_id"].to_pylist()
-        ]
-        for rank in (0, 1)
-    ]
-    assert not set(parts[0]) & set(parts[1])
-    assert len(parts[0]) + len(parts[1]) == read_index(str(triplet_folder)).counts["train"]
 
 
 def test_the_far_frame_is_later_than_the_pair_and_flagged_where_there_is_none(
@@ -163,87 +284,6 @@ def test_the_far_frame_is_later_than_the_pair_and_flagged_where_there_is_none(
     for batch in epoch_of(triplet_folder, jitter_hue=0):
         for name, valid in zip(batch["triplet_id"], batch["far_valid"].tolist(), strict=True):
             assert valid == (not name.endswith("-3"))  # the last of four transitions ends the clip
-
-
-def test_images_of_a_sample_share_their_jitter_unless_asked(triplet_folder: Path) -> None:
-    def changes(per_image: bool) -> torch.Tensor:
-        plain = DataConfig(
-            batch_size=4,
-            jitter_brightness=0.4,
-            jitter_contrast=0,
-            jitter_saturation=0,
-            jitter_hue=0,
-            jitter_per_image=per_image,
-        )
-        rows = [r for t in plain_tables(str(triplet_folder), "train")(0) for r in _rows(t)][:4]
-        bright = collate_of(triplet_folder, plain)(rows, 0)
-        same = collate_of(triplet_folder, plain, augment=False)(rows, 0)
-        # A corner of the image is background in every frame.
-        ratio = [
-            bright[k][:, :, -2:, -2:].float().mean((1, 2, 3))
-            / same[k][:, :, -2:, -2:].float().mean((1, 2, 3))
-            for k in ("image_t", "image_next", "image_far")
-        ]
-        return torch.stack(ratio)
-
-    together, apart = changes(False), changes(True)
-    assert (together - together[0]).abs().max() < 0.05
-    assert (apart - apart[0]).abs().max() > 0.05
-
-
-def test_colour_jitter_of_nothing_changes_nothing_and_hue_keeps_brightness() -> None:
-    images = torch.randint(0, 256, (2, 3, 3, 8, 8), dtype=torch.uint8)
-    one, zero = torch.ones(2, 3), torch.zeros(2, 3)
-    assert torch.equal(colour_jitter(images, one, one, one, zero), images)
-    middle = (images.float() * 0.3 + 90).to(torch.uint8)
-    turned = colour_jitter(middle, one, one, one, zero + 0.05)
-    weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
-    before, after = ((x.float() * weights).sum(2) for x in (middle, turned))
-    assert not torch.equal(middle, turned)
-    assert (before - after).abs().max() < 1.5
-    grey = colour_jitter(images, one, one, zero, zero).float()
-    assert (grey[:, :, 0] - grey[:, :, 2]).abs().max() <= 1
-
-
-def test_patches_differ_between_the_images_of_a_sample_and_come_again(
-    triplet_folder: Path,
-) -> None:
-    still = {f"jitter_{name}": 0 for name in ("brightness", "contrast", "saturation", "hue")}
-    config = DataConfig(batch_size=4, patches=3, **still)
-    rows = [r for t in plain_tables(str(triplet_folder), "train")(0) for r in _rows(t)][:4]
-    covered = collate_of(triplet_folder, config)(rows, 0)
-    bare = collate_of(triplet_folder, config, augment=False)(rows, 0)
-    changed = torch.stack(
-        [(covered[k] != bare[k]).any(1) for k in ("image_t", "image_next", "image_far")]
-    )
-    share = changed.float().mean((2, 3))  # (images, samples)
-    assert 0 < share.mean() < 0.6
-    assert (share == 0).any()  # from none to several
-    assert (share > 0.01).any()
-    assert not torch.equal(changed[0], changed[1])
-    assert equal(covered, collate_of(triplet_folder, config)(rows, 0))
-    assert not torch.equal(
-        covered["image_t"], collate_of(triplet_folder, config)(rows, 1)["image_t"]
-    )
-
-
-def test_a_patch_stays_in_the_image_and_leaves_the_original_alone() -> None:
-    image = np.full((3, 20, 30), 128, np.uint8)
-    seen = [draw_patches(np.random.default_rng(i), image, 5) for i in range(50)]
-    assert (image == 128).all()
-    assert {(p.shape, p.dtype) for p in seen} == {((3, 20, 30), np.dtype(np.uint8))}
-    changed = [float((p != 128).any(0).mean()) for p in seen]
-    assert min(changed) == 0
-    assert 0.2 < max(changed) <= 1
-
-
-def test_crop_keeps_one_window_for_a_sample(triplet_folder: Path) -> None:
-    config = DataConfig(batch_size=4, crop_min_share=0.5)
-    rows = [r for t in plain_tables(str(triplet_folder), "train")(0) for r in _rows(t)][:4]
-    batch = collate_of(triplet_folder, config)(rows, 0)
-    assert batch["image_t"].shape == (4, 3, PX, PX)
-    whole = collate_of(triplet_folder, config, augment=False)(rows, 0)
-    assert not torch.equal(batch["image_t"], whole["image_t"])
 
 
 def test_the_gallery_is_fixed_and_holds_whole_clips(triplet_folder: Path) -> None:
@@ -259,14 +299,6 @@ def test_the_gallery_is_fixed_and_holds_whole_clips(triplet_folder: Path) -> Non
     everything = gallery_batch(index, collate, 10_000)
     assert everything is not None
     assert len(everything["triplet_id"]) == index.counts["heldout"]
-
-
-def test_shuffle_loses_nothing_and_a_large_buffer_mixes_everything() -> None:
-    for buffer_rows in (1, 7, 1000):
-        rng = np.random.default_rng(0)
-        assert sorted(shuffled(range(100), buffer_rows, rng)) == list(range(100))
-    mixed = list(shuffled(range(1000), 1000, np.random.default_rng(1)))
-    assert abs(np.corrcoef(mixed, range(1000))[0, 1]) < 0.1
 
 
 def test_prefetching_hands_errors_on_and_stops_with_its_consumer() -> None:
@@ -289,47 +321,6 @@ def test_prefetching_hands_errors_on_and_stops_with_its_consumer() -> None:
     assert seen <= 7
 
 
-def test_the_next_epoch_is_begun_when_the_last_row_of_one_is_read() -> None:
-    begun: list[int] = []
-
-    def tables() -> Iterator[int]:
-        begun.append(len(begun))
-        return iter(range(3))
-
-    epochs = EpochsAhead(tables)
-    first = epochs.read(last=False)
-    assert [next(first) for _ in range(3)] == [0, 1, 2]
-    assert len(begun) == 1
-    assert list(first) == []
-    assert len(begun) == 2
-    second = epochs.read(last=False)
-    assert next(second) == 0
-    third = epochs.read(last=True)  # one that is left before its end begins no other
-    assert list(second) == [1, 2]
-    assert list(third) == [0, 1, 2]
-    assert len(begun) == 3
-
-
-def test_an_epoch_that_is_left_is_ended_before_the_next_is_begun() -> None:
-    events: list[str] = []
-
-    def tables() -> Iterator[int]:
-        number = sum(event == "begun" for event in events)
-        events.append("begun")
-        try:
-            for row in range(100):
-                time.sleep(0.01)  # a reader that would go on for a second
-                yield number * 100 + row
-        finally:
-            events.append("ended")
-
-    epochs = EpochsAhead(tables)
-    left = Prefetched(epochs.read(last=False), 2)  # as the thread that decodes does
-    del left  # nothing of it was asked for
-    assert list(itertools.islice(epochs.read(last=False), 3)) == [100, 101, 102]
-    assert events[:3] == ["begun", "ended", "begun"]
-
-
 def test_a_folder_that_holds_no_triplets_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a triplet folder"):
         read_index(str(tmp_path))
@@ -338,12 +329,6 @@ def test_a_folder_that_holds_no_triplets_is_one_clear_line(tmp_path: Path) -> No
     )
     with pytest.raises(UserError, match="holds no triplets"):
         read_index(str(tmp_path))
-
-
-def _rows(table):  # type: ignore[no-untyped-def]
-    from dynaflip.platform.training.data.loader import rows_of
-
-    return rows_of(table)
 
 
 def test_a_process_that_ends_while_it_reads_ahead_ends_well() -> None:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dynaflip.errors import UserError
+from dynaflip.platform.training.data import index as index_module
 from dynaflip.platform.training.data.index import ClipTable, read_index
 from tests.synthetic_triplets import write_triplets
 
@@ -65,3 +66,21 @@ def test_types_are_those_that_readers_count_on(tmp_path: Path) -> None:
     types = [getattr(clips, n).dtype for n in ("file", "row_group", "rows", "bytes", "source")]
     assert types == [np.int32, np.int32, np.int32, np.int64, np.int32]
     assert clips.key.dtype == np.uint64
+
+
+def test_a_folder_made_without_an_index_is_scanned_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_triplets(tmp_path / "triplets", sources=("sim", "ego"))
+    first = read_index(str(folder))
+    assert not (folder / "index").exists()
+    monkeypatch.setattr(index_module, "index_file", None)  # nothing is scanned again
+    again = read_index(str(folder))
+    assert again.train.key.tolist() == first.train.key.tolist()
+    assert again.captions == first.captions == sorted(set(first.captions))
+    assert again.provenance() == first.provenance()
+    monkeypatch.undo()
+    # Of other files it is another index, though the manifest is the same.
+    for file in list((folder / "triplets").iterdir())[1:]:
+        file.unlink()
+    assert len(read_index(str(folder)).train) < len(first.train)

@@ -51,19 +51,24 @@ def test_other_shards_are_the_same_triplets_and_mix_with_none_that_are_left(
 ) -> None:
     monkeypatch.setattr(pipeline, "_LEAST_SHARDS", 1)
     folder, run = video_folder(3), pipeline._run
-    whole = preprocess(settings(folder), str(tmp_path / "whole"))
-    assert len(list((whole.folder / "done").iterdir())) == 1
+    shards_of = []
+
+    def watched(shards, config, work, source):
+        shards_of.append([len(clips) for clips in shards.values()])
+        yield from run(shards, config, work, source)
 
     def stop_after_one(shards, config, work, source):
         yield from run(dict(list(shards.items())[:1]), config, work, source)
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(pipeline, "_run", watched)
+    whole = preprocess(settings(folder), str(tmp_path / "whole"))
     monkeypatch.setattr(pipeline, "_run", stop_after_one)
     with pytest.raises(KeyboardInterrupt):
         preprocess(settings(folder, clips_per_shard=1), str(tmp_path / "out"))
-    monkeypatch.setattr(pipeline, "_run", run)
+    monkeypatch.setattr(pipeline, "_run", watched)
     other = preprocess(settings(folder, clips_per_shard=2), str(tmp_path / "out"))
-    assert len(list((other.folder / "done").iterdir())) == 2
+    assert shards_of == [[3], [2, 1]]
     assert other.digest == whole.digest
     assert preprocess(settings(folder, clips_per_shard=1), str(tmp_path / "out")).reused
     assert json.loads((other.folder / "manifest.json").read_text())["version"] == 1

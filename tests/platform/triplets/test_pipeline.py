@@ -35,6 +35,7 @@ from dynaflip.platform.triplets.schema import (
     read_manifest,
 )
 from dynaflip.platform.triplets.sources.formats import open_source
+from dynaflip.platform.triplets.work_folder import WorkFolder
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -231,11 +232,11 @@ def test_several_cameras_without_depth(tmp_path: Path) -> None:
 def test_crashes_of_a_worker_cost_one_clip(
     video_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    from dynaflip.platform.triplets.shard import WorkFolder, process_shard
+    from dynaflip.platform.triplets.shard import process_shard
 
     folder = video_folder(2)
     work = WorkFolder(tmp_path / "work")
-    for part in (work.triplets, work.done, work.attempts):
+    for part in (work.shards, work.attempts):
         part.mkdir(parents=True)
     source = open_source(SourceConfig(path=str(folder)))
     clips = source.list_clips()

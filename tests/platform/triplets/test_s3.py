@@ -121,8 +121,8 @@ def test_temporary_failures_are_retried(
 def test_permanent_failures_reject_the_clip_and_an_outage_fails_the_job(
     server: str, proxy: Failures, tmp_path: Path
 ) -> None:
-    for name in ("good", "gone"):
-        write_video(tmp_path / "v" / f"{name}.mp4", moving_square(30, step_px=len(name) / 3))
+    for name, step_px in (("good", 1.3), ("gone", 1.5)):
+        write_video(tmp_path / "v" / f"{name}.mp4", moving_square(30, step_px=step_px))
     (tmp_path / "v" / "captions.csv").write_text("file,caption\ngood.mp4,push\ngone.mp4,pull\n")
     uri = upload(server, tmp_path / "v", "partly")
     config = PreprocessConfig(source=SourceConfig(path=uri), depth="plane")
@@ -153,7 +153,9 @@ def test_expired_credentials_are_a_temporary_rejection(
     root = write_lerobot(tmp_path / "set", [{"top": moving_square(20)}], ["push"])
     robot = SourceConfig(path=upload(server, root, f"robot{verdict}"))
     mix = open_sources(PreprocessConfig(sources=(videos, robot)))
-    video, episode = map(mix.open, mix.list_clips())
+    clips = mix.list_clips()
+    video, episode = map(mix.open, clips)
+    unread = mix.open(clips[1])
     assert len(video.times_s()) == 10
     assert len(episode.times_s()) == 20
     proxy.rule = lambda path, number: verdict
@@ -162,7 +164,7 @@ def test_expired_credentials_are_a_temporary_rejection(
             read()
         assert caught.value.stage == "network"
     with pytest.raises(ClipRejected) as caught:
-        episode.cameras([0])  # by pyarrow, whose failures are plain OSErrors
+        unread.cameras([0])  # by pyarrow, whose failures are plain OSErrors
     assert caught.value.stage == "network"
 
 

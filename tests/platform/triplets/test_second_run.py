@@ -24,11 +24,14 @@ def test_two_runs_make_equal_triplets_and_a_third_reuses_them(
 ) -> None:
     from dynaflip.platform.triplets import pipeline
 
+    run, shards = pipeline._run, []
     monkeypatch.setattr(pipeline, "_LEAST_SHARDS", 1)
+    monkeypatch.setattr(
+        pipeline, "_run", lambda *a: (shards.append(len(a[0])), (yield from run(*a)))[1]
+    )
     folder = video_folder(3)
     first = preprocess(settings(folder), str(tmp_path / "a"))
     second = preprocess(settings(folder, clips_per_shard=1), str(tmp_path / "b"))
-    shards = [len(list((one.folder / "done").iterdir())) for one in (first, second)]
     assert shards == [1, 3]
     assert first.digest == second.digest
     again = preprocess(settings(folder), str(tmp_path / "a"))
@@ -130,22 +133,24 @@ def test_clips_rejected_for_the_machine_are_retried(
 ) -> None:
     folder, out = video_folder(3), tmp_path / "out"
     whole = preprocess(settings(folder), str(tmp_path / "whole"))
-    config = settings(folder, clips_per_shard=1)
+    config = settings(folder, part_mb=0.001)  # a clip a file
     first = preprocess(config, str(out))
     assert first.digest == whole.digest
     # As a run leaves it whose worker somebody kept killing on one clip.
-    done = min((out / "done").glob("*.json"))
-    (summary,) = json.loads(done.read_text())
+    done = min((out / "done").glob("part-*.json"))
+    (summary,) = json.loads(done.read_text())["clips"]
     reason = {"stage": "machine", "reason": "the worker process died on this clip 8 times"}
-    done.write_text(json.dumps([{**summary, **reason, "rows": []}]))
-    for file in (out / "triplets").glob(f"{done.stem}-*.parquet"):
-        file.unlink()
-    row = {name: {**summary, **reason}[name] for name in REJECTED_SCHEMA.names}
+    failed = {**summary, **reason, "rows": [], "at": None}
+    (out / "done" / "rejected.json").write_text(json.dumps({"clips": [failed]}))
+    done.unlink()
+    (out / "triplets" / f"{done.stem}.parquet").unlink()
+    row = {name: failed[name] for name in REJECTED_SCHEMA.names}
     pq.write_table(pa.Table.from_pylist([row], schema=REJECTED_SCHEMA), out / "rejected.parquet")
     others = {p: p.stat().st_mtime_ns for p in (out / "triplets").iterdir()}
     again = preprocess(config, str(out))
     assert not again.reused
     assert again.digest == whole.digest
     assert (again.counts["kept"], again.counts["rejected"]) == (3, 0)
+    assert len(others) == 2
     assert all(path.stat().st_mtime_ns == at for path, at in others.items())  # adopted
     assert preprocess(config, str(out)).reused

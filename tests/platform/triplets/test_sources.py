@@ -164,7 +164,7 @@ def test_depth_codes_follow_lerobots_logarithm() -> None:
 def test_depth_of_another_length_rejects_the_clip(tmp_path: Path) -> None:
     depth = [np.ones((n, 48, 64), np.float32) for n in (20, 21, 15)]
     source = lerobot(tmp_path, depth_m=depth)
-    with pytest.raises(ClipRejected, match="15 frames of depth, 22 of video") as caught:
+    with pytest.raises(ClipRejected, match="56 frames, the 3 episodes in it together 63") as caught:
         source.open(source.list_clips()[4]).read_depth_m([0])
     assert caught.value.stage == "depth"
 

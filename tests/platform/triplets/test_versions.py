@@ -13,10 +13,10 @@ from triplet_recordings import settings
 from dynaflip.platform.config_loader import to_dict
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
 from dynaflip.platform.triplets.pipeline import preprocess
-from dynaflip.platform.triplets.reuse import adopt_shards, current_form, work_key, work_of
-from dynaflip.platform.triplets.shard import WorkFolder
+from dynaflip.platform.triplets.reuse import adopt_clips, current_form, work_key, work_of
 from dynaflip.platform.triplets.sources.formats import open_sources
 from dynaflip.platform.triplets.versions import STAGE_VERSIONS
+from dynaflip.platform.triplets.work_folder import WorkFolder
 
 
 def made_from(models: dict[str, str], *sources: SourceConfig, **values) -> dict:
@@ -39,7 +39,7 @@ def test_settings_that_change_no_triplet_are_not_in_the_key(
         weight=3.0,
     )
     assert work_key(made_from({}, elsewhere)) == key
-    assert work_key(made_from({}, plain, clips_per_shard=1)) == key
+    assert work_key(made_from({}, plain, clips_per_shard=1, part_mb=1)) == key
     for other in ({"licence": "CC0"}, {"max_clips": 1}, {"flow_window_s": 0.3}, {"depth": "auto"}):
         changed = SourceConfig(path=str(folder), name="mine", **other)
         assert work_key(made_from({}, changed)) != key, other
@@ -55,7 +55,7 @@ def test_settings_that_change_no_triplet_are_not_in_the_key(
         ({"m": "1"}, {"m": "2"}, False),
     ],
 )
-def test_an_added_source_leaves_the_shards_of_the_others(
+def test_an_added_source_leaves_the_files_of_the_others(
     video_folder: Callable[..., Path],
     tmp_path: Path,
     before: dict[str, str],
@@ -67,21 +67,21 @@ def test_an_added_source_leaves_the_shards_of_the_others(
     (tmp_path / "second" / "clip0.mp4").unlink()
     second = SourceConfig(path=str(tmp_path / "second"))
     finished = WorkFolder(tmp_path / "finished")
-    for part in (finished.triplets, finished.done):
-        part.mkdir(parents=True)
+    finished.done.mkdir(parents=True)
     config = PreprocessConfig(sources=(first,), depth="plane")
-    clips = open_sources(config).list_clips()
-    summaries = [{"clip_digest": clip.digest(), "stage": ""} for clip in clips]
-    (finished.done / "part-00000.json").write_text(json.dumps(summaries))
+    at = {"file": "part-a.parquet", "row_group": 0, "bytes": 1}
+    summaries = [
+        {"clip_digest": clip.digest(), "stage": "", "at": at}
+        for clip in open_sources(config).list_clips()
+    ]
+    (finished.done / "part-a.json").write_text(json.dumps({"clips": summaries}))
     manifest = {"made_from": made_from(before, first)}
     (finished.path / "manifest.json").write_text(json.dumps(manifest))
-    work = WorkFolder(tmp_path / "work")
-    for part in (work.triplets, work.done):
-        part.mkdir(parents=True)
-    both = PreprocessConfig(sources=(first, second), depth="plane")
-    every = open_sources(both).list_clips()
-    found = adopt_shards(finished.path, made_from(now, first, second), every, work)
-    assert found == ({0: clips} if adopted else {})
+    every = open_sources(PreprocessConfig(sources=(first, second), depth="plane")).list_clips()
+    found = adopt_clips(finished.path, made_from(now, first, second), every)
+    assert [clip.summary for clip in found.clips] == (summaries if adopted else [])
+    assert len(found.parts) == adopted
+    assert not found.loose()
 
 
 # Of the last code whose manifests held a hash of the code's files instead of stage versions.

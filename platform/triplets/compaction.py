@@ -1,0 +1,149 @@
+"""Compaction: the last step of preprocessing, from many small shards to few large Parquet files.
+
+A finished folder holds *parts* of about ``part_mb``, a row group a clip. Clips are placed by a
+hash of their id, so that a part mixes the sources. A part is named by the clips it holds, and its
+summaries are written after it: a compaction that was killed makes only what is missing. Parts of
+an earlier folder stay as they are; only clips that none of them holds go into new parts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from dynaflip.files import write_file
+from dynaflip.platform.triplets.clips import content_hash
+from dynaflip.platform.triplets.folder_index import FileIndex, index_file
+from dynaflip.platform.triplets.ray_tasks import dataset_of
+from dynaflip.platform.triplets.work_folder import ClipFile, StoredClip, WorkFolder
+
+_NAME_LETTERS = 16
+
+
+@dataclass(frozen=True)
+class Part:
+    """A Parquet file of a finished folder, before it is written."""
+
+    name: str  # without suffix
+    clips: tuple[StoredClip, ...]  # in the order of its row groups
+
+
+def plan_parts(clips: Iterable[StoredClip], part_bytes: float) -> list[Part]:
+    """Distribute stored clips among parts; the same clips give the same parts.
+
+    Args:
+        clips: which to place, whatever their order; rejected ones have no place.
+        part_bytes: size of a part on disk; a clip more than that makes the next one begin.
+    """
+    placed = sorted(
+        (clip for clip in clips if clip.file is not None),
+        key=lambda clip: (content_hash(clip.summary["clip_id"]), *_origin(clip)),
+    )
+    parts: list[list[StoredClip]] = []
+    filled = part_bytes
+    for clip in placed:
+        if filled + clip.bytes > part_bytes:
+            parts.append([])
+            filled = 0
+        parts[-1].append(clip)
+        filled += clip.bytes
+    return [Part(_name(part), tuple(part)) for part in parts]
+
+
+def compact(parts: list[Part], work: WorkFolder) -> None:
+    """Write the parts that are missing: on Ray where there are several."""
+    missing = {part.name: part for part in parts if not _done(work, part.name).exists()}
+    items = [{"part": _description(part, work)} for part in missing.values()]
+    if len(items) > 1:
+        clips = sum(len(part.clips) for part in missing.values())
+        print(f"writing {clips} clips to {len(items)} Parquet files", flush=True)
+    for written in _write_all(items):
+        part = missing[written["name"]]
+        summaries = [
+            {**clip.summary, "at": at}
+            for clip, at in zip(part.clips, written["positions"], strict=True)
+        ]
+        text = json.dumps({"clips": summaries, "index": written["index"]})
+        write_file(_done(work, part.name), text)
+
+
+def read_index(work: WorkFolder) -> FileIndex:
+    """The index of all parts that a folder holds."""
+    parts = (json.loads(done.read_text()) for done in sorted(work.done.glob("part-*.json")))
+    return FileIndex.joined(FileIndex.from_json(part["index"]) for part in parts)
+
+
+def write_part(description: dict[str, Any]) -> dict[str, Any]:
+    """Copy clips to one Parquet file, one after the other: memory holds one of them.
+
+    Args:
+        description: ``path`` of the file; for each clip ``file``, ``row_group``, ``clip_id`` and
+            ``rows``.
+
+    Returns:
+        ``name`` of the part, ``positions`` (each clip's ``at``), ``index`` of the file.
+
+    Raises:
+        RuntimeError: a row group does not hold its clip.
+    """
+    path = Path(description["path"])
+    target = ClipFile(path)
+    for clip in description["clips"]:
+        with pq.ParquetFile(clip["file"]) as source:
+            table = source.read_row_group(clip["row_group"], use_threads=False)
+        found = set(table["clip_id"].to_pylist()), table.num_rows
+        if found != ({clip["clip_id"]}, clip["rows"]):
+            raise RuntimeError(
+                f"row group {clip['row_group']} of {clip['file']} holds {found[1]} triplets of "
+                f"{', '.join(sorted(found[0]))} instead of {clip['rows']} of {clip['clip_id']}; "
+                f"delete {path.parent.parent} and run again"
+            )
+        target.write(table)
+    positions = target.close()
+    return {"name": path.stem, "positions": positions, "index": index_file(path).to_json()}
+
+
+def _write_all(items: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
+    if len(items) < 2:
+        yield from (write_part(json.loads(item["part"])) for item in items)
+        return
+    dataset = dataset_of(items).map(_write_task, num_cpus=1)
+    for row in dataset.iter_rows():
+        yield json.loads(row["written"])
+
+
+def _write_task(row: dict[str, Any]) -> dict[str, str]:
+    return {"written": json.dumps(write_part(json.loads(row["part"])))}
+
+
+def _description(part: Part, work: WorkFolder) -> str:
+    clips = [
+        {
+            "file": str(clip.file),
+            "row_group": clip.row_group,
+            "clip_id": clip.summary["clip_id"],
+            "rows": len(clip.summary["rows"]),
+        }
+        for clip in part.clips
+    ]
+    return json.dumps({"path": str(work.triplets / f"{part.name}.parquet"), "clips": clips})
+
+
+def _done(work: WorkFolder, name: str) -> Path:
+    return work.done / f"{name}.json"
+
+
+def _name(clips: list[StoredClip]) -> str:
+    texts = [str(text) for clip in clips for text in _origin(clip)]
+    return f"part-{content_hash(*texts)[:_NAME_LETTERS]}"
+
+
+def _origin(clip: StoredClip) -> tuple[str, str, int]:
+    """What tells stored clips apart, even those that are listed twice."""
+    assert clip.file is not None
+    return clip.summary["clip_digest"], clip.file.name, clip.row_group

@@ -1,0 +1,246 @@
+"""Publication of a triplet folder: compaction, index, counts, manifest, and then its name."""
+
+from __future__ import annotations
+
+import glob
+import json
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dynaflip.files import UNFINISHED, move, replace_folder, write_file
+from dynaflip.platform.triplets.compaction import compact, plan_parts, read_index
+from dynaflip.platform.triplets.config import PreprocessConfig
+from dynaflip.platform.triplets.digest import digest_of
+from dynaflip.platform.triplets.folder_index import INDEX, write_index
+from dynaflip.platform.triplets.report.overlays import write_examples
+from dynaflip.platform.triplets.reuse import (
+    Adopted,
+    changes,
+    link_parts,
+    read_finished,
+    write_manifest,
+)
+from dynaflip.platform.triplets.schema import REJECTED_SCHEMA, SCHEMA_VERSION
+from dynaflip.platform.triplets.work_folder import StoredClip, WorkFolder
+
+KEY_LETTERS = 12  # of a work folder's name
+
+Summary = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Result of preprocessing.
+
+    Args:
+        folder: the triplet folder, or where ``rejected.parquet`` lies if it failed.
+        counts: read, kept, rejected, triplets, by split and by reason.
+        reused: the folder existed, made from the same input by the same stage versions.
+        failure: why there are no triplets, or "".
+        version: 1 for a new folder, one more whenever it is made anew.
+        changed: what differs from the version before.
+    """
+
+    folder: Path
+    counts: dict[str, Any]
+    digest: str
+    reused: bool = False
+    failure: str = ""
+    version: int = 1
+    changed: tuple[str, ...] = ()
+
+
+def publish(
+    folder: Path,
+    work: WorkFolder,
+    stored: list[StoredClip],
+    adopted: Adopted,
+    config: PreprocessConfig,
+    about: dict[str, Any],
+) -> Outcome:
+    """Finish a work folder whose clips are all done, and give it its name.
+
+    Args:
+        folder: the name.
+        work: of the shards.
+        stored: every clip.
+        adopted: those of them that the folder of that name holds.
+        config: settings.
+        about: entries of the manifest: settings, made_from, work_key, sources.
+    """
+    summaries = [clip.summary for clip in stored]
+    counts = _counts(summaries, config.image_px)
+    digest = digest_of(row for s in summaries for row in s["rows"])
+    _write_rejected(work, summaries)
+    if failure := _failure(counts, config.max_rejected_share):
+        failed = _set_aside(folder, work)
+        failure += f"; all of them: {failed / 'rejected.parquet'}"
+        return Outcome(failed, counts, digest, failure=failure)
+    index = _compact(work, stored, adopted, config)
+    write_examples(work.path, config.example_images)
+    before = read_finished(folder)
+    same = (before.get("digest"), before.get("work_key")) == (digest, about["work_key"])
+    version = int(before.get("version", 0)) + (0 if same else 1)
+    changed = changes(before.get("made_from", {}), about["made_from"])
+    sources = {
+        name: {**known, **counts["sources"].get(name, {})}
+        for name, known in about["sources"].items()
+    }
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "digest": digest,
+        "version": version,
+        "changed": changed,
+        "counts": counts,
+        "index": index,
+        **about,
+        "sources": sources,
+    }
+    write_manifest(work.path, manifest)
+    replace_folder(work.path, folder)
+    remove_shards(folder)
+    # Unfinished work for other settings, or for this folder as it was, has nowhere to go.
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.{'[0-9a-f]' * KEY_LETTERS}"):
+        shutil.rmtree(left, ignore_errors=True)
+    return Outcome(folder, counts, digest, version=version, changed=tuple(changed))
+
+
+def remove_shards(folder: Path) -> None:
+    """Remove what a finished folder needs no more.
+
+    After the folder has its name: a kill before leaves the manifest, and nothing is made again.
+    """
+    finished = WorkFolder(folder)
+    for part in (finished.attempts, finished.shards):
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _compact(
+    work: WorkFolder, stored: list[StoredClip], adopted: Adopted, config: PreprocessConfig
+) -> dict[str, Any]:
+    """Write large Parquet files and their index; the index's summary."""
+    link_parts(adopted, work)
+    made = stored[len(adopted.clips) :]
+    parts = plan_parts([*adopted.loose(), *made], config.part_mb * 2**20)
+    compact(parts, work)
+    names = {part.name for part in parts} | {done.stem for done in adopted.parts}
+    for file in (*work.triplets.iterdir(), *work.done.glob("part-*")):
+        # Of workers that were killed, or of another size of parts.
+        if file.stem not in names or file.name.endswith(UNFINISHED):
+            file.unlink()
+    rejected = [clip.summary for clip in stored if clip.file is None]
+    write_file(work.done / "rejected.json", json.dumps({"clips": rejected}))
+    index = read_index(work)
+    rows = sum(len(clip.summary["rows"]) for clip in stored)
+    if pc.sum(index.clips["rows"]).as_py() != rows:
+        raise RuntimeError(
+            f"{work.triplets} holds {pc.sum(index.clips['rows'])} triplets instead of {rows}; "
+            f"nothing was published; delete {work.path} and run again"
+        )
+    return write_index(work.path / INDEX, index)
+
+
+def _write_rejected(work: WorkFolder, summaries: Sequence[Summary]) -> None:
+    table = [{k: s[k] for k in REJECTED_SCHEMA.names} for s in summaries if s["stage"]]
+    table.sort(key=lambda row: (row["path"], row["clip_id"]))
+    pq.write_table(
+        pa.Table.from_pylist(table, schema=REJECTED_SCHEMA), work.path / "rejected.parquet"
+    )
+
+
+def _failure(counts: dict[str, Any], max_rejected_share: float) -> str:
+    """Why there is no triplet folder, or ""."""
+    share = counts["rejected"] / max(1, counts["read"])
+    if share > max_rejected_share:
+        why = f", more than max_rejected_share={max_rejected_share:g} allows"
+    elif not counts["triplets"]:
+        why = ", and no triplet is left"
+    else:
+        return ""
+    return (
+        f"{counts['rejected']} of {counts['read']} clips were rejected ({share:.0%}){why}; "
+        f"most: {next(iter(counts['reasons']), 'none')}"
+    )
+
+
+def _set_aside(folder: Path, work: WorkFolder) -> Path:
+    """Write the list of rejected clips beside the output; the next run begins with the rest.
+
+    Shards with a rejected clip are made again, because the cause may be repaired by then.
+    """
+    target = (
+        folder
+        if not (folder / "manifest.json").exists()
+        else folder.with_name(f"{folder.name}.failed")
+    )
+    target.mkdir(parents=True, exist_ok=True)
+    move(work.path / "rejected.parquet", target / "rejected.parquet")
+    for done in list(work.shards.glob("part-*.json")):
+        if any(summary["stage"] for summary in json.loads(done.read_text())["clips"]):
+            done.unlink()
+            for file in work.shards.glob(f"{done.stem}-*.parquet"):
+                file.unlink()
+    if any(work.shards.glob("part-*.json")):
+        shutil.rmtree(work.attempts)
+    else:
+        shutil.rmtree(work.path)
+    return target
+
+
+def _counts(summaries: Sequence[Summary], image_px: int) -> dict[str, Any]:
+    kept = [s for s in summaries if not s["stage"]]
+    triplets = sum(len(s["rows"]) for s in kept)
+    reasons = Counter(f"{s['stage']}: {s['reason']}" for s in summaries if s["stage"])
+    left_out: Counter[str] = Counter()
+    for summary in summaries:
+        left_out.update(summary["left_out"])
+    splits: dict[str, dict[str, int]] = {}
+    for split in ("train", "heldout"):
+        mine = [s for s in kept if s["split"] == split]
+        splits[split] = {
+            "recordings": len({s["recording_id"] for s in mine}),
+            "clips": len(mine),
+            "triplets": sum(len(s["rows"]) for s in mine),
+        }
+    sources = {
+        name: {
+            "clips": sum(s["source"] == name for s in summaries),
+            "kept": sum(s["source"] == name for s in kept),
+            "triplets": sum(len(s["rows"]) for s in kept if s["source"] == name),
+        }
+        for name in sorted({s["source"] for s in summaries})
+    }
+    return {
+        "read": len(summaries),
+        "kept": len(kept),
+        "rejected": len(summaries) - len(kept),
+        "triplets": triplets,
+        "splits": splits,
+        "sources": sources,
+        "below_image_px": _below(kept, image_px),
+        "reasons": dict(reasons.most_common()),
+        "windows_left_out": dict(left_out.most_common()),
+        "tasks": len({task for s in kept for task in s["tasks"]}),
+        "assumed_focal": sum(s["assumed_focal"] for s in kept),
+        "visible_share": sum(s["visible"] for s in kept) / max(1, triplets),
+        "moving_share": sum(s["moving"] for s in kept) / max(1, triplets),
+    }
+
+
+def _below(kept: Sequence[Summary], image_px: int) -> dict[str, dict[str, Any]]:
+    """Clips whose recordings are smaller than asked, by source: share, and smallest short side."""
+    out = {}
+    for source in sorted({s["source"] for s in kept}):
+        sides_px = [s["short_side_px"] for s in kept if s["source"] == source]
+        small_px = [side_px for side_px in sides_px if side_px < image_px]
+        if small_px:
+            out[source] = {"share": len(small_px) / len(sides_px), "smallest_px": min(small_px)}
+    return out

@@ -1,0 +1,122 @@
+"""Layout of a folder of triplets, unfinished or finished, and the clips that are stored in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dynaflip.files import move, unfinished_path
+from dynaflip.platform.triplets.schema import TRIPLET_SCHEMA
+
+
+@dataclass(frozen=True)
+class WorkFolder:
+    """Folder of unfinished work; it is renamed when everything is done."""
+
+    path: Path
+
+    @property
+    def triplets(self) -> Path:
+        """Parquet files of the finished folder: see :mod:`.compaction`."""
+        return self.path / "triplets"
+
+    @property
+    def done(self) -> Path:
+        """One JSON file for each Parquet file, with its clips' summaries; one for the rejected."""
+        return self.path / "done"
+
+    @property
+    def shards(self) -> Path:
+        """What one Ray task after another made: small Parquet files, and a JSON file each shard."""
+        return self.path / "shards"
+
+    @property
+    def attempts(self) -> Path:
+        """One file for each clip in work, which outlives a worker that dies."""
+        return self.path / "attempts"
+
+    def shard_summaries(self, number: int) -> Path:
+        """The JSON file of a shard: written after its triplets, so where it is they are, too."""
+        return self.shards / f"part-{number:05d}.json"
+
+
+@dataclass(frozen=True)
+class StoredClip:
+    """A clip that is done: its summary, and the row group that holds its triplets.
+
+    Args:
+        summary: see :func:`.shard.process_shard`.
+        file: the Parquet file; None where the clip was rejected.
+        row_group: within the file.
+        bytes: of the row group on disk.
+    """
+
+    summary: Mapping[str, Any]
+    file: Path | None
+    row_group: int = 0
+    bytes: int = 0
+
+
+def read_stored(done: Path, folder: Path) -> list[StoredClip]:
+    """The clips of a JSON file of summaries.
+
+    Args:
+        done: the JSON file.
+        folder: of the Parquet files that its summaries name.
+
+    Returns:
+        The clips in the file's order; none where the file was made before November 2026.
+    """
+    known = json.loads(done.read_text())
+    if not isinstance(known, dict):
+        return []
+    return [stored_clip(summary, folder) for summary in known["clips"]]
+
+
+def stored_clip(summary: Mapping[str, Any], folder: Path) -> StoredClip:
+    """The clip of a summary whose Parquet file lies in a folder."""
+    at = summary["at"]
+    if at is None:
+        return StoredClip(summary, None)
+    return StoredClip(summary, folder / at["file"], at["row_group"], at["bytes"])
+
+
+class ClipFile:
+    """A Parquet file of triplets, a row group a clip, visible under its name only when complete.
+
+    Args:
+        path: of the file; its folder exists.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        # Two processes may write the same file when a driver was killed.
+        self._unfinished = unfinished_path(path)
+        self._footer: list[pq.FileMetaData] = []
+        self._writer = pq.ParquetWriter(
+            self._unfinished, TRIPLET_SCHEMA, compression="zstd", metadata_collector=self._footer
+        )
+
+    def write(self, table: pa.Table) -> None:
+        """Append a clip's triplets, at least one, as one row group."""
+        self._writer.write_table(table, row_group_size=table.num_rows)
+
+    def close(self) -> list[dict[str, Any]]:
+        """Finish the file; ``at`` of each clip's summary, in the order of writing."""
+        self._writer.close()
+        move(self._unfinished, self.path)
+        (footer,) = self._footer
+        return [
+            {"file": self.path.name, "row_group": n, "bytes": _bytes_on_disk(footer.row_group(n))}
+            for n in range(footer.num_row_groups)
+        ]
+
+
+def _bytes_on_disk(group: pq.RowGroupMetaData) -> int:
+    return sum(group.column(n).total_compressed_size for n in range(group.num_columns))
