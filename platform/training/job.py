@@ -17,6 +17,7 @@ from dynaflip.platform.training.data.caption_cache import Embed, caption_table
 from dynaflip.platform.training.data.caption_features import TextTable
 from dynaflip.platform.training.data.collate import Batch, Collate
 from dynaflip.platform.training.data.gallery import gallery_batch
+from dynaflip.platform.training.data.image_size import check_image_size
 from dynaflip.platform.training.data.index import TripletIndex, read_index
 from dynaflip.platform.training.data.loader import Feed
 from dynaflip.platform.training.data.sampling import Sampling, sampling_of
@@ -93,12 +94,14 @@ def build_job(
         elsewhere: as of :func:`.caption_cache.caption_table`.
 
     Raises:
-        UserError: no triplets, too few of them, or a loss term that does not exist.
+        UserError: no triplets, too few or too small ones, or a loss term that does not exist.
     """
     assert config.triplets is not None, "resolved by the caller"
     for name, arguments in config.objective.terms().items():
         term_class(name, arguments)
     index = read_index(config.triplets)
+    for line in check_image_size(index, config.model.image.image_px):
+        print(line, flush=True)
     try:
         sampling = sampling_of(config.data, index, config.train.seed)
         length = plan(config, index.counts["train"], weighted=not sampling.is_plain())

@@ -165,7 +165,8 @@ class PreprocessConfig:
     frames."""
 
     image_px: int = 160
-    """Short side of the stored images; smaller recordings stay as they are."""
+    """Short side of the stored images, at least `model.image.image_px` of the pretrainings that
+    read them; smaller recordings stay as they are."""
 
     jpeg_quality: int = 92
     """Quality of the stored JPEG images."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,11 @@ class TripletIndex:
     depth_kinds: list[str]
     train: ClipTable
     heldout: ClipTable
+    # Preprocessing's settings, as the manifest has them; empty where it has none.
+    settings: dict[str, Any] = field(default_factory=dict)
+    # Sources with recordings smaller than `image_px` of these settings: their share, and the
+    # smallest short side.
+    below_image_px: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def captions(self) -> list[str]:
@@ -154,6 +159,8 @@ def read_index(folder: str) -> TripletIndex:
         depth_kinds=summary["depth_kinds"],
         train=train,
         heldout=heldout,
+        settings=manifest.get("settings", {}),
+        below_image_px=manifest.get("counts", {}).get("below_image_px", {}),
     )
 
 

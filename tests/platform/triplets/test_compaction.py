@@ -86,6 +86,8 @@ def test_files_have_the_size_that_is_asked_and_the_same_triplets(
 ) -> None:
     one = preprocess(settings(small, example_images=0), str(tmp_path / "one"))
     check(one.folder, one.digest)
+    # Recordings are 120 px high, and 160 are asked for.
+    assert one.counts["below_image_px"] == {"videos": {"share": 1.0, "smallest_px": 120}}
     ((name, groups),) = clips_by_file(one.folder).items()
     assert len(groups) == 4
     size_mb = (one.folder / "triplets" / name).stat().st_size / 2**20
