@@ -136,7 +136,10 @@ class TrialTask:
     def _work_of(self, settings: PretrainConfig, folder: Path, run: tracking.Run) -> TrainJob:
         text = self.work.text
         if settings.model.language != self.work.config.model.language:
-            text = caption_table(self.work.index.captions, settings.model.language)
+            index = self.work.index
+            text = caption_table(
+                lambda: index.captions, settings.model.language, digest=index.captions_digest
+            )
         return dataclasses.replace(
             self.work,
             config=placed(settings, self.fit),

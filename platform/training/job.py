@@ -107,5 +107,10 @@ def build_job(
         length = plan(config, index.counts["train"], weighted=not sampling.is_plain())
     except ValueError as error:
         raise UserError(f"triplets {config.triplets}: {error}") from None
-    text = caption_table(index.captions, config.model.language, elsewhere=elsewhere)
+    text = caption_table(
+        lambda: index.captions,
+        config.model.language,
+        digest=index.captions_digest,
+        elsewhere=elsewhere,
+    )
     return TrainJob(config, index, text, length, checkpoints)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
@@ -152,6 +153,15 @@ def content_hash(*parts: str) -> str:
     """128-bit hash of texts."""
     # Names on disk need not be UTF-8: what is not is part of the id as well.
     return hashlib.sha256("\x1f".join(parts).encode(errors="surrogatepass")).hexdigest()[:32]
+
+
+def captions_digest(captions: Iterable[str]) -> str:
+    """Digest of a set of captions, whatever their order."""
+    digest = hashlib.sha256()
+    for caption in sorted(captions):
+        text = caption.encode()
+        digest.update(len(text).to_bytes(8, "little") + text)
+    return digest.hexdigest()[:32]
 
 
 def normalise_caption(caption: str) -> str:

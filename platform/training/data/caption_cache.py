@@ -23,6 +23,7 @@ from dynaflip.platform.training.data.caption_features import (
     sorted_keys,
     write_rows,
 )
+from dynaflip.platform.triplets.clips import captions_digest
 
 Log = Callable[[str], None]
 # Embeds lists of captions, in order: each (C,) → (C, D) float32.
@@ -68,15 +69,6 @@ def caption_table(
         if table := open_table(file):  # another process was first
             return table
         return _make(file, captions() if callable(captions) else captions, config, elsewhere, log)
-
-
-def captions_digest(captions: Iterable[str]) -> str:
-    """Digest of a set of captions, whatever their order."""
-    digest = hashlib.sha256()
-    for caption in sorted(captions):
-        text = caption.encode()
-        digest.update(len(text).to_bytes(8, "little") + text)
-    return digest.hexdigest()[:32]
 
 
 def features_key(config: LanguageConfig) -> str:

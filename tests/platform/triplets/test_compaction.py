@@ -19,7 +19,7 @@ from dynaflip.platform.triplets import compaction, publish, work_folder
 from dynaflip.platform.triplets.compaction import plan_parts
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.digest import digest_of, row_digests
-from dynaflip.platform.triplets.folder_index import FileIndex, index_file
+from dynaflip.platform.triplets.folder_index import FileIndex, index_file, name_hash
 from dynaflip.platform.triplets.pipeline import preprocess
 from dynaflip.platform.triplets.work_folder import StoredClip
 
@@ -88,7 +88,7 @@ def test_files_have_the_size_that_is_asked_and_the_same_triplets(
     check(one.folder, one.digest)
     # Recordings are 120 px high, and 160 are asked for.
     assert one.counts["below_image_px"] == {"videos": {"share": 1.0, "smallest_px": 120}}
-    ((name, groups),) = clips_by_file(one.folder).items()
+    ((name, groups),) = clips_by_file(one.folder).items()  # all are for training
     assert len(groups) == 4
     size_mb = (one.folder / "triplets" / name).stat().st_size / 2**20
     config = settings(small, example_images=0, part_mb=0.6 * size_mb)
@@ -101,11 +101,12 @@ def test_files_have_the_size_that_is_asked_and_the_same_triplets(
     assert index.captions == ["push the square 0", "push the square 1"]
 
 
-def test_places_follow_from_the_clips_alone() -> None:
-    def stored(n: int) -> StoredClip:
-        summary = {"clip_id": f"clip {n}", "clip_digest": f"digest {n}"}
-        return StoredClip(summary, Path(f"shard-{n // 4}.parquet"), n % 4, 30 + n % 7)
+def stored(n: int, **about: str) -> StoredClip:
+    summary = {"clip_id": f"clip {n}", "clip_digest": f"digest {n}", "split": "train", **about}
+    return StoredClip(summary, Path(f"shard-{n // 4}.parquet"), n % 4, 30 + n % 7)
 
+
+def test_places_follow_from_the_clips_alone() -> None:
     clips = [stored(n) for n in range(200)]
     parts = plan_parts(clips, 1000)
     shuffled = random.Random(0).sample(clips, len(clips))
@@ -119,6 +120,18 @@ def test_places_follow_from_the_clips_alone() -> None:
     # A clip that is listed twice has two places, which are never taken for one.
     twice = plan_parts([stored(0), StoredClip(stored(0).summary, Path("other"), 0, 9)], 1)
     assert len({part.name for part in twice}) == 2
+
+
+def test_heldout_clips_lie_by_themselves_in_the_order_of_the_gallery() -> None:
+    train = [stored(n) for n in range(50)]
+    heldout = [stored(n, split="heldout", recording_id=f"r{n // 3}") for n in range(50, 110)]
+    parts = plan_parts([*train, *heldout], 1000)
+    splits = [{clip.summary["split"] for clip in part.clips} for part in parts]
+    assert all(len(of_part) == 1 for of_part in splits)
+    recordings = [
+        clip.summary["recording_id"] for part in parts for clip in part.clips if clip in heldout
+    ]
+    assert recordings == sorted(recordings, key=name_hash)
 
 
 def test_killed_anywhere_it_goes_on_to_the_same_folder(
