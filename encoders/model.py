@@ -75,25 +75,26 @@ class DynaFLIP(nn.Module):
         """Embeddings and predictions of a batch.
 
         Args:
-            batch: image_t, image_next, image_far (B, 3, H, W) uint8; text_features
+            batch: image_t, image_next, and image_far unless no loss term reads it (B, 3, H, W)
+                uint8; text_features
                 (B, D_text); flow_origin_m (B, G, G, 3), flow_displacement_m (B, K, G, G, 3)
                 metres in the camera frame of t; flow_visible (B, K, G, G) bool;
                 median_depth_m (B,).
 
         Returns:
-            z_image, z_language, z_flow (B, E) of unit norm; d_t, d_next, d_far (B, D);
+            z_image, z_language, z_flow (B, E) of unit norm; d_t, d_next, and d_far where there is
+            an image_far (B, D);
             flow_prediction (B, K, G, G, 3) displacements in median depths.
         """
         return self.heads(*self.embed_frames(batch), batch)
 
-    def embed_frames(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """d_t, d_next, d_far (B, D) of the three images of a batch, as of :meth:`forward`."""
+    def embed_frames(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """d_t, d_next, d_far (B, D) of the images of a batch, as of :meth:`forward`."""
         embeddings = self._embed(batch, self.learnt_frames)
+        others = (name for name in FRAMES if name not in self.learnt_frames)
         with torch.no_grad():
-            embeddings |= self._embed(
-                batch, tuple(n for n in FRAMES if n not in self.learnt_frames)
-            )
-        return embeddings["t"], embeddings["next"], embeddings["far"]
+            embeddings |= self._embed(batch, tuple(n for n in others if f"image_{n}" in batch))
+        return embeddings["t"], embeddings["next"], embeddings.get("far")
 
     def _embed(self, batch: Mapping[str, Tensor], names: tuple[str, ...]) -> dict[str, Tensor]:
         if not names:
@@ -104,11 +105,11 @@ class DynaFLIP(nn.Module):
         return dict(zip(names, embeddings.chunk(len(names)), strict=True))
 
     def heads(
-        self, d_t: Tensor, d_next: Tensor, d_far: Tensor, batch: Mapping[str, Tensor]
+        self, d_t: Tensor, d_next: Tensor, d_far: Tensor | None, batch: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """Outputs of :meth:`forward`, computed from the frames' embeddings, each (B, D)."""
         depth_m = batch["median_depth_m"]
-        return {
+        outputs = {
             "z_image": self.encode_transition(d_t, d_next),
             "z_language": self.encode_language(batch["text_features"]),
             "z_flow": self.encode_flow(
@@ -119,9 +120,9 @@ class DynaFLIP(nn.Module):
             ),
             "d_t": d_t,
             "d_next": d_next,
-            "d_far": d_far,
             "flow_prediction": self.predict_flow(d_t, batch["text_features"]),
         }
+        return outputs if d_far is None else {**outputs, "d_far": d_far}
 
     def encode_transition(self, d_t: Tensor, d_next: Tensor) -> Tensor:
         """z_I of two frames' embeddings: two (B, D) → (B, E).

@@ -51,8 +51,9 @@ class LossTerm(nn.Module):
     """
 
     frames: tuple[str, ...] = FRAMES
-    """Frames whose embedding the term sends gradient to (z_image reads ``t`` and ``next``). The
-    model embeds a frame that no weighted term names without gradient, which is cheaper."""
+    """Frames that the term reads (z_image reads ``t`` and ``next``). The model embeds ``next``
+    without gradient where no weighted term names it, which is cheaper; ``far`` is then neither
+    decoded nor embedded."""
 
     metrics: tuple[str, ...] = ()
     """Names of what ``forward`` returns beside the value; each becomes a curve ``train/<name>``."""
@@ -72,7 +73,8 @@ class LossTerm(nn.Module):
 
         Args:
             outputs: of ``DynaFLIP.forward``: z_image, z_language, z_flow (n, E) of unit norm,
-                d_t, d_next, d_far (n, D), flow_prediction (n, K, G, G, 3) in median depths.
+                d_t, d_next, and d_far where a term reads it (n, D), flow_prediction
+                (n, K, G, G, 3) in median depths.
                 In bfloat16 where the model runs so (``losses.simplex.full_precision``).
             batch: image_t, image_next, image_far (n, 3, H, W) uint8; group, triplet, clip,
                 task, recording, source (n,) int64; far_valid (n,) bool; flow_origin_m

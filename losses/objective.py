@@ -21,6 +21,8 @@ from dynaflip.losses.terms import TERMS, curve_of
 
 # Curves that the objective and the training step make themselves.
 _RESERVED = ("loss", "total", "gradient_norm", "epoch", "lr", "lr_backbone", "share")
+# What a batch and its outputs lack where no weighted term names the frame.
+_FAR = ("d_far", "image_far")
 # Where the temperature and the memory bank were in checkpoints before terms had modules.
 _EARLIER_NAMES = {
     "log_temperature": "terms.contrastive.log_temperature",
@@ -88,7 +90,9 @@ class Objective(nn.Module):
         """
         values, metrics = self.evaluate(outputs, batch)
         # A term of weight 0 stays in the sum: DDP wants a gradient for every parameter.
-        loss = torch.stack([weight * values[n] for n, weight in self.weights.items()]).sum()
+        loss = torch.stack([self.weights[name] * value for name, value in values.items()]).sum()
+        for name in self.weights.keys() - values.keys():
+            loss = loss + sum(0.0 * parameter.sum() for parameter in self.terms[name].parameters())
         metrics["total"] = loss
         for name in set(MODALITIES) - set(self.config.modalities):
             loss = loss + 0.0 * outputs[f"z_{name}"].sum()
@@ -99,14 +103,26 @@ class Objective(nn.Module):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The unweighted terms, () with gradient, and their metrics.
 
+        A term of weight 0 that reads a frame which the batch lacks has none.
+
         Raises:
-            ValueError: a term's value is no number, or its metrics are not those that it names.
+            ValueError: a term's value is no number, its metrics are not those that it names, or it
+                reads a frame that it does not name.
         """
         values: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
         for name in self.terms:
             term = self._term(name)
-            value = term(outputs, batch)
+            if not self.weights[name] and not all(f"d_{f}" in outputs for f in term.frames):
+                continue
+            try:
+                value = term(outputs, batch)
+            except KeyError as error:
+                if error.args[0] not in _FAR or "far" in term.frames:
+                    raise
+                raise ValueError(
+                    f"loss term {name}: reads {error.args[0]}, but `frames` does not name far"
+                ) from error
             values[name], more = value if isinstance(value, tuple) else (value, {})
             if values[name].shape != ():
                 shape = tuple(values[name].shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
 import time
@@ -86,7 +87,11 @@ def time_step(base: PretrainConfig, work: object, threads: int) -> float:
     on_gpu = base.train.device != "cpu" and torch.cuda.is_available()
     context = Context(device="cuda" if on_gpu else "cpu", report=note)
     length = dataclasses.replace(work.length, total_steps=_TIMED_STEPS + 1)
-    feed = dataclasses.replace(work, config=config).feed(threads=threads, device=context.device)
-    Pretraining(config, context, length).run(feed)
+    pretraining = Pretraining(config, context, length)
+    feed = dataclasses.replace(work, config=config).feed(
+        pretraining.state.model.learnt_frames, threads=threads, device=context.device
+    )
+    with contextlib.closing(feed):
+        pretraining.run(feed)
     # The first step warms up.
     return (moments[-1] - moments[0]) / (len(moments) - 1)

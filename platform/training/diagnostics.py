@@ -75,7 +75,7 @@ def diagnose(
 def gradient_norms(
     model: DynaFLIP,
     objective: Objective,
-    frames: tuple[Tensor, Tensor, Tensor],
+    frames: tuple[Tensor, Tensor, Tensor | None],
     batch: Mapping[str, Tensor],
 ) -> Metrics:
     """Norm of each weighted term's gradient at the frame embeddings, over all processes.
@@ -83,15 +83,20 @@ def gradient_norms(
     At the embeddings and not at the weights: which term pulls the encoder then costs one backward
     pass through the heads for each term, and none through the backbone.
     """
-    d_t, d_next, d_far = (full_precision(f.detach()).requires_grad_() for f in frames)
-    leaves = [d_t, d_next, d_far]
+    d_t, d_next, d_far = (
+        None if f is None else full_precision(f.detach()).requires_grad_() for f in frames
+    )
+    assert d_t is not None
+    assert d_next is not None
+    leaves = [f for f in (d_t, d_next, d_far) if f is not None]
     outputs = model.heads(d_t, d_next, d_far, batch)
     terms, _ = objective.evaluate(outputs, batch)
     norms = {}
-    for name, weight in objective.weights.items():
+    for name, term in terms.items():
+        weight = objective.weights[name]
         # A term is this process's share times their number: DDP, which averages, is not here.
         gradients = torch.autograd.grad(
-            weight * terms[name] / world_size(), leaves, retain_graph=True, allow_unused=True
+            weight * term / world_size(), leaves, retain_graph=True, allow_unused=True
         )
         squares = [g.square().sum() for g in gradients if g is not None]
         total = torch.stack(squares).sum() if squares else torch.zeros((), device=leaves[0].device)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from dynaflip.encoders.model import DynaFLIP
 from dynaflip.errors import UserError
+from dynaflip.losses.base import FRAMES
 from dynaflip.losses.objective import term_class
 from dynaflip.platform.training.checkpoint_manager import Checkpoints
 from dynaflip.platform.training.config import PretrainConfig
@@ -44,7 +45,7 @@ class TrainJob:
             self.checkpoints, keep=train.keep_checkpoints, best_metric=train.best_metric
         )
 
-    def collate(self, *, augment: bool) -> Collate:
+    def collate(self, *, augment: bool, frames: tuple[str, ...] = FRAMES) -> Collate:
         """What makes batches of rows, as in training or without augmentation."""
         config = self.config
         return Collate(
@@ -53,15 +54,30 @@ class TrainJob:
             self.text,
             seed=config.train.seed,
             augment=augment,
+            frames=frames,
         )
 
     def feed(
-        self, *, rank: int = 0, workers: int = 1, threads: int = 1, device: str = "cpu"
+        self,
+        frames: tuple[str, ...] = FRAMES,
+        *,
+        rank: int = 0,
+        workers: int = 1,
+        threads: int = 1,
+        device: str = "cpu",
     ) -> Feed:
-        """The training batches of one worker; see :class:`.loader.Feed`."""
+        """The training batches of one worker; see :class:`.loader.Feed`.
+
+        Args:
+            frames: that loss terms read (``Objective.frames``); others are not decoded.
+            rank: of the worker.
+            workers: their number.
+            threads: CPUs of the worker.
+            device: that it trains on.
+        """
         return Feed(
             self.index.train,
-            self.collate(augment=True),
+            self.collate(augment=True, frames=frames),
             self.config.data,
             self.sampling(),
             batch_size=rank_batch_size(self.config, workers),

@@ -71,7 +71,10 @@ def train_in_process(
         pretraining = Pretraining(config, context, job.length, job.gallery(rank), sources)
         here = int(os.environ.get("LOCAL_WORLD_SIZE", workers))
         threads = max(1, available_cpus() // here)
-        pretraining.run(job.feed(rank=rank, workers=workers, threads=threads, device=device))
+        frames = pretraining.state.model.learnt_frames
+        feed = job.feed(frames, rank=rank, workers=workers, threads=threads, device=device)
+        with contextlib.closing(feed):
+            pretraining.run(feed)
         if reporter is not None:
             reporter.flush()
             _save_encoder(job, pretraining, output / "encoder", reporter.last)

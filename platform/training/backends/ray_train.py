@@ -274,8 +274,10 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
     with beating, _taken(reports):
         context.doing("building the model")
         pretraining = Pretraining(config, context, job.length, job.gallery(rank), sources)
-        feed = job.feed(rank=rank, workers=workers, threads=share, device=context.device)
-        pretraining.run(feed)
+        frames = pretraining.state.model.learnt_frames
+        feed = job.feed(frames, rank=rank, workers=workers, threads=share, device=context.device)
+        with contextlib.closing(feed):
+            pretraining.run(feed)
 
 
 def _heartbeat(folder: Path | None, rank: int, total_steps: int) -> Heartbeat | None:

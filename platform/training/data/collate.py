@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -23,7 +22,10 @@ from dynaflip.platform.training.data.caption_features import TextTable
 from dynaflip.platform.training.data.decode import decode_into
 from dynaflip.platform.training.data.ids import id64
 from dynaflip.platform.training.data.random_numbers import Purpose, uniform
-from dynaflip.platform.triplets.schema import GRID, R3M_FRAMES, STEPS
+from dynaflip.platform.triplets.shapes import GRID, R3M_FRAMES, STEPS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Batch = dict[str, Any]
 
@@ -139,7 +141,7 @@ class Collate:
         """
         needed, row = np.unique(row, return_inverse=True)
         if len(needed) < len(table):
-            table = table.take(pa.array(needed))
+            table = table.take(needed)
         columns = {name: _whole(table[name]) for name in table.column_names}
         far, valid = self._far_frames(columns, row, example, epoch)
         frames = {"t": columns["frame_t"], "next": columns["frame_next"], "far": far}
@@ -171,7 +173,7 @@ class Collate:
         wanted = 1 + (chance * later.sum(1)).astype(np.int64)  # the first, second … of those
         chosen = (later.cumsum(1) >= wanted[:, None]).argmax(1)  # 0 where there is none
         images = columns["frames_r3m"].flatten()
-        return images.take(pa.array(R3M_FRAMES * row + chosen)), later.any(1)
+        return images.take(R3M_FRAMES * row + chosen), later.any(1)
 
     def start(
         self,
@@ -256,7 +258,7 @@ class Collate:
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:
     array = column.combine_chunks()
-    return array.storage if isinstance(array, pa.ExtensionArray) else array
+    return getattr(array, "storage", array)  # of a tensor
 
 
 def _flat(column: pa.Array) -> np.ndarray:

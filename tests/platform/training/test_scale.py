@@ -15,6 +15,7 @@ from torch import Tensor
 from dynaflip.encoders.config import FlowConfig, ImageConfig, ModelConfig
 from dynaflip.encoders.image import build_image_encoder
 from dynaflip.encoders.model import FRAMES
+from dynaflip.losses.base import LossTerm, TermSetup
 from dynaflip.losses.config import ObjectiveConfig
 from dynaflip.losses.objective import Objective
 from dynaflip.platform.training import diagnostics
@@ -227,6 +228,48 @@ def test_frames_that_no_term_reads_get_no_gradient_and_change_none(variant: str)
     for narrow in gradients[1:]:
         for expected, actual in zip(gradients[0], narrow, strict=True):
             torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_without_a_far_frame_a_term_of_weight_0_that_reads_it_is_left_out() -> None:
+    config = apply_variant(PretrainConfig(), "no_temporal").objective
+    objective, model = Objective(config), tiny_model()
+    assert objective.frames() == ("t", "next")
+    model.learnt_frames = objective.frames()
+    fewer = {name: value for name, value in batch().items() if name != "image_far"}
+    for part in (None, 3):
+        outputs, backward = forward(model, fewer, part)
+        assert "d_far" not in outputs
+        terms = objective(outputs, fewer)
+        assert "temporal" not in terms
+        backward(terms["loss"])
+    whole = objective(forward(model, batch(), None)[0], batch())
+    assert whole["loss"].item() == pytest.approx(terms["loss"].item(), rel=1e-12)
+    assert whole["temporal"] > 0
+    actual = diagnose(model, objective, fewer)
+    assert "diagnostics/gradient_norm/temporal" not in actual
+    assert actual["diagnostics/gradient_norm/contrastive"] > 0
+
+
+def test_a_term_that_reads_the_far_frame_must_name_it() -> None:
+    class Forgetful(LossTerm):
+        frames = ("t",)
+
+        def forward(self, outputs, batch):  # type: ignore[no-untyped-def]
+            return (outputs["d_t"] - outputs["d_far"]).square().mean()
+
+    objective = Objective(ObjectiveConfig())
+    objective.terms["Forgetful"] = Forgetful(TermSetup(ObjectiveConfig()))
+    objective.weights["Forgetful"] = 1.0
+    fewer = {name: value for name, value in batch().items() if name != "image_far"}
+    objective.weights["temporal"] = 0.0
+    with pytest.raises(ValueError, match="Forgetful: reads d_far, but `frames` does not name far"):
+        objective(tiny_model_outputs(fewer), fewer)
+
+
+def tiny_model_outputs(data: dict[str, Tensor]) -> dict[str, Tensor]:
+    model = tiny_model()
+    model.learnt_frames = ("t", "next")
+    return model(data)
 
 
 def test_a_run_learns_from_the_frames_that_its_objective_reads() -> None:

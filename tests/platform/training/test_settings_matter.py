@@ -71,7 +71,7 @@ ALWAYS = {"train__collapse_spread": 1.0, "train__collapse_checks": 1}
 Case = tuple[dict[str, Any], Differs] | tuple[dict[str, Any], Differs, dict[str, Any]]
 CASES: dict[str, Case] = {
     "data.batch_size": ({"data__batch_size": 5}, weights),
-    "data.shuffle_buffer_rows": ({"data__shuffle_buffer_rows": 3}, weights),
+    "data.shuffle_buffer_mb": ({"data__shuffle_buffer_mb": 0.1}, weights),
     "data.jitter_brightness": ({"data__jitter_brightness": 0.5}, weights),
     "data.jitter_contrast": ({"data__jitter_contrast": 0.5}, weights),
     "data.jitter_saturation": ({"data__jitter_saturation": 0.5}, weights),
@@ -156,6 +156,7 @@ CASES: dict[str, Case] = {
 # Settings that the in-process backend does not know, or that change no result: where each is seen.
 PRETRAIN = "platform/training/test_pretrain.py"
 ELSEWHERE = {
+    "data.decode_threads": "platform/training/test_training_data.py::test_batches_do_not_depend_",
     "data.prefetch_batches": "platform/training/test_training_data.py::test_prefetching_",
     "train.min_workers": f"{PRETRAIN}::test_a_cluster_that_is_too_small_",
     "train.cpus_per_worker": f"{PRETRAIN}::test_a_cluster_that_is_too_small_",
