@@ -20,6 +20,8 @@ if __name__ == "__main__":
 
 import argparse
 import dataclasses
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -120,10 +122,16 @@ def _refuse_ignored(args: argparse.Namespace) -> None:
 
 def _train_in_process(args: argparse.Namespace, config: PretrainConfig) -> int:
     from dynaflip.platform.training.backends.in_process import train_in_process
+    from dynaflip.platform.training.notices import Stopped
 
     config = dataclasses.replace(config, triplets=input_path(config.triplets, default_triplets()))
     output = Path(output_folder(args.output, Path(), setting="--output"))
-    train_in_process(config, output)
+    try:
+        train_in_process(config, output)
+    except Stopped as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{error}. Go on with the same command.")
+        return 128 + signal.SIGTERM
     print(f"encoder: {output / 'encoder'}")
     return 0
 

@@ -25,6 +25,8 @@ from dynaflip.platform.paths import home, in_submitted_job
 _ENVIRONMENT = {
     # The default of 2 s delays every report and checkpoint commit of Ray Train.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
+    # How soon a training hears that one of its machines is to be taken away; the default is 5 s.
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints of a worker would appear twice
     # Reading Parquet the new way starts 32 footer actors at every epoch.
     "RAY_DATA_USE_DATASOURCE_V2": "0",

@@ -52,10 +52,11 @@ class Checkpoints:
         """Whether the checkpoint before is still being written."""
         return self._writing is not None and self._writing.is_alive()
 
-    def wait(self) -> None:
-        """Wait until the checkpoint before is written."""
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until the checkpoint before is written, at most so long; whether it is."""
         if self._writing is not None:
-            self._writing.join()
+            self._writing.join(timeout_s)
+        return not self.busy()
 
     def save(self, step: int, write: Callable[[Path], None], log: Callable[[str], None]) -> None:
         """Write a checkpoint in a thread; waits for the one before it, if that is not done.

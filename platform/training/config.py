@@ -132,7 +132,7 @@ class OptimizerConfig:
 class TrainConfig:
     """Length, hardware, checkpoints and evaluation of the training."""
 
-    ADDED: ClassVar[tuple[str, ...]] = ("tf32",)
+    ADDED: ClassVar[tuple[str, ...]] = ("tf32", "grace_s")
 
     steps: int | None = None
     """Optimizer steps; none = `epochs`, and without either 2000 steps. Give one, not both."""
@@ -236,7 +236,13 @@ class TrainConfig:
     every evaluation. Empty = none. The registered encoder is that of the last step in any case."""
 
     max_failures: int = 1
-    """How often a crashed worker is restarted from the last checkpoint."""
+    """How often a crashed worker is restarted from the last checkpoint; machines that are taken
+    away with a notice, and workers that are told to end, do not count."""
+
+    grace_s: float = 30.0
+    """Seconds between SIGTERM and SIGKILL on these machines (Kubernetes:
+    terminationGracePeriodSeconds), at least 10. A run that is told to end saves a checkpoint within
+    them, and ends a few seconds before they are over even where it could not."""
 
     def __post_init__(self) -> None:
         """Validate the settings."""
@@ -267,6 +273,7 @@ class TrainConfig:
         at_least(self, 0, "diagnostics_every_steps", "seed", "eval_every_steps", "max_failures")
         at_least(self, 2, "gallery_size")
         at_least(self, 0, "wait_s")
+        at_least(self, 10, "grace_s")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,6 +24,17 @@ from dynaflip.platform.training.diagnostics import CollapseGuard, diagnose, some
 from dynaflip.platform.training.evaluation import evaluate
 from dynaflip.platform.training.heartbeat import Heartbeat
 from dynaflip.platform.training.meter import Meter
+from dynaflip.platform.training.notices import (
+    HEEDED,
+    NOTHING,
+    SAVE,
+    STOP,
+    TO_END_S,
+    Agreement,
+    Leaving,
+    Notices,
+    Stopped,
+)
 from dynaflip.platform.training.step import NonFiniteLoss, train_step
 from dynaflip.platform.training.train_state import TrainingState
 
@@ -48,6 +59,8 @@ class Context:
     log: Callable[[str], None] = print
     # Where checkpoints go; without, none are written.
     checkpoints: Checkpoints | None = None
+    # Notices that this process or its machine will be gone soon.
+    notices: Notices = field(default_factory=Notices)
     # Steps at which every rank reports and rank 0 scores the model (a sweep's trials).
     score_steps: frozenset[int] = frozenset()
     score: Callable[[DynaFLIP], Metrics] | None = None
@@ -138,6 +151,8 @@ class Pretraining:
         self.guard = CollapseGuard(
             config.train.collapse_spread, config.train.collapse_checks, config.train.collapse_action
         )
+        self.meter.restore(self.state.meter)
+        self._agreement, self._heeded = Agreement(context.device), NOTHING
         self._reports: list[Metrics] = list(self._replayed)
         self._rates: Metrics = {}
 
@@ -151,6 +166,8 @@ class Pretraining:
         Raises:
             NonFiniteLoss: names the step and the batch's triplets.
             Collapsed: where the settings ask for a stop.
+            Stopped: the run was told to end; a checkpoint is saved.
+            Leaving: a worker was told to end; a checkpoint is saved.
             UserError: checkpoints cannot be written.
         """
         self.context.log(self._first_line())
@@ -181,6 +198,7 @@ class Pretraining:
                 self._train_on(batch)
                 if self.step == self.length.total_steps:
                     break
+                self._heed_notices()
             else:
                 part = self.state.position
                 if before == self.step and part.is_whole() and part.steps == 0:
@@ -188,6 +206,7 @@ class Pretraining:
                         f"epoch {part.epoch} has no batch: the triplet folder changed under the run"
                     )
                 self.state.next_epoch()
+        self._agreement.finish()
         if self.context.checkpoints is not None and self.context.rank == 0:
             self.context.checkpoints.finish()
 
@@ -333,7 +352,29 @@ class Pretraining:
                 "there is none of this step"
             )
             return
+        # Between two reports the meter holds the steps since the first of them.
+        self.state.meter = self.meter.state()
         checkpoints.save(self.step, self.state.snapshot(self._reports).write, self.context.log)
+
+    def _heed_notices(self) -> None:
+        """Save a checkpoint at the step at which all ranks have heard of a new notice."""
+        level = self._agreement.reach(self.context.notices.level())
+        if level <= self._heeded:
+            return
+        self._heeded = level
+        self._save(wait=True)
+        self.context.log(f"step {self.step}: {HEEDED[level]}")
+        if level == SAVE:
+            return
+        self._agreement.finish()
+        saved = True
+        if self.context.checkpoints is not None and self.context.rank == 0:
+            # A store that takes longer leaves the run with the checkpoint before.
+            saved = self.context.checkpoints.wait(self.config.train.grace_s - TO_END_S)
+        if world_size() > 1:  # the first rank to leave takes the others down
+            torch.distributed.barrier()
+        what = HEEDED[level] if saved else "told to end; the checkpoint could not be saved in time"
+        raise (Stopped if level == STOP else Leaving)(f"step {self.step}: {what}")
 
     def _resume(self) -> list[Metrics]:
         """Restore the newest whole checkpoint; returns its last reports, which may be lost."""

@@ -11,6 +11,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,6 +92,7 @@ class Meter:
         self.totals_s = dict.fromkeys((*STEP_PARTS, *BETWEEN_STEPS), 0.0)
         self._between_s = dict.fromkeys(BETWEEN_STEPS, 0.0)
         self._start_s = self._begin_s = time.perf_counter()
+        self._sums: dict[str, Tensor] = {}
         self._reset()
 
     def waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -153,6 +155,29 @@ class Meter:
         self._reset()
         return means
 
+    def state(self) -> dict[str, Any]:
+        """What is summed up since the last report, as JSON values; empty right after one."""
+        if not self._steps:
+            return {}
+        return {
+            "sums": {name: float(total) for name, total in self._sums.items()},
+            "from": self._from,
+            "counts": [self._samples, self._images, self._steps],
+            "seconds": [self._busy_s, self._wait_s],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on with a :meth:`state`, so that the next report is a mean over the same steps."""
+        if not state:
+            return
+        # Sums are in float32, which JSON keeps exactly.
+        self._sums = {
+            name: torch.tensor(total, device=self._device) for name, total in state["sums"].items()
+        }
+        self._from = {name: state["from"].get(name, 0) for name in self.sources}
+        self._samples, self._images, self._steps = state["counts"]
+        self._busy_s, self._wait_s = state["seconds"]
+
     def elapsed_s(self) -> float:
         """Seconds since this process began to train."""
         return time.perf_counter() - self._begin_s
@@ -179,7 +204,7 @@ class Meter:
         }
 
     def _reset(self) -> None:
-        self._sums: dict[str, Tensor] = {}
+        self._sums = {}
         self._from = dict.fromkeys(self.sources, 0)
         self._samples, self._images, self._steps = 0, 0, 0
         self._busy_s, self._wait_s = 0.0, 0.0

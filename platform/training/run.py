@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -212,7 +214,7 @@ def _train_and_register(job: TrainJob, run: tracking.Run, run_folder: Path) -> O
 
     config = job.config
     print(f"run {run_folder.name} (MLflow run {run.run_id})")
-    with tracking.ending(run):
+    with tracking.ending(run), _told_to_end(run_folder):
         ray_train.fit(job, run, run_folder)
         last = {name: points[-1][1] for name, points in CurveFile(run_folder).curves().items()}
         encoder_folder = save_encoder(job, run, run_folder, last)
@@ -223,6 +225,18 @@ def _train_and_register(job: TrainJob, run: tracking.Run, run_folder: Path) -> O
         print(heldout_summary(last))
     model_name = config.tracking.model_name
     return Outcome(run_folder.name, run.run_id, model_name, version, encoder_folder, last)
+
+
+@contextlib.contextmanager
+def _told_to_end(run_folder: Path) -> Iterator[None]:
+    """A run that was told to end leaves with the exit code of SIGTERM and the line to go on."""
+    from dynaflip.platform.training.notices import Stopped
+
+    try:
+        yield
+    except Stopped as error:
+        print(f"{error}. Go on with:\n    python jobs/pretrain.py --resume {run_folder.name}")
+        raise SystemExit(128 + signal.SIGTERM) from None
 
 
 def save_encoder(
@@ -258,7 +272,8 @@ def save_encoder(
 def settings_digest(config: PretrainConfig) -> str:
     """Digest of the settings that decide the weights; the triplets have a digest of their own."""
     settings = first_settings(dataclasses.replace(config, triplets=None))
-    del settings["train"]["wait_s"]
+    for name in ("wait_s", "grace_s"):  # they decide no weight
+        settings["train"].pop(name, None)
     return content_hash(config_digest(settings), str(PRETRAIN_VERSION))[:16]
 
 

@@ -56,6 +56,8 @@ class TrainingState:
         self._trained = np.zeros(0, np.int64)
         self._recent: list[Tensor] = []
         self._buffers = HostBuffers()
+        # What the meter holds between two reports (:meth:`Meter.state`), JSON values.
+        self.meter: dict[str, Any] = {}
 
     def parallel(self) -> tuple[nn.Module, nn.Module]:
         """Model and objective as the step calls them: compiled, and gathering gradients.
@@ -137,8 +139,10 @@ class TrainingState:
                 "steps_of_part": self.position.steps,
                 "workers": world_size(),
                 "random": {"kind": "counter", "seed": self.config.train.seed},
-                "metrics": reports[-1] if reports else {},
+                # Of this very step: a checkpoint between two reports has none.
+                "metrics": reports[-1] if reports and reports[-1]["step"] == self.step else {},
                 "reports": reports,
+                "meter": self.meter,
                 "config": to_dict(self.config),
             },
         )
@@ -151,6 +155,7 @@ class TrainingState:
         """
         document, position = restore(folder, self._modules(), self.optimizer, self.schedule)
         self.step = int(document["step"])
+        self.meter = document.get("meter", {})
         if self.average is not None:
             self.average.n_averaged.fill_(self.step)
         seen, trained = position["seen"].numpy(), position["had"].numpy()

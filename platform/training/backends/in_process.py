@@ -22,10 +22,11 @@ from dynaflip.files import write_file
 from dynaflip.platform.cluster import available_cpus
 from dynaflip.platform.config_loader import flatten, to_dict
 from dynaflip.platform.provenance import git_commit
-from dynaflip.platform.training.config import PretrainConfig
+from dynaflip.platform.training.config import PretrainConfig, TrainConfig
 from dynaflip.platform.training.curve_file import CurveFile
 from dynaflip.platform.training.job import TrainJob, build_job
 from dynaflip.platform.training.loop import Context, Metrics, Pretraining
+from dynaflip.platform.training.notices import STOP, Notices, on_sigterm
 from dynaflip.platform.training.reports import ReportWriter
 
 RUN = "run.json"  # settings and the triplets' digest
@@ -47,6 +48,7 @@ def train_in_process(
 
     Raises:
         UserError: the folder holds a run with other settings or triplets.
+        Stopped: a process was told to end by SIGTERM; a checkpoint is saved.
     """
     rank, workers = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if config.train.threads:
@@ -58,7 +60,9 @@ def train_in_process(
     if rank == 0:
         _check_same_run(output, config, job.index.digest)
     reporter = _reporter(job, output, log) if rank == 0 else None
-    with _process_group(rank, workers, config.train.device) as device:
+    notices = Notices()
+    sigterm = on_sigterm(lambda: notices.notify(STOP))
+    with sigterm, _process_group(rank, workers, config.train.device) as device:
         context = Context(
             rank=rank,
             world_size=workers,
@@ -66,6 +70,7 @@ def train_in_process(
             report=reporter or (lambda metrics: None),
             log=log if rank == 0 else lambda line: None,
             checkpoints=job.checkpoint_manager(),
+            notices=notices,
         )
         sources = tuple(job.index.sources)
         pretraining = Pretraining(config, context, job.length, job.gallery(rank), sources)
@@ -73,10 +78,13 @@ def train_in_process(
         threads = max(1, available_cpus() // here)
         frames = pretraining.state.model.learnt_frames
         feed = job.feed(frames, rank=rank, workers=workers, threads=threads, device=device)
-        with contextlib.closing(feed):
-            pretraining.run(feed)
+        try:
+            with contextlib.closing(feed):
+                pretraining.run(feed)
+        finally:
+            if reporter is not None:
+                reporter.flush()
         if reporter is not None:
-            reporter.flush()
             _save_encoder(job, pretraining, output / "encoder", reporter.last)
     return pretraining
 
@@ -103,7 +111,9 @@ def _save_encoder(job: TrainJob, pretraining: Pretraining, folder: Path, metrics
 
 def _check_same_run(output: Path, config: PretrainConfig, data_digest: str) -> None:
     """Record what is trained, or compare it with what the folder was begun with."""
-    train = dataclasses.replace(config.train, threads=None)
+    # These may differ from call to call.
+    grace_s = TrainConfig().grace_s
+    train = dataclasses.replace(config.train, threads=None, grace_s=grace_s)
     settings = flatten(to_dict(dataclasses.replace(config, triplets=None, train=train)))
     mine = {**settings, "data_digest": data_digest}
     file = output / RUN

@@ -15,6 +15,7 @@ import logging
 import math
 import socket
 import threading
+import uuid
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,11 @@ from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
 from dynaflip.errors import StoreError, UserError
 from dynaflip.platform.cluster import available_cpus
 from dynaflip.platform.tracking import Run
+from dynaflip.platform.training.backends.ray_notices import (
+    Ending,
+    TorchWithNotices,
+    worker_notices,
+)
 from dynaflip.platform.training.background import Background
 from dynaflip.platform.training.config import PretrainConfig, TrainConfig
 from dynaflip.platform.training.curve_file import CurveFile
@@ -36,6 +42,7 @@ from dynaflip.platform.training.diagnostics import Collapsed
 from dynaflip.platform.training.heartbeat import Heartbeat
 from dynaflip.platform.training.job import TrainJob
 from dynaflip.platform.training.loop import Context, Metrics, Pretraining
+from dynaflip.platform.training.notices import TO_END_S, Leaving, Stopped, on_sigterm
 from dynaflip.platform.training.progress import append_lines, follow
 from dynaflip.platform.training.reports import ReportWriter
 from dynaflip.platform.training.sending import Sender
@@ -44,7 +51,7 @@ from dynaflip.platform.training.step import NonFiniteLoss
 PROGRESS = "progress.log"
 _NOTES = "notes"  # lines for the user that travel with a report
 # Errors that a retry would meet again: they end the run.
-_FINAL = (NonFiniteLoss, Collapsed, StoreError, UserError)
+_FINAL = (NonFiniteLoss, Collapsed, Stopped, StoreError, UserError)
 # Attributes of Ray's errors that hold the error inside.
 _WRAPPED = ("controller_failure", "health_check_failure", "_base_exc", "cause")
 _WAITING_REPORTS = 6  # of a worker, for Ray Train's controller, which asks every 0.3 s
@@ -75,7 +82,9 @@ def fit(
         UserError: the cluster is too small for the settings.
         NonFiniteLoss: names the step and the batch's triplets.
         Collapsed: an embedding collapsed, and the settings stop on that.
+        Stopped: this process was told to end by SIGTERM, and has saved a checkpoint.
     """
+    stop = uuid.uuid4().bytes  # the key under which the workers are told to end
     scaling = scaling_of(job.config, ray.cluster_resources())
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     job.checkpoint_manager()  # makes the folder, which the workers look for
@@ -84,7 +93,8 @@ def fit(
     listeners: list[Any] = [Reporter(run_folder, job.length.total_steps, terms), *callbacks]
     trainer = ray.train.torch.TorchTrainer(
         _train_on_worker,
-        train_loop_config={"job": job, "heartbeat": heartbeat},
+        train_loop_config={"job": job, "heartbeat": heartbeat, "stop": stop},
+        torch_config=TorchWithNotices(),
         scaling_config=scaling,
         run_config=RunConfig(
             name=run_folder.name,
@@ -93,20 +103,27 @@ def fit(
             callbacks=listeners,
         ),
     )
-    with _sending(run, run_folder):
-        _fit_in_thread(trainer, run_folder / PROGRESS)
+    told = threading.Event()
+    with _sending(run, run_folder, told), on_sigterm(told.set):
+        _fit_in_thread(trainer, run_folder / PROGRESS, Ending(told, stop, job.config.train.grace_s))
 
 
 @contextlib.contextmanager
-def _sending(run: Run, run_folder: Path) -> Iterator[None]:
-    """Send the run's curves to MLflow while a block runs, and what is left after it."""
+def _sending(run: Run, run_folder: Path, told: threading.Event) -> Iterator[None]:
+    """Send the run's curves to MLflow while a block runs, and what is left after it.
+
+    Args:
+        run: that the curves are of.
+        run_folder: where they lie.
+        told: set when the process has to end soon.
+    """
     curves = CurveFile(run_folder)
     curves.adopt(run.curves)
     sender = Sender(curves, run, lambda line: append_lines(run_folder / PROGRESS, [line]))
     try:
         yield
     finally:
-        sender.finish(_PATIENCE_S)
+        sender.finish(TO_END_S / 2 if told.is_set() else _PATIENCE_S)
 
 
 class Reporter(ray.train.UserCallback):
@@ -138,6 +155,9 @@ class Reporter(ray.train.UserCallback):
             final = find_final(error)
             if final is not None:
                 raise final
+        if any(find_error(error, (Leaving,)) for error in worker_exceptions.values()):
+            # Not a failure: Ray counts those of machines itself, and takes this one for a crash.
+            run_context.run_config.failure_config.max_failures += 1
 
     def _writing(self) -> ReportWriter:
         if self._writer is None:
@@ -268,6 +288,7 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
         score_steps=job.score_steps,
         score=job.score if rank == 0 else None,
         heartbeat=_heartbeat(settings["heartbeat"], rank, job.length.total_steps),
+        notices=worker_notices(settings["stop"], rank),
     )
     sources = tuple(job.index.sources)
     beating = context.heartbeat.beating() if context.heartbeat else contextlib.nullcontext()
@@ -310,7 +331,9 @@ def check_shared(uri: str) -> None:
         )
 
 
-def _fit_in_thread(trainer: ray.train.torch.TorchTrainer, log: Path) -> ray.train.Result:
+def _fit_in_thread(
+    trainer: ray.train.torch.TorchTrainer, log: Path, ending: Ending
+) -> ray.train.Result:
     """Fit in a thread; the main one follows the log and stays free for Ctrl-C and SIGTERM."""
     outcome: dict[str, Any] = {}
 
@@ -322,7 +345,12 @@ def _fit_in_thread(trainer: ray.train.torch.TorchTrainer, log: Path) -> ray.trai
 
     thread = threading.Thread(target=run, daemon=True, name="fit")
     thread.start()
-    follow(log, thread.is_alive, print)
+
+    def running() -> bool:
+        ending.check()
+        return thread.is_alive()
+
+    follow(log, running, print)
     error = outcome.get("error")
     if error is not None:
         raise (find_final(error) or error)

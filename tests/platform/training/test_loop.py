@@ -91,7 +91,8 @@ class Patient(Checkpoints):
     """Waits for each write, however slow the disk: which steps are saved is then certain."""
 
     def busy(self) -> bool:
-        self.wait()
+        if self._writing is not None:
+            self._writing.join()
         return False
 
 
