@@ -12,17 +12,7 @@ from typing import Any
 import torch
 from rows import Row, number
 
-# Dense bfloat16 peak in FLOP/s by part of the device's name, from the vendor's data sheets; the
-# first that fits counts.
-PEAKS = {
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "4090": 165e12,
-}
+from dynaflip.platform.training.device import device_name, peak_flops
 
 
 @dataclass(frozen=True)
@@ -92,5 +82,4 @@ class Part:
         """The device's dense bfloat16 peak in FLOP/s, where it is known."""
         if self.device != "cuda":
             return None
-        name = torch.cuda.get_device_name()
-        return next((peak for part, peak in PEAKS.items() if part in name), None)
+        return peak_flops(device_name("cuda"), "bfloat16", tf32=False)

@@ -79,10 +79,11 @@ def why_not(device: str) -> str:
             importlib.import_module(name)
         except ImportError as error:
             return f"{name} does not import ({error}); pip install 'dynaflip[platform]'"
-    import torch
+        if name == "torch" and device == "gpu":
+            import torch
 
-    if device == "gpu" and not torch.cuda.is_available():
-        return "torch sees no GPU; --device cpu runs the same on a CPU"
+            if not torch.cuda.is_available():
+                return "torch sees no GPU; --device cpu runs the same on a CPU"
     return ""
 
 

@@ -12,6 +12,8 @@ from dynaflip.encoders.backbones.base import Backbone
 from dynaflip.encoders.config import ImageConfig
 
 torch.use_deterministic_algorithms(True, warn_only=True)
+torch.backends.cuda.enable_flash_sdp(False)
+torch.backends.cuda.enable_mem_efficient_sdp(False)
 
 
 class Patches(Backbone):

@@ -40,6 +40,8 @@ PARTS: dict[str, tuple[str, float, str]] = {
     "loss": ("loss_speed", 0.08, "contrastive loss beside three matrix products"),
     "step": ("step_speed", 0.38, "training step beside transformers' forward and backward"),
     "memory": ("memory_use", 0.10, "peak memory: GradCache, recomputed activations"),
+    "augment": ("augment_speed", 0.05, "augmentation on the device"),
+    "feed": ("feed_speed", 0.19, "the decode pool feeding the real loop"),
 }
 MINUTES = 8.0
 END_S = 4.0  # for the table, and for processes to end
@@ -69,29 +71,30 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=MINUTES, help="of all parts (default 8)")
     parser.add_argument("--output", help="JSON file to write; none by default")
     parser.add_argument("--cpu", action="store_true", help="toy sizes, even beside a GPU")
-    for name in ("part", "rows", "began", "ends", "device"):  # how a part's process is started
+    for name in ("do", "rows", "began", "ends", "device"):  # how a process of parts is started
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    if args.part == "machine":
+    if args.do == "machine":
         machine.write(Path(args.rows))
         return 0
-    if args.part:
-        return run_part(args)
+    if args.do:
+        for name in args.do.split(","):
+            run_part(name, args)
+        return 0
     return run_check(args)
 
 
-def run_part(args: argparse.Namespace) -> int:
-    """One part, in a process of its own; its rows go to a file."""
+def run_part(name: str, args: argparse.Namespace) -> None:
+    """One part, in this process; its rows go to a file."""
     from part import Part
 
-    part = Part(args.part, args.device, Path(args.rows), float(args.began), float(args.ends))
+    part = Part(name, args.device, Path(args.rows), float(args.began), float(args.ends))
     try:
-        importlib.import_module(PARTS[args.part][0]).run(part)
+        importlib.import_module(PARTS[name][0]).run(part)
     except Exception as error:
         traceback.print_exc()
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         part.add("failed", failed=True, note=what[:200])
-    return 0
 
 
 def run_check(args: argparse.Namespace) -> int:
@@ -105,8 +108,10 @@ def run_check(args: argparse.Namespace) -> int:
         print("\n".join(machine.lines(found)), flush=True)
         stopped = False
         try:
-            for name in args.parts:
-                _run_in_process(check, name, args.parts, Path(folder) / f"{name}.jsonl")
+            # Each in a process of its own; toys share one, whose start is most of their time.
+            toys = check.device == "cpu"
+            for names in [args.parts] if toys else [[name] for name in args.parts]:
+                _run_in_process(check, names, args.parts, Path(folder) / f"{names[0]}.jsonl")
         except KeyboardInterrupt:
             stopped = True
     print(f"\n{table(check.rows)}\n", flush=True)
@@ -121,7 +126,7 @@ def run_check(args: argparse.Namespace) -> int:
 
 def _machine(path: Path, args: argparse.Namespace) -> dict[str, Any] | None:
     """The machine, seen by a process that leaves nothing on the device."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--part", "machine"]
+    command = [sys.executable, str(Path(__file__).resolve()), "--do", "machine"]
     done = subprocess.run([*command, "--rows", str(path)], env=_environment(), stderr=sys.stderr)
     if done.returncode or not path.exists():
         print(f"error: torch does not work with {sys.executable}; see above")
@@ -130,35 +135,38 @@ def _machine(path: Path, args: argparse.Namespace) -> dict[str, Any] | None:
     return found | {"device": "cpu"} if args.cpu else found
 
 
-def _run_in_process(check: Check, name: str, names: list[str], rows: Path) -> None:
-    """Run a part and collect its rows; what it does not finish in its time is stopped."""
-    module, share, what = PARTS[name]
-    rest = [PARTS[n][1] for n in names[names.index(name) :]]
+def _run_in_process(check: Check, names: list[str], every: list[str], rows: Path) -> None:
+    """Run parts and collect their rows; what they do not finish in their time is stopped."""
+    share = sum(PARTS[name][1] for name in names)
+    rest = sum(PARTS[name][1] for name in every[every.index(names[0]) :])
     # What earlier parts did not need is shared among those to come.
     now_s = time.time()
-    budget_s = max(1.0, (check.ends_s - now_s) * share / sum(rest))
-    check.say(f"{name}: {what} (at most {budget_s:.0f} s)")
+    budget_s = max(1.0, (check.ends_s - now_s) * share / rest)
+    for name in names:
+        check.say(f"{name}: {PARTS[name][2]}")
     command = [
-        *(sys.executable, str(Path(__file__).resolve()), "--part", name, "--rows", str(rows)),
+        *(sys.executable, str(Path(__file__).resolve()), "--do", ",".join(names)),
         *("--began", repr(check.began_s), "--ends", repr(now_s + 0.95 * budget_s)),
-        *("--device", check.device),
+        *("--device", check.device, "--rows", str(rows)),
     ]
     environment = _environment(check.device)
     process = subprocess.Popen(command, env=environment, cwd=ROOT, start_new_session=True)
-    note = ""
+    note = "gave no row"
     try:
-        code = process.wait(budget_s)
-        if code:
+        if code := process.wait(budget_s):
             note = f"ended with exit code {code}"
     except subprocess.TimeoutExpired:
         note = f"stopped after {budget_s:.0f} s"
     finally:
         _end(process)
         lines = rows.read_text().splitlines() if rows.exists() else []
-        check.rows += [read_row(json.loads(line)) for line in lines if line.endswith("}")]
-        check.seconds[name] = time.time() - now_s
-    if note or not lines:
-        check.rows.append(Row(name, "failed", failed=True, note=note or f"{module} gave no row"))
+        found = [read_row(json.loads(line)) for line in lines if line.endswith("}")]
+        unfinished = set(names) - {row.part for row in found}
+        if note != "gave no row" and found:  # it was in the middle of the last one
+            unfinished.add(found[-1].part)
+        lost = [Row(name, "failed", failed=True, note=note) for name in names if name in unfinished]
+        check.rows += [*found, *lost]
+        check.seconds[names[0] if len(names) == 1 else "all"] = time.time() - now_s
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -206,7 +214,7 @@ def _verdict(
 ) -> str:
     took = f"{took_s:.0f} s"
     if stopped:
-        return f"stopped after {took}; done: {', '.join(check.seconds) or 'nothing'}"
+        return f"stopped after {took}"
     what = f"failed: {', '.join(failed)}" if failed else "no part failed"
     if check.device == "cuda":
         return f"{what}; {took}"

@@ -19,6 +19,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dynaflip.encoders.backbones.base import Backbone
 from dynaflip.encoders.config import FlowConfig, ImageConfig, ModelConfig
@@ -148,12 +149,13 @@ def apart(found: dict[str, Tensor], exact: dict[str, Tensor]) -> float:
 
 @contextlib.contextmanager
 def deterministic() -> Iterator[None]:
-    """Kernels that sum in one order, where torch has such."""
+    """Kernels that sum in one order, where torch has such; attention in its plain form has."""
     before = torch.are_deterministic_algorithms_enabled()
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warns)
 

@@ -12,7 +12,9 @@ from tiny_run import SETTINGS, batches_of, config_of, equal, train
 from torch import nn
 
 from dynaflip.encoders.model import DynaFLIP
-from dynaflip.platform.training.data.sampling import Position
+from dynaflip.platform.training.data.index import ClipTable, read_index
+from dynaflip.platform.training.data.order import epoch_rows, rank_batches
+from dynaflip.platform.training.data.sampling import Position, Sampling
 from dynaflip.platform.training.loop import Context, Plan, Pretraining
 from dynaflip.platform.training.step import NonFiniteLoss, train_step
 from dynaflip.platform.training.train_state import TrainingState
@@ -105,3 +107,22 @@ def test_batches_come_from_where_the_run_is() -> None:
 
     training.run(batches)
     assert asked == [(0, 0), (1, 0)]
+
+
+def test_ranks_mix_their_rows_differently(triplet_folder: Path) -> None:
+    """The same places of two ranks' rows in every batch would share batches in every epoch."""
+    clips = read_index(str(triplet_folder)).train
+    orders = [shuffle_places(clips, rank) for rank in range(2)]
+    assert orders[0] != orders[1]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(len(orders[0])))
+
+
+def shuffle_places(clips: ClipTable, rank: int) -> list[int]:
+    """Which of a rank's rows come first, second …, with a buffer that holds all of them."""
+    rows = epoch_rows(clips, Sampling({}, 0), Position())
+    share = len(rows) // 2
+    mine = rows.example[rank * share : (rank + 1) * share].tolist()
+    batches = rank_batches(
+        clips, Sampling({}, 0), Position(), rank=rank, workers=2, batch_size=1, buffer_mb=100
+    )
+    return [mine.index(example) for example in batches.example[:, 0].tolist()]

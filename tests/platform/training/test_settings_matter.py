@@ -65,13 +65,25 @@ def collapse(found: Found) -> list[str]:
     return [line for line in found.lines if "collapsed" in line]
 
 
+def heldout(found: Found) -> dict[str, float]:
+    return {name: v for name, v in found.curves[-1].items() if name.startswith("heldout/")}
+
+
 ALWAYS = {"train__collapse_spread": 1.0, "train__collapse_checks": 1}
 # Field to: settings that differ from the base run (the field first), what must differ from it, and
 # settings of a base of its own where the usual one would not show it.
 Case = tuple[dict[str, Any], Differs] | tuple[dict[str, Any], Differs, dict[str, Any]]
 CASES: dict[str, Case] = {
     "data.batch_size": ({"data__batch_size": 5}, weights),
-    "data.shuffle_buffer_mb": ({"data__shuffle_buffer_mb": 0.1}, weights),
+    "data.shuffle_buffer_mb": ({"data__shuffle_buffer_mb": 0.05}, weights),
+    "data.prefetch_batches": (
+        {"data__prefetch_batches": 5},
+        lambda base, found: found.batches_ahead == 5,
+    ),
+    "data.decode_threads": (
+        {"data__decode_threads": 3},
+        of(lambda found: found.decode_threads),
+    ),
     "data.jitter_brightness": ({"data__jitter_brightness": 0.5}, weights),
     "data.jitter_contrast": ({"data__jitter_contrast": 0.5}, weights),
     "data.jitter_saturation": ({"data__jitter_saturation": 0.5}, weights),
@@ -107,6 +119,7 @@ CASES: dict[str, Case] = {
         {"train__precision": "bfloat16"},
         lambda base, found: found.bfloat16 and weights(base, found),
     ),
+    "train.tf32": ({"train__tf32": True}, of(lambda found: found.tf32)),
     "train.micro_batch_size": (
         {"train__micro_batch_size": 2},
         lambda base, found: (base.rows, found.rows) == (4, 2) and weights(base, found),
@@ -119,7 +132,9 @@ CASES: dict[str, Case] = {
     "train.ema_decay": (
         {"train__ema_decay": 0.5},
         lambda base, found: (
-            equal(base.weights, found.weights) and not equal(base.evaluated, found.evaluated)
+            equal(base.weights, found.weights)
+            and not equal(base.evaluated, found.evaluated)
+            and heldout(base) != heldout(found)
         ),
     ),
     "train.seed": ({"train__seed": 1}, weights),
@@ -156,8 +171,6 @@ CASES: dict[str, Case] = {
 # Settings that the in-process backend does not know, or that change no result: where each is seen.
 PRETRAIN = "platform/training/test_pretrain.py"
 ELSEWHERE = {
-    "data.decode_threads": "platform/training/test_training_data.py::test_batches_do_not_depend_",
-    "data.prefetch_batches": "platform/training/test_training_data.py::test_prefetching_",
     "train.min_workers": f"{PRETRAIN}::test_a_cluster_that_is_too_small_",
     "train.cpus_per_worker": f"{PRETRAIN}::test_a_cluster_that_is_too_small_",
     "train.gpus_per_worker": f"{PRETRAIN}::test_machines_are_waited_for_",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +20,7 @@ from dynaflip.encoders.model import DynaFLIP
 from dynaflip.platform.config_loader import load_config
 from dynaflip.platform.training.backends.in_process import train_in_process
 from dynaflip.platform.training.config import PretrainConfig
+from dynaflip.platform.training.data import loader
 
 SETTINGS: dict[str, Any] = {
     "model.image.name": f"class:{__name__}:CountedBlocks",
@@ -98,9 +100,12 @@ class Found:
     files: list[str] = field(default_factory=list)  # of the output folder, relative
     rows: int = 0  # most examples of one call of the model in training
     blocks: int = 0  # computed
-    compiled: int = 0  # calls of nn.Module.compile
+    compiled: int = 0  # calls of torch.compile
     threads: int = 0  # torch's, in a step
     bfloat16: bool = False  # autocast in a step
+    tf32: bool = False  # allowed to a GPU, in a step
+    decode_threads: int = 0
+    batches_ahead: int = 0
     error: str = ""
 
     def curve(self, name: str) -> list[float]:
@@ -170,21 +175,35 @@ def equal(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
 
 @contextlib.contextmanager
 def _observed(found: Found, patch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Count what the run calls; nothing is replaced but the compilation, which takes a minute."""
+    """Note how the run computes; nothing is replaced but the compilation, which takes a minute."""
 
     def before(module: nn.Module, arguments: tuple[Any, ...]) -> None:
         if isinstance(module, DynaFLIP) and module.training:
             found.rows = max(found.rows, len(arguments[0]["image_t"]))
             found.threads = torch.get_num_threads()
             found.bfloat16 = torch.is_autocast_enabled("cpu")
+            found.tf32 = torch.backends.cuda.matmul.allow_tf32
 
-    def compiled(module: nn.Module, *words: object, **more: object) -> None:
+    def compiled(module: nn.Module, *words: object, **more: object) -> nn.Module:
         found.compiled += 1
+        return module
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, threads: int, name: str) -> None:
+            super().__init__(threads, name)
+            found.decode_threads = threads if name == "decode" else found.decode_threads
+
+    class Ahead(loader.Prefetched):  # type: ignore[type-arg]
+        def __init__(self, items: Iterable[Any], depth: int) -> None:
+            super().__init__(items, depth)
+            found.batches_ahead = depth
 
     threads, computed = torch.get_num_threads(), CountedBlocks.computed
     hook = nn.modules.module.register_module_forward_pre_hook(before)
     with patch.context() as inner:
-        inner.setattr(nn.Module, "compile", compiled)
+        inner.setattr(torch, "compile", compiled)
+        inner.setattr(loader, "ThreadPoolExecutor", Pool)
+        inner.setattr(loader, "Prefetched", Ahead)
         try:
             yield
         finally:
