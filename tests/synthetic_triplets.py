@@ -41,7 +41,7 @@ def write_triplets(
     rows = [
         {**row, "source": sources[i // 4 % len(sources)]}
         for i in range(clips)
-        for row in _clip(rng, i, per_clip, px)
+        for row in clip_rows(rng, i, per_clip, px)
     ]
     (folder / "triplets").mkdir(parents=True)
     for shard in range(shards):
@@ -49,7 +49,7 @@ def write_triplets(
         path = folder / "triplets" / f"part-{shard:05d}.parquet"
         with pq.ParquetWriter(path, TRIPLET_SCHEMA) as writer:
             for _, clip in itertools.groupby(mine, key=lambda row: row["clip_id"]):
-                writer.write_table(_table(list(clip)))  # a row group a clip
+                writer.write_table(rows_table(list(clip)))  # a row group a clip
     manifest = {"schema_version": SCHEMA_VERSION, "digest": "synthetic", "counts": {}}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
@@ -61,7 +61,8 @@ def write_rejected(folder: Path) -> None:
     pq.write_table(pa.Table.from_pylist([row], REJECTED_SCHEMA), folder / "rejected.parquet")
 
 
-def _clip(rng: np.random.Generator, number: int, per_clip: int, px: int) -> list[dict]:
+def clip_rows(rng: np.random.Generator, number: int, per_clip: int, px: int) -> list[dict]:
+    """The rows of a clip but for their source."""
     task = list(TASKS)[number % len(TASKS)]
     caption = TASKS[task][number // 2 % len(TASKS[task])]
     clip_id = hashlib.sha256(f"clip {number}".encode()).hexdigest()[:16]
@@ -126,7 +127,8 @@ def _jpeg(px: int, background: np.ndarray, corner: np.ndarray) -> bytes:
     return cv2.imencode(".jpg", image)[1].tobytes()
 
 
-def _table(rows: list[dict]) -> pa.Table:
+def rows_table(rows: list[dict]) -> pa.Table:
+    """Rows as a table of the triplets' schema."""
     columns = []
     for field in TRIPLET_SCHEMA:
         values = [row[field.name] for row in rows]
