@@ -55,6 +55,8 @@ def episode_timeline(path: Location, span: Span) -> video.Timeline:
     Raises:
         ClipRejected: there are fewer or more, or it is not clear which ones they are.
     """
+    if span.length is not None and span.length < 1:
+        raise ClipRejected("decode", f"the episode has {span.length} frames by meta/episodes")
     found = None
     try:
         found = video.read_timeline(path, span.start_s, span.end_s)

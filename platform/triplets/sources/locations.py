@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -155,17 +156,26 @@ def why_unreadable(path: Location, error: BaseException) -> str:
 
 def read_table(path: Location, columns: list[str] | None = None, filters: Any = None) -> pa.Table:
     """Read a Parquet file, or some columns and rows of it."""
-    name, options = _arrow(path)
-    return pq.read_table(name, columns=columns, filters=filters, **options)
+    with _arrow(path) as (source, options):
+        return pq.read_table(source, columns=columns, filters=filters, **options)
 
 
 def read_schema(path: Location) -> pa.Schema:
     """The schema of a Parquet file, without its rows."""
-    name, options = _arrow(path)
-    return pq.read_schema(name, **options)
+    with _arrow(path) as (source, options):
+        return pq.read_schema(source, **options)
 
 
-def _arrow(path: Location) -> tuple[str, dict[str, Any]]:
+@contextmanager
+def _arrow(path: Location) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """What pyarrow opens: a name, or a file where its name is not UTF-8."""
     if isinstance(path, S3Path):
-        return f"{path.bucket}/{path.key}", {"filesystem": arrow_filesystem()}
-    return str(path), {}
+        yield f"{path.bucket}/{path.key}", {"filesystem": arrow_filesystem()}
+        return
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        with path.open("rb") as file:
+            yield file, {}
+    else:
+        yield str(path), {}

@@ -118,7 +118,7 @@ def _rejection(path: Location, error: Exception) -> ClipRejected:
 @contextmanager
 def _source(path: Location) -> Iterator[Any]:
     """What PyAV opens: a name, or a file where the name is not enough."""
-    if isinstance(path, S3Path) or not path.name.isprintable():
+    if isinstance(path, S3Path) or not str(path).isprintable():
         with path.open("rb") as file:
             yield file
     else:
