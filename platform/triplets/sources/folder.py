@@ -201,6 +201,9 @@ class FolderSource:
         if first.depth:
             if not is_within(first.depth):
                 problem, captions = ("depth", f"{first.depth} lies outside the folder"), ()
+            elif not first.depth.lower().endswith(".npy"):
+                reason = f"depth is {first.depth!r} and no .npy file; does a caption hold a comma?"
+                problem, captions = ("depth", reason), ()
             content += prints[first.depth].digest if first.depth in prints else ""
         if any(row.problem for row in rows) and not captions:
             problem = ("list", next(row.problem for row in rows if row.problem))

@@ -26,8 +26,11 @@ TIME_TOLERANCE_S = 5e-4
 # Seeking costs more than decoding on over fewer frames than these.
 _SEEK_FROM_FRAMES = 12
 # AVI stores no presentation times and MPEG's program stream some alone: frames after a seek
-# are lost, or carry the times of others.
-_NO_SEEK = ("avi", "mpeg")
+# are lost, or carry the times of others. In MPEG's transport stream frames after a seek are lost.
+_PROGRAM_STREAM = "mpeg"
+_NO_SEEK = ("avi", _PROGRAM_STREAM, "mpegts")
+# How far a program stream's known times may be off its rate, in frames.
+_UNEVEN_FRAMES = 2.0
 
 
 # Codecs of single images: a stream of one is a cover or a thumbnail beside the film.
@@ -92,7 +95,7 @@ def _film(container: av.container.InputContainer) -> av.VideoStream:
     unwanted = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
     streams = container.streams.video
     films = [stream for stream in streams if not stream.disposition & unwanted]
-    moving = [s for s in films if not (s.frames == 1 and s.codec_context.name in _STILLS)]
+    moving = [s for s in films if not s.codec_context or s.codec_context.name not in _STILLS]
     chosen = moving or films or list(streams)
     default = (s for s in chosen if s.disposition & av.stream.Disposition.default)
     return next(default, chosen[0])
@@ -150,6 +153,8 @@ def read_timeline(
     with _opened(path) as (container, stream):
         tick_s = float(stream.time_base or 0)
         begin_s = (stream.start_time or 0) * tick_s if from_beginning else 0.0
+        if container.format.name == _PROGRAM_STREAM:
+            return _counted_timeline(container, stream, start_s, end_s, from_beginning)
         whole = start_s == 0
         first = round((begin_s + start_s - TIME_TOLERANCE_S) / tick_s)
         last_s = None if end_s is None else begin_s + end_s
@@ -196,6 +201,44 @@ def read_timeline(
         stream.frames,
         float(stream.average_rate or 0),
     )
+
+
+def _counted_timeline(
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    start_s: float,
+    end_s: float | None,
+    from_beginning: bool,
+) -> Timeline:
+    """The timeline of MPEG's program stream, by its rate: most of its frames state no time."""
+    known: list[int] = []
+    count = 0
+    for packet in container.demux(stream):
+        if packet.size:
+            count += 1
+            known += [] if packet.pts is None else [packet.pts]
+    rate_hz, tick_s = float(stream.average_rate or 0), float(stream.time_base or 0)
+    if not count or not known or not rate_hz:
+        raise NoFramesError("decode", "the video states no times")
+    pts = min(known) + np.rint(np.arange(count) / (rate_hz * tick_s)).astype(np.int64)
+    if abs(max(known) - pts[-1]) * tick_s * rate_hz > _UNEVEN_FRAMES:
+        stated_s, counted_s = (float(t - pts[0]) * tick_s for t in (max(known), pts[-1]))
+        raise ClipRejected(
+            "decode",
+            f"its {count} frames at {rate_hz:g} Hz last {counted_s:.2f} s, but its stated times "
+            f"{stated_s:.2f} s",
+        )
+    begin_s = float(pts[0]) * tick_s if from_beginning else 0.0
+    times_s = pts * tick_s - begin_s
+    chosen = times_s >= start_s - TIME_TOLERANCE_S
+    if end_s is not None:
+        chosen &= times_s < end_s - TIME_TOLERANCE_S
+    if not chosen.any():
+        span = f"{start_s:g} to {_end(end_s)}"
+        reason = f"the video holds no frame in its time ({span}); it lasts to {times_s[-1]:.3f} s"
+        raise NoFramesError("decode", reason)
+    skipped = int(chosen.argmax())
+    return Timeline(pts[chosen], np.empty(0, np.int64), tick_s, skipped, count, rate_hz)
 
 
 def _end(end_s: float | None) -> str:
@@ -317,10 +360,12 @@ def _timed(
 ) -> Iterator[tuple[int | None, av.VideoFrame]]:
     """Frames with their presentation times; None: not known.
 
-    In AVI a frame that was stored out of order carries its position in the file. But frames come
-    out of the decoder in the order in which they are shown, so they are counted there.
+    In AVI a frame that was stored out of order carries its position in the file, and in MPEG's
+    program stream most carry none. But frames come out of the decoder in the order in which they
+    are shown, so they are counted there.
     """
     counted = container.format.name == "avi" and stream.codec_context.has_b_frames
+    counted = counted or container.format.name == _PROGRAM_STREAM
     for number, frame in enumerate(container.decode(stream), start=-timeline.skipped):
         if not counted:
             yield frame.pts if frame.pts is not None else frame.dts, frame
