@@ -363,7 +363,10 @@ KINDS: dict[str, tuple[Change, str]] = {
         lambda odd: odd.rows.append(dict(odd.rows[-1])),
         "13 rows in data/.*12 frames",
     ),
-    "no rows where the table of episodes says": (on_disk(split_rows), "holds no row of episode [12]"),
+    "no rows where the table of episodes says": (
+        on_disk(split_rows),
+        "holds no row of episode [12]",
+    ),
     "a length of 0": (in_episodes("length", 0, (2,)), "has 0 frames by meta/episodes"),
     "no lengths": (in_episodes("length", None), ""),
     # … about types, shapes and units.
