@@ -5,9 +5,9 @@
 
 Reads LeRobot (v3.0, v2.1), RLDS, Something-Something V2, Ego4D-style narrations, a folder of
 videos with captions, or a format of your own (`source.format`), from a folder or s3://, one
-source or a mix (`sources:` in YAML); writes Parquet shards, rejected.parquet and manifest.json.
-``inspect`` prints what a triplet folder holds, writes data_card.html into it and logs it as a
-data set.
+source or a mix (`sources:` in YAML); writes Parquet files, their index, rejected.parquet and
+manifest.json. ``inspect`` prints what a triplet folder holds, writes data_card.html into it
+and logs it as a data set.
 """
 
 from __future__ import annotations

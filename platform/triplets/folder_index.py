@@ -24,7 +24,9 @@ from dynaflip.files import new_file
 from dynaflip.platform.triplets.clips import captions_digest
 from dynaflip.platform.triplets.schema import TRAINING_COLUMNS, TRIPLET_SCHEMA
 
-INDEX = "index"  # folder in a triplet folder
+# Folders in a triplet folder.
+TRIPLETS = "triplets"
+INDEX = "index"
 CLIPS_FILE = "clips.parquet"
 CAPTIONS_FILE = "captions.parquet"
 GROUPS_FILE = "caption_groups.parquet"
@@ -86,6 +88,11 @@ class FileIndex:
             _distinct(pa.concat_tables(part.texts for part in found)),
             _distinct(pa.concat_tables(part.kinds for part in found)),
         )
+
+
+def parquet_files(folder: Path) -> list[Path]:
+    """The Parquet files of a triplet folder, by name."""
+    return sorted((folder / TRIPLETS).glob("*.parquet"))
 
 
 def index_file(path: Path) -> FileIndex:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dynaflip.files import move, unfinished_path
+from dynaflip.platform.triplets.folder_index import TRIPLETS
 from dynaflip.platform.triplets.schema import TRIPLET_SCHEMA
 
 # Of what readers filter by; those of all columns make footers half as large again.
@@ -45,7 +46,7 @@ class WorkFolder:
     @property
     def triplets(self) -> Path:
         """Parquet files of the finished folder: see :mod:`.compaction`."""
-        return self.path / "triplets"
+        return self.path / TRIPLETS
 
     @property
     def done(self) -> Path:

@@ -22,10 +22,11 @@ from dynaflip.platform.triplets.folder_index import (
     CLIPS_SCHEMA,
     GROUPS_FILE,
     INDEX,
+    TRIPLETS,
     FileIndex,
     distinct,
     index_file,
-    name_hash,
+    parquet_files,
     write_index,
 )
 from dynaflip.platform.triplets.schema import read_manifest
@@ -61,7 +62,7 @@ class ClipTable:
         names, file = _coded(clips["file"])
         sources, source = _coded(clips["source"])
         return cls(
-            files=tuple(str(Path(folder) / "triplets" / name) for name in names),
+            files=tuple(str(Path(folder) / TRIPLETS / name) for name in names),
             file=file,
             row_group=clips["row_group"].to_numpy(),
             rows=clips["rows"].to_numpy(),
@@ -117,16 +118,6 @@ class TripletIndex:
         }
 
 
-def shard_paths(folder: str) -> list[str]:
-    """The Parquet shards of a triplet folder, in the one order that all readers use.
-
-    By a hash of their names: shards are numbered source by source, and in that order a shuffle
-    buffer that is smaller than a source would give batches of one source alone.
-    """
-    paths = (Path(folder) / "triplets").glob("*.parquet")
-    return [str(path) for path in sorted(paths, key=lambda path: name_hash(path.name))]
-
-
 def read_index(folder: str) -> TripletIndex:
     """Read the index of a triplet folder: its manifest and a row a clip.
 
@@ -170,7 +161,7 @@ def _index_of_earlier(folder: str, digest: str) -> tuple[Path, dict[str, Any]]:
     Raises:
         UserError: it holds no triplets.
     """
-    paths = [Path(path) for path in shard_paths(folder)]
+    paths = parquet_files(Path(folder))
     if not paths:
         raise UserError(f"triplets: {folder} holds no triplets (triplets/*.parquet)")
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]

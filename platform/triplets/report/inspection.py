@@ -15,6 +15,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from dynaflip.platform.triplets.clips import normalise_caption
+from dynaflip.platform.triplets.folder_index import parquet_files
 from dynaflip.platform.triplets.schema import read_manifest
 
 _PLAIN = [
@@ -125,7 +126,7 @@ def inspect_folder(folder: str) -> Inspection:
     """
     manifest = read_manifest(folder)
     root = Path(folder)
-    files = sorted((root / "triplets").glob("*.parquet"))
+    files = parquet_files(root)
     lacking = set(_ADDED) - set(pq.read_schema(files[0]).names)
     # A path may hold brackets, which polars would read as a pattern.
     rows = pl.read_parquet(files, columns=[n for n in _PLAIN if n not in lacking], glob=False)

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dynaflip.platform.triplets.clips import Frames
+from dynaflip.platform.triplets.folder_index import parquet_files
 
 _COLUMNS = [
     "clip_id",
@@ -150,7 +151,7 @@ def read_examples(folder: Path, count: int) -> list[dict[str, Any]]:
 
 
 def _row_groups(folder: Path) -> Iterator[pa.Table]:
-    for path in sorted((folder / "triplets").glob("*.parquet")):
+    for path in parquet_files(folder):
         with pq.ParquetFile(path) as file:
             for number in range(file.num_row_groups):
                 yield file.read_row_group(number, columns=_COLUMNS)

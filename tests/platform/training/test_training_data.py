@@ -24,10 +24,11 @@ from dynaflip.platform.training.data.collate import Batch, Collate, Jpegs
 from dynaflip.platform.training.data.decode import decode_image
 from dynaflip.platform.training.data.gallery import gallery_batch, read_clips
 from dynaflip.platform.training.data.ids import id64
-from dynaflip.platform.training.data.index import read_index, shard_paths
+from dynaflip.platform.training.data.index import read_index
 from dynaflip.platform.training.data.loader import Feed
 from dynaflip.platform.training.data.prefetch import Prefetched
 from dynaflip.platform.training.data.sampling import Position, Sampling
+from dynaflip.platform.triplets.folder_index import parquet_files
 from dynaflip.platform.triplets.schema import SCHEMA_VERSION
 from tests.synthetic_triplets import write_triplets
 
@@ -244,7 +245,7 @@ def test_batches_do_not_depend_on_the_number_of_threads(triplet_folder: Path, th
 def test_a_folder_that_is_changed_during_the_run_is_one_clear_line(tmp_path: Path) -> None:
     folder = write_triplets(tmp_path / "set", shards=1)
     feed = feed_of(folder)
-    (path,) = shard_paths(str(folder))
+    (path,) = parquet_files(folder)
     Path(path).write_bytes(b"something else")
     with pytest.raises(UserError, match=r"cannot read row group \d+ of .*part-00000"):
         list(feed(Position()))

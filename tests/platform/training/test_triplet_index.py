@@ -12,6 +12,7 @@ import pytest
 from dynaflip.errors import UserError
 from dynaflip.platform.training.data import index as index_module
 from dynaflip.platform.training.data.index import ClipTable, read_index
+from dynaflip.platform.triplets.clips import captions_digest
 from tests.synthetic_triplets import write_triplets
 
 
@@ -77,6 +78,7 @@ def test_a_folder_made_without_an_index_is_scanned_once(
     monkeypatch.setattr(index_module, "index_file", None)  # nothing is scanned again
     again = read_index(str(folder))
     assert again.train.key.tolist() == first.train.key.tolist()
+    assert again.captions_digest == captions_digest(again.captions)
     assert again.captions == first.captions == sorted(set(first.captions))
     assert again.provenance() == first.provenance()
     monkeypatch.undo()

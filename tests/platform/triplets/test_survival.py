@@ -17,7 +17,7 @@ import pytest
 from checkout import REPOSITORY
 from triplet_recordings import moving_square, write_video
 
-DRIVER, WORKER, NODE = "driver", "worker", "node"
+DRIVER, WORKER, NODE, COMPACTION = "driver", "worker", "node", "driver in its compaction"
 
 
 def start(folder: Path, out: Path, home: Path) -> subprocess.Popen[str]:
@@ -26,6 +26,7 @@ def start(folder: Path, out: Path, home: Path) -> subprocess.Popen[str]:
     environment.pop("RAY_ADDRESS", None)
     words = ["--source", str(folder), "--output", str(out), "--depth", "plane"]
     words += ["--draws_per_clip", "1", "--clips_per_shard", "1", "--example_images", "0"]
+    words += ["--part_mb", "0.01"]  # a clip a file, so that the compaction takes a while
     job = str(REPOSITORY / "jobs" / "preprocess.py")
     log = (home / "log.txt").open("a")
     return subprocess.Popen(
@@ -57,7 +58,7 @@ def descendants(pid: int) -> dict[int, str]:
 
 def kill_one(job: subprocess.Popen[str], kind: str, rng: random.Random) -> bool:
     """SIGKILL to the driver, to one busy worker, or to the node's raylet."""
-    if kind == DRIVER:
+    if kind in (DRIVER, COMPACTION):
         job.kill()
         return True
     below = descendants(job.pid)
@@ -83,6 +84,11 @@ def began_a_clip(out: Path, started_s: float) -> bool:
     return any(path.stat().st_mtime > started_s for path in notes)
 
 
+def is_compacting(out: Path) -> bool:
+    """Whether the job has written the first of its final files."""
+    return any(out.parent.glob(f".{out.name}.*/triplets/*.parquet"))
+
+
 def run_with_kills(
     folder: Path, out: Path, home: Path, kinds: list[str], seed: int, latest_s: float
 ) -> tuple[dict, list[str]]:
@@ -101,6 +107,8 @@ def run_with_kills(
             time.sleep(0.05)
             if wake == math.inf and began_a_clip(out, started_s):
                 wake = time.monotonic() + rng.uniform(0, latest_s)
+            if left and left[0] == COMPACTION:
+                wake = 0 if is_compacting(out) else math.inf
             if left and time.monotonic() >= wake and kill_one(job, left[0], rng):
                 done.append(left.pop(0))
                 wake = time.monotonic() + rng.uniform(0.3, 2.0)
@@ -126,6 +134,7 @@ def check_whole(out: Path, manifest: dict, whole: dict) -> None:
     # Nothing half-written is left.
     assert sorted(p.name for p in out.iterdir()) == [
         "done",
+        "index",
         "manifest.json",
         "rejected.parquet",
         "triplets",
@@ -150,7 +159,7 @@ def test_a_worker_the_driver_and_the_node_are_killed(tmp_path: Path, ray_cluster
     )
     uninterrupted = preprocess(config, str(tmp_path / "a" / "whole"))
     whole = json.loads((uninterrupted.folder / "manifest.json").read_text())
-    kinds = [WORKER, DRIVER, NODE]
+    kinds = [WORKER, DRIVER, NODE, COMPACTION]
     found, killed = run_with_kills(
         folder, tmp_path / "b" / "out", tmp_path / "home2", kinds, 1, 0.5
     )
