@@ -77,7 +77,7 @@ def publish(
         about: entries of the manifest: settings, made_from, work_key, sources.
     """
     summaries = [clip.summary for clip in stored]
-    counts = _counts(summaries, config.image_px)
+    counts = _counts(summaries)
     digest = digest_of(row for s in summaries for row in s["rows"])
     _write_rejected(work, summaries)
     if failure := _failure(counts, config.max_rejected_share):
@@ -195,7 +195,7 @@ def _set_aside(folder: Path, work: WorkFolder) -> Path:
     return target
 
 
-def _counts(summaries: Sequence[Summary], image_px: int) -> dict[str, Any]:
+def _counts(summaries: Sequence[Summary]) -> dict[str, Any]:
     kept = [s for s in summaries if not s["stage"]]
     triplets = sum(len(s["rows"]) for s in kept)
     reasons = Counter(f"{s['stage']}: {s['reason']}" for s in summaries if s["stage"])
@@ -225,7 +225,7 @@ def _counts(summaries: Sequence[Summary], image_px: int) -> dict[str, Any]:
         "triplets": triplets,
         "splits": splits,
         "sources": sources,
-        "below_image_px": _below(kept, image_px),
+        "short_sides_px": _short_sides(kept),
         "reasons": dict(reasons.most_common()),
         "windows_left_out": dict(left_out.most_common()),
         "tasks": len({task for s in kept for task in s["tasks"]}),
@@ -235,12 +235,12 @@ def _counts(summaries: Sequence[Summary], image_px: int) -> dict[str, Any]:
     }
 
 
-def _below(kept: Sequence[Summary], image_px: int) -> dict[str, dict[str, Any]]:
-    """Clips whose recordings are smaller than asked, by source: share, and smallest short side."""
-    out = {}
-    for source in sorted({s["source"] for s in kept}):
-        sides_px = [s["short_side_px"] for s in kept if s["source"] == source]
-        small_px = [side_px for side_px in sides_px if side_px < image_px]
-        if small_px:
-            out[source] = {"share": len(small_px) / len(sides_px), "smallest_px": min(small_px)}
-    return out
+def _short_sides(kept: Sequence[Summary]) -> dict[str, dict[str, int]]:
+    """Clips by source and by the short side of their stored images, in pixels."""
+    out: dict[str, Counter[int]] = {}
+    for summary in kept:
+        out.setdefault(summary["source"], Counter())[summary["short_side_px"]] += 1
+    return {
+        name: {str(px): clips for px, clips in sorted(sides.items())}
+        for name, sides in sorted(out.items())
+    }

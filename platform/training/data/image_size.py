@@ -33,13 +33,17 @@ def check_image_size(index: TripletIndex, image_px: int) -> list[str]:
             f"    {remake_command(index, image_px)}\n"
             f"or train with --model.image.image_px {stored_px}"
         )
-    return [
-        f"source {name}: {below['share']:.0%} of the recordings are smaller than the "
-        f"{image_px} pixels trained at (short side, as small as {below['smallest_px']}): "
-        f"their images are enlarged"
-        for name, below in index.below_image_px.items()
-        if below["smallest_px"] < image_px
-    ]
+    lines = []
+    for source, clips in index.short_sides_px.items():
+        smaller = {int(px): number for px, number in clips.items() if int(px) < image_px}
+        if smaller:
+            share = sum(smaller.values()) / sum(clips.values())
+            lines.append(
+                f"source {source}: {share:.0%} of the recordings are smaller than the {image_px} "
+                f"pixels trained at (short side, as small as {min(smaller)}): their images are "
+                f"enlarged"
+            )
+    return lines
 
 
 def remake_command(index: TripletIndex, image_px: int) -> str:

@@ -92,9 +92,8 @@ class TripletIndex:
     heldout: ClipTable
     # Preprocessing's settings, as the manifest has them; empty where it has none.
     settings: dict[str, Any] = field(default_factory=dict)
-    # Sources with recordings smaller than `image_px` of these settings: their share, and the
-    # smallest short side.
-    below_image_px: dict[str, dict[str, float]] = field(default_factory=dict)
+    # Clips by source and by the short side of their stored images, in pixels.
+    short_sides_px: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def captions(self) -> list[str]:
@@ -151,7 +150,7 @@ def read_index(folder: str) -> TripletIndex:
         train=train,
         heldout=heldout,
         settings=manifest.get("settings", {}),
-        below_image_px=manifest.get("counts", {}).get("below_image_px", {}),
+        short_sides_px=manifest.get("counts", {}).get("short_sides_px", {}),
     )
 
 

@@ -47,12 +47,14 @@ def test_images_stored_too_small_are_refused_with_the_command_that_repairs_it(
 
 
 def test_recordings_smaller_than_asked_are_named(tmp_path: Path) -> None:
-    below = {"ego": {"share": 0.25, "smallest_px": 96}}
+    sides_px = {"ego": {"96": 1, "210": 1, "224": 2}, "sim": {"224": 9}}
     made = PreprocessConfig(source=SourceConfig(path="v"), image_px=224)
-    index = index_of(tmp_path / "set", made, below_image_px=below)
+    index = index_of(tmp_path / "set", made, short_sides_px=sides_px)
     (line,) = check_image_size(index, 224)
-    assert line.startswith("source ego: 25% of the recordings are smaller than the 224 pixels")
+    assert line.startswith("source ego: 50% of the recordings are smaller than the 224 pixels")
     assert "as small as 96" in line
+    (line,) = check_image_size(index, 200)
+    assert line.startswith("source ego: 25%")
     assert check_image_size(index, 96) == []
 
 

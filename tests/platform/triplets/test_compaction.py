@@ -87,7 +87,7 @@ def test_files_have_the_size_that_is_asked_and_the_same_triplets(
     one = preprocess(settings(small, example_images=0), str(tmp_path / "one"))
     check(one.folder, one.digest)
     # Recordings are 120 px high, and 160 are asked for.
-    assert one.counts["below_image_px"] == {"videos": {"share": 1.0, "smallest_px": 120}}
+    assert one.counts["short_sides_px"] == {"videos": {"120": 4}}
     ((name, groups),) = clips_by_file(one.folder).items()  # all are for training
     assert len(groups) == 4
     size_mb = (one.folder / "triplets" / name).stat().st_size / 2**20
