@@ -145,6 +145,7 @@ def _parallel_coordinates(report: Report) -> Figure | None:
             color=colours[i],
             alpha=1.0 if best else 0.6,
             linewidth=2.5 if best else 1.2,
+            linestyle="--" if trial.number == 0 else "-",
         )
     names = [*short_names(space), _title(report)]
     for x, d in enumerate(space):

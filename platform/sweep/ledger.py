@@ -29,7 +29,8 @@ from dynaflip.platform.sweep.study import (
     sampler,
     trial_name,
 )
-from dynaflip.platform.sweep.sweep_folder import Facts
+from dynaflip.platform.sweep.sweep_folder import Facts, trials_of
+from dynaflip.platform.training.heartbeat import note
 
 # Final state of a trial → status of its MLflow run.
 STATUS = {
@@ -120,6 +121,7 @@ class Ledger:
         trial.set_user_attr("name", name)
         trial.set_user_attr("session_began_s", time.time())
         trial.set_user_attr("session_began_step", trial.user_attrs.get("step", 0))
+        note(trials_of(self.facts.name) / name, "starting its process", first=True)
         run = self._open_run(trial, name, values, orphan)
         return Assignment(self.stage, number, name, values, run)
 
@@ -221,6 +223,7 @@ class Ledger:
             if name in metrics:
                 trial.set_user_attr(name, float(metrics[name]))
         trial.set_user_attr("ended_s", time.time())
+        note(trials_of(self.facts.name) / trial.user_attrs["name"], "ended")
         if state == TrialState.PRUNED and number in self._skipped:
             trial.set_user_attr("skipped", True)
         frozen = self.study.tell(trial, scores, state=state)

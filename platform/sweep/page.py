@@ -29,7 +29,7 @@ _CAPTIONS = {
     "scores looks better than it is; the confirmation does not.",
     "importance": "Which searched setting the score depends on.",
     "parallel_coordinates": "Values of each finished trial; the axes span the searched ranges. The "
-    "paper's weights may lie outside.",
+    "best trial is thick, the paper's weights are dashed and may lie outside.",
     "pareto_front": "The objectives against each other.",
 }
 _CSS = """

@@ -101,6 +101,10 @@ class Watch(tune.Callback):
         self._checked_s = self._asked_s = time.monotonic()
         self._outage = ""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune writes it into the session's folder, from which nobody restores."""
+        return {}
+
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **info: Any
     ) -> None:
@@ -133,7 +137,12 @@ class Watch(tune.Callback):
                     if t.config[_ASSIGNMENT].number == number and not t.is_finished()
                 )
                 self.ledger.skip(number)
+                actor = trial.temporary_state.ray_actor
                 self.scheduler.controller.stop_trial(trial)
+                if actor is not None:
+                    # Tune's own stop waits in the actor's queue for the trial's next report. The
+                    # training's processes end with the one that started them.
+                    ray.kill(actor)
 
     def _check_node(self) -> None:
         """Stop when this node is dead: Tune would wait for its processes for ever."""

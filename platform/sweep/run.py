@@ -57,7 +57,7 @@ def start(job: SweepJobConfig) -> str:
         raise UserError(f"--name {name}: this sweep exists; continue it with --resume {name}")
     base = dataclasses.replace(base, triplets=input_path(base.triplets, default_triplets()))
     job = dataclasses.replace(job, triplets=base.triplets)
-    with _sweep_lock(name):
+    with sweep_lock(name):
         fit = join_cluster(base, job.sweep.concurrent)
         work = _prepare(base, name)
         if POLICY in job.sweep.objectives:
@@ -99,7 +99,7 @@ def resume(name: str, typed: dict[str, Any]) -> str:
     )
     job = with_changes(name, saved, typed)
     base = pretrain_part(job)
-    with _sweep_lock(name):
+    with sweep_lock(name):
         _resume(job, base, facts)
     return name
 
@@ -199,7 +199,8 @@ def _score_digest(config: SweepConfig, frames: LabelledFrames) -> str:
     return f"{digest}-{config_digest(config.score.policy.recipe())}" if by_policy else digest
 
 
-def _sweep_lock(name: str) -> contextlib.AbstractContextManager[None]:
+def sweep_lock(name: str) -> contextlib.AbstractContextManager[None]:
+    """The lock that a sweep's process holds, by which others know that it runs."""
     lock = folders.folder_of(name) / folders.LOCK
     return file_lock(lock, f"sweep {name} is running in another process")
 
@@ -208,7 +209,7 @@ def _search_confirm_finish(sweep: Sweep, work: Any, fit: Fit) -> None:
     from dynaflip.platform.sweep.finish import finish
 
     name = sweep.facts.name
-    with _saying_how_to_continue(name), tracking.ending(sweep.parent):
+    with saying_how_to_continue(name), tracking.ending(sweep.parent):
         requests.forget_stop(name)
         print(f"sweep {name} (MLflow run {sweep.facts.run_id}); continue it with --resume {name}")
         print(fit.text())
@@ -225,7 +226,7 @@ def _search_confirm_finish(sweep: Sweep, work: Any, fit: Fit) -> None:
 
 
 @contextlib.contextmanager
-def _saying_how_to_continue(name: str) -> Iterator[None]:
+def saying_how_to_continue(name: str) -> Iterator[None]:
     """Make the command to continue the last line, where a user or a signal stops the sweep."""
     try:
         yield

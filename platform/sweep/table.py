@@ -93,6 +93,9 @@ def trial_table(
                 trial.doing(),
             ]
         )
+    # No column of blanks, but for the mark's, which keeps its place.
+    kept = [i for i in range(len(rows[0])) if i == 0 or any(row[i] for row in rows[1:])]
+    rows = [[row[i] for i in kept] for row in rows]
     reasons = [f"{t.name} failed: {t.reason}" for t in status.trials if t.reason]
     return TrialTable(rows, [t.state for t in status.trials], reasons)
 

@@ -75,7 +75,7 @@ class TrialTask:
         folder.mkdir(parents=True, exist_ok=True)
         done = folder / RESULT
         if not done.is_file():
-            note(folder, "starting workers", first=True)
+            note(folder, "starting workers")
             result = self._train(assignment, folder)
             write_file(done, json.dumps(result, indent=1))
             note(folder, "recording the result")

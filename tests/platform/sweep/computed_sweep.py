@@ -7,10 +7,12 @@ import time
 
 from tiny_sweep import STEPS, bowl, opened, report, send_by_value
 
+from dynaflip.platform import tracking
 from dynaflip.platform.cluster import start_ray
 from dynaflip.platform.sweep import sweep_folder as folders
 from dynaflip.platform.sweep.ledger import Assignment, Interrupted
 from dynaflip.platform.sweep.opened_sweep import open_to_read
+from dynaflip.platform.sweep.run import saying_how_to_continue, sweep_lock
 from dynaflip.platform.sweep.stages import run_with
 from dynaflip.platform.sweep.study import SEARCH
 
@@ -28,7 +30,8 @@ def main(name: str, trials: int) -> None:
     sweep = open_to_read(name, "test") if there else opened(name, trials=trials, concurrent=1)
     start_ray()
     send_by_value()
-    run_with(sweep, SEARCH, trials, slowly)
+    with sweep_lock(name), saying_how_to_continue(name), tracking.ending(sweep.parent):
+        run_with(sweep, SEARCH, trials, slowly)
 
 
 if __name__ == "__main__":
