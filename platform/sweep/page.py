@@ -170,7 +170,7 @@ def _facts(report: Report, experiment: str, registered: Registered | None) -> st
 def _trials(report: Report, stage: str, experiment: str) -> str:
     sweep = report.sweep
     (status,) = (s for s in report.stages if s.stage == stage)
-    shown = trial_table(status, space_of(sweep, stage), sweep.config.objectives)
+    shown = trial_table(status, space_of(sweep, stage), sweep.config.objectives).compact()
     table = _table(
         shown.rows,
         classes=[f"{'best ' if t.best else ''}{t.state}" for t in status.trials],

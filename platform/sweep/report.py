@@ -75,7 +75,7 @@ def report_of(
         then_s = confirmation_s(sweep, stage) if len(stages) == 1 else None
         title = stage.stage if stage.stage == SEARCH else "confirmation"
         parts += ["", f"{title}: {summary(stage, then_s)}"]
-        parts.append(trial_table(stage, space_of(sweep, stage.stage), objectives))
+        parts.append(trial_table(stage, space_of(sweep, stage.stage), objectives).compact())
         if stage.stage == SEARCH:
             parts += _of_search(sweep)
     if confirmed:

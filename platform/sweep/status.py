@@ -167,8 +167,9 @@ def _pulse(sweep: Sweep, name: str, trial: FrozenTrial) -> Pulse:
     folder = folders.trials_of(sweep.facts.name) / name
     pulse = _last_pulse(folder) if trial.state in _ENDED else read_pulse(folder)
     if pulse is not None:
-        known = max(pulse.step, step)
-        return replace(pulse, step=known, total_steps=pulse.total_steps or total)
+        if step > pulse.step:  # known by its reports alone
+            pulse = replace(pulse, step=step, doing="training")
+        return replace(pulse, total_steps=pulse.total_steps or total)
     began_s = attributes.get("session_began_s")
     if began_s is None:
         return Pulse(total_steps=total)

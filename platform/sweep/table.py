@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dynaflip.platform.sweep.config import UNITS
@@ -47,6 +47,11 @@ class TrialTable:
     def text(self) -> str:
         """Aligned lines without colours."""
         return "\n".join([*aligned(self.rows), *self.reasons])
+
+    def compact(self) -> TrialTable:
+        """The table without columns of blanks, but for the mark's, which keeps its place."""
+        kept = [i for i in range(len(self.rows[0])) if i == 0 or any(r[i] for r in self.rows[1:])]
+        return replace(self, rows=[[row[i] for i in kept] for row in self.rows])
 
     def rich(self, most: int | None = None) -> Table:
         """A table for a terminal.
@@ -93,9 +98,6 @@ def trial_table(
                 trial.doing(),
             ]
         )
-    # No column of blanks, but for the mark's, which keeps its place.
-    kept = [i for i in range(len(rows[0])) if i == 0 or any(row[i] for row in rows[1:])]
-    rows = [[row[i] for i in kept] for row in rows]
     reasons = [f"{t.name} failed: {t.reason}" for t in status.trials if t.reason]
     return TrialTable(rows, [t.state for t in status.trials], reasons)
 
