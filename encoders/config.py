@@ -32,8 +32,9 @@ class ImageConfig:
     small, and the same function is then trained as is used."""
 
     frozen_blocks: int = 0
-    """First blocks that are not trained (the stem or patch embedding counts with the first).
-    Freezing early blocks saves most of a CNN's training time."""
+    """First blocks that are not trained, with all that an image passes before the next one (the
+    stem or patch embedding). Residual or transformer blocks, counted from the input through all
+    stages. Freezing early blocks saves most of a CNN's training time."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, "frozen_blocks")

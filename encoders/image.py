@@ -139,8 +139,18 @@ class ImageEncoder(nn.Module):
         return self
 
     def recompute_activations(self) -> None:
-        """Keep no activations inside the blocks: the backward pass computes them again."""
-        for block in self.backbone.blocks():
+        """Keep no activations inside the blocks: the backward pass computes them again.
+
+        Raises:
+            UserError: the backbone names no blocks.
+        """
+        blocks = self.backbone.blocks()
+        if not len(blocks):
+            raise UserError(
+                f"train.activation_checkpointing: backbone {self.config.name} names no blocks to "
+                "recompute; set it to false"
+            )
+        for block in blocks:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
     def freeze_unread(self) -> None:

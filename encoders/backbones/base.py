@@ -95,5 +95,8 @@ class Backbone(nn.Module):
         return (side, side) if side * side == count else None
 
     def blocks(self) -> nn.ModuleList:
-        """The repeated blocks, in order; their activations can be recomputed to save memory."""
+        """The repeated blocks; their activations can be recomputed to save memory.
+
+        Without any the setting ``train.activation_checkpointing`` is refused.
+        """
         return nn.ModuleList()

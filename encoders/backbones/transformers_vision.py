@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dynaflip.encoders import hub
 from dynaflip.encoders.backbones.base import Backbone
+from dynaflip.encoders.backbones.block_order import freeze_first_blocks, repeated_blocks
 from dynaflip.encoders.config import ImageConfig
 from dynaflip.errors import UserError
 
@@ -25,12 +26,22 @@ from dynaflip.errors import UserError
 class TransformersBackbone(Backbone):
     """A vision model by folder or hub id, rebuilt from its saved configuration."""
 
-    def __init__(self, network: nn.Module, frozen_blocks: int = 0) -> None:
+    def __init__(self, network: nn.Module, config: ImageConfig | None = None) -> None:
+        """``config`` says how many blocks to freeze, for images of which size; None = none."""
         super().__init__()
         self.network = network
         self.prefix_tokens = prefix_tokens(network)
         self.call_settings = call_settings(network)
-        freeze_first_blocks(network, frozen_blocks)
+        if config is not None:
+            freeze_first_blocks(network, config.frozen_blocks, lambda: self._run_blank(config))
+
+    def _run_blank(self, config: ImageConfig) -> None:
+        px = config.image_px
+        try:
+            self(torch.zeros(1, 3, px, px))
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"image_px: {config.name} does not take {px} px: {reason}") from None
 
     @classmethod
     def from_settings(cls, config: ImageConfig) -> TransformersBackbone:
@@ -52,7 +63,7 @@ class TransformersBackbone(Backbone):
         network = image_half(network)
         if "pixel_values" not in inspect.signature(network.forward).parameters:
             raise UserError(f"model {name!r}: {settings.model_type} takes no images")
-        backbone = cls(network, config.frozen_blocks)
+        backbone = cls(network, config)
         processor = hub.processor_settings(name)
         backbone.mean = tuple(processor.get("image_mean") or cls.mean)
         backbone.std = tuple(processor.get("image_std") or cls.std)
@@ -80,7 +91,7 @@ class TransformersBackbone(Backbone):
         network = AutoModel.from_config(
             AutoConfig.for_model(settings.pop("model_type"), **settings)
         )
-        return cls(image_half(network), config.frozen_blocks)
+        return cls(image_half(network), config)
 
     @classmethod
     def weights_identity(cls, config: ImageConfig, digest_of: Callable[[Path], str]) -> str:
@@ -93,8 +104,8 @@ class TransformersBackbone(Backbone):
         return json.loads(network.config.to_json_string(use_diff=False))
 
     def blocks(self) -> nn.ModuleList:
-        """The transformer's layers, or a convolutional network's stages."""
-        return longest_list(self.network)
+        """The transformer's layers, or the blocks of all stages of a hierarchical network."""
+        return nn.ModuleList(repeated_blocks(self.network))
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, px, px) → (B, D) and (B, P, D')."""
@@ -144,27 +155,3 @@ def call_settings(network: nn.Module) -> dict[str, Any]:
     """Arguments that let a network take images of other than its native size."""
     takes = inspect.signature(network.forward).parameters
     return {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
-
-
-def longest_list(network: nn.Module) -> nn.ModuleList:
-    """The network's repeated blocks: its longest list of modules."""
-    lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
-    return max(lists, key=len, default=nn.ModuleList())
-
-
-def freeze_first_blocks(network: nn.Module, count: int) -> None:
-    """Do not train the patch embedding and the first ``count`` blocks.
-
-    Raises:
-        UserError: the network has fewer blocks.
-    """
-    if not count:
-        return
-    blocks = longest_list(network)
-    if count > len(blocks):
-        raise UserError(f"frozen_blocks: {count} of {len(blocks)} blocks of this model")
-    for name, child in network.named_children():
-        if "embed" in name:
-            child.requires_grad_(False)
-    for block in blocks[:count]:
-        block.requires_grad_(False)

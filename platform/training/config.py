@@ -317,6 +317,11 @@ class PretrainConfig:
                 f"model.flow.steps, model.flow.grid: triplets have {stored.steps} steps of a grid "
                 f"of {stored.grid} points a side, not {flow.steps} and {flow.grid}"
             )
+        if self.train.activation_checkpointing and self.model.image.train_batchnorm:
+            raise ValueError(
+                "model.image.train_batchnorm: with train.activation_checkpointing it would take "
+                "each batch into its statistics twice; use one or the other"
+            )
         parts = self.train.micro_batch_size is not None or self.train.min_workers is not None
         if parts and self.model.image.train_batchnorm:
             raise ValueError(
