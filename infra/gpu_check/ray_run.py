@@ -52,6 +52,25 @@ def main(argv: list[str] | None = None) -> int:
     if reason := why_not(device):
         print(f"gpu-ray: nothing was checked: {reason}")
         return 0
+    try:
+        expected, found = digests(device)
+    except (RuntimeError, subprocess.TimeoutExpired) as error:
+        print(f"gpu-ray: failed: {error}")
+        return 1
+    equal = expected == found
+    print(
+        f"gpu-ray: worker killed after step {WORKER_DIES_AT}, driver after {DRIVER_DIES_AT}; the "
+        f"encoders are {'equal' if equal else 'NOT EQUAL'}: {expected} and {found}"
+    )
+    return 0 if equal else 1
+
+
+def digests(device: str) -> tuple[str, str]:
+    """Digests of the encoders of an undisturbed training, and of one that is killed twice.
+
+    Raises:
+        RuntimeError: a training ended when it should not have.
+    """
     with tempfile.TemporaryDirectory(prefix="dynaflip-") as folder:
         triplets = _triplets(Path(folder) / "triplets")
         undisturbed = Training(Path(folder) / "undisturbed", triplets, device)
@@ -63,13 +82,7 @@ def main(argv: list[str] | None = None) -> int:
         killed.kill_driver(DRIVER_DIES_AT)
         killed.resume()
         killed.wait()
-        expected, found = undisturbed.digest(), killed.digest()
-    equal = expected == found
-    print(
-        f"gpu-ray: worker killed after step {WORKER_DIES_AT}, driver after {DRIVER_DIES_AT}; the "
-        f"encoders are {'equal' if equal else 'NOT EQUAL'}: {expected} and {found}"
-    )
-    return 0 if equal else 1
+        return undisturbed.digest(), killed.digest()
 
 
 def why_not(device: str) -> str:

@@ -36,12 +36,12 @@ from rows import Row, read_row, table  # noqa: E402
 
 # Name of each part: its module here, its share of the time, and what it measures.
 PARTS: dict[str, tuple[str, float, str]] = {
-    "tests": ("device_tests", 0.20, "the tests with the marker gpu"),
+    "tests": ("device_tests", 0.25, "the tests with the marker gpu"),
     "loss": ("loss_speed", 0.08, "contrastive loss beside three matrix products"),
-    "step": ("step_speed", 0.38, "training step beside transformers' forward and backward"),
-    "memory": ("memory_use", 0.10, "peak memory: GradCache, recomputed activations"),
+    "step": ("step_speed", 0.35, "training step beside transformers' forward and backward"),
+    "memory": ("memory_use", 0.09, "peak memory: GradCache, recomputed activations"),
     "augment": ("augment_speed", 0.05, "augmentation on the device"),
-    "feed": ("feed_speed", 0.19, "the decode pool feeding the real loop"),
+    "feed": ("feed_speed", 0.18, "the decode pool feeding the real loop"),
 }
 MINUTES = 8.0
 END_S = 4.0  # for the table, and for processes to end
@@ -99,6 +99,7 @@ def run_part(name: str, args: argparse.Namespace) -> None:
 
 def run_check(args: argparse.Namespace) -> int:
     """Every part in its process, the table and the JSON; returns the exit code."""
+    signal.signal(signal.SIGTERM, _stop)
     began_s = time.time()
     with tempfile.TemporaryDirectory() as folder:
         found = _machine(Path(folder) / "machine.json", args)
@@ -124,6 +125,11 @@ def run_check(args: argparse.Namespace) -> int:
     return 130 if stopped else int(bool(failed))
 
 
+def _stop(*unused: object) -> None:
+    """End like Ctrl-C does: what has been found so far is shown, and no process stays behind."""
+    raise KeyboardInterrupt
+
+
 def _machine(path: Path, args: argparse.Namespace) -> dict[str, Any] | None:
     """The machine, seen by a process that leaves nothing on the device."""
     command = [sys.executable, str(Path(__file__).resolve()), "--do", "machine"]
@@ -142,8 +148,6 @@ def _run_in_process(check: Check, names: list[str], every: list[str], rows: Path
     # What earlier parts did not need is shared among those to come.
     now_s = time.time()
     budget_s = max(1.0, (check.ends_s - now_s) * share / rest)
-    for name in names:
-        check.say(f"{name}: {PARTS[name][2]}")
     command = [
         *(sys.executable, str(Path(__file__).resolve()), "--do", ",".join(names)),
         *("--began", repr(check.began_s), "--ends", repr(now_s + 0.95 * budget_s)),
@@ -153,10 +157,15 @@ def _run_in_process(check: Check, names: list[str], every: list[str], rows: Path
     process = subprocess.Popen(command, env=environment, cwd=ROOT, start_new_session=True)
     note = "gave no row"
     try:
+        for name in names:
+            check.say(f"{name}: {PARTS[name][2]}")
         if code := process.wait(budget_s):
             note = f"ended with exit code {code}"
     except subprocess.TimeoutExpired:
         note = f"stopped after {budget_s:.0f} s"
+    except KeyboardInterrupt:
+        note = "stopped"
+        raise
     finally:
         _end(process)
         lines = rows.read_text().splitlines() if rows.exists() else []

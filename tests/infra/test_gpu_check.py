@@ -83,6 +83,23 @@ def test_a_part_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
     assert found["rows"][-1]["note"].startswith("stopped after ")
 
 
+def test_a_check_that_is_stopped_shows_what_it_has_and_leaves_no_process(tmp_path: Path) -> None:
+    output = tmp_path / "gpu.json"
+    command = [sys.executable, str(SCRIPT), "--cpu", "--parts", "tests", "--output", str(output)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "tests: the tests with the marker gpu" in line:
+            break
+    (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.terminate()
+    said = process.stdout.read()
+    assert process.wait() == 130
+    assert "stopped after" in said.strip().splitlines()[-1]
+    assert json.loads(output.read_text())["failed"] == ["tests"]
+    assert not Path(f"/proc/{child}").exists()
+
+
 @pytest.mark.chaos
 @pytest.mark.ray
 @pytest.mark.timeout(1800)
