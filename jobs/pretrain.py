@@ -49,13 +49,13 @@ def main(argv: list[str]) -> int:
             raise UserError(
                 f"--{flag} is about a run with its own settings: give no others beside it"
             )
-    if args.send:
-        return _send(args)
 
     from dynaflip.platform.training.diagnostics import Collapsed
     from dynaflip.platform.training.step import NonFiniteLoss
 
     try:
+        if args.send:
+            return _send(args)
         if args.backend == IN_PROCESS:
             return _train_in_process(args, config)
         return _train_on_ray(args, config)

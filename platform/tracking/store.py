@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import sys
 from collections.abc import Iterator
@@ -93,8 +94,16 @@ def client(uri: str | None = None) -> MlflowClient:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first, without the passwords of an address."""
-    return masked(str(error).partition("\n")[0])[:200] or type(error).__name__
+    """What an error says first, without the passwords of an address.
+
+    Of a failed request it is the cause, without the address and the layers around it.
+    """
+    text = str(error).partition("\n")[0]
+    if cause := re.search(
+        r"Caused by \w+\([\"'](?:HTTPS?Connection\w*\(.*?\): )?(.*?)[\"']\)", text
+    ):
+        text = cause[1]
+    return masked(text)[:200] or type(error).__name__
 
 
 def store_error() -> type[Exception]:

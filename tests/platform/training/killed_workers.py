@@ -1,4 +1,4 @@
-"""SIGKILL for a training's workers, and the curves that must not show it."""
+"""SIGKILL or SIGTERM for a training's workers, and the curves that must not show it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from dynaflip.platform.tracking.store import client
 class Killer(threading.Thread):
     """Kills the training worker when the run's log reaches each of some steps."""
 
-    def __init__(self, steps: list[int]) -> None:
+    def __init__(self, steps: list[int], number: int = signal.SIGKILL) -> None:
         super().__init__(daemon=True)
+        self.number = number
         self.steps, self.killed = steps, []  # type: ignore[var-annotated]
         self.started_ns = time.time_ns()
 
@@ -28,7 +29,7 @@ class Killer(threading.Thread):
                 time.sleep(0.05)
             while not (workers := training_workers()):
                 time.sleep(0.05)
-            os.kill(workers[0], signal.SIGKILL)
+            os.kill(workers[0], self.number)
             self.killed.append(step)
 
     def reached(self) -> int:
