@@ -71,7 +71,7 @@ def publish(
     Args:
         folder: the name.
         work: of the shards.
-        stored: every clip.
+        stored: every clip, the adopted ones first.
         adopted: those of them that the folder of that name holds.
         config: settings.
         about: entries of the manifest: settings, made_from, work_key, sources.

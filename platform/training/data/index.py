@@ -125,7 +125,7 @@ def read_index(folder: str) -> TripletIndex:
     """
     manifest = read_manifest(folder)
     place, summary = Path(folder) / INDEX, manifest.get("index")
-    if summary is None:
+    if summary is None or not (place / CLIPS_FILE).is_file():
         place, summary = _index_of_earlier(folder, str(manifest["digest"]))
     clips = pq.read_table(place / CLIPS_FILE, columns=_CLIP_COLUMNS)
     train, heldout = (
@@ -155,7 +155,7 @@ def read_index(folder: str) -> TripletIndex:
 
 
 def _index_of_earlier(folder: str, digest: str) -> tuple[Path, dict[str, Any]]:
-    """Index of a folder that was made without one, scanned once and kept in the home.
+    """Index of a folder that was made or copied without one, scanned once and kept in the home.
 
     Raises:
         UserError: it holds no triplets.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,9 @@ def test_a_folder_made_without_an_index_is_scanned_once(
     assert again.captions == first.captions == sorted(set(first.captions))
     assert again.provenance() == first.provenance()
     monkeypatch.undo()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"index": {}}))  # left behind
+    assert read_index(str(folder)).provenance() == first.provenance()
     # Of other files it is another index, though the manifest is the same.
     for file in list((folder / "triplets").iterdir())[1:]:
         file.unlink()
