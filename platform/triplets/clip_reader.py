@@ -141,6 +141,7 @@ class ClipReader:
         if known is None:
             guess = np.tile(assumed_intrinsics_px(height, width), (len(window), 1))
             return Cameras(guess, (width, height), None, assumed=True)
+        _check_same_view(known.frame_px, self.frame_px)
         x, y = width / known.frame_px[0], height / known.frame_px[1]
         scaled = known.intrinsics_px * np.array([x, y, x, y])
         return Cameras(scaled, (width, height), known.poses, known.assumed)
@@ -158,12 +159,26 @@ def _resize(image: Frames, size_px: tuple[int, int]) -> Frames:
     return np.asarray(cv2.resize(image, size_px, interpolation=cv2.INTER_AREA), np.uint8)
 
 
+def _have_one_shape(a_px: tuple[int, int], b_px: tuple[int, int]) -> bool:
+    """Whether two sizes are of one view, as far as rounding to pixels, perhaps even ones, tells."""
+    rounding = sum(1 / side for side in (*a_px, *b_px))
+    return bool(abs(np.log(a_px[0] * b_px[1] / (a_px[1] * b_px[0]))) <= rounding)
+
+
+def _check_same_view(stated_px: tuple[int, int], frame_px: tuple[int, int]) -> None:
+    """Intrinsics of an image of another shape are of another view."""
+    if min(stated_px) < 1 or not _have_one_shape(stated_px, frame_px):
+        raise ClipRejected(
+            "depth",
+            f"the intrinsics are of an image of {stated_px[0]} x {stated_px[1]} pixels, which is "
+            f"of another shape than the video's (read at {frame_px[0]} x {frame_px[1]})",
+        )
+
+
 def _check_covers(depth: Floats, frame_px: tuple[int, int]) -> None:
     """Depth of another shape is of another view, and would be stretched over the image."""
     (width, height), (across, down) = frame_px, (depth.shape[2], depth.shape[1])
-    # Either size was rounded to pixels, perhaps to even ones.
-    rounding = sum(1 / side for side in (width, height, across, down))
-    if abs(np.log(width * down / (height * across))) > rounding:
+    if not _have_one_shape(frame_px, (across, down)):
         raise ClipRejected(
             "depth",
             f"depth of {across} x {down} pixels has another shape than the image "

@@ -73,13 +73,15 @@ def _is_certain(found: video.Timeline, span: Span) -> bool:
     """Whether the frames within the stated times are the episode's by all other statements."""
     if len(found.pts) != span.length:
         return False
-    if span.place is None or span.place.episodes == 1:
-        return span.end_s is None or abs(_start_s(found) - span.start_s) <= _ALIGNED_S
+    if span.place is None and span.end_s is None:
+        return True  # all of the file
     if abs(_start_s(found) - span.start_s) > _ALIGNED_S:
         return False
+    if span.place is None:
+        return True
     if found.frames_in_file and found.frames_in_file != span.place.total:
         return False
-    if not span.fps:
+    if not span.fps or span.place.episodes == 1:
         return True
     # Before this episode, the file may run at another rate, or lie at other times than stated.
     slip_s = 0.0
@@ -94,18 +96,17 @@ def _by_count(path: Location, span: Span, found: video.Timeline | None) -> video
     assert span.length is not None
     whole = video.read_timeline(path)
     frames, place = len(whole.pts), span.place
-    if place is None or place.episodes == 1:
-        # A video of its own: all of its frames are meant, whatever their times are.
-        if frames == span.length:
-            return whole
-        place = None
-    elif frames == place.total:
+    if place is not None and frames == place.total:
+        # Whatever their times are: all frames are meant, each episode's after those before it.
         return _cut(whole, place.before, span.length)
-    elif frames < place.total or frames < place.total + _FEWEST_FRAMES_OF_AN_EPISODE:
+    if place is not None and frames < place.total + _FEWEST_FRAMES_OF_AN_EPISODE:
+        together = f", the {place.episodes} episodes in it together {place.total}"
+        if place.episodes == 1:
+            together = f", the episode {place.total}"
         raise ClipRejected(
             "decode",
-            f"its video has {frames} frames, the {place.episodes} episodes in it together "
-            f"{place.total}: which of them are this episode's is not known",
+            f"its video has {frames} frames{together}: which of them are this episode's is not "
+            f"known",
         )
     if found is None or len(found.pts) != span.length or not _is_near(found, span):
         first = int(np.abs(whole.pts * whole.tick_s - span.start_s).argmin())

@@ -214,6 +214,15 @@ def other_video(frames: int, fps: float = FPS) -> Change:
     return change
 
 
+def own_frames(frames: int) -> Change:
+    """Each episode's video has so many frames."""
+
+    def change(odd: OddSet) -> None:
+        odd.videos[KEY] = [brightness(frames) + np.uint8(n) for n in range(EPISODES)]
+
+    return change
+
+
 def camera_of_images(cell: Callable[[np.ndarray], Any], key: str = KEY) -> Change:
     """A camera whose images are in the rows, encoded."""
 
@@ -356,6 +365,22 @@ KINDS: dict[str, tuple[Change, str]] = {
     "a frame too many in the video": (
         other_video(EPISODES * FRAMES + 1),
         "37 frames, the 3 episodes in it together 36",
+    ),
+    "a frame too few in files of their own": (
+        each(own_files, own_frames(FRAMES - 1)),
+        "its video has 11 frames, the episode 12",
+    ),
+    "a frame too many in files of their own": (
+        each(own_files, own_frames(FRAMES + 1)),
+        "its video has 13 frames, the episode 12",
+    ),
+    "v2.1 with a frame too many": (
+        each(
+            lambda odd: setattr(odd, "version", "v2.1"),
+            in_info(codebase_version="v2.1"),
+            own_frames(FRAMES + 1),
+        ),
+        "its video has 13 frames, the episode 12",
     ),
     "episodes left out of the table": (lambda odd: odd.episodes.pop(1) and None, ""),
     "a row too few": (lambda odd: odd.rows.pop() and None, "11 rows in data/.*12 frames"),

@@ -18,6 +18,7 @@ from odd_lerobot import (
     brightness,
     camera_of_images,
     depth_beside,
+    intrinsics,
     number,
     renamed_feature,
     sound,
@@ -25,9 +26,11 @@ from odd_lerobot import (
 )
 
 from dynaflip.errors import UserError
+from dynaflip.platform.triplets.clip_reader import ClipReader
 from dynaflip.platform.triplets.clips import Clip, ClipRejected, Recording, UnknownDepthUnit
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
 from dynaflip.platform.triplets.sources.formats import Mix, open_sources
+from dynaflip.platform.triplets.windows import Transition
 
 
 def mix_of(root: Path, **values) -> Mix:
@@ -194,3 +197,16 @@ def test_frames_are_those_of_the_episode_where_the_video_is_long(tmp_path: Path)
     write_frames(tmp_path / "set" / clip.path, brightness(FRAMES), FPS)
     with pytest.raises(ClipRejected, match="12 frames, the 3 episodes in it together 36"):
         mix.open(clip).times_s()
+
+
+def test_intrinsics_of_an_image_of_another_shape_are_refused(tmp_path: Path) -> None:
+    odd = sound()
+    intrinsics(40, 40, 24, 24)(odd)
+    odd.info["features"][KEY]["shape"] = [48, 48, 3]
+    mix = mix_of(odd.write(tmp_path / "set"))
+    recording = mix.open(mix.list_clips()[0])
+    window = Transition(0, 6, (0, 1, 2, 3, 6), 0, 0)
+    config = PreprocessConfig(depth="plane")
+    reader = ClipReader(recording, config, [window], recording.times_s(), None)
+    with pytest.raises(ClipRejected, match="of 48 x 48 pixels, which is of another shape"):
+        reader.cameras([0, 1], 48, 32)
