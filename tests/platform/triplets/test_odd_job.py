@@ -24,7 +24,6 @@ from dynaflip.platform.triplets.pipeline import preprocess
 
 # Not reasons of the clip, but of the program.
 _INTERNAL = ("unexpected", "crash")
-_DEPTH = ("depth", "intrinsics", "pose")  # of kinds that only a run with recorded depth reads
 
 
 def write_lerobot_kinds(root: Path, kinds: list[str]) -> list[SourceConfig]:
@@ -40,8 +39,7 @@ def write_lerobot_kinds(root: Path, kinds: list[str]) -> list[SourceConfig]:
         for n, episode in enumerate(odd.episodes):
             episode["stats/action/mean"] = [10.0 * number + n]  # episodes are told apart by these
         folder = odd.write(root / f"lerobot-{_slug(kind)}")
-        needs_depth = any(word in kind for word in _DEPTH)
-        sources.append(SourceConfig(path=str(folder), depth="auto" if needs_depth else ""))
+        sources.append(SourceConfig(path=str(folder), depth="auto" if "depth" in kind else ""))
     return sources
 
 
@@ -99,7 +97,7 @@ def _is_expected(source: str, reason: str) -> bool:
                 # RLDS may have the same bytes.
                 grey = prefix != "lerobot-" or "images" in kind
                 fine = grey and ("no window is left" in reason or "same content" in reason)
-                return bool(re.search(said, reason)) if said else fine
+                return fine or bool(said and re.search(said, reason))
     return True
 
 
