@@ -77,7 +77,8 @@ class LossTerm(nn.Module):
                 (n, K, G, G, 3) in median depths.
                 In bfloat16 where the model runs so (``losses.simplex.full_precision``).
             batch: image_t, image_next, image_far (n, 3, H, W) uint8; group, triplet, clip,
-                task, recording, source (n,) int64; far_valid (n,) bool; flow_origin_m
+                task, recording, source (n,) int64; window_start_s, window_end_s (n,) float64
+                on the clip's clock; far_valid (n,) bool; flow_origin_m
                 (n, G, G, 3), flow_displacement_m (n, K, G, G, 3) metres in the camera frame of
                 t; flow_visible (n, K, G, G) bool; median_depth_m (n,).
 

@@ -16,6 +16,7 @@ MODALITIES = ("image", "language", "flow")
 NEGATIVES = ("others", "swapped", "shuffled")
 ALIGNMENTS = ("simplex", "pairwise")
 FLOW_SCALES = ("motion", "none")
+OVERLAPPING = ("mask", "keep")
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class ObjectiveConfig:
         ValueError: a value out of range; the message starts with the setting's name.
     """
 
-    ADDED: ClassVar[tuple[str, ...]] = ("extra_terms",)
+    ADDED: ClassVar[tuple[str, ...]] = ("extra_terms", "overlapping_negatives")
 
     modalities: tuple[str, ...] = MODALITIES
     """Aligned modalities, at least two of ``image``, ``language``, ``flow``. Two of them span a
@@ -102,6 +103,12 @@ class ObjectiveConfig:
     I_i, F_j) pairs a motion with another motion of that caption: a true negative. With two
     modalities, one of them language, both anchors ask for the same pairs: one masks both."""
 
+    overlapping_negatives: str = "mask"
+    """What becomes of examples of one clip whose flow windows [t, t + window] overlap, as each
+    other's negatives: ``mask`` leaves them out of every set of negatives and of the memory bank,
+    ``keep`` counts them like any other (the paper does not say). Such windows hold much of the
+    same motion under the same caption: pushed apart, they teach to tell times and not motions."""
+
     temporal_negatives: int = 3
     """Frames of other clips that a pair (t1, t2) is contrasted with in the time-contrastive term
     (R3M: 3)."""
@@ -137,6 +144,7 @@ class ObjectiveConfig:
                 raise ValueError(f"{name}: {list(chosen)} names one twice")
         one_of(self, FLOW_SCALES, "flow_scale")
         one_of(self, ALIGNMENTS, "alignment")
+        one_of(self, OVERLAPPING, "overlapping_negatives")
         if len(self.modalities) < 2:
             raise ValueError("modalities: at least two can be aligned; weigh with `contrastive`")
         self._check_extra_terms()
@@ -149,6 +157,8 @@ class ObjectiveConfig:
         at_least(self, 0, "queue_size")
         if self.queue_size and "others" not in self.negatives:
             raise ValueError('queue_size: a queue extends the negatives "others", which are off')
+        if self.overlapping_negatives == "keep" and not self.negatives:
+            raise ValueError("overlapping_negatives: there are no `negatives` to keep them among")
         if self.learn_temperature and not self.negatives:
             raise ValueError("learn_temperature: without negatives it would only grow")
         if self.alignment == "pairwise":
@@ -211,6 +221,10 @@ class ObjectiveConfig:
         """Whether entries between equal caption groups are no negatives in an anchor's matrix."""
         alike = self.modalities if len(self.modalities) == 2 else (anchor,)
         return bool(set(alike) & set(self.mask_same_caption))
+
+    def masks_overlapping(self) -> bool:
+        """Whether overlapping windows of a clip are no negatives."""
+        return bool(self.negatives) and self.overlapping_negatives == "mask"
 
     def anchored(self) -> tuple[str, ...]:
         """The anchored modalities."""

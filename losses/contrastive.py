@@ -11,7 +11,8 @@ E embedding width.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import combinations
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from dynaflip.losses.base import LossTerm, TermSetup
 from dynaflip.losses.config import ObjectiveConfig
 from dynaflip.losses.distributed import global_mean, rank
 from dynaflip.losses.energy import energy, energy_matrix, rolled
-from dynaflip.losses.examples import Examples
+from dynaflip.losses.examples import Examples, Windows
 from dynaflip.losses.inner_products import inner_products
 from dynaflip.losses.memory_bank import MemoryBank
 from dynaflip.losses.simplex import full_precision, simplex_volume
@@ -34,8 +35,9 @@ class ContrastiveTerm(LossTerm):
 
     Its metrics: ``contrastive_<negatives>`` of each set of negatives; ``volume`` and ``cosine``,
     the energy's two parts over matched examples; ``area_matched`` and ``area_shuffled``, the
-    volume over matched ones and over mixtures of different examples; ``temperature`` where it is
-    learned.
+    volume over matched ones and over mixtures of different examples; ``overlapping_share``, the
+    share of pairs of examples that are no negatives because their windows overlap, where these
+    are masked; ``temperature`` where it is learned.
     """
 
     def __init__(self, setup: TermSetup) -> None:
@@ -50,10 +52,16 @@ class ContrastiveTerm(LossTerm):
         self.memory_bank: MemoryBank | None = None
         if config.queue_size:
             assert setup.embedding_dim is not None, "a memory bank needs the embedding's width"
-            self.memory_bank = MemoryBank(config.queue_size, setup.embedding_dim, config.modalities)
+            self.memory_bank = MemoryBank(
+                config.queue_size,
+                setup.embedding_dim,
+                config.modalities,
+                windows=config.masks_overlapping(),
+            )
         self.metrics = (
             *(f"contrastive_{name}" for name in part_names(config)),
             *("volume", "cosine", "area_matched", "area_shuffled"),
+            *(("overlapping_share",) if config.masks_overlapping() else ()),
             *(("temperature",) if config.learn_temperature else ()),
         )
 
@@ -61,7 +69,8 @@ class ContrastiveTerm(LossTerm):
         self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean over the sets of negatives; in training the memory bank takes the batch in."""
-        local = Examples.of(outputs, batch, self.config.modalities)
+        masks = self.config.masks_overlapping()
+        local = Examples.of(outputs, batch, self.config.modalities, windows=masks)
         everyone = local.gathered()
         memory = None if self.memory_bank is None else self.memory_bank.examples()
         temperature = self.temperature()
@@ -73,6 +82,9 @@ class ContrastiveTerm(LossTerm):
         value = parts.pop("loss")
         metrics = {f"contrastive_{name}": part for name, part in parts.items()}
         metrics |= _areas(local.detached(), everyone.detached())
+        if masks:
+            pairs = (local.example[:, None] != everyone.example[None]) & local.overlap(everyone)
+            metrics["overlapping_share"] = pairs.double().mean()
         if isinstance(temperature, Tensor):
             metrics["temperature"] = temperature
         return value, metrics
@@ -113,6 +125,8 @@ def contrastive_loss(
         everyone: the N examples of all processes (:meth:`Examples.gathered`).
         temperature: τ; by default the settings'.
         memory: further negatives of "others", of past steps.
+
+    Examples with windows are no negatives of those that they overlap.
     """
     tau = config.temperature if temperature is None else temperature
     if config.alignment == "pairwise":
@@ -205,8 +219,11 @@ def _info_nce(matched: Tensor, shuffled: Tensor, left_out: Tensor) -> Tensor:
 
 
 def _left_out(local: Examples, columns: Examples, same_caption: bool) -> Tensor:
-    """(n, C) bool: columns that are no negatives: the example itself, and equal captions."""
-    left_out = local.example[:, None] == columns.example[None]
+    """(n, C) bool: columns that are no negatives.
+
+    The example itself, those of its clip whose windows overlap its own, and equal captions.
+    """
+    left_out = (local.example[:, None] == columns.example[None]) | local.overlap(columns)
     if same_caption:
         left_out = left_out | (local.group[:, None] == columns.group[None])
     return left_out
@@ -218,7 +235,8 @@ def _all_shuffled(
     """Energies of examples put together from different ones, and which to leave out: two (n, M).
 
     The batch comes in random order, so cyclic shifts are random derangements that all
-    processes agree on. A mixture within one caption group is left out where language is masked.
+    processes agree on. A mixture within one caption group is left out where language is masked,
+    and one whose examples all overlap each other: it holds one motion and its caption.
     """
     group, size, own = everyone.group, len(everyone.group), len(local.group)
     index = rank() * own + torch.arange(own, device=group.device)
@@ -234,5 +252,14 @@ def _all_shuffled(
         for shift in shifts.values():
             one_group &= (group == group.roll(-shift))[index]
         masked = one_group & ("language" in config.mask_same_caption)
+        if everyone.windows is not None:
+            masked = masked | _all_overlap(everyone.windows, shifts.values())[index]
         left_out.append(masked if distinct else torch.ones_like(masked))
     return torch.stack(energies, 1), torch.stack(left_out, 1)
+
+
+def _all_overlap(windows: Windows, shifts: Iterable[int]) -> Tensor:
+    """(N,) bool: whether the examples at rows i + shift overlap each other, all of them."""
+    rows = torch.arange(len(windows.clip), device=windows.clip.device)
+    mixed = [windows[rows.roll(-shift)] for shift in shifts]
+    return torch.stack([one.overlap(other) for one, other in combinations(mixed, 2)]).all(0)

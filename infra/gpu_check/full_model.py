@@ -66,6 +66,8 @@ def batch_of(size: int, px: int, device: str) -> dict[str, Tensor]:
         "flow_displacement_m": 0.05 * torch.randn(*flow, 3, device=device),
         "flow_visible": torch.rand(flow, device=device) < 0.8,
         "median_depth_m": 1 + torch.rand(size, device=device),
+        "window_start_s": torch.zeros(size, dtype=torch.float64, device=device),
+        "window_end_s": torch.full((size,), 0.5, dtype=torch.float64, device=device),
         "far_valid": torch.ones(size, dtype=torch.bool, device=device),
         **dict.fromkeys(("group", "clip", "triplet", "task", "recording", "source"), ids),
     }

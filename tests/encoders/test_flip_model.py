@@ -43,6 +43,8 @@ def batch_of(size_px: int = 32, seed: int = 0) -> dict[str, Tensor]:
         "median_depth_m": 0.5 + torch.rand(NUM, generator=g),
         "group": torch.arange(NUM),
         "triplet": torch.arange(NUM),
+        "window_start_s": torch.arange(NUM).double(),
+        "window_end_s": torch.arange(NUM) + 0.5,
         "clip": torch.arange(NUM),
         "far_valid": torch.ones(NUM, dtype=torch.bool),
     }

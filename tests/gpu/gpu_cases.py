@@ -121,6 +121,9 @@ def batch_of(size: int, device: str, seed: int = 0) -> dict[str, Tensor]:
         "triplet": torch.arange(size) + size * seed,
         "example": torch.arange(size) + size * seed,
         "source": torch.zeros(size, dtype=torch.int64),
+        # Half a second, one each quarter: some of a clip overlap.
+        "window_start_s": torch.arange(size, dtype=torch.float64) / 4,
+        "window_end_s": torch.arange(size, dtype=torch.float64) / 4 + 0.5,
         "far_valid": torch.from_numpy(rng.random(size) < 0.8),
     }
     return {name: value.to(device) for name, value in batch.items()}

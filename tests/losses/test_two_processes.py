@@ -52,6 +52,10 @@ def example() -> tuple[Towers, Tensor, dict[str, Tensor]]:
         "group": torch.tensor([0, 1, 0, 2, 1, 0, 3, 0]),
         "clip": torch.tensor([0, 1, 2, 3, 4, 2, 6, 2]),
         "triplet": torch.tensor([0, 1, 2, 3, 4, 5, 6, 3]),  # one is there twice, on both processes
+        # Of the three examples of clip 2, on both processes, the first overlaps the second and the
+        # second the third.
+        "window_start_s": torch.tensor([0, 0, 1.0, 0, 0, 1.3, 0, 1.6]).double(),
+        "window_end_s": torch.tensor([0.5, 0.5, 1.5, 0.5, 0.5, 1.8, 0.5, 2.1]).double(),
         "far_valid": torch.tensor([True, False, False, True, True, True, True, True]),
         "flow_displacement_m": torch.randn(*shape, 3).double(),
         "flow_visible": torch.rand(shape) < torch.linspace(0.1, 0.9, NUM).view(-1, 1, 1, 1),

@@ -74,6 +74,7 @@ class Rows:
     frames: dict[str, Jpegs]  # t and next of R rows, far of E examples
     tensors: dict[str, np.ndarray]  # (R, …) each, see TENSOR_SHAPES
     median_depth_m: np.ndarray  # (R,)
+    window_s: np.ndarray  # (R, 2) float64 start and end of the flow, on the clip's clock
     ids: np.ndarray  # (R, 6) int64, in the order of _IDENTITIES
     text: np.ndarray  # (R,) rows of the caption features
     triplet_id: list[str]
@@ -148,6 +149,7 @@ class Collate:
         tensors = {
             name: _flat(columns[name]).reshape(-1, *shape) for name, shape in TENSOR_SHAPES.items()
         }
+        start_s = columns["t_s"].to_numpy()
         names = [columns[column].to_pylist() for column in _IDENTITIES.values()]
         numbers = {name: id64(name) for name in set().union(*names)}
         return Rows(
@@ -155,6 +157,7 @@ class Collate:
             {name: Jpegs.of(frames[name]) for name in self.frames},
             tensors,
             columns["median_depth_m"].to_numpy(),
+            np.stack([start_s, start_s + columns["window_s"].to_numpy()], 1),
             np.array([[numbers[name] for name in column] for column in names]).T,
             self.text.rows(columns["caption"].to_pylist()),
             names[-1],
@@ -198,7 +201,8 @@ class Collate:
             image_t, image_next, image_far (B, 3, H, W) uint8, channels last in memory, of the
             frames that are decoded; text_features (B, D_text); flow_origin_m (B, G, G, 3),
             flow_displacement_m (B, K, G, G, 3) in camera frame t; flow_visible (B, K, G, G) bool;
-            median_depth_m (B,); group, task, clip, recording, source, triplet, example (B,) int64
+            median_depth_m (B,); window_start_s, window_end_s (B,) float64 on the clip's clock;
+            group, task, clip, recording, source, triplet, example (B,) int64
             (a triplet that is drawn several times in an epoch is several examples); far_valid (B,)
             bool; triplet_id, a list of B strings; and augment_… tensors, which
             :func:`.augment.augment_on_device` takes out again.
@@ -242,10 +246,12 @@ class Collate:
         ids = torch.from_numpy(np.array([kept.ids[row] for kept, _, row in places]))
         text = [kept.text[row] for kept, _, row in places]
         depth_m = np.array([kept.median_depth_m[row] for kept, _, row in places])
+        window_s = torch.from_numpy(np.array([kept.window_s[row] for kept, _, row in places]))
         valid = np.array([kept.far_valid[number] for kept, number, _ in places])
         batch: Batch = {
             "text_features": torch.from_numpy(self.text.features[text]),
             "median_depth_m": torch.from_numpy(depth_m),
+            **dict(zip(("window_start_s", "window_end_s"), window_s.T.contiguous(), strict=True)),
             **dict(zip(_IDENTITIES, ids.T.contiguous(), strict=True)),
             "example": torch.from_numpy(example),
             "far_valid": torch.from_numpy(valid),

@@ -75,6 +75,8 @@ def batch_of(rng: np.random.Generator) -> dict[str, Tensor]:
         "group": torch.from_numpy(rng.integers(0, 4, BATCH)),
         "clip": torch.from_numpy(rng.integers(0, 5, BATCH)),
         "triplet": torch.arange(BATCH),
+        "window_start_s": torch.arange(BATCH).double(),
+        "window_end_s": torch.arange(BATCH) + 0.5,
         "far_valid": torch.from_numpy(rng.random(BATCH) < 0.8),
     }
 

@@ -53,6 +53,8 @@ def batch_of(size: int = SIZE, seed: int = 0) -> dict[str, Tensor]:
         "flow_displacement_m": torch.randn(size, 7, 20, 20, 3, generator=random) * 0.02,
         "flow_visible": torch.rand(size, 7, 20, 20, generator=random) < 0.8,
         "median_depth_m": torch.rand(size, generator=random) + 1,
+        "window_start_s": torch.zeros(size, dtype=torch.float64),
+        "window_end_s": torch.full((size,), 0.5, dtype=torch.float64),
         "far_valid": torch.ones(size, dtype=torch.bool),
         **dict.fromkeys(("group", "triplet", "example", "clip", "task", "recording"), number),
         "source": torch.zeros(size, dtype=torch.int64),

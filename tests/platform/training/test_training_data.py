@@ -95,6 +95,9 @@ def test_a_batch_has_the_shapes_the_model_takes(triplet_folder: Path) -> None:
     assert batch["flow_displacement_m"].shape == (4, 7, 20, 20, 3)
     assert batch["flow_visible"].dtype == torch.bool
     assert batch["group"].dtype == torch.int64
+    assert batch["window_start_s"].dtype == torch.float64
+    assert (batch["window_end_s"] - batch["window_start_s"] == 0.5).all()
+    assert set(batch["window_start_s"].tolist()) <= {0, 0.5, 1, 1.5}
     # Every caption of a group has its own features, and the group is the task here.
     assert len(set(batch["group"].tolist())) <= 2
 

@@ -161,6 +161,8 @@ def batches_of(number: int, size: int = 4) -> Iterator[dict[str, Any]]:
             "flow_displacement_m": 0.05 * normal(7, 20, 20, 3),
             "flow_visible": normal(7, 20, 20) < 1,
             "median_depth_m": 1 + normal().abs(),
+            "window_start_s": torch.zeros(size, dtype=torch.float64),
+            "window_end_s": torch.full((size,), 0.5, dtype=torch.float64),
             "far_valid": torch.ones(size, dtype=torch.bool),
             **dict.fromkeys(("group", "task", "clip", "recording", "triplet", "example"), ids),
             "source": torch.zeros(size, dtype=torch.int64),
