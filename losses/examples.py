@@ -90,8 +90,7 @@ class Examples:
         if self.windows is None:
             group, example = gather_rows(torch.stack(ids, 1)).unbind(1)
             return Examples(points, group, example)
-        ids = torch.stack([*ids, self.windows.clip], 1)
-        group, example, clip = gather_rows(ids).unbind(1)
+        group, example, clip = gather_rows(torch.stack([*ids, self.windows.clip], 1)).unbind(1)
         return Examples(points, group, example, Windows(clip, gather_rows(self.windows.times_s)))
 
     def detached(self) -> Examples:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from checkout import SHARED_CLIPS
+from hub_server import Hub, running_hub
 
 # Before anything reads them: state goes to the session's folder, rendering is in software.
 os.environ.setdefault("MUJOCO_GL", "egl")
@@ -35,6 +36,20 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "home"
     monkeypatch.setenv("DYNAFLIP_HOME", str(folder))
     return folder
+
+
+@pytest.fixture
+def model_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub of models on this machine with nothing in it, and an empty local cache."""
+    from huggingface_hub import constants
+
+    with running_hub() as hub:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        files = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub_cache"))
+        yield hub
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,7 @@ from dynaflip.platform.sweep.stages import confirm, search
 from dynaflip.platform.sweep.study import SEARCH
 from dynaflip.platform.sweep.sweep_folder import Facts
 from dynaflip.platform.training.config import PretrainConfig
+from dynaflip.platform.training.pretrained import pin_models
 
 if TYPE_CHECKING:
     from dynaflip.eval.labelled_frames import LabelledFrames
@@ -56,7 +57,9 @@ def start(job: SweepJobConfig) -> str:
     if (folders.folder_of(name) / folders.FILE).exists():
         raise UserError(f"--name {name}: this sweep exists; continue it with --resume {name}")
     base = dataclasses.replace(base, triplets=input_path(base.triplets, default_triplets()))
-    job = dataclasses.replace(job, triplets=base.triplets)
+    # The hub is asked once: all trials, also of later sessions, start from the same weights.
+    base = dataclasses.replace(base, model=pin_models(base.model, log=print))
+    job = dataclasses.replace(job, triplets=base.triplets, model=base.model)
     with sweep_lock(name):
         fit = join_cluster(base, job.sweep.concurrent)
         work = _prepare(base, name)

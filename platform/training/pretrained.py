@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,25 +17,24 @@ from dynaflip.platform.triplets.clips import content_hash
 
 def pin_models(
     model: ModelConfig,
-    earlier: ModelConfig | None = None,
+    earlier: tuple[str, str] = ("", ""),
     log: Callable[[str], None] = lambda line: None,
 ) -> ModelConfig:
     """The settings with a commit in each hub id, so that every worker takes the same weights.
 
     Args:
         model: the settings.
-        earlier: of the run that is continued: its commits stay.
+        earlier: image and language model of the run that is continued: their commits stay.
         log: takes a line for each id that is pinned.
 
     Raises:
         UserError: neither the hub nor the local cache knows a model.
     """
     image, language = model.image.name, model.language.name
-    before = (earlier.image.name, earlier.language.name) if earlier else ("", "")
     if not BACKBONES.knows(image):
-        image = _pinned("model.image.name", image, before[0], log)
+        image = _pinned("model.image.name", image, earlier[0], log)
     if language != MINILM:
-        language = _pinned("model.language.name", language, before[1], log)
+        language = _pinned("model.language.name", language, earlier[1], log)
     return dataclasses.replace(
         model,
         image=dataclasses.replace(model.image, name=image),
@@ -43,14 +43,20 @@ def pin_models(
 
 
 def _pinned(setting: str, name: str, before: str, log: Callable[[str], None]) -> str:
-    from dynaflip.encoders import hub
-
     if before.startswith(f"{name}@"):
         return before
-    pinned = hub.pinned(name)
+    pinned = _pinned_once(name)
     if pinned != name:
         log(f"{setting} {name} is pinned to {pinned}")
     return pinned
+
+
+@functools.cache
+def _pinned_once(name: str) -> str:
+    """The hub is asked once a process: a sweep's trials all start from one commit."""
+    from dynaflip.encoders import hub
+
+    return hub.pinned(name)
 
 
 def weights_identities(model: ModelConfig) -> tuple[str, str]:

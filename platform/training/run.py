@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,12 +30,16 @@ from dynaflip.platform.tracking import registry
 from dynaflip.platform.training import publish
 from dynaflip.platform.training.config import PRETRAIN_VERSION, PretrainConfig
 from dynaflip.platform.training.curve_file import CurveFile
+from dynaflip.platform.training.pretrained import pin_models, weights_identities
 from dynaflip.platform.training.progress import heldout_summary
 from dynaflip.platform.training.publish import ENCODER, RUN_FILE, read_run_file, write_run_file
 from dynaflip.platform.triplets.clips import content_hash
 from dynaflip.renames import first_settings
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from dynaflip.encoders.config import LanguageConfig
     from dynaflip.platform.training.job import TrainJob
 
 
@@ -76,6 +80,7 @@ def pretrain(config: PretrainConfig, *, alias: str | None = None) -> Outcome:
     config = dataclasses.replace(config, triplets=folder)
     run_folder = runs() / new_run_name("pretrain")
     job = prepare(config, run_folder)
+    config = job.config  # with the models' commits
     with _locked(run_folder):
         run = tracking.open_run(config.tracking.experiment, run_folder.name, _tags(job))
         digest = job.index.digest
@@ -189,7 +194,8 @@ def prepare(config: PretrainConfig, run_folder: Path) -> TrainJob:
     """Read the triplets' index, embed the captions, join Ray: everything that can be refused."""
     from dynaflip.platform.training.job import build_job
 
-    job = build_job(config, checkpoint_uri(config, run_folder))
+    config = dataclasses.replace(config, model=pin_models(config.model, log=print))
+    job = build_job(config, checkpoint_uri(config, run_folder), elsewhere=_embed_on_cluster)
     cluster.start_ray()
     from dynaflip.platform.training.backends import ray_train
 
@@ -207,6 +213,14 @@ def prepare(config: PretrainConfig, run_folder: Path) -> TrainJob:
         print("note: flow comes from the simulator's exact state: an upper bound, not a result")
     job.checkpoint_manager().storage.names()  # fails now, and not at the first checkpoint
     return job
+
+
+def _embed_on_cluster(config: LanguageConfig, chunks: Iterable[list[str]]) -> Iterator[np.ndarray]:
+    """Embed captions on the cluster's GPU, where it has one and this process has not."""
+    cluster.start_ray()
+    from dynaflip.platform.training.backends.caption_actor import embed
+
+    return embed(config, chunks)
 
 
 def _train_and_register(job: TrainJob, run: tracking.Run, run_folder: Path) -> Outcome:
@@ -270,11 +284,19 @@ def save_encoder(
 
 
 def settings_digest(config: PretrainConfig) -> str:
-    """Digest of the settings that decide the weights; the triplets have a digest of their own."""
-    settings = first_settings(dataclasses.replace(config, triplets=None))
+    """Digest of what decides the weights, beside the triplets, which have a digest of their own.
+
+    It covers the settings and the pretrained weights that the run starts from, by content.
+
+    Raises:
+        UserError: a pretrained model cannot be reached.
+    """
+    config = dataclasses.replace(config, triplets=None, model=pin_models(config.model))
+    settings = first_settings(config)
     for name in ("wait_s", "grace_s"):  # they decide no weight
         settings["train"].pop(name, None)
-    return content_hash(config_digest(settings), str(PRETRAIN_VERSION))[:16]
+    start = weights_identities(config.model)
+    return content_hash(config_digest(settings), str(PRETRAIN_VERSION), *start)[:16]
 
 
 def _tags(job: TrainJob) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from dynaflip.encoders.checkpoint import save_folder
+from dynaflip.encoders.config import ModelConfig
 from dynaflip.errors import UserError
 from dynaflip.files import write_file
 from dynaflip.platform.cluster import available_cpus
@@ -27,6 +28,7 @@ from dynaflip.platform.training.curve_file import CurveFile
 from dynaflip.platform.training.job import TrainJob, build_job
 from dynaflip.platform.training.loop import Context, Metrics, Pretraining
 from dynaflip.platform.training.notices import STOP, Notices, on_sigterm
+from dynaflip.platform.training.pretrained import pin_models
 from dynaflip.platform.training.reports import ReportWriter
 
 RUN = "run.json"  # settings and the triplets' digest
@@ -55,14 +57,15 @@ def train_in_process(
         torch.set_num_threads(config.train.threads)
     elsewhere = config.train.checkpoint_storage
     storage = f"{elsewhere.rstrip('/')}/{output.name}" if elsewhere else output / "checkpoints"
-    job = build_job(config, str(storage))
-    output.mkdir(parents=True, exist_ok=True)
-    if rank == 0:
-        _check_same_run(output, config, job.index.digest)
-    reporter = _reporter(job, output, log) if rank == 0 else None
     notices = Notices()
     sigterm = on_sigterm(lambda: notices.notify(STOP))
     with sigterm, _process_group(rank, workers, config.train.device) as device:
+        config = _with_one_start(config, output, rank, log)
+        job = build_job(config, str(storage))
+        output.mkdir(parents=True, exist_ok=True)
+        if rank == 0:
+            _check_same_run(output, config, job.index.digest)
+        reporter = _reporter(job, output, log) if rank == 0 else None
         context = Context(
             rank=rank,
             world_size=workers,
@@ -87,6 +90,27 @@ def train_in_process(
         if reporter is not None:
             _save_encoder(job, pretraining, output / "encoder", reporter.last)
     return pretraining
+
+
+def _with_one_start(
+    config: PretrainConfig, output: Path, rank: int, log: Callable[[str], None]
+) -> PretrainConfig:
+    """The settings with a commit in each hub id, which rank 0 asks the hub for.
+
+    A run that is continued keeps those of its beginning.
+    """
+    model: list[ModelConfig] = [config.model]
+    if rank == 0:
+        file = output / RUN
+        begun = json.loads(file.read_text()) if file.exists() else {}
+        model[0] = pin_models(
+            config.model,
+            earlier=(begun.get("model.image.name", ""), begun.get("model.language.name", "")),
+            log=log,
+        )
+    if dist.is_initialized():
+        dist.broadcast_object_list(model)
+    return dataclasses.replace(config, model=model[0])
 
 
 def _reporter(job: TrainJob, output: Path, log: Callable[[str], None]) -> ReportWriter:

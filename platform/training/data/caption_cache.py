@@ -169,15 +169,26 @@ def _chosen(number: int, elsewhere: Embed | None) -> Embed:
     return elsewhere
 
 
+class Embedder:
+    """A text model on this process's GPU, or its CPUs where it has none."""
+
+    def __init__(self, config: LanguageConfig) -> None:
+        import torch
+
+        from dynaflip.encoders.language import build_language_encoder
+
+        on_gpu = torch.cuda.is_available()
+        self.encoder = build_language_encoder(config).to("cuda" if on_gpu else "cpu")
+        self.batch_size = 256 if on_gpu else 64
+
+    def embed(self, captions: list[str]) -> np.ndarray:
+        """(C, D) float32."""
+        return self.encoder(captions, self.batch_size).cpu().numpy()
+
+
 def embed_here(config: LanguageConfig, chunks: Iterable[list[str]]) -> Iterator[np.ndarray]:
-    """Embed on this process's GPU, or its CPUs where it has none."""
-    import torch
-
-    from dynaflip.encoders.language import build_language_encoder
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    encoder = None
+    """Embed lists of captions, in order, in this process; without any the model is not loaded."""
+    embedder: Embedder | None = None
     for chunk in chunks:
-        if encoder is None:
-            encoder = build_language_encoder(config).to(device)
-        yield encoder(chunk, 256 if device == "cuda" else 64).cpu().numpy()
+        embedder = embedder or Embedder(config)
+        yield embedder.embed(chunk)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,11 @@ def check_models(config: PreprocessConfig) -> None:
 def digests_of_models(config: PreprocessConfig) -> dict[str, str]:
     """Digest of each model of the settings, by its name: other weights make other triplets.
 
-    A file or folder has a fingerprint of its content, a hub id the commit in the local cache, and
-    an extension the fingerprint of its module's code.
+    A file or folder has a fingerprint of its content, a hub id its commit, which the hub is asked
+    for once, and an extension the fingerprint of its module's code.
+
+    Raises:
+        UserError: neither the hub nor the local cache knows a model.
     """
     digests = {}
     for point, setting, name in _models(config):
@@ -69,8 +73,14 @@ def _models(config: PreprocessConfig) -> list[tuple[ExtensionPoint, str, str]]:
     return models
 
 
-def _load(point: ExtensionPoint, name: str, setting: str) -> Any:
+def _load(
+    point: ExtensionPoint, name: str, setting: str, digests: Mapping[str, str] | None = None
+) -> Any:
+    """A model of the settings; of a hub id the commit in ``digests``, where it is there."""
     base, argument = split_argument(name)
+    commit = (digests or {}).get(argument) if base in point.table else None
+    if commit and not os.path.exists(argument):
+        argument = f"{argument.partition('@')[0]}@{commit}"
     return point.resolve(base, setting)(*[argument] if argument else [])
 
 
@@ -84,10 +94,9 @@ def _code_of(extension: Any) -> str:
 
 def _digest_of(model: str) -> str:
     if not os.path.exists(model):
-        from huggingface_hub import try_to_load_from_cache
+        from dynaflip.encoders import hub
 
-        cached = try_to_load_from_cache(model, "config.json")
-        return Path(cached).parent.name if isinstance(cached, str) else ""
+        return hub.split_revision(hub.pinned(model))[1] or ""
     root, names = root_and_files(model)
     prints = fingerprints(root, names)
     return content_hash(*(part for name in names for part in (name, prints[name].digest)))
@@ -96,14 +105,29 @@ def _digest_of(model: str) -> str:
 class ModelShards:
     """Loads its models once; a GPU is used where there is one."""
 
-    def __init__(self, config: PreprocessConfig, folder: str, source: Source) -> None:
+    def __init__(
+        self,
+        config: PreprocessConfig,
+        folder: str,
+        source: Source,
+        digests: Mapping[str, str] | None = None,
+    ) -> None:
+        """Load the models.
+
+        Args:
+            config: the settings, which name them.
+            folder: of the work.
+            source: of the clips.
+            digests: of :func:`digests_of_models`, so that all actors load one commit.
+        """
         self.config, self.folder, self.source = config, folder, source
         self.depth_models = {
-            name: _load(DEPTH_MODELS, name, _DEPTH) for name in sorted(config.depth_models())
+            name: _load(DEPTH_MODELS, name, _DEPTH, digests)
+            for name in sorted(config.depth_models())
         }
         if tracks_windows(config.track.tracker):
             load_tracker(config.track.tracker)
-        self.captioners = {name: _captioner(name) for name in sorted(config.captioners())}
+        self.captioners = {name: _captioner(name, digests) for name in sorted(config.captioners())}
 
     def __call__(self, row: dict[str, Any]) -> list[dict[str, str]]:
         """Make a shard's triplets; one summary for each of its clips."""
@@ -119,7 +143,7 @@ class ModelShards:
         return [{"summary": json.dumps(summary)} for summary in summaries]
 
 
-def _captioner(name: str) -> LoadedCaptioner:
-    model = _load(CAPTIONERS, name, _CAPTIONER)
+def _captioner(name: str, digests: Mapping[str, str] | None) -> LoadedCaptioner:
+    model = _load(CAPTIONERS, name, _CAPTIONER, digests)
     digest = getattr(model, "digest", "") or content_hash(name, _digest_of(_code_of(type(model))))
     return LoadedCaptioner(model, digest)

@@ -71,7 +71,8 @@ class TransformersCaptioner:
     """An image-text-to-text model of transformers on this process's CPU or GPU.
 
     Args:
-        name: folder or hub id; weights are read from safetensors alone.
+        name: folder or hub id, which may name a revision (``OWNER/NAME@REVISION``); weights
+            are read from safetensors alone.
 
     ``digest`` tells its captions from those of other models.
     """
@@ -81,7 +82,6 @@ class TransformersCaptioner:
         """Raise UserError for what is neither a folder nor a hub id of a captioner."""
         from transformers import AutoModelForImageTextToText
 
-        # Here, because it imports torch, which Ray tasks without models do without.
         from dynaflip.encoders.hub import check_model
 
         check_model("source.captioner: ", name, AutoModelForImageTextToText, "captioner")
@@ -90,12 +90,16 @@ class TransformersCaptioner:
         import torch
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
+        from dynaflip.encoders import hub
+
         torch.set_num_threads(1)  # one CPU an actor
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.processor: Any = AutoProcessor.from_pretrained(name)
-        model: Any = AutoModelForImageTextToText.from_pretrained(name, use_safetensors=True)
+        name = hub.pinned(name)
+        folder = hub.local_folder(name)
+        self.processor: Any = AutoProcessor.from_pretrained(folder)
+        model: Any = AutoModelForImageTextToText.from_pretrained(folder, use_safetensors=True)
         self.model = model.to(self.device).eval()
-        self.digest = _digest(name, self.model)
+        self.digest = _digest(name)
 
     def describe(self, image: Frames, prompt: str) -> str:
         """One line about an (H, W, 3) RGB image, decoded greedily, so always the same.
@@ -126,11 +130,12 @@ class TransformersCaptioner:
         return " ".join(text.split())
 
 
-def _digest(name: str, model: Any) -> str:
-    """Digest of a model's files, or its commit on the hub."""
+def _digest(name: str) -> str:
+    """Digest of a model's files, or its pinned hub id."""
     folder = Path(name)
     if not folder.is_dir():
-        return content_hash(name, str(getattr(model.config, "_commit_hash", "")))
+        base, _, commit = name.partition("@")
+        return content_hash(base, commit)
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         digest.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode())

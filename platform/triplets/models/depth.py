@@ -31,7 +31,8 @@ class TransformersDepth:
     """A depth model of transformers on this process's CPU or GPU.
 
     Args:
-        name: folder or hub id; weights are read from safetensors alone.
+        name: folder or hub id, which may name a revision (``OWNER/NAME@REVISION``); weights
+            are read from safetensors alone.
 
     ``scale`` is metric or relative.
     """
@@ -41,7 +42,6 @@ class TransformersDepth:
         """Raise UserError for what is neither a folder nor a hub id of a depth model."""
         from transformers import AutoModelForDepthEstimation
 
-        # Here, because it imports torch, which Ray tasks without models do without.
         from dynaflip.encoders.hub import check_model
 
         check_model("depth: model:", name, AutoModelForDepthEstimation, "depth model")
@@ -50,10 +50,13 @@ class TransformersDepth:
         import torch
         from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
+        from dynaflip.encoders import hub
+
         torch.set_num_threads(1)  # one CPU an actor
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.processor = AutoImageProcessor.from_pretrained(name)
-        model: Any = AutoModelForDepthEstimation.from_pretrained(name, use_safetensors=True)
+        folder = hub.local_folder(name)
+        self.processor = AutoImageProcessor.from_pretrained(folder)
+        model: Any = AutoModelForDepthEstimation.from_pretrained(folder, use_safetensors=True)
         self.model = model.to(self.device).eval()
         config = self.model.config
         metric = getattr(config, "depth_estimation_type", "") == "metric"
