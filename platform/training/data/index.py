@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from dynaflip.platform.triplets.folder_index import (
 )
 from dynaflip.platform.triplets.schema import read_manifest
 
+_MANY_FILES = 1000  # a few seconds
+_READERS = 8  # threads that wait for disks
 _CLIP_COLUMNS = [name for name in CLIPS_SCHEMA.names if not name.endswith("_id")]
 
 
@@ -168,7 +171,10 @@ def _index_of_earlier(folder: str, digest: str) -> tuple[Path, dict[str, Any]]:
     place = cache_folder() / "indexes" / f"{digest[:32]}-{content_hash(repr(files))[:16]}"
     known = place / "summary.json"
     if not known.exists():
-        summary = write_index(place, FileIndex.joined(map(index_file, paths)))
+        if len(paths) > _MANY_FILES:
+            print(f"triplets: indexing the {len(paths):,} files of {folder}, once", flush=True)
+        with ThreadPoolExecutor(_READERS) as readers:
+            summary = write_index(place, FileIndex.joined(readers.map(index_file, paths)))
         write_file(known, json.dumps(summary))
     return place, json.loads(known.read_text())
 
