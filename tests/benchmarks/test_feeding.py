@@ -1,174 +1,181 @@
-"""Does data starve the step? Ray Data and Ray Train against a bare loop on the same rows.
+"""Can the CPUs keep up with a GPU? The whole path from Parquet to a batch against bare decoding.
 
-Run with `make bench`. The triplets are those of the demo, where there are any.
+Augmentation is the device's and is measured apart. Rates are of CPU time, all threads together, so
+that a busy machine changes them little. Run with `make bench`, or alone:
+``python -m pytest tests/benchmarks/test_feeding.py -m bench -s``.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 import json
-import os
+import statistics
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+import synthetic_triplets
 import torch
 from expectation import show
-from torch import Tensor
 
-from dynaflip.platform.config_loader import load_config
-from dynaflip.platform.training.config import PretrainConfig
+from dynaflip.platform.training.config import DataConfig
+from dynaflip.platform.training.data.augment import augment, draw_augmentation
+from dynaflip.platform.training.data.caption_features import write_table
+from dynaflip.platform.training.data.collate import Collate
+from dynaflip.platform.training.data.decode import decode_into
+from dynaflip.platform.training.data.index import TripletIndex, read_index
+from dynaflip.platform.training.data.loader import Feed
+from dynaflip.platform.training.data.sampling import Position, Sampling
+from dynaflip.platform.triplets.work_folder import ClipFile
 
-pytestmark = [pytest.mark.bench, pytest.mark.ray]
-CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
-STEPS, WARM_UP = 24, 6
+pytestmark = pytest.mark.bench
+PX, BATCH, CLIPS, PER_CLIP = 224, 32, 60, 8
+TURNS = 5  # of what is compared, one after the other
+GPU_IMAGES_PER_S = (500, 1000, 2000, 4000)
 
 
-def config_of(triplets: str, *, steps: int = STEPS, num_workers: int = 1) -> PretrainConfig:
-    """The demo's model and batch; no looks in between."""
-    config = load_config(PretrainConfig, str(CONFIGS / "demo.yaml"), {})
-    train = dataclasses.replace(
-        config.train,
-        steps=steps,
-        num_workers=num_workers,
-        threads=1,
-        report_every_steps=WARM_UP,
-        eval_every_steps=0,
-        diagnostics_every_steps=0,
-        checkpoint_every_steps=10_000,
+@pytest.fixture(scope="module")
+def triplets(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Triplets of 224 px, images as detailed as photographs (11 kB), as preprocessing writes."""
+    folder = tmp_path_factory.mktemp("feeding") / "set"
+    (folder / "triplets").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    file = ClipFile(folder / "triplets" / "part-00000.parquet")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthetic_triplets, "_jpeg", lambda px, *place: _photograph(rng, px))
+        for number in range(CLIPS):
+            rows = synthetic_triplets._clip(rng, number, PER_CLIP, PX)
+            for row in rows:  # numbers that do not compress to nothing
+                shape = row["flow_displacement_m"].shape
+                row["flow_displacement_m"] = rng.normal(0, 0.02, shape).astype(np.float32)
+            file.write(synthetic_triplets._table([{**row, "source": "synthetic"} for row in rows]))
+    file.close()
+    manifest = {"schema_version": synthetic_triplets.SCHEMA_VERSION, "digest": "bench"}
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "counts": {}}))
+    return str(folder)
+
+
+def _photograph(rng: np.random.Generator, px: int) -> bytes:
+    coarse = rng.integers(0, 256, (px // 16, px // 16, 3), dtype=np.uint8)
+    image = cv2.resize(coarse, (px, px), interpolation=cv2.INTER_CUBIC).astype(np.int16)
+    image = (image + rng.integers(-6, 7, image.shape)).clip(0, 255).astype(np.uint8)
+    return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
+
+
+def feed_of(index: TripletIndex, threads: int = 1) -> Feed:
+    config = DataConfig(batch_size=BATCH, decode_threads=threads)
+    features = np.random.default_rng(0).normal(size=(len(index.captions), 768)).astype(np.float32)
+    text = write_table(Path(index.folder) / "captions.safetensors", index.captions, features)
+    collate = Collate(config, PX, text, seed=0, augment=True)
+    return Feed(index.train, collate, config, Sampling({}, 0), batch_size=BATCH)
+
+
+def jpegs_of(index: TripletIndex) -> list[np.ndarray]:
+    """The encoded images of all rows, in memory."""
+    reader = feed_of(index).reader
+    tables = [reader.read(clip) for clip in range(len(index.train))]
+    columns = [
+        table[name].combine_chunks() for table in tables for name in ("frame_t", "frame_next")
+    ]
+    return [np.frombuffer(value.as_buffer(), np.uint8) for column in columns for value in column]
+
+
+def cpu_s(work: Callable[[], object]) -> float:
+    """CPU time of all threads."""
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+def test_the_whole_path_against_bare_decoding(triplets: str) -> None:
+    cv2.setNumThreads(1)
+    index = read_index(triplets)
+    jpegs = jpegs_of(index)
+    epochs = itertools.count()
+
+    def whole() -> float:
+        """Images per core and second in the middle of an epoch, reading included."""
+        feed = feed_of(index)
+        batches = feed(Position(next(epochs)))
+        number = sum(1 for _ in zip(batches, range(2), strict=False))
+        began = time.process_time()
+        number = sum(1 for _ in batches)
+        taken = time.process_time() - began
+        feed.close()
+        time.sleep(0.3)  # its threads end
+        return 3 * BATCH * number / taken
+
+    def bare() -> float:
+        return len(jpegs) / cpu_s(lambda: [cv2.imdecode(jpeg, cv2.IMREAD_COLOR) for jpeg in jpegs])
+
+    def fast() -> float:
+        out = np.empty((PX, PX, 3), np.uint8)
+        return len(jpegs) / cpu_s(lambda: [decode_into(jpeg, out) for jpeg in jpegs])
+
+    whole()
+    rates = [(whole(), bare(), fast()) for _ in range(TURNS)]
+    ours, opencv, decoder = (statistics.median(column) for column in zip(*rates, strict=True))
+    ratio = statistics.median(one / other for one, other, _ in rates)
+    size = sum(map(len, jpegs)) / len(jpegs) / 1e3
+    print(
+        f"\n{PX} px, {size:.1f} kB an image, of one core: whole path {ours:.0f} images/s, bare "
+        f"cv2.imdecode {opencv:.0f}, our decoder alone {decoder:.0f}"
     )
-    return dataclasses.replace(config, triplets=triplets, train=train)
+    show("images per core-second, whole path / bare cv2.imdecode", ratio, at_least=0.5)
+    print("cores that feed one GPU, by the images that it takes (three frames an example):")
+    for rate in GPU_IMAGES_PER_S:
+        print(f"  {rate:5} images/s: {rate / ours:.1f} cores")
 
 
-@pytest.fixture
-def triplets(tmp_path: Path) -> str:
-    """The folder that BENCH_TRIPLETS names, or a synthetic one of the demo's image size."""
-    if folder := os.environ.get("BENCH_TRIPLETS"):
-        return folder
-    from synthetic_triplets import write_triplets
+def test_the_decode_pool_with_two_threads(triplets: str) -> None:
+    """Of the wall clock: two cores must be free."""
+    jpegs = jpegs_of(read_index(triplets))[:600]
+    outs = np.empty((len(jpegs), PX, PX, 3), np.uint8)
 
-    return str(write_triplets(tmp_path / "set", clips=64, per_clip=12, px=160))
+    def fill(some: range) -> None:
+        for number in some:
+            decode_into(jpegs[number], outs[number])
 
-
-def bare_steps_per_s(config: PretrainConfig) -> float:
-    """The plainest loop there is: decode a batch inline, step, repeat."""
-    from dynaflip.platform.training.data.augment import augment_on_device
-    from dynaflip.platform.training.data.caption_cache import caption_table
-    from dynaflip.platform.training.data.collate import Collate
-    from dynaflip.platform.training.data.gallery import read_clips
-    from dynaflip.platform.training.data.index import read_index
-    from dynaflip.platform.training.loop import to_device
-    from dynaflip.platform.training.step import train_step
-    from dynaflip.platform.training.train_state import TrainingState
-
-    assert config.triplets is not None
-    index = read_index(config.triplets)
-    text = caption_table(index.captions, config.model.language)
-    collate = Collate(config.data, config.model.image.image_px, text, seed=0, augment=True)
-    import numpy as np
-    import pyarrow as pa
-
-    rows = pa.concat_tables(read_clips(index.train, np.arange(len(index.train))))
-    torch.set_num_threads(1)
-    state = TrainingState(config, "cpu", STEPS)
-    size = config.data.batch_size
-    began = 0.0
-    for step in range(STEPS):
-        if step == WARM_UP:
+    def taken_s(threads: int) -> float:
+        parts = [range(i, min(i + 12, len(jpegs))) for i in range(0, len(jpegs), 12)]
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(fill, parts))
             began = time.perf_counter()
-        chosen = rows.take(pa.array([(step * size + i) % len(rows) for i in range(size)]))
-        batch: dict[str, Tensor] = augment_on_device(to_device(collate(chosen), "cpu"))
-        train_step(state.model, state.objective, state.optimizer, state.schedule, batch)
-    return (STEPS - WARM_UP) / (time.perf_counter() - began)
+            list(pool.map(fill, parts))
+            return time.perf_counter() - began
+
+    ratios = [taken_s(1) / taken_s(2) for _ in range(2 * TURNS)]
+    print()
+    show("decode pool, images/s, 2 threads / 1", statistics.median(ratios), at_least=1.6)
 
 
-def curves_of(config: PretrainConfig) -> dict[str, list[tuple[int, float]]]:
-    from dynaflip.platform import tracking
-    from dynaflip.platform.training.run import pretrain
-
-    outcome = pretrain(config)
-    curves = tracking.reopen_run(outcome.run_id).curves()
-    tracking.reopen_run(outcome.run_id).end("FINISHED")
-    return curves
-
-
-def warm(curve: list[tuple[int, float]]) -> float:
-    """Harmonic mean after the warm-up: of rates over equal numbers of steps."""
-    values = [value for step, value in curve if step > WARM_UP]
-    return len(values) / sum(1 / max(value, 1e-12) for value in values)
-
-
-def test_feeding(ray_cluster: None, triplets: str) -> None:
-    config = config_of(triplets)
-    bare = bare_steps_per_s(config)
-    curves = curves_of(config)
-    fed = warm(curves["speed/steps_per_s"])
-    waits = [value for step, value in curves["speed/data_wait_share"] if step > WARM_UP]
-    waiting = sum(waits) / len(waits)
-    print(
-        f"\nfeeding, one worker, one thread: bare loop {bare:.2f} steps/s, Ray Data and Ray Train "
-        f"{fed:.2f} ({100 * fed / bare:.0f} %), waiting for data {100 * waiting:.1f} %"
-    )
-    show("steps/s, fed by Ray / bare loop", fed / bare, at_least=0.95)
-    show("share of the time that waits for data", waiting, at_most=0.02)
-
-
-def test_weak_scaling(ray_cluster: None, triplets: str) -> None:
-    """The same batch a worker; with two, twice the samples. What is lost goes to messages."""
-    rates = {}
-    for workers in (1, 2):
-        config = config_of(triplets, num_workers=workers)
-        curves = curves_of(config)
-        rates[workers] = warm(curves["speed/samples_per_s"])
-    shares = message_shares(config_of(triplets, num_workers=2))
-    print(
-        f"\nweak scaling, one thread a worker: 1 worker {rates[1]:.1f} samples/s, 2 workers "
-        f"{rates[2]:.1f}: {100 * rates[2] / rates[1] / 2:.0f} % of twice; of a step of two "
-        f"{json.dumps(shares)}"
-    )
-    show("samples/s, 2 workers / 1", rates[2] / rates[1], at_least=1)
-
-
-def message_shares(config: PretrainConfig) -> dict[str, str]:
-    """Time of the gradients' all-reduce and of the embeddings' gather on 2 gloo processes.
-
-    Measured alone, on tensors of the run's sizes, against the step of one process.
-    """
-    import tempfile
-
-    import torch.multiprocessing as mp
-
-    step_s = 1 / bare_steps_per_s(config)
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_messages, args=(folder, config), nprocs=2, join=True)
-        found = json.loads((Path(folder) / "times.json").read_text())
-    return {name: f"{100 * value / step_s:.1f} %" for name, value in found.items()}
-
-
-def _messages(rank: int, folder: str, config: PretrainConfig) -> None:
-    import torch.distributed as dist
-
-    from dynaflip.encoders.model import DynaFLIP
-
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+@pytest.mark.parametrize("settings", [{}, {"crop_min_share": 0.5}, {"patches": 2}])
+def test_augmentation_on_the_cpu(settings: dict, triplets: str) -> None:
+    """Against decoding the same batch: on a CPU both are paid by the same cores."""
     torch.set_num_threads(1)
-    number = sum(p.numel() for p in DynaFLIP(config.model).parameters() if p.requires_grad)
-    gradients = torch.zeros(number)
-    rows = torch.zeros(config.data.batch_size, config.model.embedding_dim)
+    jpegs = jpegs_of(read_index(triplets))[: 3 * BATCH]
+    images = np.empty((3 * BATCH, PX, PX, 3), np.uint8)
+    tensor = torch.from_numpy(images).permute(0, 3, 1, 2)
+    drawn = draw_augmentation(DataConfig(**settings), np.arange(3 * BATCH), seed=0, epoch=0)
+    own = {
+        name.removeprefix("augment_"): value if name == "augment_crop" else value[:, 0]
+        for name, value in drawn.items()
+    }
 
-    def timed(message) -> float:  # type: ignore[no-untyped-def]
-        message()
-        began = time.perf_counter()
-        for _ in range(10):
-            message()
-        return (time.perf_counter() - began) / 10
+    def decode() -> None:
+        for number, jpeg in enumerate(jpegs):
+            decode_into(jpeg, images[number])
 
-    def gather() -> None:
-        for _ in range(3):  # of three modalities, and its gradient
-            dist.all_gather([torch.empty_like(rows) for _ in range(2)], rows)
-            dist.all_reduce(torch.zeros(2 * len(rows), rows.shape[1]))
+    def lay() -> None:
+        augment(tensor, **own)
 
-    times = {"all-reduce": timed(lambda: dist.all_reduce(gradients)), "gather": timed(gather)}
-    if rank == 0:
-        (Path(folder) / "times.json").write_text(json.dumps(times))
-    dist.destroy_process_group()
+    decode()
+    lay()
+    times = [(cpu_s(lay), cpu_s(decode)) for _ in range(TURNS)]
+    ratio = statistics.median(one / other for one, other in times)
+    print(f"\n{settings or 'colour jitter'}: {1e3 * times[0][0]:.0f} ms for {3 * BATCH} images")
+    show("CPU time, augmentation / decoding", ratio, at_most=18 if settings else 7)

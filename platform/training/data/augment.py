@@ -27,7 +27,8 @@ _GREY = (0.299, 0.587, 0.114)
 _YIQ = (_GREY, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
 _CELLS = 40  # most cells a side of a patch's texture
 _PATCH = 14  # numbers that describe a patch, see `_draw_patches`
-_IMAGES_AT_ONCE = 64  # as floats
+# Images that are floats at a time: on a CPU as many as its cache holds.
+_AT_ONCE, _AT_ONCE_ON_GPU = 4, 128
 
 
 def draw_augmentation(
@@ -126,45 +127,43 @@ def augment(images: Tensor, **drawn: Tensor | None) -> Tensor:
     Returns:
         (B, 3, H, W) uint8, channels last in memory.
     """
-    parts = []
-    for start in range(0, len(images), _IMAGES_AT_ONCE):
-        rows = slice(start, start + _IMAGES_AT_ONCE)
+    size = _AT_ONCE if images.device.type == "cpu" else _AT_ONCE_ON_GPU
+    result = torch.empty_like(images, memory_format=torch.channels_last)
+    for start in range(0, len(images), size):
+        rows = slice(start, start + size)
         some = {name: value[rows] for name, value in drawn.items() if value is not None}
-        pixels = images[rows].permute(0, 2, 3, 1).float()
+        pixels = images[rows].float().contiguous()  # plane by plane
         if "crop" in some:
             pixels = _cropped(pixels, some["crop"])
         if "patches" in some:
             pixels = _patched(pixels, some["patches"], some["textures"])
         if "jitter" in some:
             pixels = _jittered(pixels, some["jitter"])
-        parts.append((pixels + 0.5).clamp_(0, 255).to(torch.uint8))
-    return torch.cat(parts).permute(0, 3, 1, 2)
+        result[rows] = (pixels + 0.5).clamp_(0, 255)  # cut off to whole levels
+    return result
 
 
 def _cropped(pixels: Tensor, window: Tensor) -> Tensor:
-    """Windows (B, 3) of images (B, H, W, 3), enlarged to their size by bilinear interpolation."""
+    """Windows (B, 3) of images (B, 3, H, W), enlarged to their size by bilinear interpolation."""
     left, top, side = window[:, :, None].unbind(1)
     x, y = (begin + side * _centres(pixels) for begin in (left, top))  # (B, W), in [0, 1]
-    grid = torch.stack(torch.broadcast_tensors(x[:, None], y[:, :, None]), -1)
-    return _sampled(pixels.permute(0, 3, 1, 2), grid)
+    return _sampled(pixels, x, y)
 
 
 def _jittered(pixels: Tensor, jitter: Tensor) -> Tensor:
-    """Images (B, H, W, 3) by factors (B, 4): brightness, contrast, saturation, then hue."""
+    """Images (B, 3, H, W) by factors (B, 4): brightness, contrast, saturation, then hue."""
     brightness, contrast, saturation, turns = jitter[:, :, None, None].unbind(1)  # (B, 1, 1)
     grey = jitter.new_tensor(_GREY)
     saturate = saturation * torch.eye(3, device=jitter.device) + (1 - saturation) * grey
-    # Row vectors times the transposed matrix. Rotation and saturation leave grey alone, so that
-    # contrast about the mean grey needs no matrix for its offset.
-    matrix = brightness * contrast * _product(saturate.mT, _hue_rotation(turns).mT)
-    mean_grey = (pixels.mean((1, 2)) * grey).sum(-1)[:, None, None]
-    offset = (1 - contrast) * brightness * mean_grey
-    red, green, blue = pixels.unsqueeze(-1).unbind(-2)  # (B, H, W, 1)
+    matrix = brightness * contrast * _product(_hue_rotation(turns), saturate)
+    # Rotation and saturation leave grey alone, so that contrast about the mean grey is an offset.
+    mean_grey = (pixels.mean((2, 3)) * grey).sum(-1)[:, None, None, None]
+    changed = ((1 - contrast) * brightness)[..., None] * mean_grey
     # Sums and products, and no matrix product: TF32 would lose a quarter of a level.
-    changed = torch.addcmul(offset[..., None], red, matrix[:, None, None, 0])
-    return changed.addcmul_(green, matrix[:, None, None, 1]).addcmul_(
-        blue, matrix[:, None, None, 2]
-    )
+    for number in range(3):
+        plane, share = pixels[:, number : number + 1], matrix[:, :, number, None, None]
+        changed = torch.addcmul(changed, plane, share)
+    return changed
 
 
 def _hue_rotation(turns: Tensor) -> Tensor:
@@ -184,7 +183,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _patched(pixels: Tensor, patches: Tensor, textures: Tensor) -> Tensor:
-    """Lay patches (B, N, 14) of random texture over images (B, H, W, 3), some see-through.
+    """Lay patches (B, N, 14) of random texture over images (B, 3, H, W), some see-through.
 
     Random erasing (Zhong et al. 2020, arXiv 1708.04896) with what stands in scenes: things
     (opaque), shadows (dark and see-through) and other surfaces (large). The other images of
@@ -193,29 +192,29 @@ def _patched(pixels: Tensor, patches: Tensor, textures: Tensor) -> Tensor:
     for number in range(patches.shape[1]):
         patch, texture = patches[:, number], textures[:, number]
         if pixels.device.type != "cpu":  # choosing rows would wait for the device
-            mask = _mask(pixels, patch)[..., None]
+            mask = _mask(pixels, patch)
             pixels = pixels + mask * (_texture(pixels, patch, texture) - pixels)
             continue
         there = patch[:, 7] > 0
         some = pixels[there]
-        mask = _mask(some, patch[there])[..., None]
+        mask = _mask(some, patch[there])
         pixels[there] = some + mask * (_texture(some, patch[there], texture[there]) - some)
     return pixels
 
 
 def _mask(pixels: Tensor, patch: Tensor) -> Tensor:
-    """(B, H, W) opacity of patches (B, 14): 0 outside."""
+    """(B, 1, H, W) opacity of patches (B, 14): 0 outside."""
     at = patch[:, :, None, None].unbind(1)  # (B, 1, 1) each
     centre = _centres(pixels)
     x, y = centre - at[0], centre[:, None] - at[1]
     along, across = (x * at[4] + y * at[5]) / at[2], (y * at[4] - x * at[5]) / at[3]
     ellipse = along.square() + across.square() <= 1
     rectangle = torch.maximum(along.abs(), across.abs()) <= 1
-    return torch.where(at[6] > 0, ellipse, rectangle) * at[7]
+    return (torch.where(at[6] > 0, ellipse, rectangle) * at[7])[:, None]
 
 
 def _texture(pixels: Tensor, patch: Tensor, number: Tensor) -> Tensor:
-    """(B, H, W, 3) a colour, with a field of others around it, coarse or fine."""
+    """(B, 3, H, W) a colour, with a field of others around it, coarse or fine."""
     noise = _noise(number, _CELLS * _CELLS * 3).view(-1, 3, _CELLS, _CELLS)
     colour, spread = patch[:, 8:11, None, None], patch[:, 11, None, None, None]
     field = (colour + spread * noise).clamp_(0, 255)
@@ -223,19 +222,18 @@ def _texture(pixels: Tensor, patch: Tensor, number: Tensor) -> Tensor:
     place = _centres(pixels) * cells  # (B, H) in cells
     smooth = torch.minimum(place.clamp(min=0.5), cells - 0.5)
     place = torch.where(sharp, place.floor() + 0.5, smooth) / _CELLS
-    grid = torch.stack(torch.broadcast_tensors(place[:, None], place[:, :, None]), -1)
-    return _sampled(field, grid)
+    return _sampled(field, place, place)
 
 
-def _sampled(images: Tensor, places: Tensor) -> Tensor:
-    """Images (B, 3, h, w) at places (B, H, W, 2), x and y in [0, 1]: (B, H, W, 3)."""
-    found = F.grid_sample(images, 2 * places - 1, padding_mode="border", align_corners=False)
-    return found.permute(0, 2, 3, 1)
+def _sampled(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Images (B, 3, h, w) at columns x (B, W) and rows y (B, H), in [0, 1]: (B, 3, H, W)."""
+    grid = torch.stack(torch.broadcast_tensors(x[:, None], y[:, :, None]), -1)
+    return F.grid_sample(images, 2 * grid - 1, padding_mode="border", align_corners=False)
 
 
 def _centres(pixels: Tensor) -> Tensor:
-    """Centres of the pixels along a side of (B, H, W, 3) images: (H,) in [0, 1]."""
-    side = pixels.shape[1]
+    """Centres of the pixels along a side of (B, 3, H, W) images: (H,) in [0, 1]."""
+    side = pixels.shape[-1]
     return (torch.arange(side, device=pixels.device) + 0.5) / side
 
 

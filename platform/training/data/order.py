@@ -64,11 +64,9 @@ def rank_batches(
         batch_size: of each worker.
         buffer_mb: size of the shuffle buffer.
     """
-    rows = epoch_rows(clips, sampling, position)
-    share = len(rows) // workers
-    mine = rows[rank * share : (rank + 1) * share]
+    mine = portion(epoch_rows(clips, sampling, position), rank, workers)
     keys = (sampling.seed, position.epoch, len(position.seen), rank)
-    mixed = mine[shuffle_order(share, buffer_rows(clips, buffer_mb), *keys)]
+    mixed = mine[shuffle_order(len(mine), buffer_rows(clips, buffer_mb), *keys)]
     return mixed.batches(batch_size)[position.steps :]
 
 
@@ -85,6 +83,12 @@ def epoch_rows(clips: ClipTable, sampling: Sampling, position: Position) -> Rows
     if not position.is_whole():
         rows = rows[~_contained(rows.example, position.seen)]
     return rows
+
+
+def portion(rows: Rows, rank: int, workers: int) -> Rows:
+    """The rows of a rank: equally many for each, those that are left over for none."""
+    share = len(rows) // workers
+    return rows[rank * share : (rank + 1) * share]
 
 
 def buffer_rows(clips: ClipTable, buffer_mb: float) -> int:
