@@ -74,14 +74,18 @@ def digests(device: str) -> tuple[str, str]:
     with tempfile.TemporaryDirectory(prefix="dynaflip-") as folder:
         triplets = _triplets(Path(folder) / "triplets")
         undisturbed = Training(Path(folder) / "undisturbed", triplets, device)
-        undisturbed.start()
-        undisturbed.wait()
         killed = Training(Path(folder) / "killed", triplets, device)
-        killed.start()
-        killed.kill_worker(WORKER_DIES_AT)
-        killed.kill_driver(DRIVER_DIES_AT)
-        killed.resume()
-        killed.wait()
+        try:
+            undisturbed.start()
+            undisturbed.wait()
+            killed.start()
+            killed.kill_worker(WORKER_DIES_AT)
+            killed.kill_driver(DRIVER_DIES_AT)
+            killed.resume()
+            killed.wait()
+        finally:
+            undisturbed.end()
+            killed.end()
         return undisturbed.digest(), killed.digest()
 
 
@@ -156,6 +160,12 @@ class Training:
         assert self.process is not None
         if code := self.process.wait(LIMIT_S):
             raise RuntimeError(f"the training ended with exit code {code}; see above")
+
+    def end(self) -> None:
+        """End the job where it still runs; Ray's processes end with it."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait()
 
     def digest(self) -> str:
         """Of the encoder's files of weights."""
