@@ -175,6 +175,7 @@ ELSEWHERE = {
     "train.cpus_per_worker": f"{PRETRAIN}::test_a_cluster_that_is_too_small_",
     "train.gpus_per_worker": f"{PRETRAIN}::test_machines_are_waited_for_",
     "train.wait_s": f"{PRETRAIN}::test_machines_are_waited_for_",
+    "train.grace_s": "platform/training/test_notices.py::test_a_store_that_takes_longer_",
     "train.max_failures": "platform/training/test_training_chaos.py::test_killed_workers_",
 }
 
