@@ -274,6 +274,9 @@ def save_encoder(
     info = {
         "config": to_dict(job.config),
         "git_commit": git_commit(),
+        "initial_weights": dict(
+            zip(("image", "language"), weights_identities(job.config.model), strict=True)
+        ),
         **job.index.provenance(),
         "run_name": run.run_name,
         "mlflow_run_id": run.run_id,

@@ -99,7 +99,7 @@ def _preprocess(config: PreprocessConfig, folder: Path) -> Outcome:
     progress = Progress("triplets", total=len(clips))
     progress.update([clip.summary["stage"] for clip in stored])
     missing = {n: s for n, s in shards.items() if not work.shard_summaries(n).exists()}
-    for summary in _run(missing, config, work, source):
+    for summary in _run(missing, config, work, source, made_from["models"]):
         stored.append(stored_clip(summary, work.shards))
         progress.update([summary["stage"]])
     progress.close()
@@ -142,9 +142,13 @@ def _reuse(
 
 
 def _run(
-    shards: dict[int, list[Clip]], config: PreprocessConfig, work: WorkFolder, source: Source
+    shards: dict[int, list[Clip]],
+    config: PreprocessConfig,
+    work: WorkFolder,
+    source: Source,
+    models: dict[str, str],
 ) -> Iterator[dict[str, Any]]:
-    """Yield a summary a clip as Ray Data finishes shards."""
+    """Yield a summary a clip as Ray Data finishes shards; ``models`` are their digests."""
     if not shards:
         return
     items = [{"number": n, "clips": [c.to_json() for c in clips]} for n, clips in shards.items()]
@@ -158,7 +162,7 @@ def _run(
         gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
         dataset = dataset.flat_map(
             ModelShards,
-            fn_constructor_kwargs=arguments,
+            fn_constructor_kwargs=arguments | {"digests": models},
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, gpus or cpus - 1)),
             num_cpus=1,
             num_gpus=1 if gpus else 0,

@@ -1,0 +1,68 @@
+"""Depth models and captioners of a hub: every actor loads the commit that the triplets record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hub_server import Hub
+
+from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
+from dynaflip.platform.triplets.models.actor import ModelShards, digests_of_models
+
+
+def tiny_depth_model(folder: Path, seed: int) -> Path:
+    from transformers import (
+        DepthAnythingConfig,
+        DepthAnythingForDepthEstimation,
+        Dinov2Config,
+        DPTImageProcessor,
+    )
+
+    torch.manual_seed(seed)
+    backbone = Dinov2Config(
+        hidden_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        mlp_ratio=2,
+        image_size=56,
+        patch_size=14,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+        reshape_hidden_states=False,
+    )
+    config = DepthAnythingConfig(
+        backbone_config=backbone,
+        patch_size=14,
+        reassemble_hidden_size=16,
+        neck_hidden_sizes=[8, 8, 8, 8],
+        fusion_hidden_size=8,
+        head_hidden_size=8,
+        head_in_channels=8,
+    )
+    DepthAnythingForDepthEstimation(config).save_pretrained(folder)
+    DPTImageProcessor(size={"height": 56, "width": 56}).save_pretrained(folder)
+    return folder
+
+
+def weights(model: Any) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.model.parameters()])
+
+
+@pytest.mark.parametrize("written", ["lab/depth", "lab/depth@main"])
+def test_actors_load_the_commit_that_the_triplets_name(
+    written: str, model_hub: Hub, tmp_path: Path
+) -> None:
+    first = model_hub.push("lab/depth", tiny_depth_model(tmp_path / "a", seed=0))
+    name = f"model:{written}"
+    config = PreprocessConfig(source=SourceConfig(path=str(tmp_path)), depth=name)
+    digests = digests_of_models(config)
+    assert digests == {written: first}
+    one = ModelShards(config, str(tmp_path), None, digests)  # type: ignore[arg-type]
+    second = model_hub.push("lab/depth", tiny_depth_model(tmp_path / "b", seed=1))
+    model_hub.requests.clear()
+    other = ModelShards(config, str(tmp_path), None, digests)  # type: ignore[arg-type]
+    assert torch.equal(weights(one.depth_models[name]), weights(other.depth_models[name]))
+    assert model_hub.requests == [], "actors do not ask the hub"
+    assert digests_of_models(config) == {written: second}, "other weights make other triplets"
