@@ -195,6 +195,8 @@ def reopen_run(run_id: str) -> Run:
     try:
         store = client()
         run = store.get_run(run_id)
+        if run.info.lifecycle_stage == "deleted":  # in the UI, alone or with its experiment
+            _restore(store, run)
         store.update_run(run_id, status="RUNNING")
         if "error" in run.data.tags:
             store.delete_tag(run_id, "error")  # of the session that failed
@@ -258,6 +260,16 @@ def _experiment_id(store: MlflowClient, name: str) -> str:
     # Absolute: workers have another working directory.
     location = (mlflow_folder() / "artifacts" / name).as_uri()
     return store.create_experiment(name, artifact_location=location)
+
+
+def _restore(store: MlflowClient, run: Any) -> None:
+    """Bring back a run that was deleted in MLflow, and its experiment."""
+    experiment_id = run.info.experiment_id
+    if store.get_experiment(experiment_id).lifecycle_stage == "deleted":
+        store.restore_experiment(experiment_id)
+    if store.get_run(run.info.run_id).info.lifecycle_stage == "deleted":
+        store.restore_run(run.info.run_id)
+    print(f"the run {run.info.run_name} had been deleted in MLflow: it is restored")
 
 
 def _process_tags() -> dict[str, str]:

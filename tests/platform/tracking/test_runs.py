@@ -116,3 +116,21 @@ def test_the_environment_overrides_the_store(
     assert client().tracking_uri == uri
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert client().tracking_uri == f"sqlite:///{home / 'mlflow' / 'mlflow.db'}"
+
+
+def test_what_was_deleted_in_the_ui_is_restored(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = tracking.open_run("deleted", "run-1")
+    first.end("FINISHED")
+    store = client()
+    experiment_id = store.get_run(first.run_id).info.experiment_id
+    store.delete_experiment(experiment_id)
+    second = tracking.open_run("deleted", "run-2")
+    assert store.get_run(second.run_id).info.experiment_id == experiment_id
+    assert "the experiment deleted had been deleted in MLflow" in capsys.readouterr().out
+    store.delete_run(second.run_id)
+    assert status(tracking.reopen_run(second.run_id)) == "RUNNING"
+    store.delete_experiment(experiment_id)
+    assert status(tracking.reopen_run(second.run_id)) == "RUNNING"
+    assert store.get_experiment(experiment_id).lifecycle_stage == "active"
