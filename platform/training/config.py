@@ -132,7 +132,7 @@ class OptimizerConfig:
 class TrainConfig:
     """Length, hardware, checkpoints and evaluation of the training."""
 
-    ADDED: ClassVar[tuple[str, ...]] = ("tf32", "grace_s")
+    ADDED: ClassVar[tuple[str, ...]] = ("tf32", "grace_s", "profile_steps")
 
     steps: int | None = None
     """Optimizer steps; none = `epochs`, and without either 2000 steps. Give one, not both."""
@@ -199,6 +199,10 @@ class TrainConfig:
     report_every_steps: int = 10
     """Steps between two points of the curves, which are means over these steps."""
 
+    profile_steps: str | None = None
+    """Steps that torch's profiler records on rank 0, START:STOP, e.g. "10:15" (in quotes in YAML):
+    a trace and a table, in MLflow below profile/. They are slower than the others. none = none."""
+
     checkpoint_every_steps: int = 200
     """Steps between checkpoints; the last step always saves one. They are written asynchronously: a
     lost machine costs at most these steps and those during the write."""
@@ -254,6 +258,7 @@ class TrainConfig:
         above(self, 0, "epochs", "cpus_per_worker", "gpus_per_worker")
         one_of(self, ("auto", "cpu", "gpu"), "device")
         one_of(self, ("auto", "float32", "bfloat16"), "precision")
+        self.profile_window()
         if self.tf32 and self.device == "cpu":
             raise ValueError("tf32: only GPUs compute in TF32, and train.device is cpu")
         if self.gpus_per_worker < 1 < self.num_workers and self.device != "cpu":
@@ -274,6 +279,21 @@ class TrainConfig:
         at_least(self, 2, "gallery_size")
         at_least(self, 0, "wait_s")
         at_least(self, 10, "grace_s")
+
+    def profile_window(self) -> tuple[int, int] | None:
+        """First and last step of `profile_steps`, the last one not included; None without.
+
+        Raises:
+            ValueError: it is no such window.
+        """
+        if self.profile_steps is None:
+            return None
+        start, _, stop = self.profile_steps.partition(":")
+        if not (start.isdecimal() and stop.isdecimal() and int(start) < int(stop)):
+            raise ValueError(
+                f'profile_steps: give START:STOP, as "10:15", not {self.profile_steps!r}'
+            )
+        return int(start), int(stop)
 
 
 @dataclass(frozen=True)

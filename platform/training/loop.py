@@ -35,7 +35,9 @@ from dynaflip.platform.training.notices import (
     Notices,
     Stopped,
 )
+from dynaflip.platform.training.profiler import ProfiledSteps, profile_uri
 from dynaflip.platform.training.step import NonFiniteLoss, train_step
+from dynaflip.platform.training.time_use import limit_line, time_shares
 from dynaflip.platform.training.train_state import TrainingState
 
 Metrics = dict[str, float]
@@ -147,12 +149,14 @@ class Pretraining:
         self._replayed = self._resume()
         self.parallel = self.state.parallel()
         self.batch_size = rank_batch_size(config, context.world_size)
+        self._peak_examples_per_s: float | None = None
         self.meter = Meter(context.world_size * self.batch_size, sources, context.device)
         self.guard = CollapseGuard(
             config.train.collapse_spread, config.train.collapse_checks, config.train.collapse_action
         )
         self.meter.restore(self.state.meter)
         self._agreement, self._heeded = Agreement(context.device), NOTHING
+        self.profiled = self._profiled_steps()
         self._reports: list[Metrics] = list(self._replayed)
         self._rates: Metrics = {}
 
@@ -175,12 +179,32 @@ class Pretraining:
             self._run(batches)
 
     def _first_line(self) -> str:
+        """What this trains on; its use of the peak is reported where the peak is known."""
         train, name = self.config.train, device.device_name(self.context.device)
+        precision = device.precision_of(train.precision, self.context.device)
+        peak = device.peak_flops(name, precision, tf32=train.tf32)
         if train.device == "auto" and self.context.device == "cpu":
             name += ", as no GPU was found"
-        precision = device.precision_of(train.precision, self.context.device)
         workers = self.context.world_size
-        return device.first_line(name, workers, precision, self.batch_size, tf32=train.tf32)
+        line = device.first_line(name, workers, precision, self.batch_size, tf32=train.tf32)
+        if self.state.flops_per_example is None:
+            return line
+        if peak is None:
+            return f"{line}; no MFU, as this device's peak is not known"
+        self._peak_examples_per_s = workers * peak / self.state.flops_per_example
+        return line
+
+    def _profiled_steps(self) -> ProfiledSteps:
+        window, last = self.config.train.profile_window(), self.length.total_steps
+        if window is not None and window[1] > last:
+            raise UserError(
+                f"train.profile_steps {window[0]}:{window[1]}: the run has {last} steps"
+            )
+        where = self.context.checkpoints
+        if where is None or self.context.rank != 0:
+            window = None
+        uri = profile_uri(where.uri) if where is not None else ""
+        return ProfiledSteps(window, self.context.device, uri, self.context.log)
 
     def _run(self, batches: Callable[[Position], Iterator[Batch]]) -> None:
         for metrics in self._replayed:
@@ -258,6 +282,7 @@ class Pretraining:
         if parts is None and self.batch_size > self.config.data.batch_size:
             parts = self.config.data.batch_size  # the batch that fits into memory
         self._rates = self.state.learning_rates()  # of this step
+        self.profiled.before(self.step)
         self.meter.timer.start()
         try:
             terms = train_step(
@@ -277,6 +302,8 @@ class Pretraining:
             ) from None
         self.state.advance(batch["example"])
         self.meter.add(terms, batch)
+        with self.meter.time("diagnostics"):
+            self.profiled.after(self.step)
         if self.context.heartbeat is not None:
             self.context.heartbeat.stepped(self.step, terms["loss"])
         due = self.step % train.report_every_steps == 0 or self.step in self.context.score_steps
@@ -309,6 +336,8 @@ class Pretraining:
             **self._rates,
             **self.meter.flush(),
         }
+        if self._peak_examples_per_s is not None:
+            metrics["speed/mfu"] = metrics["speed/samples_per_s"] / self._peak_examples_per_s
         if self._diagnoses():
             rows = some_rows(batch, self.config.train.micro_batch_size)
             with self.meter.time("diagnostics"):
@@ -326,7 +355,18 @@ class Pretraining:
         if self._saves():
             with self.meter.time("checkpoint"):
                 self._save(wait=self.step == self.length.total_steps)
+        if self.step == self.length.total_steps:
+            # A new one: the checkpoint's thread may be writing the other.
+            metrics = {**metrics, **self._time_shares()}
+            self.context.log(limit_line(metrics))
         self._pass_on(metrics)
+
+    def _time_shares(self) -> Metrics:
+        """Every rank calls this: the slowest one's wait for data holds all."""
+        waits_s = torch.zeros(self.context.world_size, device=self.context.device)
+        waits_s[self.context.rank] = self.meter.totals_s["data"]
+        waits_s = global_sum(waits_s)
+        return time_shares(self.meter.totals_s, self.meter.elapsed_s(), waits_s.tolist())
 
     def _pass_on(self, metrics: Metrics) -> None:
         with self.meter.time("report"):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dynaflip.platform.tracking import Run
+from dynaflip.platform.training.meter import STEP_PARTS
 
 Curves = dict[str, list[tuple[int, float]]]
 _FLOW_EXAMPLES = 8
@@ -36,11 +37,12 @@ def log_images(run: Run, curves: Curves, triplets: str, terms: Sequence[str]) ->
 
 
 def curves_figure(curves: Curves, terms: Sequence[str]) -> Any:
-    """Four panels over steps: terms, areas, held-out retrieval against chance, effective rank."""
+    """Six panels over steps: terms, areas, held-out retrieval against chance, effective rank, the
+    parts of a step's time, and throughput."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 7), layout="constrained")
-    panels = figure.subplots(2, 2)
+    figure = Figure(figsize=(18, 7), layout="constrained")
+    panels = figure.subplots(2, 3)
     shown = {name: f"train/{name}" for name in ("loss", *terms)}
     _draw(panels[0, 0], curves, shown, "loss and its terms, unweighted")
     areas = {f"{k} triples": f"train/area_{k}" for k in ("matched", "shuffled")}
@@ -53,6 +55,14 @@ def curves_figure(curves: Curves, terms: Sequence[str]) -> Any:
     panels[1, 0].set_title("held-out retrieval, top-1 (dotted: chance)")
     ranks = {m: f"heldout/effective_rank/{m}" for m in ("image", "language", "flow")}
     _draw(panels[1, 1], curves, ranks, "effective rank of held-out embeddings")
+    parts = {part.replace("_", " and "): f"speed/{part}_s" for part in STEP_PARTS}
+    _draw(panels[0, 2], curves, parts, "seconds of a step")
+    _draw(panels[1, 2], curves, {"images/s": "speed/images_per_s"}, "throughput")
+    if "speed/mfu" in curves:
+        share = panels[1, 2].twinx()
+        share.plot(*_xy(curves["speed/mfu"]), color="C1")
+        share.set_ylabel("MFU", color="C1")
+        share.set_ylim(0, 1)
     for panel in panels.flat:
         panel.set_xlabel("step")
         panel.grid(alpha=0.3)

@@ -17,9 +17,11 @@ from dynaflip.platform.tracking import registry
 from dynaflip.platform.training.config import PretrainConfig
 from dynaflip.platform.training.curve_file import CurveFile
 from dynaflip.platform.training.sending import send_curves
+from dynaflip.platform.training.time_use import limited_by
 
 RUN_FILE = "run.json"
 ENCODER = "encoder"
+PROFILE = "profile"
 
 
 def read_run_file(run_folder: Path) -> dict[str, Any]:
@@ -96,6 +98,11 @@ def _publish(run_folder: Path, run: tracking.Run, config: PretrainConfig) -> int
     saved = read_run_file(run_folder)
     curves = CurveFile(run_folder).curves()
     plots.log_images(run, curves, config.triplets, config.objective.weighted())
+    for file in sorted((run_folder / PROFILE).glob("*/*")):
+        run.log_file(file, f"{PROFILE}/{file.parent.name}")
+    limit = limited_by({name: points[-1][1] for name, points in curves.items()})
+    if limit is not None:
+        run.set_tags({"limited_by": limit})
     name = config.tracking.model_name
     version = registry.register(run_folder / ENCODER, run, name=name, tags=saved["version_tags"])
     promotion.move_alias(name, saved.get("alias"), version)

@@ -32,7 +32,13 @@ from dynaflip.platform.training.config import PRETRAIN_VERSION, PretrainConfig
 from dynaflip.platform.training.curve_file import CurveFile
 from dynaflip.platform.training.pretrained import pin_models, weights_identities
 from dynaflip.platform.training.progress import heldout_summary
-from dynaflip.platform.training.publish import ENCODER, RUN_FILE, read_run_file, write_run_file
+from dynaflip.platform.training.publish import (
+    ENCODER,
+    PROFILE,
+    RUN_FILE,
+    read_run_file,
+    write_run_file,
+)
 from dynaflip.platform.triplets.clips import content_hash
 from dynaflip.renames import first_settings
 
@@ -225,6 +231,7 @@ def _embed_on_cluster(config: LanguageConfig, chunks: Iterable[list[str]]) -> It
 
 def _train_and_register(job: TrainJob, run: tracking.Run, run_folder: Path) -> Outcome:
     from dynaflip.platform.training.backends import ray_train
+    from dynaflip.platform.training.profiler import collect, profile_uri
 
     config = job.config
     print(f"run {run_folder.name} (MLflow run {run.run_id})")
@@ -232,6 +239,8 @@ def _train_and_register(job: TrainJob, run: tracking.Run, run_folder: Path) -> O
         ray_train.fit(job, run, run_folder)
         last = {name: points[-1][1] for name, points in CurveFile(run_folder).curves().items()}
         encoder_folder = save_encoder(job, run, run_folder, last)
+        if config.train.profile_steps:
+            collect(profile_uri(job.checkpoints), run_folder / PROFILE)
         tags = {**_tags(job), "run_name": run.run_name, "git_commit": git_commit()}
         write_run_file(run_folder, version_tags=tags)
         version = publish.publish(run_folder, run, config)
@@ -296,7 +305,7 @@ def settings_digest(config: PretrainConfig) -> str:
     """
     config = dataclasses.replace(config, triplets=None, model=pin_models(config.model))
     settings = first_settings(config)
-    for name in ("wait_s", "grace_s"):  # they decide no weight
+    for name in ("wait_s", "grace_s", "profile_steps"):  # they decide no weight
         settings["train"].pop(name, None)
     start = weights_identities(config.model)
     return content_hash(config_digest(settings), str(PRETRAIN_VERSION), *start)[:16]

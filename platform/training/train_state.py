@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from dynaflip.encoders.backbones.transformers_vision import TransformersBackbone
 from dynaflip.encoders.model import DynaFLIP
 from dynaflip.losses.distributed import gather_rows, world_size
 from dynaflip.losses.objective import Objective
@@ -25,6 +26,7 @@ from dynaflip.platform.training.checkpoint_format import (
 )
 from dynaflip.platform.training.config import PretrainConfig
 from dynaflip.platform.training.data.sampling import Position
+from dynaflip.platform.training.flops import flops_per_example
 from dynaflip.platform.training.optimizer import build_optimizer, build_schedule
 
 Metrics = dict[str, float]
@@ -46,6 +48,10 @@ class TrainingState:
         if config.train.ema_decay:
             averaging = get_ema_multi_avg_fn(config.train.ema_decay)
             self.average = AveragedModel(self.model, multi_avg_fn=averaging)
+        # Where a peak to compare it with may be known.
+        on_gpu = torch.device(device).type == "cuda"
+        counted = on_gpu and isinstance(self.model.image.backbone, TransformersBackbone)
+        self.flops_per_example = flops_per_example(self.model) if counted else None
         if config.train.activation_checkpointing:
             self.model.image.recompute_activations()
         self.optimizer = build_optimizer(self.model, self.objective, config.optimizer)

@@ -171,6 +171,7 @@ CASES: dict[str, Case] = {
 # Settings that the in-process backend does not know, or that change no result: where each is seen.
 PRETRAIN = "platform/training/test_pretrain.py"
 ELSEWHERE = {
+    "train.profile_steps": "platform/training/test_speed.py::test_steps_are_profiled_",
     "train.min_workers": f"{PRETRAIN}::test_a_cluster_that_is_too_small_",
     "train.cpus_per_worker": f"{PRETRAIN}::test_a_cluster_that_is_too_small_",
     "train.gpus_per_worker": f"{PRETRAIN}::test_machines_are_waited_for_",

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gzip
+import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from test_loop import CONFIG, Trial
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dynaflip.encoders.config import FlowConfig, ImageConfig, ModelConfig
+from dynaflip.errors import UserError
 from dynaflip.losses.config import ObjectiveConfig
 from dynaflip.platform.training.config import OptimizerConfig, PretrainConfig, TrainConfig
+from dynaflip.platform.training.flops import flops_per_example
 from dynaflip.platform.training.meter import STEP_PARTS, Meter
+from dynaflip.platform.training.profiler import TABLE, TRACE, collect, profile_uri
 from dynaflip.platform.training.step import NonFiniteLoss, train_step
+from dynaflip.platform.training.time_use import limit_line, limited_by, time_shares
 from dynaflip.platform.training.train_state import TrainingState
 
 SIZE = 6
@@ -150,3 +159,104 @@ def test_the_meter_divides_a_run() -> None:
     assert metrics["speed/report_wait_s"] == meter.totals_s["report"] >= 0.05
     assert metrics["speed/checkpoint_wait_s"] == 0
     assert sum(meter.totals_s.values()) <= meter.elapsed_s()
+
+
+def test_the_end_of_a_run_says_what_limited_it(triplet_folder: Path, tmp_path: Path) -> None:
+    train = dataclasses.replace(CONFIG.train, steps=4)
+    trial = Trial(triplet_folder, dataclasses.replace(CONFIG, train=train), tmp_path)
+    trial.pretraining().run(trial.batches)
+    assert trial.logged[-1].startswith("limited by ")
+    last = trial.reports[-1]
+    shares = {name: value for name, value in last.items() if name.startswith("speed/share/")}
+    assert sum(shares.values()) == pytest.approx(1)
+    assert not any(name.startswith("speed/share/") for r in trial.reports[:-1] for name in r)
+
+
+def test_the_largest_share_is_the_limit() -> None:
+    totals_s = {"data": 2.0, "forward_backward": 70.0, "optimizer": 5.0, "rest": 3.0}
+    totals_s |= {"report": 0.0, "checkpoint": 1.0, "evaluation": 8.0, "diagnostics": 1.0}
+    metrics = time_shares(totals_s, 100.0, [2.0, 2.0])
+    assert limited_by(metrics) == "forward_backward"
+    assert metrics["speed/share/start"] == pytest.approx(0.1)
+    line = limit_line(metrics)
+    assert line.startswith("limited by forward and backward pass: 70 % of the time (")
+    assert "evaluation 8 %" in line
+    assert "reports" not in line
+    # Another rank waits for its data, and this one for that rank inside its backward pass.
+    behind = time_shares(totals_s, 100.0, [2.0, 52.0])
+    assert behind["speed/share/data"] == pytest.approx(0.52)
+    assert behind["speed/share/forward_backward"] == pytest.approx(0.2)
+    assert limited_by(behind) == "data"
+    assert limited_by({"train/loss": 1.0}) is None
+
+
+def test_steps_are_profiled_on_request(triplet_folder: Path, tmp_path: Path) -> None:
+    train = dataclasses.replace(CONFIG.train, steps=4, eval_every_steps=0, profile_steps="1:3")
+    config = dataclasses.replace(CONFIG, train=train)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    trial = Trial(triplet_folder, config, checkpoints)
+    trial.pretraining().run(trial.batches)
+    (line,) = (text for text in trial.logged if text.startswith("profile of steps 1 to 3"))
+    assert "https://ui.perfetto.dev" in line
+    (folder,) = collect(profile_uri(str(checkpoints)), tmp_path / "copy")
+    assert folder == tmp_path / "copy" / "steps-1-3"
+    events = json.loads(gzip.decompress((folder / TRACE).read_bytes()))["traceEvents"]
+    steps = [e for e in events if str(e.get("name", "")).startswith("Optimizer.step#AdamW")]
+    assert len(steps) == 2
+    assert "aten::convolution" in (folder / TABLE).read_text()
+    late = dataclasses.replace(config, train=dataclasses.replace(train, profile_steps="3:9"))
+    with pytest.raises(UserError, match=r"train\.profile_steps 3:9: the run has 4 steps"):
+        Trial(triplet_folder, late, tmp_path / "late").pretraining()
+    for wrong in ("5:5", "9", "a:b"):
+        with pytest.raises(ValueError, match="profile_steps: give START:STOP"):
+            TrainConfig(profile_steps=wrong)
+    assert profile_uri("s3://bucket/prefix/run-1") == "s3://bucket/prefix/run-1-profile"
+
+
+def test_the_model_s_operations_are_those_of_its_products(tmp_path: Path) -> None:
+    from transformers import ViTConfig
+
+    width, layers, tokens, patch = 16, 2, 17, 8
+    ViTConfig(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=4 * width,
+        image_size=32,
+        patch_size=patch,
+    ).save_pretrained(tmp_path)
+    state = state_of()
+    image = dataclasses.replace(
+        state.config.model.image, name=str(tmp_path), pretrained=False, frozen_blocks=0
+    )
+
+    def count(**more: Any) -> int:
+        settings = dataclasses.replace(image, **more)
+        config = dataclasses.replace(state.config.model, image=settings)
+        run = TrainingState(dataclasses.replace(state.config, model=config), "cpu", 10)
+        whole = flops_per_example(run.model)
+        assert all(parameter.grad is None for parameter in run.model.parameters())
+        # The backbone's share: what is left when it is another one that computes nothing.
+        run.model.image.backbone = Nothing(run.model.image.dim)
+        return whole - flops_per_example(run.model)
+
+    block = tokens * 12 * width**2 + 2 * tokens**2 * width
+    patches = (tokens - 1) * 3 * patch**2 * width
+    pooler = width**2  # runs, but no loss reads it
+    # Three frames, two operations a product; backward twice forward, but for the pixels' gradient.
+    assert count() == 3 * 2 * (3 * layers * block + 2 * patches + pooler)
+    # What is frozen runs forward alone, and gives the first trained block nothing to go on with.
+    assert count(frozen_blocks=layers) == 3 * 2 * (layers * block + patches + pooler)
+    assert count(frozen_blocks=1) == 3 * 2 * ((1 + 3) * block + patches + pooler)
+
+
+class Nothing(nn.Module):
+    """A backbone without a product."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.constant = nn.Parameter(torch.ones(dim))
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        embedding = self.constant.expand(len(pixels), -1)
+        return embedding, embedding[:, None]
