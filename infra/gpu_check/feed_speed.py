@@ -154,6 +154,7 @@ def _rows(count: int, px: int) -> Rows:
             "flow_visible": (rng.random(flow) < 0.8).astype(np.uint8),
         },
         median_depth_m=np.ones(count, np.float32),
+        window_s=np.stack([ids, ids + 0.5], 1).astype(np.float64),
         ids=np.repeat(ids[:, None], 6, 1),
         text=np.zeros(count, np.int64),
         triplet_id=[str(number) for number in ids],

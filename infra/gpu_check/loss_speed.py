@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from dynaflip.losses.config import ObjectiveConfig
 from dynaflip.losses.contrastive import contrastive_loss
-from dynaflip.losses.examples import Examples
+from dynaflip.losses.examples import Examples, Windows
 
 MODALITIES = ("language", "image", "flow")
 
@@ -34,11 +34,13 @@ def _measure(part: Part, count: int, dim: int, repeats: int) -> None:
     raw = [torch.randn(count, dim, generator=generator).to(part.device) for _ in MODALITIES]
     leaves = [value.requires_grad_() for value in raw]
     ids = torch.arange(count, device=part.device)
+    start_s = 0.25 * ids.double()  # eight transitions of a clip, each overlapping the next
+    windows = Windows(ids // 8, torch.stack([start_s, start_s + 0.5], 1))
     config = ObjectiveConfig()
 
     def loss() -> None:
         points = {name: F.normalize(z, dim=-1) for name, z in zip(MODALITIES, leaves, strict=True)}
-        examples = Examples(points, ids, ids)
+        examples = Examples(points, ids // 8, ids, windows)
         value = contrastive_loss(config, examples, examples)["loss"]
         torch.autograd.grad(value, leaves)
 
