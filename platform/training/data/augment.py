@@ -139,7 +139,7 @@ def augment(images: Tensor, **drawn: Tensor | None) -> Tensor:
             pixels = _patched(pixels, some["patches"], some["textures"])
         if "jitter" in some:
             pixels = _jittered(pixels, some["jitter"])
-        result[rows] = (pixels + 0.5).clamp_(0, 255)  # cut off to whole levels
+        result[rows] = pixels.add_(0.5).clamp_(0, 255)  # cut off to whole levels
     return result
 
 
@@ -157,13 +157,22 @@ def _jittered(pixels: Tensor, jitter: Tensor) -> Tensor:
     saturate = saturation * torch.eye(3, device=jitter.device) + (1 - saturation) * grey
     matrix = brightness * contrast * _product(_hue_rotation(turns), saturate)
     # Rotation and saturation leave grey alone, so that contrast about the mean grey is an offset.
-    mean_grey = (pixels.mean((2, 3)) * grey).sum(-1)[:, None, None, None]
-    changed = ((1 - contrast) * brightness)[..., None] * mean_grey
-    # Sums and products, and no matrix product: TF32 would lose a quarter of a level.
-    for number in range(3):
-        plane, share = pixels[:, number : number + 1], matrix[:, :, number, None, None]
-        changed = torch.addcmul(changed, plane, share)
-    return changed
+    mean_grey = (pixels.mean((2, 3)) * grey).sum(-1)[:, None, None]
+    offset = (1 - contrast) * brightness * mean_grey
+    if pixels.device.type == "cpu":  # a third faster there
+        return torch.baddbmm(offset, matrix, pixels.flatten(2)).view_as(pixels)
+    return mapped_by_sums(pixels, matrix, offset)
+
+
+def mapped_by_sums(pixels: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
+    """Matrices (B, 3, 3) times the colours of (B, 3, H, W), plus offsets (B, 1, 1).
+
+    For GPUs, where a matrix product in TF32 would lose a quarter of a level.
+    """
+    red, green, blue = pixels.split(1, dim=1)
+    of_red, of_green, of_blue = matrix[..., None, None].unbind(2)
+    changed = torch.addcmul(offset[..., None], red, of_red)
+    return changed.addcmul_(green, of_green).addcmul_(blue, of_blue)
 
 
 def _hue_rotation(turns: Tensor) -> Tensor:

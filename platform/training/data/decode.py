@@ -35,7 +35,8 @@ def decode_into(jpeg: np.ndarray, out: np.ndarray) -> None:
     if image is out:
         return
     if image.shape != out.shape:
-        planes = torch.from_numpy(image).permute(2, 0, 1)[None]
+        # Channels last, batch first: torch has a fast way for no other order of a single image.
+        planes = torch.from_numpy(image[None]).permute(0, 3, 1, 2)
         image = to_square(planes, out.shape[0])[0].permute(1, 2, 0).numpy()
     out[:] = image
 

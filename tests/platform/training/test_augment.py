@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 
 from dynaflip.platform.training.config import DataConfig
-from dynaflip.platform.training.data.augment import augment, augment_on_device, draw_augmentation
+from dynaflip.platform.training.data.augment import (
+    augment,
+    augment_on_device,
+    draw_augmentation,
+    mapped_by_sums,
+)
 
 STILL = {f"jitter_{name}": 0.0 for name in ("brightness", "contrast", "saturation", "hue")}
 PX = 24
@@ -162,6 +167,15 @@ def test_hue_keeps_brightness_and_no_saturation_is_grey() -> None:
     assert (before - after).abs().max() < 1.5
     pale = augment(images, jitter=torch.tensor([[1.0, 1, 0, 0]] * 4)).float()
     assert (pale[:, 0] - pale[:, 2]).abs().max() <= 1
+
+
+def test_the_gpu_s_way_to_map_colours_gives_the_cpu_s() -> None:
+    random = torch.Generator().manual_seed(0)
+    pixels, matrix, offset = (
+        torch.rand(*shape, generator=random) for shape in ((5, 3, 8, 8), (5, 3, 3), (5, 1, 1))
+    )
+    expected = torch.einsum("bij,bjhw->bihw", matrix, pixels) + offset[..., None]
+    assert torch.allclose(mapped_by_sums(pixels, matrix, offset), expected, atol=1e-6)
 
 
 def patch(**values: float) -> Tensor:
