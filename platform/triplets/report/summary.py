@@ -59,5 +59,7 @@ def summary_lines(outcome: Outcome, seconds: float) -> list[str]:
             lines += [f"  {change}" for change in outcome.changed]
         what = "reused, nothing has changed" if outcome.reused else f"{seconds:.0f} s"
         lines.append(f"{outcome.folder} ({what})")
-        lines.append(f"look at {outcome.folder / 'pictures' / 'examples.png'}")
+        examples = outcome.folder / "pictures" / "examples.png"
+        if examples.exists():
+            lines.append(f"look at {examples}")
     return lines

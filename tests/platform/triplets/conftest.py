@@ -33,7 +33,7 @@ def video_folder(tmp_path: Path) -> Callable[..., Path]:
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards are made one after the other, without Ray."""
 
-    def run(shards, config, work, source):
+    def run(shards, config, work, source, models):
         for number, clips in shards.items():
             yield from process_shard(number, clips, source, config, work)
 

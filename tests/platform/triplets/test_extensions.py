@@ -23,6 +23,7 @@ from dynaflip.platform.triplets.flow.config import TrackConfig
 from dynaflip.platform.triplets.models.actor import ModelShards, check_models, digests_of_models
 from dynaflip.platform.triplets.pipeline import preprocess
 from dynaflip.platform.triplets.sources.formats import open_source
+from dynaflip.platform.triplets.work_folder import WorkFolder
 from dynaflip.plugins import extension_points
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -153,8 +154,14 @@ def arrays(folder: Path, count: int = 2) -> Path:
 def with_models(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards are made by the models' actor, one after the other, without Ray."""
 
-    def run(shards: dict, config: PreprocessConfig, work: object, source: Source) -> Iterator[dict]:
-        make = ModelShards(config, str(work.path), source)  # type: ignore[attr-defined]
+    def run(
+        shards: dict,
+        config: PreprocessConfig,
+        work: WorkFolder,
+        source: Source,
+        models: dict[str, str],
+    ) -> Iterator[dict]:
+        make = ModelShards(config, str(work.path), source, models)
         for number, clips in shards.items():
             row = {"number": number, "clips": [clip.to_json() for clip in clips]}
             yield from (json.loads(done["summary"]) for done in make(row))

@@ -53,12 +53,12 @@ def test_other_shards_are_the_same_triplets_and_mix_with_none_that_are_left(
     folder, run = video_folder(3), pipeline._run
     shards_of = []
 
-    def watched(shards, config, work, source):
+    def watched(shards, config, work, source, models):
         shards_of.append([len(clips) for clips in shards.values()])
-        yield from run(shards, config, work, source)
+        yield from run(shards, config, work, source, models)
 
-    def stop_after_one(shards, config, work, source):
-        yield from run(dict(list(shards.items())[:1]), config, work, source)
+    def stop_after_one(shards, config, work, source, models):
+        yield from run(dict(list(shards.items())[:1]), config, work, source, models)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pipeline, "_run", watched)
