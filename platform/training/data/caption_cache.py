@@ -130,7 +130,7 @@ class _Progress:
     def __call__(self, done: int) -> None:
         now = time.monotonic()
         rate = done / max(now - self.began, 1e-9)
-        if done == self.captions and now - self.began > _PROGRESS_S:
+        if done == self.captions and done > CHUNK and now - self.began > _PROGRESS_S:
             self.log(f"captions: {done:,} embedded in {now - self.began:.0f} s")
         elif now - self.logged > _PROGRESS_S:
             self.logged = now

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -194,3 +197,30 @@ def test_a_machine_copies_a_shared_file_once_and_checks_it(
             damaged.rows(CAPTIONS)
     finally:
         file.unlink(missing_ok=True)
+
+
+@pytest.mark.ray
+def test_many_captions_are_embedded_on_a_gpu_of_the_cluster(
+    embedded: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = text_model(tmp_path / "bert")
+    script = Path(__file__).with_name("caption_actor_run.py")
+    found = subprocess.run(
+        [sys.executable, str(script), model.name, *CAPTIONS[:10]],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr[-2000:]
+    assert json.loads(found.stdout.splitlines()[-1]) == {"equal": True, "shape": [10, 16]}
+    # Where it is decided: many are, few are not.
+    elsewhere: list[int] = []
+
+    def embed(config: LanguageConfig, chunks: Iterable[list[str]]) -> Iterator[np.ndarray]:
+        for chunk in chunks:
+            elsewhere.append(len(chunk))
+            yield np.zeros((len(chunk), 16), np.float32)
+
+    monkeypatch.setattr(caption_cache, "WORTH_A_GPU", 5)
+    caption_table(CAPTIONS[:4], model, elsewhere=embed)
+    assert not elsewhere
+    caption_table(CAPTIONS, model, elsewhere=embed)
+    assert sum(elsewhere) == (0 if torch.cuda.is_available() else len(CAPTIONS) - 4)
