@@ -19,7 +19,7 @@ class ImageConfig:
     name: str = EFFICIENTNET_LITE0
     """``efficientnet-lite0`` (its ImageNet weights ship in a package), a backbone of an installed
     package, ``class:MODULE:NAME``, or the folder or hub id of any transformers vision model, e.g.
-    facebook/dinov2-base."""
+    facebook/dinov2-base, or facebook/dinov2-base@REVISION. A run records the commit of a hub id."""
 
     pretrained: bool = True
     """Start from the pretrained weights; False starts from random ones."""
@@ -48,8 +48,8 @@ class LanguageConfig:
     """The frozen language encoder. The paper's is T5-Base with end-of-sequence pooling."""
 
     name: str = MINILM
-    """``minilm`` (all-MiniLM-L6-v2, ships in a package), or the folder or hub id of a transformers
-    text model: T5, CLIP text, BERT."""
+    """``minilm`` (all-MiniLM-L6-v2, ships in a package), or the folder or hub id (or ID@REVISION)
+    of a transformers text model: T5, CLIP text, BERT."""
 
     max_tokens: int = 77
     """Longest caption in tokens; the rest is cut off."""

@@ -3,7 +3,8 @@
 Query: the image transition I_i. Candidates: the pairs (L_j, F_j). The score is
 −E(L_j, I_i, F_j), the run's own energy, and the answer is right when j = i scores best.
 Candidates of one caption group share L_j and differ in F_j, so exactly one answer is right.
-Candidates are drawn
+A transition whose window overlaps the query's is a wrong answer, too, though training does not
+push the two apart: figures of runs with either setting can be compared. Candidates are drawn
 
 - ``all``: from the whole gallery,
 - ``task``: from the query's task (what the caption alone cannot decide),

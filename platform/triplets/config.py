@@ -57,7 +57,7 @@ class SourceConfig:
 
     captioner: str = ""
     """Captioner of clips without caption: FOLDER-OR-HUB-ID (or model:FOLDER-OR-HUB-ID) of a
-    transformers image-text-to-text model, or class:MODULE:NAME."""
+    transformers image-text-to-text model, or class:MODULE:NAME. A hub id may be ID@REVISION."""
 
     captioner_prompt: str = "Say in one short sentence what is done from left to right."
     """Prompt for captioners that can chat."""
@@ -139,7 +139,8 @@ class PreprocessConfig:
 
     depth: str = "auto"
     """auto: recorded depth, or the clip is rejected. plane: everything at 1 m, relative scale.
-    model:FOLDER-OR-HUB-ID: a transformers depth model. class:MODULE:NAME: your own."""
+    model:FOLDER-OR-HUB-ID: a transformers depth model (a hub id may be ID@REVISION).
+    class:MODULE:NAME: your own."""
 
     align_depth: bool = True
     """Scale and shift a model's relative depth to metres where a window's first frame has recorded
