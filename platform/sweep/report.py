@@ -101,10 +101,13 @@ def verdict_of(sweep: Sweep, search: StageStatus, confirmed: Sequence[Confirmed]
         return ""
     unit = UNITS[sweep.config.objectives[0]]
     best = min(done, key=lambda t: t.scores[0])
+    if best.number == 0:
+        error = _error(best, unit)
+        return f"no trial's weights score better than the paper's: {error}, and less is better"
     papers = next((t for t in done if t.number == 0), None)
-    beside = "" if papers is None else f", the paper's weights {_error(papers, unit)}"
+    beside = "" if papers is None else f", against {_error(papers, unit)} of the paper's weights"
     return (
-        f"{best.name} has the least error of {len(done)} trials, {_error(best, unit)}{beside}; "
+        f"{best.name} has the least error, {_error(best, unit)}{beside}, and less is better; "
         "not confirmed with other seeds, so the gap may be luck"
     )
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import html
+import re
 import sys
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from dynaflip.platform.sweep.consistency import inconsistencies
 from dynaflip.platform.sweep.finish import finish
 from dynaflip.platform.sweep.ledger import Assignment
 from dynaflip.platform.sweep.opened_sweep import Sweep, chosen_settings
+from dynaflip.platform.sweep.report import PAGE
 from dynaflip.platform.sweep.show import show
 from dynaflip.platform.sweep.stages import queue_confirmation, run_with
 from dynaflip.platform.sweep.study import CONFIRM, SEARCH
@@ -84,8 +87,19 @@ def test_a_winner_is_confirmed_and_registered_and_moves_the_alias_only_beyond_no
     assert len(tags["config_digest"]) == 16
     store = client()
     plots = {item.path for item in store.list_artifacts(sweep.parent.run_id, "plots")}
-    names = ("history", "importance", "parallel_coordinates")
+    names = ("confirmation", "history", "importance", "parallel_coordinates")
     assert plots == {f"plots/{name}.png" for name in names}
+    # One verdict everywhere: terminal, page, run and version.
+    (verdict,) = re.findall(r"^verdict: (.*)$", said, re.MULTILINE)
+    sentence = f"{verdict[0].upper()}{verdict[1:]}."
+    assert html.escape(sentence) in (sweep.folder() / PAGE).read_text()
+    assert PAGE in {item.path for item in store.list_artifacts(sweep.parent.run_id)}
+    note = sweep.parent.tags()["mlflow.note.content"]
+    described = store.get_model_version(model, "1").description
+    assert note.startswith(f"**{sentence}**")
+    assert described.startswith(f"**{sentence}**")
+    assert f"/#/models/{model}/versions/1" in note
+    assert f"/runs/{sweep.parent.run_id}" in described
     assert store.get_run(sweep.parent.run_id).inputs.dataset_inputs[0].dataset.digest == "synthetic"
     assert inconsistencies("first") == []
     assert "confirmation: 4 done of 4" in show("first")
