@@ -29,7 +29,9 @@ def stop(name: str, timeout_s: float = 60.0) -> str:
         if time.monotonic() > deadline:
             return f"{name} is asked to stop, which it does when it next looks; then {go_on}"
         time.sleep(_POLL_S)
-    requests.forget_stop(name)  # where it ended by itself in this moment
+    if requests.stop_asked(name):  # nobody has met the request
+        requests.forget_stop(name)
+        return f"{name} ended by itself; look with: python jobs/sweep.py show {name}"
     return f"stopped: {name}; {go_on}"
 
 

@@ -38,7 +38,7 @@ def finish(sweep: Sweep, confirmed: Sequence[Confirmed]) -> None:
     from dynaflip.platform.sweep.report import report_of
 
     keep_importances(sweep)
-    report = report_of(sweep, confirmed, running=True)
+    report = report_of(sweep, confirmed, finished=True)
     print(f"\n{report.text()}\n")
     winner = winner_of(sweep, confirmed)
     model = sweep.base.tracking.model_name

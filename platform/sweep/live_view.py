@@ -113,4 +113,5 @@ class LiveView:
         ]
         # Head, titles, keys, and the cursor's own row.
         room = max(4, self._live.console.size.height - 4 - len(lines))
-        return Group(head, trials.rich(room), *lines, keys)
+        last = [keys] if status.running else []
+        return Group(head, trials.rich(room), *lines, *last)

@@ -56,21 +56,19 @@ class Report:
                 console.print(part, markup=False, highlight=False, soft_wrap=True)
 
 
-def report_of(
-    sweep: Sweep, confirmed: Sequence[Confirmed], *, running: bool | None = None
-) -> Report:
+def report_of(sweep: Sweep, confirmed: Sequence[Confirmed], *, finished: bool = False) -> Report:
     """The report.
 
     Args:
         sweep: the sweep.
         confirmed: results of its confirmation, best first; empty without.
-        running: whether its process is alive; None looks it up.
+        finished: the sweep's own process says so, which is about to write the page.
     """
-    stages = stages_of(sweep, running)
+    stages = stages_of(sweep, running=False if finished else None)
     objectives = sweep.config.objectives
     search = stages[0]
     said = verdict_of(sweep, search, confirmed)
-    parts: list[str | TrialTable] = [_state_line(sweep, stages)]
+    parts: list[str | TrialTable] = [_state_line(sweep, stages, finished)]
     for stage in stages:
         then_s = confirmation_s(sweep, stage) if len(stages) == 1 else None
         title = stage.stage if stage.stage == SEARCH else "confirmation"
@@ -123,21 +121,25 @@ def _of_search(sweep: Sweep) -> list[str]:
             "* on the Pareto front",
             f"the first objective, {objectives[0]}, chooses what is confirmed and registered",
         ]
-    return [
-        f"* least {objectives[0]} {UNITS[objectives[0]]}; (in brackets: not final)",
-        importance_line(kept_importances(sweep)),
-    ]
+    return ["* least error", importance_line(kept_importances(sweep))]
 
 
-def _state_line(sweep: Sweep, stages: Sequence[StageStatus]) -> str:
+def _state_line(sweep: Sweep, stages: Sequence[StageStatus], finished: bool) -> str:
     """Whether the sweep runs, is finished, or waits to be continued, and how."""
     name = sweep.facts.name
     if stages[0].running:
         return f"sweep {name}: running"
-    open_states = (STOPPED, WAITING)
-    unfinished = any(t.state in open_states for stage in stages for t in stage.trials)
-    confirms = CONFIRM in {stage.stage for stage in stages} or not sweep.config.confirm
     page = sweep.folder() / PAGE
-    if unfinished or not confirms or not page.is_file() or stages[0].total > len(stages[0].trials):
+    if not finished and not (page.is_file() and _all_ended(sweep, stages)):
         return f"sweep {name}: stopped; continue with: {folders.resume_command(name)}"
     return f"sweep {name}: finished; its page: {page}"
+
+
+def _all_ended(sweep: Sweep, stages: Sequence[StageStatus]) -> bool:
+    """Whether no trial of the search or of the confirmation is left to run."""
+    begun = {stage.stage for stage in stages}
+    return (
+        len(stages[0].trials) >= stages[0].total
+        and (CONFIRM in begun or not sweep.config.confirm)
+        and not any(t.state in (STOPPED, WAITING) for stage in stages for t in stage.trials)
+    )

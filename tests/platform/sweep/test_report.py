@@ -57,6 +57,7 @@ def test_the_report_has_one_verdict_that_says_which_sign_is_better(done: Sweep) 
     report = report_on(done)
     text = report.text()
     assert report.verdict in text
+    assert "sweep done: stopped" in text  # it has no page yet
     assert "negative is better" in report.verdict
     assert "better beyond noise" in report.verdict
     assert "search: 4 done, 1 skipped, 1 failed of 6" in text
