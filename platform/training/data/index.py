@@ -130,7 +130,7 @@ def read_index(folder: str) -> TripletIndex:
     place, summary = Path(folder) / INDEX, manifest.get("index")
     if summary is None or not (place / CLIPS_FILE).is_file():
         place, summary = _index_of_earlier(folder, str(manifest["digest"]))
-    clips = pq.read_table(place / CLIPS_FILE, columns=_CLIP_COLUMNS)
+    clips = _read(place / CLIPS_FILE, _CLIP_COLUMNS)
     train, heldout = (
         ClipTable.of(clips.filter(pc.field("split") == split), folder)
         for split in ("train", "heldout")
@@ -180,8 +180,18 @@ def _index_of_earlier(folder: str, digest: str) -> tuple[Path, dict[str, Any]]:
 
 
 def _column(path: Path) -> list[str]:
-    (column,) = pq.read_table(path).columns
+    (column,) = _read(path).columns
     return column.to_pylist()
+
+
+def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
+    try:
+        return pq.read_table(path, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(
+            f"triplets: {path} cannot be read ({str(error).splitlines()[0]}); delete "
+            f"{path.parent}, and the next start indexes the triplets anew"
+        ) from None
 
 
 def _coded(column: pa.ChunkedArray) -> tuple[tuple[str, ...], np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,11 @@ def test_a_folder_made_without_an_index_is_scanned_once(
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"index": {}}))  # left behind
     assert read_index(str(folder)).provenance() == first.provenance()
+    (folder / "index").mkdir()
+    (folder / "index" / "clips.parquet").write_text("damaged")
+    with pytest.raises(UserError, match=r"clips\.parquet cannot be read .* delete .*/index,"):
+        read_index(str(folder))
+    shutil.rmtree(folder / "index")
     # Of other files it is another index, though the manifest is the same.
     for file in list((folder / "triplets").iterdir())[1:]:
         file.unlink()
