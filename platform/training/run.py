@@ -88,15 +88,28 @@ def pretrain(config: PretrainConfig, *, alias: str | None = None) -> Outcome:
     job = prepare(config, run_folder)
     config = job.config  # with the models' commits
     with _locked(run_folder):
-        run = tracking.open_run(config.tracking.experiment, run_folder.name, _tags(job))
-        digest = job.index.digest
+        run = _open_run(job, run_folder)
         write_run_file(
-            run_folder, run_id=run.run_id, config=to_dict(config), data_digest=digest, alias=alias
+            run_folder,
+            run_id=run.run_id,
+            config=to_dict(config),
+            data_digest=job.index.digest,
+            alias=alias,
         )
         (run_folder / "config.yaml").write_text(to_yaml(config))
-        run.log_settings(config)
-        run.log_dataset(Path(job.index.folder).name, digest, job.index.folder)
         return _train_and_register(job, run, run_folder)
+
+
+def _open_run(job: TrainJob, run_folder: Path) -> tracking.Run:
+    """A new MLflow run with the settings and the data set; a start needs a store that answers."""
+    config, index = job.config, job.index
+    try:
+        run = tracking.open_run(config.tracking.experiment, run_folder.name, _tags(job))
+        run.log_settings(config)
+        run.log_dataset(Path(index.folder).name, index.digest, index.folder)
+    except tracking.store_error() as error:
+        raise tracking.store_away(error) from None
+    return run
 
 
 def find_finished(config: PretrainConfig) -> str | None:
