@@ -35,7 +35,7 @@ def test_an_mlflow_in_trouble_costs_no_time(triplet_folder: Path, tmp_path: Path
     with TroubledMlflow(tmp_path) as server:
         words = [sys.executable, "jobs/pretrain.py", "--config", "tests/tiny.yaml"]
         words += ["--triplets", str(triplet_folder), "--train.steps", "1000000"]
-        words += ["--train.report_every_steps", "50", "--train.checkpoint_every_steps", "500"]
+        words += ["--train.report_every_steps", "25", "--train.checkpoint_every_steps", "500"]
         home = tmp_path / "home"
         environment = {
             **os.environ, "DYNAFLIP_HOME": str(home), "MLFLOW_TRACKING_URI": server.uri,

@@ -25,6 +25,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray.exceptions import RayActorError
 from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
 
 from dynaflip.errors import StoreError, UserError
@@ -90,7 +91,10 @@ def fit(
     job.checkpoint_manager()  # makes the folder, which the workers look for
     # Typed for Ray's older callbacks, which the Train of today refuses.
     terms = job.config.objective.weighted()
-    listeners: list[Any] = [Reporter(run_folder, job.length.total_steps, terms), *callbacks]
+    reporter = Reporter(
+        run_folder, job.length.total_steps, terms, max_failures=job.config.train.max_failures
+    )
+    listeners: list[Any] = [reporter, *callbacks]
     trainer = ray.train.torch.TorchTrainer(
         _train_on_worker,
         train_loop_config={"job": job, "heartbeat": heartbeat, "stop": stop},
@@ -99,7 +103,7 @@ def fit(
         run_config=RunConfig(
             name=run_folder.name,
             storage_path=str(run_folder.parent),
-            failure_config=FailureConfig(max_failures=job.config.train.max_failures),
+            failure_config=FailureConfig(max_failures=-1),  # the reporter counts
             callbacks=listeners,
         ),
     )
@@ -129,9 +133,19 @@ def _sending(run: Run, run_folder: Path, told: threading.Event) -> Iterator[None
 class Reporter(ray.train.UserCallback):
     """Runs in Ray Train's controller, which it never holds up: reports go to disk in a thread."""
 
-    def __init__(self, folder: Path, total_steps: int, terms: Sequence[str] = ()) -> None:
-        """``folder`` is the run's; ``terms`` are the loss terms that the progress line shows."""
+    def __init__(
+        self, folder: Path, total_steps: int, terms: Sequence[str] = (), *, max_failures: int = 0
+    ) -> None:
+        """Write into the run's folder.
+
+        Args:
+            folder: of the run.
+            total_steps: of the run.
+            terms: the loss terms that the progress line shows.
+            max_failures: of workers, after which the run ends.
+        """
         self.folder, self.total_steps, self.terms = folder, total_steps, terms
+        self.max_failures, self._failures = max_failures, 0
         self._writer: ReportWriter | None = None  # made in the controller's process
 
     def after_report(
@@ -149,15 +163,19 @@ class Reporter(ray.train.UserCallback):
             self._writing().flush()  # the controller ends soon, and its threads with it
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """An error that would come again ends the run instead of a retry."""
+        """Count a failure; one that would come again, or one too many, ends the run.
+
+        Ray's own count would take a worker that was told to end for a crash.
+        """
         self._writing().flush()
         for error in worker_exceptions.values():
             final = find_final(error)
             if final is not None:
                 raise final
-        if any(find_error(error, (Leaving,)) for error in worker_exceptions.values()):
-            # Not a failure: Ray counts those of machines itself, and takes this one for a crash.
-            run_context.run_config.failure_config.max_failures += 1
+        if not any(map(_was_announced, worker_exceptions.values())):
+            self._failures += 1
+        if self._failures > self.max_failures:
+            raise next(iter(worker_exceptions.values()))
 
     def _writing(self) -> ReportWriter:
         if self._writer is None:
@@ -165,6 +183,12 @@ class Reporter(ray.train.UserCallback):
             curves = CurveFile(self.folder)
             self._writer = ReportWriter(curves, log, self.total_steps, self.terms)
         return self._writer
+
+
+def _was_announced(error: BaseException) -> bool:
+    """Whether a worker left on a notice, or its node was taken away after one: no failure."""
+    lost = find_error(error, (RayActorError,))
+    return find_error(error, (Leaving,)) is not None or bool(getattr(lost, "preempted", False))
 
 
 def scaling_of(config: PretrainConfig, resources: dict[str, float]) -> ScalingConfig:
