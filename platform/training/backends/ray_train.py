@@ -168,6 +168,9 @@ class Reporter(ray.train.UserCallback):
         Ray's own count would take a worker that was told to end for a crash.
         """
         self._writing().flush()
+        leaving = [find_error(error, (Leaving,)) for error in worker_exceptions.values()]
+        if said := [str(Leaving(*error.args)) for error in leaving if error is not None]:
+            append_lines(self.folder / PROGRESS, said[:1])
         for error in worker_exceptions.values():
             final = find_final(error)
             if final is not None:
