@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -57,6 +58,18 @@ class Episode:
         """The row as text, equal for equal rows."""
         row = {k: v for k, v in self.row.items() if statistics or "stats/" not in k}
         return json.dumps(_plain(row), sort_keys=True)
+
+    @cached_property
+    def text(self) -> str:
+        """All of the row as text, made once for all cameras."""
+        return self.to_json(statistics=True)
+
+    @cached_property
+    def identity(self) -> tuple[bool, str]:
+        """Whether it has statistics, and its content as text: those and its length."""
+        statistics = self.statistics()
+        row = Episode({**statistics, "length": self.row.get("length")})
+        return bool(statistics), row.to_json(statistics=True)
 
     @property
     def index(self) -> int:

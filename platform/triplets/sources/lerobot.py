@@ -69,7 +69,11 @@ class LeRobotSource:
         self._say_what_is_missing(episodes)
         places = {key: self._places(key, episodes) for key in self._video_keys(chosen)}
         prints = self._fingerprints(episodes, chosen)
-        return [self._clip(episode, key, prints, places) for episode in episodes for key in chosen]
+        clips = []
+        for row in (episode.row for episode in episodes):
+            episode = Episode(row)  # whose texts are made once, and forgotten after its cameras
+            clips += [self._clip(episode, key, prints, places) for key in chosen]
+        return clips
 
     def _video_keys(self, cameras: list[str]) -> list[str]:
         """Videos that are read for some cameras: theirs, of depth, and the one that ids are of."""
@@ -229,7 +233,7 @@ class LeRobotSource:
             factors=factors,
             start_s=start_s,
             end_s=end_s,
-            content=content_hash(*content, episode.to_json(statistics=True)),
+            content=content_hash(*content, episode.text),
             extra=Episode({**episode.row, **placed}).to_json(),
             problem=None if captions else ("caption", "the episode has no task"),
         )
@@ -316,6 +320,5 @@ def _recording_id(episode: Episode, location: str) -> str:
 
     Its captions are no part of it: the same episode with another caption is the same recording.
     """
-    statistics = episode.statistics()
-    text = Episode({**statistics, "length": episode.row.get("length")}).to_json(statistics=True)
-    return content_hash("episode", text, "" if statistics else location)
+    has_statistics, text = episode.identity
+    return content_hash("episode", text, "" if has_statistics else location)

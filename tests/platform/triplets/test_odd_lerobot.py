@@ -210,3 +210,26 @@ def test_intrinsics_of_an_image_of_another_shape_are_refused(tmp_path: Path) -> 
     reader = ClipReader(recording, config, [window], recording.times_s(), None)
     with pytest.raises(ClipRejected, match="of 48 x 48 pixels, which is of another shape"):
         reader.cameras([0, 1], 48, 32)
+
+
+def test_a_model_does_without_depth_of_an_unknown_unit(tmp_path: Path) -> None:
+    odd = sound()
+    depth_beside("gray16le", "ffv1")(odd)
+    mix = mix_of(odd.write(tmp_path / "set"))
+    recording = mix.open(mix.list_clips()[0])
+    window = Transition(0, 6, (0, 1, 2, 3, 6), 0, 0)
+    config = PreprocessConfig(depth="model:any")
+    reader = ClipReader(recording, config, [window], recording.times_s(), HalfDepth())
+    frames = reader.tracked_frames([0, 1, 2])
+    depth_m, scale = reader.depth_m([0, 1, 2], frames)
+    assert depth_m is not None
+    assert (float(depth_m.mean()), scale) == (0.5, "relative")
+
+
+class HalfDepth:
+    """A depth model whose scale is not known."""
+
+    scale = "relative"
+
+    def __call__(self, frames: np.ndarray) -> np.ndarray:
+        return np.full(frames.shape[:3], 0.5, np.float32)
