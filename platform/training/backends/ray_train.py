@@ -126,6 +126,9 @@ def _sending(run: Run, run_folder: Path, told: threading.Event) -> Iterator[None
     sender = Sender(curves, run, lambda line: append_lines(run_folder / PROGRESS, [line]))
     try:
         yield
+    except (KeyboardInterrupt, SystemExit):
+        told.set()
+        raise
     finally:
         sender.finish(TO_END_S / 2 if told.is_set() else _PATIENCE_S)
 

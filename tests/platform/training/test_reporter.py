@@ -164,3 +164,25 @@ def test_a_run_that_was_stopped_sends_its_curves_and_one_that_is_done_says_so(
     write_run_file(folder, version=3)
     with pytest.raises(UserError, match="--send done: MLflow has all of it; it is version 3 of m"):
         send(folder, None)
+
+
+def test_workers_that_were_told_to_end_are_no_failures(tmp_path: Path) -> None:
+    from dynaflip.platform.cluster import prepare_environment
+
+    prepare_environment()
+    from dynaflip.platform.training.backends.ray_train import PROGRESS, Reporter
+    from dynaflip.platform.training.notices import Leaving, Stopped
+
+    reporter = Reporter(tmp_path, total_steps=9, max_failures=1)
+    reporter.after_report(None, [{"step": 1, "notes": ["first"], "train/loss": 1.0}], None)
+    for _ in range(3):
+        reporter.after_exception(None, {0: Leaving("step 1: told to end"), 1: OSError("reset")})
+    reporter.after_exception(None, {0: OSError("crashed")})
+    with pytest.raises(OSError, match="crashed again"):
+        reporter.after_exception(None, {0: OSError("crashed again")})
+    with pytest.raises(Stopped):
+        reporter.after_exception(None, {0: OSError("reset"), 1: Stopped("step 2")})
+    lines = (tmp_path / PROGRESS).read_text().splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["first", "step 1/9"] + 3 * [
+        "step 1: told to end"
+    ]
