@@ -21,11 +21,13 @@ from full_model import GRID, IMAGES, STEPS, TEXT_DIM, config_of, dinov2_folder, 
 from part import Part
 
 from dynaflip.platform.training.config import PretrainConfig
+from dynaflip.platform.training.context import Context, Metrics
 from dynaflip.platform.training.data.collate import Batch, Collate, Jpegs, PendingBatch, Rows
 from dynaflip.platform.training.data.decode import decoder
 from dynaflip.platform.training.data.prefetch import Prefetched
 from dynaflip.platform.training.data.sampling import Position
-from dynaflip.platform.training.loop import Context, Metrics, Plan, Pretraining
+from dynaflip.platform.training.length import Plan
+from dynaflip.platform.training.loop import Pretraining
 
 POOL_ROWS = 256  # rows that batches are drawn from, with three images each
 TASKS_PER_THREAD = 2

@@ -70,8 +70,9 @@ def time_step(base: PretrainConfig, work: object, threads: int) -> float:
     """Seconds per training step on this machine's CPU or GPU, without the first step."""
     import torch
 
+    from dynaflip.platform.training.context import Context
     from dynaflip.platform.training.job import TrainJob
-    from dynaflip.platform.training.loop import Context, Pretraining
+    from dynaflip.platform.training.loop import Pretraining
 
     assert isinstance(work, TrainJob)
     torch.set_num_threads(threads)

@@ -14,6 +14,7 @@ from dynaflip.losses.base import FRAMES
 from dynaflip.losses.objective import term_class
 from dynaflip.platform.training.checkpoint_manager import Checkpoints
 from dynaflip.platform.training.config import PretrainConfig
+from dynaflip.platform.training.context import Metrics
 from dynaflip.platform.training.data.caption_cache import Embed, caption_table
 from dynaflip.platform.training.data.caption_features import TextTable
 from dynaflip.platform.training.data.collate import Batch, Collate
@@ -22,7 +23,7 @@ from dynaflip.platform.training.data.image_size import check_image_size
 from dynaflip.platform.training.data.index import TripletIndex, read_index
 from dynaflip.platform.training.data.loader import Feed
 from dynaflip.platform.training.data.sampling import Sampling, sampling_of
-from dynaflip.platform.training.loop import Metrics, Plan, plan, rank_batch_size
+from dynaflip.platform.training.length import Plan, plan, rank_batch_size
 
 
 @dataclass(frozen=True)

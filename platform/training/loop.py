@@ -5,24 +5,22 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from dynaflip.encoders.model import DynaFLIP
 from dynaflip.errors import UserError
-from dynaflip.losses.distributed import global_sum, world_size
+from dynaflip.losses.distributed import gather_rows, global_sum, world_size
 from dynaflip.platform.training import device
 from dynaflip.platform.training.checkpoint_format import seed_step
-from dynaflip.platform.training.checkpoint_manager import Checkpoints
 from dynaflip.platform.training.config import PretrainConfig
+from dynaflip.platform.training.context import Context, Metrics
 from dynaflip.platform.training.data.augment import augment_on_device
 from dynaflip.platform.training.data.collate import Batch
 from dynaflip.platform.training.data.sampling import Position
 from dynaflip.platform.training.diagnostics import CollapseGuard, diagnose, some_rows
 from dynaflip.platform.training.evaluation import evaluate
-from dynaflip.platform.training.heartbeat import Heartbeat
+from dynaflip.platform.training.length import Plan, rank_batch_size
 from dynaflip.platform.training.meter import Meter
 from dynaflip.platform.training.notices import (
     HEEDED,
@@ -32,7 +30,6 @@ from dynaflip.platform.training.notices import (
     TO_END_S,
     Agreement,
     Leaving,
-    Notices,
     Stopped,
 )
 from dynaflip.platform.training.profiler import ProfiledSteps, profile_uri
@@ -40,84 +37,10 @@ from dynaflip.platform.training.step import NonFiniteLoss, train_step
 from dynaflip.platform.training.time_use import limit_line, time_shares
 from dynaflip.platform.training.train_state import TrainingState
 
-Metrics = dict[str, float]
-DEFAULT_STEPS = 2000
 # Reports in a checkpoint, which a resumed run repeats: more than can be on their way to the disk
 # when a process dies (6 in the worker's queue, 12 in the controller's, and those in hands between
 # them). What the disk has already is dropped there.
 _REPEATED_REPORTS = 24
-
-
-@dataclass(frozen=True)
-class Context:
-    """What the backend gives the loop: ranks, device, reports, checkpoints."""
-
-    rank: int = 0
-    world_size: int = 1
-    device: str = "cpu"
-    # Every rank calls it equally often; rank 0's metrics count.
-    report: Callable[[Metrics], None] = lambda metrics: None
-    # Takes a line for the user; only rank 0's are shown.
-    log: Callable[[str], None] = print
-    # Where checkpoints go; without, none are written.
-    checkpoints: Checkpoints | None = None
-    # Notices that this process or its machine will be gone soon.
-    notices: Notices = field(default_factory=Notices)
-    # Steps at which every rank reports and rank 0 scores the model (a sweep's trials).
-    score_steps: frozenset[int] = frozenset()
-    score: Callable[[DynaFLIP], Metrics] | None = None
-    # Told what the loop does and each step, for those who watch the run.
-    heartbeat: Heartbeat | None = None
-
-    def doing(self, what: str) -> None:
-        """Say what the loop does now, to those who watch the run."""
-        if self.heartbeat is not None:
-            self.heartbeat.doing(what)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Length of the run, from the size of the data set."""
-
-    train_triplets: int
-    steps_per_epoch: int
-    total_steps: int
-    # With source weights an epoch draws its rows, instead of taking each once.
-    weighted: bool = False
-
-
-def plan(config: PretrainConfig, train_triplets: int, *, weighted: bool = False) -> Plan:
-    """Steps of an epoch (full batches of all workers) and of the run.
-
-    Raises:
-        ValueError: fewer triplets than one batch of every worker.
-    """
-    per_epoch = train_triplets // config.train.num_workers // config.data.batch_size
-    if per_epoch < 1:
-        raise ValueError(
-            f"{train_triplets} training triplets do not fill one batch: data.batch_size "
-            f"{config.data.batch_size} x train.num_workers {config.train.num_workers}"
-        )
-    if config.train.epochs is not None:
-        steps = max(1, round(config.train.epochs * per_epoch))
-    else:
-        steps = config.train.steps or DEFAULT_STEPS
-    return Plan(train_triplets, per_epoch, steps, weighted)
-
-
-def rank_batch_size(config: PretrainConfig, workers: int) -> int:
-    """Samples of a rank and step: lost workers' shares go to those that are left.
-
-    Raises:
-        UserError: there are more workers than samples.
-    """
-    whole = config.data.batch_size * config.train.num_workers
-    if whole < workers:
-        raise UserError(
-            f"{workers} workers cannot share a batch of {whole}: raise data.batch_size or "
-            "train.num_workers"
-        )
-    return whole // workers
 
 
 class Pretraining:
@@ -363,9 +286,8 @@ class Pretraining:
 
     def _time_shares(self) -> Metrics:
         """Every rank calls this: the slowest one's wait for data holds all."""
-        waits_s = torch.zeros(self.context.world_size, device=self.context.device)
-        waits_s[self.context.rank] = self.meter.totals_s["data"]
-        waits_s = global_sum(waits_s)
+        own_s = torch.full((1,), self.meter.totals_s["data"], device=self.context.device)
+        waits_s = gather_rows(own_s)
         return time_shares(self.meter.totals_s, self.meter.elapsed_s(), waits_s.tolist())
 
     def _pass_on(self, metrics: Metrics) -> None:

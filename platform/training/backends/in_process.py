@@ -24,9 +24,10 @@ from dynaflip.platform.cluster import available_cpus
 from dynaflip.platform.config_loader import flatten, to_dict
 from dynaflip.platform.provenance import git_commit
 from dynaflip.platform.training.config import PretrainConfig, TrainConfig
+from dynaflip.platform.training.context import Context, Metrics
 from dynaflip.platform.training.curve_file import CurveFile
 from dynaflip.platform.training.job import TrainJob, build_job
-from dynaflip.platform.training.loop import Context, Metrics, Pretraining
+from dynaflip.platform.training.loop import Pretraining
 from dynaflip.platform.training.notices import STOP, Notices, on_sigterm
 from dynaflip.platform.training.pretrained import pin_models
 from dynaflip.platform.training.reports import ReportWriter

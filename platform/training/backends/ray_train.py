@@ -38,11 +38,12 @@ from dynaflip.platform.training.backends.ray_notices import (
 )
 from dynaflip.platform.training.background import Background
 from dynaflip.platform.training.config import PretrainConfig, TrainConfig
+from dynaflip.platform.training.context import Context, Metrics
 from dynaflip.platform.training.curve_file import CurveFile
 from dynaflip.platform.training.diagnostics import Collapsed
 from dynaflip.platform.training.heartbeat import Heartbeat
 from dynaflip.platform.training.job import TrainJob
-from dynaflip.platform.training.loop import Context, Metrics, Pretraining
+from dynaflip.platform.training.loop import Pretraining
 from dynaflip.platform.training.notices import TO_END_S, Leaving, Stopped, on_sigterm
 from dynaflip.platform.training.progress import append_lines, follow
 from dynaflip.platform.training.reports import ReportWriter

@@ -20,13 +20,15 @@ from dynaflip.losses.objective import Objective
 from dynaflip.platform.config_loader import load_config
 from dynaflip.platform.training.checkpoint_manager import Checkpoints
 from dynaflip.platform.training.config import DataConfig, PretrainConfig, TrainConfig
+from dynaflip.platform.training.context import Context, Metrics
 from dynaflip.platform.training.data.caption_features import write_table
 from dynaflip.platform.training.data.collate import Batch, Collate
 from dynaflip.platform.training.data.gallery import gallery_batch
 from dynaflip.platform.training.data.index import read_index
 from dynaflip.platform.training.data.loader import Feed
 from dynaflip.platform.training.data.sampling import Position, sampling_of
-from dynaflip.platform.training.loop import Context, Metrics, Pretraining, plan, rank_batch_size
+from dynaflip.platform.training.length import plan, rank_batch_size
+from dynaflip.platform.training.loop import Pretraining
 from dynaflip.platform.training.optimizer import build_optimizer, build_schedule
 from dynaflip.platform.training.progress import clock, progress_line
 from dynaflip.platform.training.step import NonFiniteLoss

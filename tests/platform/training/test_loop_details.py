@@ -12,10 +12,12 @@ from tiny_run import SETTINGS, batches_of, config_of, equal, train
 from torch import nn
 
 from dynaflip.encoders.model import DynaFLIP
+from dynaflip.platform.training.context import Context
 from dynaflip.platform.training.data.index import ClipTable, read_index
 from dynaflip.platform.training.data.order import epoch_rows, rank_batches
 from dynaflip.platform.training.data.sampling import Position, Sampling
-from dynaflip.platform.training.loop import Context, Plan, Pretraining
+from dynaflip.platform.training.length import Plan
+from dynaflip.platform.training.loop import Pretraining
 from dynaflip.platform.training.step import NonFiniteLoss, train_step
 from dynaflip.platform.training.train_state import TrainingState
 

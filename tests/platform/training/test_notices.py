@@ -16,8 +16,10 @@ import torch
 from checkout import REPOSITORY
 from test_loop import CONFIG, Trial, one_thread, terms_of
 
+from dynaflip.platform.training.context import Context, Metrics
 from dynaflip.platform.training.curve_file import CurveFile
-from dynaflip.platform.training.loop import Context, Metrics, Pretraining, plan
+from dynaflip.platform.training.length import plan
+from dynaflip.platform.training.loop import Pretraining
 from dynaflip.platform.training.notices import (
     LEAVE,
     NOTHING,
