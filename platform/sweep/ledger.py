@@ -176,6 +176,7 @@ class Ledger:
         In the study they stay as they are, and the next session continues them.
         """
         for trial in self._running.values():
+            note(trials_of(self.facts.name) / trial.user_attrs["name"], "stopped")
             with contextlib.suppress(tracking.store_error(), KeyError):
                 run = self._run_of(trial)
                 run.set_tags({"sweep.state": "stopped"})
