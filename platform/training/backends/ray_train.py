@@ -124,13 +124,21 @@ def _sending(run: Run, run_folder: Path, told: threading.Event) -> Iterator[None
     """
     curves = CurveFile(run_folder)
     curves.adopt(run.curves)
-    sender = Sender(curves, run, lambda line: append_lines(run_folder / PROGRESS, [line]))
+    ended = threading.Event()
+
+    def log(line: str) -> None:
+        append_lines(run_folder / PROGRESS, [line])
+        if ended.is_set():  # nobody follows the log any more
+            print(line, flush=True)
+
+    sender = Sender(curves, run, log)
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
         told.set()
         raise
     finally:
+        ended.set()
         sender.finish(TO_END_S / 2 if told.is_set() else _PATIENCE_S)
 
 
