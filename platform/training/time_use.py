@@ -10,7 +10,7 @@ _SHARE = "speed/share/"
 # Parts of a run's time: what to call them, and what makes them shorter.
 PARTS = {
     "data": ("waiting for data", "more CPUs a worker, or data.decode_threads"),
-    "forward_backward": ("forward and backward pass", "the device computes: that is as it should"),
+    "forward_backward": ("forward and backward pass", "the device computes, as it should"),
     "optimizer": ("optimizer", "larger batches"),
     "rest": ("the rest of the steps", "see train.profile_steps"),
     "report": ("reports", "a larger train.report_every_steps"),

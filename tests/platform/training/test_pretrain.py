@@ -42,10 +42,22 @@ def config_of(folder: Path, **train: object) -> PretrainConfig:
     )
 
 
-def test_a_short_run_ends_in_a_registered_encoder(ray_cluster: None, triplet_folder: Path) -> None:
+def test_a_short_run_ends_in_a_registered_encoder(
+    ray_cluster: None, triplet_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from dynaflip.platform.training.run import pretrain
 
-    outcome = pretrain(config_of(triplet_folder, steps=2, eval_every_steps=0), alias="short")
+    config = config_of(triplet_folder, steps=2, eval_every_steps=0, profile_steps="1:2")
+    outcome = pretrain(config, alias="short")
+    # What it trained on, what limited it, and the profile: said, and in MLflow.
+    output = capsys.readouterr().out
+    assert "device CPU (1 threads), as no GPU was found, 1 worker(s), float32" in output
+    assert "limited by " in output
+    run = client().get_run(outcome.run_id)
+    assert run.data.metrics[f"speed/share/{run.data.tags['limited_by']}"] > 0
+    files = client().list_artifacts(outcome.run_id, "profile/steps-1-2")
+    names = {Path(file.path).name for file in files}
+    assert names == {"operations.txt", "trace.json.gz"}
     assert outcome.uri().startswith("models:/dynaflip-encoder/")
     encoder = dynaflip.load_encoder("models:/dynaflip-encoder@short")
     assert (encoder.info["run_name"], encoder.info["steps"]) == (outcome.run_name, 2)
