@@ -48,11 +48,13 @@ def triplets(tmp_path_factory: pytest.TempPathFactory) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(synthetic_triplets, "_jpeg", lambda px, *place: _photograph(rng, px))
         for number in range(CLIPS):
-            rows = synthetic_triplets._clip(rng, number, PER_CLIP, PX)
+            rows = synthetic_triplets.clip_rows(rng, number, PER_CLIP, PX)
             for row in rows:  # numbers that do not compress to nothing
                 shape = row["flow_displacement_m"].shape
                 row["flow_displacement_m"] = rng.normal(0, 0.02, shape).astype(np.float32)
-            file.write(synthetic_triplets._table([{**row, "source": "synthetic"} for row in rows]))
+            file.write(
+                synthetic_triplets.rows_table([{**row, "source": "synthetic"} for row in rows])
+            )
     file.close()
     manifest = {"schema_version": synthetic_triplets.SCHEMA_VERSION, "digest": "bench"}
     (folder / "manifest.json").write_text(json.dumps({**manifest, "counts": {}}))

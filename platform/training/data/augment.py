@@ -28,7 +28,7 @@ _YIQ = (_GREY, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
 _CELLS = 40  # most cells a side of a patch's texture
 _PATCH = 14  # numbers that describe a patch, see `_draw_patches`
 # Images that are floats at a time: on a CPU as many as its cache holds.
-_AT_ONCE, _AT_ONCE_ON_GPU = 4, 128
+_AT_ONCE, _AT_ONCE_ON_GPU = 8, 128
 
 
 def draw_augmentation(
