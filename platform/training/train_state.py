@@ -79,7 +79,7 @@ class TrainingState:
         # several passes: neither unused ones are looked for nor is the graph static.
         parallel = DistributedDataParallel(
             self.model,
-            broadcast_buffers=self.config.model.image.train_batchnorm,
+            forward_sync_buffers=self.config.model.image.train_batchnorm,
             gradient_as_bucket_view=True,
         )
         if compiles:
