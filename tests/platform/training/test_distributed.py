@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,12 @@ from dynaflip.platform.training.config import (
     PretrainConfig,
     TrainConfig,
 )
-from dynaflip.platform.training.curve_file import METRICS
+from dynaflip.platform.training.context import Context
+from dynaflip.platform.training.curve_file import METRICS, CurveFile
+from dynaflip.platform.training.data.collate import Batch
+from dynaflip.platform.training.data.sampling import Position
+from dynaflip.platform.training.job import TrainJob, build_job
+from dynaflip.platform.training.loop import Pretraining
 
 pytestmark = [pytest.mark.ddp, pytest.mark.integration]
 
@@ -82,6 +88,41 @@ def spawn(config: PretrainConfig, output: Path, world: int) -> None:
     mp.spawn(work, args=(world, free_port(), config, str(output)), nprocs=world, join=True)
 
 
+class BothRanks:
+    """The batches of two ranks side by side: what one process with the whole batch trains on."""
+
+    def __init__(self, job: TrainJob) -> None:
+        self.feeds = [job.feed(rank=rank, workers=2) for rank in (0, 1)]
+
+    def __call__(self, position: Position) -> Iterator[Batch]:
+        for first, second in zip(*(feed(position) for feed in self.feeds), strict=True):
+            yield {
+                name: torch.cat([value, second[name]])
+                if isinstance(value, torch.Tensor)
+                else value + second[name]
+                for name, value in first.items()
+            }
+
+    def close(self) -> None:
+        for feed in self.feeds:
+            feed.close()
+
+
+def train_whole(config: PretrainConfig, output: Path) -> None:
+    """One process with the whole batch of two."""
+    one = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, batch_size=2 * config.data.batch_size),
+        train=dataclasses.replace(config.train, num_workers=1),
+    )
+    output.mkdir(parents=True)
+    curves = CurveFile(output)
+    context = Context(report=lambda metrics: curves.append(int(metrics["step"]), metrics))
+    feed = BothRanks(build_job(config, str(output / "none")))
+    with contextlib.closing(feed):
+        Pretraining(one, context, build_job(one, str(output / "none")).length).run(feed)
+
+
 def reports(output: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (output / METRICS).read_text().splitlines()]
 
@@ -89,7 +130,6 @@ def reports(output: Path) -> list[dict[str, float]]:
 def test_two_processes_in_parts_have_one_process_s_curve_and_it_can_go_on_alone(
     triplet_folder: Path, tmp_path: Path
 ) -> None:
-    # One order for all: rank r of W has every W-th row, and the buffer holds one.
     config = config_of(triplet_folder, min_workers=1, micro_batch_size=3)
     spawn(config, tmp_path / "run", 2)
     one, two = (torch.load(tmp_path / "run" / f"{r}.pt", weights_only=True) for r in (0, 1))
@@ -98,9 +138,7 @@ def test_two_processes_in_parts_have_one_process_s_curve_and_it_can_go_on_alone(
     assert [r["step"] for r in found] == [1, 2, 3, 4]
     assert found[-1]["train/temperature"] != pytest.approx(config.objective.temperature, abs=1e-6)
 
-    whole = config_of(triplet_folder, num_workers=1)
-    data = dataclasses.replace(whole.data, batch_size=8)
-    train_in_process(dataclasses.replace(whole, data=data), tmp_path / "whole")
+    train_whole(config_of(triplet_folder), tmp_path / "whole")
     terms = ("contrastive", "temporal", "flow", "temperature", "Offset", "loss")
     expected = reports(tmp_path / "whole")
     for mine, theirs in zip(found, expected, strict=True):
@@ -135,17 +173,18 @@ def test_two_processes_measure_what_one_does_and_half_a_line_of_curves_is_no_end
     settings = {"steps": 1, "diagnostics_every_steps": 1}
     config = config_of(triplet_folder, **settings)
     spawn(config, tmp_path / "two", 2)
-    whole = config_of(triplet_folder, num_workers=1, **settings)
-    whole = dataclasses.replace(whole, data=dataclasses.replace(whole.data, batch_size=8))
-    train_in_process(whole, tmp_path / "one")
-    (two,), (one,) = reports(tmp_path / "two"), reports(tmp_path / "one")
+    train_whole(config, tmp_path / "whole")
+    (two,), (one,) = reports(tmp_path / "two"), reports(tmp_path / "whole")
     for term in ("contrastive", "temporal", "flow"):
         name = f"diagnostics/gradient_norm/{term}"
         assert two[name] == pytest.approx(one[name], rel=0.05), term
+    alone = config_of(triplet_folder, num_workers=1, **settings)
+    train_in_process(alone, tmp_path / "one")
+    (before,) = reports(tmp_path / "one")
     with (tmp_path / "one" / METRICS).open("a") as curves:
         curves.write('{"step": 2, "train/lo')
-    train_in_process(whole, tmp_path / "one")
-    assert reports(tmp_path / "one") == [one], "nothing twice, and nothing in halves"
+    train_in_process(alone, tmp_path / "one")
+    assert reports(tmp_path / "one") == [before], "nothing twice, and nothing in halves"
 
 
 @pytest.mark.parametrize("backbone", ["efficientnet-lite0", "dinov2"])
