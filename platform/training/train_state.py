@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from pathlib import Path
 from typing import Any, cast
 
@@ -79,15 +80,15 @@ class TrainingState:
         # several passes: neither unused ones are looked for nor is the graph static.
         parallel = DistributedDataParallel(
             self.model,
-            forward_sync_buffers=self.config.model.image.train_batchnorm,
             gradient_as_bucket_view=True,
+            **_buffers(shared=self.config.model.image.train_batchnorm),
         )
         if compiles:
             parallel.compile()  # what DDP does around the model is not compiled
         if not any(parameter.requires_grad for parameter in self.objective.parameters()):
             return parallel, self.objective
         objective = DistributedDataParallel(
-            self.objective, forward_sync_buffers=False, gradient_as_bucket_view=True
+            self.objective, gradient_as_bucket_view=True, **_buffers(shared=False)
         )
         return parallel, objective
 
@@ -178,3 +179,10 @@ class TrainingState:
         if self.average is not None:
             modules["average"] = self.average.module
         return modules
+
+
+def _buffers(*, shared: bool) -> dict[str, Any]:
+    """Whether DDP sends rank 0's buffers to the others in each step, in its torch's own words."""
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    name = "forward_sync_buffers"  # since torch 2.13, where the other is deprecated
+    return {name if name in known else "broadcast_buffers": shared}
