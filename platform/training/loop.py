@@ -34,7 +34,7 @@ from dynaflip.platform.training.notices import (
 )
 from dynaflip.platform.training.profiler import ProfiledSteps, profile_uri
 from dynaflip.platform.training.step import NonFiniteLoss, train_step
-from dynaflip.platform.training.time_use import limit_line, time_shares
+from dynaflip.platform.training.time_use import time_shares
 from dynaflip.platform.training.train_state import TrainingState
 
 # Reports in a checkpoint, which a resumed run repeats: more than can be on their way to the disk
@@ -281,7 +281,6 @@ class Pretraining:
         if self.step == self.length.total_steps:
             # A new one: the checkpoint's thread may be writing the other.
             metrics = {**metrics, **self._time_shares()}
-            self.context.log(limit_line(metrics))
         self._pass_on(metrics)
 
     def _time_shares(self) -> Metrics:

@@ -8,6 +8,7 @@ from typing import Any
 from dynaflip.platform.training.background import Background
 from dynaflip.platform.training.curve_file import CurveFile, Metrics
 from dynaflip.platform.training.progress import progress_line
+from dynaflip.platform.training.time_use import limit_line, limited_by
 
 # Reports that may wait for a disk. Those of a killed process come again from the checkpoint.
 _WAITING = 12
@@ -58,6 +59,8 @@ class ReportWriter:
         lines = [*notes]
         if metrics["step"] > self.last["step"]:
             lines.append(progress_line(metrics, self.total_steps, self.terms))
+            if limited_by(metrics) is not None:  # the last report
+                lines.append(limit_line(metrics))
             values: dict[str, Any] = {k: v for k, v in metrics.items() if k != "step"}
             self.curves.append(int(metrics["step"]), values)
             self.last |= metrics

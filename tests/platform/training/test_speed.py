@@ -19,9 +19,11 @@ from dynaflip.encoders.config import FlowConfig, ImageConfig, ModelConfig
 from dynaflip.errors import UserError
 from dynaflip.losses.config import ObjectiveConfig
 from dynaflip.platform.training.config import OptimizerConfig, PretrainConfig, TrainConfig
+from dynaflip.platform.training.curve_file import CurveFile
 from dynaflip.platform.training.flops import flops_per_example
 from dynaflip.platform.training.meter import STEP_PARTS, Meter
 from dynaflip.platform.training.profiler import TABLE, TRACE, collect, profile_uri
+from dynaflip.platform.training.reports import ReportWriter
 from dynaflip.platform.training.step import NonFiniteLoss, train_step
 from dynaflip.platform.training.time_use import limit_line, limited_by, time_shares
 from dynaflip.platform.training.train_state import TrainingState
@@ -165,8 +167,15 @@ def test_the_end_of_a_run_says_what_limited_it(triplet_folder: Path, tmp_path: P
     train = dataclasses.replace(CONFIG.train, steps=4)
     trial = Trial(triplet_folder, dataclasses.replace(CONFIG, train=train), tmp_path)
     trial.pretraining().run(trial.batches)
-    assert trial.logged[-1].startswith("limited by ")
     last = trial.reports[-1]
+    lines: list[str] = []
+    writer = ReportWriter(CurveFile(tmp_path), lines.extend, total_steps=4)
+    for report in trial.reports:
+        writer(report)
+    writer.flush()
+    assert lines[-2].startswith("step 4/4")
+    assert lines[-1].startswith("limited by ")
+    assert sum("limited by" in line for line in lines) == 1
     shares = {name: value for name, value in last.items() if name.startswith("speed/share/")}
     assert sum(shares.values()) == pytest.approx(1)
     assert not any(name.startswith("speed/share/") for r in trial.reports[:-1] for name in r)
