@@ -3,7 +3,8 @@
 The folder has a safetensors file for each module (``model``, ``average`` where weights are
 averaged, ``objective`` where its terms have parameters or buffers), ``optimizer.safetensors``,
 ``position.safetensors`` (the examples of the epoch so far) and ``state.json`` (counters,
-schedule, optimizer settings, seed, the run's full config, the newest metrics). Nothing is
+schedule, optimizer settings, seed, the run's full config, the newest metrics, and the version of
+the code that orders the examples). Nothing is
 pickled. Random numbers need no state of their own: each is a function of the seed and
 these counters (:func:`seed_step`, :mod:`.data`).
 """

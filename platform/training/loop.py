@@ -354,7 +354,7 @@ class Pretraining:
                 return []
             # On rank 0's machine it is there by now, and on the others one rank downloads it.
             folder = held.enter_context(self.context.checkpoints.fetched(chosen[0]))
-            reports = self.state.restore(folder)
+            reports = self.state.restore(folder, self.context.log)
             if world_size() > 1:  # the last one to leave deletes what was downloaded
                 torch.distributed.barrier()
             return reports

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +26,7 @@ from dynaflip.platform.training.checkpoint_format import (
     seed_step,
     take_snapshot,
 )
-from dynaflip.platform.training.config import PretrainConfig
+from dynaflip.platform.training.config import PRETRAIN_VERSION, PretrainConfig
 from dynaflip.platform.training.data.sampling import Position
 from dynaflip.platform.training.flops import flops_per_example
 from dynaflip.platform.training.optimizer import build_optimizer, build_schedule
@@ -141,6 +142,7 @@ class TrainingState:
             buffers=self._buffers,
             position={"seen": torch.from_numpy(seen), "had": torch.from_numpy(self._trained)},
             document={
+                "pretrain_version": PRETRAIN_VERSION,
                 "step": self.step,
                 "epoch": self.position.epoch,
                 "steps_of_part": self.position.steps,
@@ -154,11 +156,16 @@ class TrainingState:
             },
         )
 
-    def restore(self, folder: Path) -> list[Metrics]:
+    def restore(self, folder: Path, log: Callable[[str], None] = print) -> list[Metrics]:
         """Restore a checkpoint; returns its reports.
 
         With another number of workers than it was written with, the rest of the epoch is
-        distributed anew.
+        distributed anew. Of a checkpoint from the middle of an epoch of earlier code, whose order
+        and ids of examples were others, that epoch begins anew.
+
+        Args:
+            folder: of the checkpoint.
+            log: takes a line for the user.
         """
         document, position = restore(folder, self._modules(), self.optimizer, self.schedule)
         self.step = int(document["step"])
@@ -166,12 +173,20 @@ class TrainingState:
         if self.average is not None:
             self.average.n_averaged.fill_(self.step)
         seen, trained = position["seen"].numpy(), position["had"].numpy()
-        if document["workers"] == world_size():
+        epoch, steps = int(document["epoch"]), int(document["steps_of_part"])
+        if document.get("pretrain_version") != PRETRAIN_VERSION and (steps or len(seen)):
+            log(
+                f"warning: the checkpoint of step {self.step} is of another version of this code, "
+                f"which orders triplets otherwise: epoch {epoch} begins anew, and some of its "
+                "triplets come twice"
+            )
+            self.position = Position(epoch)
+        elif document["workers"] == world_size():
             self._trained = trained
-            self.position = Position(document["epoch"], document["steps_of_part"], seen)
+            self.position = Position(epoch, steps, seen)
         else:
             everything = np.unique(np.concatenate([seen, trained]))
-            self.position = Position(document["epoch"], 0, everything)
+            self.position = Position(epoch, 0, everything)
         return document["reports"]
 
     def _modules(self) -> dict[str, Any]:

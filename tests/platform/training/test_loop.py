@@ -19,7 +19,12 @@ from dynaflip.errors import UserError
 from dynaflip.losses.objective import Objective
 from dynaflip.platform.config_loader import load_config
 from dynaflip.platform.training.checkpoint_manager import Checkpoints
-from dynaflip.platform.training.config import DataConfig, PretrainConfig, TrainConfig
+from dynaflip.platform.training.config import (
+    PRETRAIN_VERSION,
+    DataConfig,
+    PretrainConfig,
+    TrainConfig,
+)
 from dynaflip.platform.training.context import Context, Metrics
 from dynaflip.platform.training.data.caption_features import write_table
 from dynaflip.platform.training.data.collate import Batch, Collate
@@ -135,6 +140,31 @@ def test_a_resumed_run_equals_the_uninterrupted_one_exactly(
     assert rest.epochs == whole.epochs[kept[0] // 3 :], "a finished epoch is not begun again"
     for name, value in done.state.model.state_dict().items():
         assert torch.equal(value, resumed.state.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("version", [PRETRAIN_VERSION - 1, PRETRAIN_VERSION])
+def test_an_epoch_that_earlier_code_has_begun_begins_anew_with_a_warning(
+    triplet_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    # Epochs of 3 steps: the checkpoint of step 4 lies within the second.
+    written = "dynaflip.platform.training.train_state.PRETRAIN_VERSION"
+    with monkeypatch.context() as earlier:
+        earlier.setattr(written, version)
+        whole = Trial(triplet_folder, CONFIG, tmp_path)
+        whole.pretraining().run(whole.batches)
+    shutil.rmtree(tmp_path / "step-00000008")
+    rest = Trial(triplet_folder, CONFIG, tmp_path)
+    rest.pretraining().run(rest.batches)
+    warnings = [line for line in rest.logged if line.startswith("warning")]
+    if version == PRETRAIN_VERSION:
+        assert (rest.examples, warnings) == (whole.examples[4:], [])
+        return
+    assert "step 4 is of another version of this code" in warnings[0]
+    assert "epoch 1 begins anew" in warnings[0]
+    assert len(warnings) == 1
+    assert rest.epochs == [1, 2], "to the same last step"
+    assert rest.examples[:3] == whole.examples[3:6], "each triplet of the epoch comes"
+    assert len(rest.examples) == 4
 
 
 def test_a_slow_store_costs_checkpoints_and_holds_up_no_step(
