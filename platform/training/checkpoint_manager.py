@@ -12,6 +12,7 @@ import hashlib
 import json
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,10 @@ from dynaflip.platform.storage import open_storage
 
 MARKER = "digests.json"
 STATE = "state.json"
-# One failed write may pass; a second in a row ends the run.
+# One failed write may pass; a second in a row ends the run. Of an object store, which may be out of
+# order for a while, only when it has refused for so long.
 _REFUSALS = 2
+_PATIENCE_S = 1800.0
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Checkpoints:
         self.storage = open_storage(uri, MARKER)
         self._writing: threading.Thread | None = None
         self._refusals: list[UserError] = []
+        self._refused_at_s = 0.0  # the first of them
         self._failure: BaseException | None = None
         self._values: dict[str, float | None] = {}
         self._damaged: set[str] = set()  # names that newest() has skipped
@@ -67,10 +71,11 @@ class Checkpoints:
             log: takes a line for the user.
 
         Raises:
-            UserError: this and the checkpoint before could not be written.
+            UserError: the two checkpoints before could not be written, and an object store has
+                taken none for half an hour.
         """
         self._join()
-        if len(self._refusals) >= _REFUSALS:
+        if self._gives_up():
             raise self._explained()
         if self._refusals:
             log(f"warning: {self._refusals[-1]}; continuing")
@@ -148,6 +153,8 @@ class Checkpoints:
             self._damaged.discard(_name(step))
             self._prune()
         except UserError as error:
+            if not self._refusals:
+                self._refused_at_s = time.monotonic()
             self._refusals.append(error)
         except BaseException as error:  # raised again in the training's thread
             self._failure = error
@@ -162,6 +169,11 @@ class Checkpoints:
         self._writing = None
         if self._failure is not None:
             raise self._failure
+
+    def _gives_up(self) -> bool:
+        if len(self._refusals) < _REFUSALS:
+            return False
+        return "://" not in self.uri or time.monotonic() - self._refused_at_s >= _PATIENCE_S
 
     def _explained(self) -> StoreError:
         try:

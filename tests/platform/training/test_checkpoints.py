@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from dynaflip.errors import UserError
+from dynaflip.platform.training import checkpoint_manager
 from dynaflip.platform.training.checkpoint_manager import Checkpoints, damage
 
 CURVE = "heldout/retrieval/all/top1"
@@ -207,6 +208,16 @@ def test_an_object_store_that_refuses_is_one_clear_line(
     ) as e:
         checkpoints.finish()
     assert "\n" not in str(e.value)
+    # It may be out of order for a while: each refused write is a line, until it has been too long.
+    logged: list[str] = []
+    for step in (20, 30, 40):
+        checkpoints.save(step, writer(step), logged.append)
+    checkpoints.wait()
+    assert len(logged) == 3
+    assert all(line.endswith("; continuing") for line in logged)
+    s3_settings.setattr(checkpoint_manager, "_PATIENCE_S", 0.0)
+    with pytest.raises(UserError, match="none yet"):
+        checkpoints.save(50, writer(50), logged.append)
     server.shutdown()
 
 
