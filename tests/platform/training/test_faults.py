@@ -34,9 +34,9 @@ def until(condition: Callable[[], Any], process: subprocess.Popen[str]) -> None:
         time.sleep(0.1)
 
 
-def job(triplets: Path, *words: str) -> list[str]:
+def job(triplets: Path, *words: str, steps: int = STEPS) -> list[str]:
     settings = ["--config", "tests/tiny.yaml", "--triplets", str(triplets)]
-    return [sys.executable, "jobs/pretrain.py", *settings, "--train.steps", str(STEPS), *words]
+    return [sys.executable, "jobs/pretrain.py", *settings, "--train.steps", str(steps), *words]
 
 
 def last_step(home: Path) -> int:
@@ -124,7 +124,10 @@ def test_a_driver_that_is_told_to_end_leaves_with_143_and_goes_on(
 
 @pytest.fixture
 def troubled_s3(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """moto's S3 over HTTP, slow or refusing as a file says; its address and that file."""
+    """moto's S3 over HTTP, slow or refusing as a file says; its address and that file.
+
+    While it is slow a file takes 20 s, and one that waits is taken as soon as it is so no longer.
+    """
     moto = pytest.importorskip("moto.server", reason="an S3 server: pip install moto[server]")
     from werkzeug.serving import make_server
 
@@ -133,12 +136,12 @@ def troubled_s3(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     app = moto.DomainDispatcherApplication(moto.create_backend_app)
 
     def troubled(environ: Any, start: Any) -> Any:
-        how = mode.read_text()
-        if how == "refusing":
+        if mode.read_text() == "refusing":
             start("503 Slow Down", [("Content-Type", "text/plain")])
             return [b""]
-        if how == "slow" and environ["REQUEST_METHOD"] == "PUT":
-            time.sleep(4)
+        until = time.monotonic() + (20 if environ["REQUEST_METHOD"] == "PUT" else 0)
+        while mode.read_text() == "slow" and time.monotonic() < until:
+            time.sleep(0.1)
         return app(environ, start)
 
     server = make_server("127.0.0.1", 0, troubled, threaded=True)
@@ -159,8 +162,8 @@ def test_a_slow_and_a_refusing_object_store_hold_up_no_step(
     session = boto3.Session("key", "secret", region_name="us-east-1")
     session.client("s3", endpoint_url=address).create_bucket(Bucket="checkpoints")
     environment = {**os.environ, **aws, "DYNAFLIP_HOME": str(tmp_path / "home")}
-    words = job(triplet_folder, "--train.checkpoint_storage", "s3://checkpoints/lab")
-    words += ["--train.checkpoint_every_steps", "10", "--train.steps", "300"]
+    words = job(triplet_folder, "--train.checkpoint_every_steps", "10", steps=300)
+    words += ["--train.checkpoint_storage", "s3://checkpoints/lab"]
     process = subprocess.Popen(
         words, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True
     )
@@ -172,7 +175,7 @@ def test_a_slow_and_a_refusing_object_store_hold_up_no_step(
     mode.write_text("slow")
     until(lambda: "checkpoint before is still being written" in log(), process)
     mode.write_text("refusing")
-    until(lambda: "; continuing" in log(), process)  # one refused write may pass
+    until(lambda: log().count("; continuing") >= 3, process)  # writes that were refused
     mode.write_text("well")
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
