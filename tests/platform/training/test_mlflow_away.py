@@ -20,8 +20,10 @@ STEPS = 20
 
 
 def test_a_run_whose_mlflow_hangs_ends_well_and_sends_everything_later(
-    triplet_folder: Path, tmp_path: Path
+    ray_cluster: None, triplet_folder: Path, tmp_path: Path
 ) -> None:
+    import ray
+
     job = [sys.executable, "jobs/pretrain.py"]
     words = [*job, "--config", "tests/tiny.yaml", "--triplets", str(triplet_folder)]
     words += ["--train.steps", str(STEPS), "--train.checkpoint_every_steps", "1000"]
@@ -29,6 +31,7 @@ def test_a_run_whose_mlflow_hangs_ends_well_and_sends_everything_later(
     with TroubledMlflow(tmp_path) as server:
         environment = {
             **os.environ, "DYNAFLIP_HOME": str(home), "MLFLOW_TRACKING_URI": server.uri,
+            "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
             "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",  # of 10: each request that hangs costs twice this
         }  # fmt: skip
         process = subprocess.Popen(
