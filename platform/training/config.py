@@ -200,8 +200,8 @@ class TrainConfig:
     """Steps between two points of the curves, which are means over these steps."""
 
     profile_steps: str | None = None
-    """Steps that torch's profiler records on rank 0, START:STOP, e.g. "10:15" (in quotes in YAML):
-    a trace and a table, in MLflow below profile/. They are slower than the others. none = none."""
+    """Steps that torch's profiler records on rank 0, e.g. 10-15 for the five after the tenth: a
+    trace and a table, in MLflow below profile/. They are slower than the others. none = none."""
 
     checkpoint_every_steps: int = 200
     """Steps between checkpoints; the last step always saves one. They are written asynchronously: a
@@ -288,10 +288,10 @@ class TrainConfig:
         """
         if self.profile_steps is None:
             return None
-        start, _, stop = self.profile_steps.partition(":")
+        start, _, stop = self.profile_steps.partition("-")
         if not (start.isdecimal() and stop.isdecimal() and int(start) < int(stop)):
             raise ValueError(
-                f'profile_steps: give START:STOP, as "10:15", not {self.profile_steps!r}'
+                f"profile_steps: give START-STOP, as 10-15, not {self.profile_steps!r}"
             )
         return int(start), int(stop)
 

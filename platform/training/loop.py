@@ -121,7 +121,7 @@ class Pretraining:
         window, last = self.config.train.profile_window(), self.length.total_steps
         if window is not None and window[1] > last:
             raise UserError(
-                f"train.profile_steps {window[0]}:{window[1]}: the run has {last} steps"
+                f"train.profile_steps {window[0]}-{window[1]}: the run has {last} steps"
             )
         where = self.context.checkpoints
         if where is None or self.context.rank != 0:

@@ -212,7 +212,10 @@ def checkpoint_uri(config: PretrainConfig, run_folder: Path) -> str:
 def prepare(config: PretrainConfig, run_folder: Path) -> TrainJob:
     """Read the triplets' index, embed the captions, join Ray: everything that can be refused."""
     from dynaflip.platform.training.job import build_job
+    from dynaflip.platform.triplets.schema import read_manifest
 
+    assert config.triplets is not None, "resolved by the caller"
+    read_manifest(config.triplets)  # a wrong folder is refused before a hub is asked
     config = dataclasses.replace(config, model=pin_models(config.model, log=print))
     job = build_job(config, checkpoint_uri(config, run_folder), elsewhere=_embed_on_cluster)
     cluster.start_ray()

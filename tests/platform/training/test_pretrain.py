@@ -47,7 +47,7 @@ def test_a_short_run_ends_in_a_registered_encoder(
 ) -> None:
     from dynaflip.platform.training.run import pretrain
 
-    config = config_of(triplet_folder, steps=2, eval_every_steps=0, profile_steps="1:2")
+    config = config_of(triplet_folder, steps=2, eval_every_steps=0, profile_steps="1-2")
     outcome = pretrain(config, alias="short")
     # What it trained on, what limited it, and the profile: said, and in MLflow.
     output = capsys.readouterr().out

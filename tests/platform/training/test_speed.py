@@ -200,7 +200,7 @@ def test_the_largest_share_is_the_limit() -> None:
 
 
 def test_steps_are_profiled_on_request(triplet_folder: Path, tmp_path: Path) -> None:
-    train = dataclasses.replace(CONFIG.train, steps=4, eval_every_steps=0, profile_steps="1:3")
+    train = dataclasses.replace(CONFIG.train, steps=4, eval_every_steps=0, profile_steps="1-3")
     config = dataclasses.replace(CONFIG, train=train)
     checkpoints = tmp_path / "run" / "checkpoints"
     trial = Trial(triplet_folder, config, checkpoints)
@@ -213,11 +213,11 @@ def test_steps_are_profiled_on_request(triplet_folder: Path, tmp_path: Path) -> 
     steps = [e for e in events if str(e.get("name", "")).startswith("Optimizer.step#AdamW")]
     assert len(steps) == 2
     assert "aten::convolution" in (folder / TABLE).read_text()
-    late = dataclasses.replace(config, train=dataclasses.replace(train, profile_steps="3:9"))
-    with pytest.raises(UserError, match=r"train\.profile_steps 3:9: the run has 4 steps"):
+    late = dataclasses.replace(config, train=dataclasses.replace(train, profile_steps="3-9"))
+    with pytest.raises(UserError, match=r"train\.profile_steps 3-9: the run has 4 steps"):
         Trial(triplet_folder, late, tmp_path / "late").pretraining()
-    for wrong in ("5:5", "9", "a:b"):
-        with pytest.raises(ValueError, match="profile_steps: give START:STOP"):
+    for wrong in ("5-5", "9", "a-b", "10:15"):
+        with pytest.raises(ValueError, match="profile_steps: give START-STOP"):
             TrainConfig(profile_steps=wrong)
     assert profile_uri("s3://bucket/prefix/run-1") == "s3://bucket/prefix/run-1-profile"
 
