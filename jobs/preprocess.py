@@ -37,11 +37,13 @@ def main(argv: list[str]) -> int:
         "--source", metavar="PATH", help="recordings (default: data/demo in the home)"
     )
     parser.add_argument(
-        "--output", metavar="PATH", help="triplet folder (default: triplets/demo in the home)"
+        "--output",
+        metavar="PATH",
+        help="triplet folder or s3://bucket/prefix (default: triplets/demo in the home)",
     )
     args, config = parse_config(parser, PreprocessConfig, argv, {"source": "source.path"})
     config = _with_absolute_paths(config)
-    output = paths.output_folder(args.output, paths.default_triplets(), setting="--output")
+    output = paths.output_path(args.output, paths.default_triplets(), setting="--output")
 
     from dynaflip.platform.triplets.pipeline import preprocess
     from dynaflip.platform.triplets.report.summary import summary_lines
@@ -96,25 +98,29 @@ def _absolute(name: str) -> str:
 def inspect(argv: list[str]) -> int:
     """Print what a triplet folder holds, write its data card and log it to MLflow."""
     parser = job_parser(inspect.__doc__ or "", prog="preprocess.py inspect")
-    parser.add_argument("folder", nargs="?", help="default: triplets/demo in the home")
+    parser.add_argument(
+        "folder", nargs="?", help="or s3://bucket/prefix (default: triplets/demo in the home)"
+    )
     parser.add_argument("--examples", type=int, default=12, help="triplets shown in the card")
     args = parser.parse_args(argv)
     folder = paths.input_path(args.folder, paths.default_triplets())
 
+    from dynaflip.platform.triplets import place
     from dynaflip.platform.triplets.report.data_card import write_card
     from dynaflip.platform.triplets.report.inspection import inspect_folder, inspection_lines
 
-    found = inspect_folder(folder)
-    for line in inspection_lines(found):
-        print(line)
-    card = write_card(found, args.examples)
+    with place.one_line_errors("folder"):
+        found = inspect_folder(folder)
+        for line in inspection_lines(found):
+            print(line)
+        card = write_card(found, args.examples)
 
     from dynaflip.platform.tracking import ending, open_run
 
     with ending(open_run("triplets", paths.new_run_name("triplets"))) as run:
         counts = json.dumps(found.manifest["counts"])
         run.log_dataset(found.folder.name, found.manifest["digest"], folder, counts)
-        run.log_file(card)
+        run.log_text(card.read_text(), card.name)
     print(f"look at {card}")
     return 0
 

@@ -1,7 +1,8 @@
-"""Objects in S3 as paths: the part of :class:`pathlib.Path` that sources use.
+"""Objects in S3 as paths: the part of :class:`pathlib.Path` that sources and triplets use.
 
-Videos are read in ranges, never as a whole unless all of it is needed. A request
-that fails for reasons of the network or of the server is tried again with back-off.
+Videos are read in ranges, never as a whole unless all of it is needed. An object appears whole
+or not at all. A request that fails for reasons of the network or of the server is tried again
+with back-off.
 Credentials, region and ``AWS_ENDPOINT_URL`` come from the environment, as boto3 has it.
 """
 
@@ -15,8 +16,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlparse
+
+from dynaflip.errors import StoreError, UserError
 
 T = TypeVar("T")
 
@@ -26,6 +30,8 @@ _BLOCK_BYTES = 256 << 10
 # Blocks cached by an open file (8 MiB), and the most that one request asks for (2 MiB).
 _CACHED_BLOCKS = 32
 _MOST_BLOCKS = 8
+_CONNECT_S, _ANSWER_S = 10, 60  # before a request counts as failed
+_DELETED_AT_ONCE = 1000  # the most that S3 takes
 _MISSING = ("404", "NoSuchKey", "NoSuchBucket", "NotFound")
 # The credentials' fault and not the object's: with others it can be read. The answer to HEAD has
 # no body that names an expired token, and is a bare 400.
@@ -41,9 +47,10 @@ class NetworkError(OSError):
 
 @dataclass(frozen=True)
 class Stat:
-    """What is asked of :meth:`pathlib.Path.stat`."""
+    """What is asked of :meth:`pathlib.Path.stat`; ``etag`` changes with an object's content."""
 
     st_size: int
+    etag: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,11 @@ class S3Path:
     def name(self) -> str:
         """The last part of the key, or the bucket."""
         return self.key.rsplit("/", 1)[-1] or self.bucket
+
+    @property
+    def stem(self) -> str:
+        """The name without its suffix."""
+        return Path(self.name).stem
 
     @property
     def parent(self) -> S3Path:
@@ -107,17 +119,21 @@ class S3Path:
             FileNotFoundError: no such object.
         """
         answer = _try(self, lambda s3: s3.head_object(Bucket=self.bucket, Key=self.key))
-        return Stat(int(answer["ContentLength"]))
+        return Stat(int(answer["ContentLength"]), answer["ETag"])
 
     def walk(self) -> Iterator[str]:
         """Keys below this one, relative to it."""
+        yield from (name for name, _ in self.entries())
+
+    def entries(self) -> Iterator[tuple[str, Stat]]:
+        """Keys below this one, relative to it, and their sizes: a request a thousand of them."""
         prefix = f"{self.key}/" if self.key else ""
         token: dict[str, str] = {}
         while True:
             wanted = {"Bucket": self.bucket, "Prefix": prefix, **token}
             page = _try(self, partial(_list_page, wanted=wanted))
             for item in page.get("Contents", []):
-                yield item["Key"][len(prefix) :]
+                yield item["Key"][len(prefix) :], Stat(int(item["Size"]), item["ETag"])
             if not page.get("IsTruncated"):
                 return
             token = {"ContinuationToken": page["NextContinuationToken"]}
@@ -141,6 +157,47 @@ class S3Path:
     def read_text(self, encoding: str = "utf-8") -> str:
         """All of it as text."""
         return self.read_bytes().decode(encoding)
+
+    def write_bytes(self, data: bytes) -> None:
+        """Write the object; one that is there is replaced in one moment."""
+        _try(self, lambda s3: s3.put_object(Bucket=self.bucket, Key=self.key, Body=data))
+
+    def upload(self, file: Path) -> None:
+        """Write the object from a local file, in parts where it is large."""
+        self._transfer("write", lambda s3: s3.upload_file(str(file), self.bucket, self.key))
+
+    def download(self, file: Path) -> None:
+        """Copy the object to a local file, with several requests at a time."""
+        self._transfer("read", lambda s3: s3.download_file(self.bucket, self.key, str(file)))
+
+    def _transfer(self, what: str, run: Callable[[Any], None]) -> None:
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            run(client(_ATTEMPTS))
+        except (Boto3Error, BotoCoreError, ClientError) as error:
+            reason = " ".join(str(error).split())
+            raise NetworkError(f"cannot {what} {self}: {reason}") from None
+
+    def copy_to(self, other: S3Path) -> None:
+        """Copy the object within the store; of at most 5 GB."""
+        source = {"Bucket": self.bucket, "Key": self.key}
+        _try(
+            self,
+            lambda s3: s3.copy_object(Bucket=other.bucket, Key=other.key, CopySource=source),
+        )
+
+    def unlink(self, *, missing_ok: bool = False) -> None:
+        """Delete the object; S3 does not say whether there was one."""
+        _try(self, lambda s3: s3.delete_object(Bucket=self.bucket, Key=self.key))
+
+    def delete_below(self, names: list[str]) -> None:
+        """Delete objects by their keys relative to this one."""
+        for begin in range(0, len(names), _DELETED_AT_ONCE):
+            some = names[begin : begin + _DELETED_AT_ONCE]
+            keys = [{"Key": (self / name).key} for name in some]
+            _try(self, partial(_delete, bucket=self.bucket, keys=keys))
 
     def open(self, mode: str = "rb") -> io.BufferedIOBase | RangedFile:
         """A seekable file that reads ranges."""
@@ -219,15 +276,51 @@ class RangedFile(io.RawIOBase):
 
 def arrow_filesystem() -> Any:
     """pyarrow's S3 file system, for Parquet, at the endpoint that boto3 would use."""
+    return _arrow_filesystem(os.getpid(), _endpoint())
+
+
+@lru_cache(maxsize=4)
+def _arrow_filesystem(process: int, endpoint: str) -> Any:
     from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
 
-    options: dict[str, Any] = {"retry_strategy": AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS)}
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    options: dict[str, Any] = {
+        "retry_strategy": AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
+        "connect_timeout": _CONNECT_S,
+        "request_timeout": _ANSWER_S,
+    }
     if endpoint:
         parts = urlparse(endpoint)
         options |= {"endpoint_override": parts.netloc, "scheme": parts.scheme}
         options["region"] = client().meta.region_name
     return S3FileSystem(**options)
+
+
+def check_bucket(path: S3Path, setting: str) -> None:
+    """Refuse a path whose bucket cannot be listed; one request.
+
+    Raises:
+        UserError: there is no such bucket.
+        StoreError: the credentials are refused, or nothing answers at the endpoint.
+    """
+    if not path.bucket:
+        raise UserError(f"{setting}: {path} names no bucket; give s3://bucket/prefix")
+    where = _endpoint() or "AWS"
+    try:
+        path.is_dir()
+    except FileNotFoundError:
+        raise UserError(
+            f"{setting}: there is no bucket {path.bucket} at {where}; make it, or correct "
+            f"{path} or AWS_ENDPOINT_URL"
+        ) from None
+    except OSError as error:
+        raise StoreError(
+            f"{setting}: {where} does not let us read {error}; check AWS_ENDPOINT_URL and the "
+            f"credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)"
+        ) from None
+
+
+def _endpoint() -> str:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
 
 
 def client(attempts: int = 1) -> Any:
@@ -236,8 +329,7 @@ def client(attempts: int = 1) -> Any:
     Args:
         attempts: how often boto3 makes a request; the paths of this module try again themselves.
     """
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    return _client(os.getpid(), endpoint, attempts)
+    return _client(os.getpid(), _endpoint(), attempts)
 
 
 @lru_cache(maxsize=4)
@@ -247,7 +339,12 @@ def _client(process: int, endpoint: str, attempts: int) -> Any:
 
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
     retries = {"total_max_attempts": attempts, "mode": "standard"}
-    config = Config(retries=retries, connect_timeout=10, read_timeout=60, max_pool_connections=32)
+    config = Config(
+        retries=retries,
+        connect_timeout=_CONNECT_S,
+        read_timeout=_ANSWER_S,
+        max_pool_connections=32,
+    )
     return boto3.client("s3", region_name=region, endpoint_url=endpoint or None, config=config)
 
 
@@ -255,9 +352,20 @@ def _list_page(s3: Any, wanted: dict[str, Any]) -> dict[str, Any]:
     return s3.list_objects_v2(**wanted)
 
 
+def _delete(s3: Any, bucket: str, keys: list[dict[str, str]]) -> None:
+    answer = s3.delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
+    if failed := answer.get("Errors"):
+        raise NetworkError(f"{failed[0].get('Key')} was not deleted: {failed[0].get('Code')}")
+
+
 def _try(path: S3Path, request: Callable[[Any], T]) -> T:
     """Make a request, again with growing waits while the failure may pass."""
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+    from botocore.exceptions import (
+        BotoCoreError,
+        ClientError,
+        NoCredentialsError,
+        ParamValidationError,
+    )
     from urllib3.exceptions import HTTPError
 
     reason = ""
@@ -277,6 +385,8 @@ def _try(path: S3Path, request: Callable[[Any], T]) -> T:
             if status < 500 and status != 429 and code not in ("SlowDown", "RequestTimeout"):
                 raise PermissionError(f"{path}: {code or status}") from None
             reason = code or str(status)
+        except ParamValidationError as error:
+            raise FileNotFoundError(f"{path}: {' '.join(str(error).split())}") from None
         except NoCredentialsError:
             raise NetworkError(f"{path}: no AWS credentials found") from None
         except (BotoCoreError, HTTPError, NetworkError, ConnectionError, TimeoutError) as error:

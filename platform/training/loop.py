@@ -35,6 +35,7 @@ from dynaflip.platform.training.notices import (
 from dynaflip.platform.training.profiler import ProfiledSteps, profile_uri
 from dynaflip.platform.training.step import NonFiniteLoss, train_step
 from dynaflip.platform.training.time_use import time_shares
+from dynaflip.platform.training.traffic import EpochTraffic, epoch_traffic, traffic_line
 from dynaflip.platform.training.train_state import TrainingState
 
 # Reports in a checkpoint, which a resumed run repeats: more than can be on their way to the disk
@@ -82,13 +83,20 @@ class Pretraining:
         self.profiled = self._profiled_steps()
         self._reports: list[Metrics] = list(self._replayed)
         self._rates: Metrics = {}
+        self._traffic: EpochTraffic = lambda epoch: None
+        self._epoch_read: Metrics = {}
 
-    def run(self, batches: Callable[[Position], Iterator[Batch]]) -> None:
+    def run(
+        self,
+        batches: Callable[[Position], Iterator[Batch]],
+        traffic: EpochTraffic = lambda epoch: None,
+    ) -> None:
         """Train to the last step; the last checkpoint is then written.
 
         Args:
             batches: a position in the data to an iterator over the rest of its part, in
                 batches of ``batch_size``.
+            traffic: what an epoch asked of a bucket so far.
 
         Raises:
             NonFiniteLoss: names the step and the batch's triplets.
@@ -98,6 +106,7 @@ class Pretraining:
             UserError: checkpoints cannot be written.
         """
         self.context.log(self._first_line())
+        self._traffic = traffic
         with device.tf32(self.config.train.tf32):
             self._run(batches)
 
@@ -152,10 +161,18 @@ class Pretraining:
                     raise RuntimeError(
                         f"epoch {part.epoch} has no batch: the triplet folder changed under the run"
                     )
+                self._count_traffic()
                 self.state.next_epoch()
         self._agreement.finish()
         if self.context.checkpoints is not None and self.context.rank == 0:
             self.context.checkpoints.finish()
+
+    def _count_traffic(self) -> None:
+        """Sum up what the epoch has read, for the log and the next report; every rank calls it."""
+        epoch = self.state.position.epoch
+        if read := epoch_traffic(self._traffic, epoch, self.context.device):
+            self.context.log(traffic_line(read, epoch + 1))
+            self._epoch_read = read
 
     def evaluate(self) -> Metrics:
         """Retrieval, areas and spread on the gallery; empty but on rank 0."""
@@ -253,11 +270,15 @@ class Pretraining:
         return every > 0 and self.step % every == 0
 
     def _report(self, batch: Batch) -> None:
+        if self.step == self.length.total_steps:
+            self._count_traffic()
+        read, self._epoch_read = self._epoch_read, {}
         metrics = {
             "step": self.step,
             "train/epoch": self.step / self.length.steps_per_epoch,
             **self._rates,
             **self.meter.flush(),
+            **read,
         }
         if self._peak_examples_per_s is not None:
             metrics["speed/mfu"] = metrics["speed/samples_per_s"] / self._peak_examples_per_s

@@ -11,20 +11,26 @@ into new parts.
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dynaflip.files import write_file
+from dynaflip.platform.s3 import S3Path
+from dynaflip.platform.triplets import place
+from dynaflip.platform.triplets.bucket_parquet import BucketParquet, Traffic
 from dynaflip.platform.triplets.clips import content_hash
 from dynaflip.platform.triplets.folder_index import FileIndex, index_file, name_hash
+from dynaflip.platform.triplets.place import Place, place_of
 from dynaflip.platform.triplets.ray_tasks import dataset_of
 from dynaflip.platform.triplets.work_folder import ClipFile, StoredClip, WorkFolder
 
 _NAME_LETTERS = 16
+_CLIPS_COMING = 8  # from a bucket
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,8 @@ def plan_parts(clips: Iterable[StoredClip], part_bytes: float) -> list[Part]:
 
 def compact(parts: list[Part], work: WorkFolder) -> None:
     """Write the parts that are missing: on Ray where there are several."""
-    missing = {part.name: part for part in parts if not _done(work, part.name).exists()}
+    done = set(place.names(work.done))
+    missing = {part.name: part for part in parts if _done(work, part.name).name not in done}
     items = [{"part": _description(part, work)} for part in missing.values()]
     if len(items) > 1:
         clips = sum(len(part.clips) for part in missing.values())
@@ -70,17 +77,18 @@ def compact(parts: list[Part], work: WorkFolder) -> None:
             for clip, at in zip(part.clips, written["positions"], strict=True)
         ]
         text = json.dumps({"clips": summaries, "index": written["index"]})
-        write_file(_done(work, part.name), text)
+        place.write(_done(work, part.name), text)
 
 
 def read_index(work: WorkFolder) -> FileIndex:
     """The index of all parts that a folder holds."""
-    parts = (json.loads(done.read_text()) for done in sorted(work.done.glob("part-*.json")))
+    done = [work.done / name for name in place.names(work.done) if name.startswith("part-")]
+    parts = (json.loads(text) for text in place.read_texts(done))
     return FileIndex.joined(FileIndex.from_json(part["index"]) for part in parts)
 
 
 def write_part(description: dict[str, Any]) -> dict[str, Any]:
-    """Copy clips to one Parquet file, one after the other: memory holds one of them.
+    """Copy clips to one Parquet file, one after the other: memory holds a few of them.
 
     Args:
         description: ``path`` of the file; for each clip ``file``, ``row_group``, ``clip_id`` and
@@ -92,11 +100,9 @@ def write_part(description: dict[str, Any]) -> dict[str, Any]:
     Raises:
         RuntimeError: a row group does not hold its clip.
     """
-    path = Path(description["path"])
+    path = place_of(description["path"])
     target = ClipFile(path)
-    for clip in description["clips"]:
-        with pq.ParquetFile(clip["file"]) as source:
-            table = source.read_row_group(clip["row_group"], use_threads=False)
+    for clip, table in _clips_of(description["clips"]):
         found = set(table["clip_id"].to_pylist()), table.num_rows
         if found != ({clip["clip_id"]}, clip["rows"]):
             raise RuntimeError(
@@ -105,8 +111,29 @@ def write_part(description: dict[str, Any]) -> dict[str, Any]:
                 f"delete {path.parent.parent} and run again"
             )
         target.write(table)
-    positions = target.close()
-    return {"name": path.stem, "positions": positions, "index": index_file(path).to_json()}
+    index: list[FileIndex] = []
+    positions = target.close(lambda file: index.append(index_file(file, path.name)))
+    return {"name": path.stem, "positions": positions, "index": index[0].to_json()}
+
+
+def _clips_of(clips: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], pa.Table]]:
+    """Clips and their triplets; in a bucket several are on their way."""
+    if not clips or not isinstance(place_of(clips[0]["file"]), S3Path):
+        for clip in clips:
+            with pq.ParquetFile(clip["file"]) as source:
+                yield clip, source.read_row_group(clip["row_group"], use_threads=False)
+        return
+    bucket, traffic = BucketParquet(), Traffic()
+    coming: deque[tuple[dict[str, Any], Future[pa.Table]]] = deque()
+    with ThreadPoolExecutor(_CLIPS_COMING) as pool:
+        for clip in clips:
+            task = pool.submit(bucket.read, clip["file"], clip["row_group"], traffic)
+            coming.append((clip, task))
+            if len(coming) == _CLIPS_COMING:
+                first, table = coming.popleft()
+                yield first, table.result()
+        for first, table in coming:
+            yield first, table.result()
 
 
 def _write_all(items: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
@@ -135,7 +162,7 @@ def _description(part: Part, work: WorkFolder) -> str:
     return json.dumps({"path": str(work.triplets / f"{part.name}.parquet"), "clips": clips})
 
 
-def _done(work: WorkFolder, name: str) -> Path:
+def _done(work: WorkFolder, name: str) -> Place:
     return work.done / f"{name}.json"
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dynaflip.errors import UserError
-from dynaflip.files import new_file
 from dynaflip.platform.triplets.clips import captions_digest
+from dynaflip.platform.triplets.place import Place, names, new_file, read_table
 from dynaflip.platform.triplets.schema import TRAINING_COLUMNS, TRIPLET_SCHEMA
 
 # Folders in a triplet folder.
@@ -90,23 +90,40 @@ class FileIndex:
         )
 
 
-def parquet_files(folder: Path) -> list[Path]:
+def set_files(folder: Place, manifest: Mapping[str, Any]) -> Place:
+    """Where all files of a finished set lie but its manifest and its Parquet files.
+
+    In a bucket each set has a folder of its own, so that none is written over.
+    """
+    return folder / manifest["files"] if "files" in manifest else folder
+
+
+def parquet_files(folder: Place, manifest: Mapping[str, Any]) -> list[Place]:
     """The Parquet files of a triplet folder, by name."""
-    return sorted((folder / TRIPLETS).glob("*.parquet"))
+    index = set_files(folder, manifest) / INDEX / CLIPS_FILE
+    if "files" in manifest:  # others may lie beside them
+        found = sorted(set(read_table(index, ["file"])["file"].to_pylist()))
+    else:
+        found = [name for name in names(folder / TRIPLETS) if name.endswith(".parquet")]
+    return [folder / TRIPLETS / name for name in found]
 
 
-def index_file(path: Path) -> FileIndex:
+def index_file(path: Path, name: str | None = None) -> FileIndex:
     """Index a Parquet file by its footer and its small columns.
+
+    Args:
+        path: of the file.
+        name: that the index calls it by; None for the path's.
 
     Raises:
         UserError: a row group holds triplets of several splits or sources.
     """
-    names = list(dict.fromkeys([*_IDENTITY, *_TEXTS, *_KINDS]))
+    wanted = list(dict.fromkeys([*_IDENTITY, *_TEXTS, *_KINDS]))
     with pq.ParquetFile(path) as file:
-        table = file.read(columns=names)
+        table = file.read(columns=wanted)
         footer = file.metadata
         groups = [footer.row_group(n) for n in range(footer.num_row_groups)]
-    columns = {name: table[name].to_pylist() for name in _IDENTITY}
+    columns = {column: table[column].to_pylist() for column in _IDENTITY}
     rows = []
     first = 0
     for number, group in enumerate(groups):
@@ -114,18 +131,18 @@ def index_file(path: Path) -> FileIndex:
         first += group.num_rows
         if not group.num_rows:
             continue
-        for name in ("split", "source"):
-            if len(set(columns[name][here])) > 1:
+        for kind in ("split", "source"):
+            if len(set(columns[kind][here])) > 1:
                 raise UserError(
-                    f"triplets: row group {number} of {path} mixes the {name}s "
-                    f"{', '.join(sorted(set(columns[name][here])))}; write a row group a clip, as "
+                    f"triplets: row group {number} of {path} mixes the {kind}s "
+                    f"{', '.join(sorted(set(columns[kind][here])))}; write a row group a clip, as "
                     f"jobs/preprocess.py does"
                 )
-        identity = {name: columns[name][here.start] for name in _IDENTITY}
+        identity = {column: columns[column][here.start] for column in _IDENTITY}
         triplet_id = identity.pop("triplet_id")
         rows.append(
             {
-                "file": path.name,
+                "file": name or path.name,
                 "row_group": number,
                 "rows": group.num_rows,
                 "bytes": clip_bytes(group),
@@ -140,7 +157,7 @@ def index_file(path: Path) -> FileIndex:
     )
 
 
-def write_index(folder: Path, index: FileIndex) -> dict[str, Any]:
+def write_index(folder: Place, index: FileIndex) -> dict[str, Any]:
     """Write an index, and return its summary, which the manifest holds.
 
     Args:
@@ -160,7 +177,7 @@ def write_index(folder: Path, index: FileIndex) -> dict[str, Any]:
     }
 
 
-def _write(path: Path, table: pa.Table) -> None:
+def _write(path: Place, table: pa.Table) -> None:
     with new_file(path) as unfinished:
         pq.write_table(table, unfinished, compression="zstd")
 

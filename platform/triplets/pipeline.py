@@ -2,33 +2,34 @@
 
 Ray Data hands shards of clips to CPU tasks (or to actors that hold a depth
 model). A task writes its Parquet file and then its clips' summaries, so an interrupted job
-resumes. When all are done, :mod:`.publish` compacts them to large files and gives the folder its
-name in one rename.
+resumes. When all are done, :mod:`.publish` compacts them to large files, and the folder or the
+bucket's prefix shows the new set in one moment (:mod:`.destination`).
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from dynaflip.errors import UserError
-from dynaflip.files import file_lock, replace_folder, restore_folder
+from dynaflip.files import file_lock
 from dynaflip.platform.config_loader import to_dict
 from dynaflip.platform.paths import home
+from dynaflip.platform.triplets import place
 from dynaflip.platform.triplets.clips import Clip, Source, content_hash
 from dynaflip.platform.triplets.config import PreprocessConfig
+from dynaflip.platform.triplets.destination import Destination, destination_of
 from dynaflip.platform.triplets.models.actor import (
     ModelShards,
     check_models,
     digests_of_models,
     uses_models,
 )
+from dynaflip.platform.triplets.place import place_of
 from dynaflip.platform.triplets.progress import Progress
-from dynaflip.platform.triplets.publish import KEY_LETTERS, Outcome, publish, remove_shards
+from dynaflip.platform.triplets.publish import Outcome, publish
 from dynaflip.platform.triplets.ray_tasks import dataset_of
 from dynaflip.platform.triplets.reuse import (
     adopt_clips,
@@ -55,19 +56,22 @@ def preprocess(config: PreprocessConfig, output: str) -> Outcome:
 
     Args:
         config: settings; ``source.path`` is absolute.
-        output: absolute path of the folder to make.
+        output: absolute path of the folder to make, or ``s3://bucket/prefix``.
 
     Raises:
         UserError: the source is missing or empty, or the output is something else.
+        StoreError: a bucket refuses or does not answer.
     """
-    folder = _check_output(output)
-    lock = home() / "locks" / f"{content_hash(str(folder))}.lock"
-    with file_lock(lock, f"--output: another process is making {folder}"):
-        return _preprocess(config, folder)
+    with place.one_line_errors("--output"):
+        target = destination_of(output)
+        lock = home() / "locks" / f"{content_hash(str(target.folder))}.lock"
+        with file_lock(lock, f"--output: another process is making {target.folder}"):
+            return _preprocess(config, target)
 
 
-def _preprocess(config: PreprocessConfig, folder: Path) -> Outcome:
-    restore_folder(folder)
+def _preprocess(config: PreprocessConfig, target: Destination) -> Outcome:
+    target.restore()
+    folder = target.folder
     source = open_sources(config)
     clips = source.list_clips()
     if not clips:
@@ -78,34 +82,34 @@ def _preprocess(config: PreprocessConfig, folder: Path) -> Outcome:
     key = work_key(made_from)
     # Named by what the shards' numbers depend on as well: their size, and the folder that some
     # are adopted from.
-    adopted_from = content_hash(
-        key, str(read_finished(folder).get("work_key", "")), str(config.clips_per_shard)
-    )
-    work = WorkFolder(folder.parent / f".{folder.name}.{adopted_from[:KEY_LETTERS]}")
-    if read_finished(work.path).get("work_key") == key:
-        replace_folder(work.path, folder)  # an earlier run was killed just before this
+    finished = read_finished(folder)
+    depends_on = [key, str(finished.get("work_key", "")), str(config.clips_per_shard)]
+    if "files" in finished:  # so that a set is never written over
+        depends_on.append(finished["files"])
+    adopted_from = content_hash(*depends_on)
+    target.recover(adopted_from, key)
     finished = read_finished(folder)
     again = temporary_rejections(folder) if finished.get("work_key") == key else 0
     if finished.get("work_key") == key and not again:
-        return _reuse(folder, finished, source, settings)
+        return _reuse(target, finished, source, settings)
     if again:
         print(f"{again} clips were rejected for a temporary reason: they are tried again")
-    for part in (work.triplets, work.done, work.shards, work.attempts):
-        part.mkdir(parents=True, exist_ok=True)
+    work = target.work(adopted_from)
     adopted = adopt_clips(folder, made_from, clips)
     stored = list(adopted.clips)
     shards = _new_shards([clip.summary["clip_digest"] for clip in stored], clips, config)
     stored += _read_done(work, shards)
     progress = Progress("triplets", total=len(clips))
     progress.update([clip.summary["stage"] for clip in stored])
-    missing = {n: s for n, s in shards.items() if not work.shard_summaries(n).exists()}
+    done = set(place.names(work.shards))
+    missing = {n: s for n, s in shards.items() if work.shard_summaries(n).name not in done}
     for summary in _run(missing, config, work, source, made_from["models"]):
         stored.append(stored_clip(summary, work.shards))
         progress.update([summary["stage"]])
     progress.close()
     _check_complete(clips, stored)
     about = {"settings": settings, "made_from": made_from, "work_key": key}
-    return publish(folder, work, stored, adopted, config, about | {"sources": source.about()})
+    return publish(target, work, stored, adopted, config, about | {"sources": source.about()})
 
 
 def _new_shards(
@@ -126,18 +130,18 @@ def _new_shards(
 
 
 def _reuse(
-    folder: Path, manifest: dict[str, Any], source: Mix, settings: dict[str, Any]
+    target: Destination, manifest: dict[str, Any], source: Mix, settings: dict[str, Any]
 ) -> Outcome:
     """Reuse the triplets; settings that change none of them are updated in the manifest."""
-    remove_shards(folder)  # an earlier run was killed just before it did
+    target.tidy()  # an earlier run was killed just before it did
     sources = {
         name: {**manifest["sources"][name], **about} for name, about in source.about().items()
     }
     new = {**manifest, "sources": sources, "settings": settings}
     if new != manifest:
-        write_manifest(folder, new)
+        write_manifest(target.folder, new)
     return Outcome(
-        folder, new["counts"], new["digest"], reused=True, version=int(manifest["version"])
+        target.folder, new["counts"], new["digest"], reused=True, version=int(manifest["version"])
     )
 
 
@@ -177,30 +181,14 @@ def _shard_task(
     row: dict[str, Any], config: PreprocessConfig, folder: str, source: Source
 ) -> list[dict[str, str]]:
     clips = [Clip.from_json(text) for text in row["clips"]]
-    summaries = process_shard(row["number"], clips, source, config, WorkFolder(Path(folder)))
+    summaries = process_shard(row["number"], clips, source, config, WorkFolder(place_of(folder)))
     return [{"summary": json.dumps(summary)} for summary in summaries]
 
 
-def _check_output(output: str) -> Path:
-    # Where a link leads: the link itself must not be replaced by a folder.
-    folder = Path(os.path.realpath(output))
-    if folder.is_file():
-        raise UserError(f"--output: {folder} is a file")
-    # Other programs have a manifest.json, too.
-    ours = {"work_key", "digest"} <= read_finished(folder).keys()
-    if folder.is_dir() and not ours:
-        others = [p.name for p in folder.iterdir() if p.name != "rejected.parquet"]
-        if others:
-            raise UserError(
-                f"--output: {folder} holds something else than triplets ({sorted(others)[0]}); "
-                f"give a new folder"
-            )
-    return folder
-
-
 def _read_done(work: WorkFolder, shards: dict[int, list[Clip]]) -> list[StoredClip]:
-    done = filter(Path.exists, map(work.shard_summaries, shards))
-    return [clip for path in done for clip in read_stored(path, work.shards)]
+    there = set(place.names(work.shards))
+    done = [path for path in map(work.shard_summaries, shards) if path.name in there]
+    return [clip for text in place.read_texts(done) for clip in read_stored(text, work.shards)]
 
 
 def _check_complete(clips: list[Clip], stored: list[StoredClip]) -> None:

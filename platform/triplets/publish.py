@@ -1,10 +1,8 @@
-"""Publication of a triplet folder: compaction, index, counts, manifest, and then its name."""
+"""Publication of a triplet folder: compaction, index, counts, and then manifest and name."""
 
 from __future__ import annotations
 
-import glob
 import json
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,23 +13,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dynaflip.files import UNFINISHED, move, replace_folder, write_file
+from dynaflip.files import UNFINISHED
+from dynaflip.platform.triplets import place
 from dynaflip.platform.triplets.compaction import compact, plan_parts, read_index
 from dynaflip.platform.triplets.config import PreprocessConfig
+from dynaflip.platform.triplets.destination import Destination
 from dynaflip.platform.triplets.digest import digest_of
 from dynaflip.platform.triplets.folder_index import INDEX, write_index
+from dynaflip.platform.triplets.place import Place
 from dynaflip.platform.triplets.report.overlays import write_examples
 from dynaflip.platform.triplets.reuse import (
     Adopted,
     changes,
     link_parts,
     read_finished,
-    write_manifest,
 )
 from dynaflip.platform.triplets.schema import REJECTED_SCHEMA, SCHEMA_VERSION
 from dynaflip.platform.triplets.work_folder import StoredClip, WorkFolder
-
-KEY_LETTERS = 12  # of a work folder's name
 
 Summary = Mapping[str, Any]
 
@@ -49,7 +47,7 @@ class Outcome:
         changed: what differs from the version before.
     """
 
-    folder: Path
+    folder: Place
     counts: dict[str, Any]
     digest: str
     reused: bool = False
@@ -59,7 +57,7 @@ class Outcome:
 
 
 def publish(
-    folder: Path,
+    target: Destination,
     work: WorkFolder,
     stored: list[StoredClip],
     adopted: Adopted,
@@ -69,7 +67,7 @@ def publish(
     """Finish a work folder whose clips are all done, and give it its name.
 
     Args:
-        folder: the name.
+        target: where it goes.
         work: of the shards.
         stored: every clip, the adopted ones first.
         adopted: those of them that the folder of that name holds.
@@ -81,12 +79,13 @@ def publish(
     digest = digest_of(row for s in summaries for row in s["rows"])
     _write_rejected(work, summaries)
     if failure := _failure(counts, config.max_rejected_share):
-        failed = _set_aside(folder, work)
+        failed = _set_aside(target, work)
         failure += f"; all of them: {failed / 'rejected.parquet'}"
         return Outcome(failed, counts, digest, failure=failure)
-    index = _compact(work, stored, adopted, config)
-    write_examples(work.path, config.example_images)
-    before = read_finished(folder)
+    parts, index = _compact(work, stored, adopted, config)
+    examples = work.path / "pictures" / "examples.png"
+    write_examples([work.triplets / name for name in parts], examples, config.example_images)
+    before = read_finished(target.folder)
     same = (before.get("digest"), before.get("work_key")) == (digest, about["work_key"])
     version = int(before.get("version", 0)) + (0 if same else 1)
     changed = changes(before.get("made_from", {}), about["made_from"])
@@ -104,40 +103,22 @@ def publish(
         **about,
         "sources": sources,
     }
-    write_manifest(work.path, manifest)
-    replace_folder(work.path, folder)
-    remove_shards(folder)
-    # Unfinished work for other settings, or for this folder as it was, has nowhere to go.
-    for left in folder.parent.glob(f".{glob.escape(folder.name)}.{'[0-9a-f]' * KEY_LETTERS}"):
-        shutil.rmtree(left, ignore_errors=True)
-    return Outcome(folder, counts, digest, version=version, changed=tuple(changed))
-
-
-def remove_shards(folder: Path) -> None:
-    """Remove what a finished folder needs no more.
-
-    After the folder has its name: a kill before leaves the manifest, and nothing is made again.
-    """
-    finished = WorkFolder(folder)
-    for part in (finished.attempts, finished.shards):
-        shutil.rmtree(part, ignore_errors=True)
+    target.publish(work, manifest, parts)
+    return Outcome(target.folder, counts, digest, version=version, changed=tuple(changed))
 
 
 def _compact(
     work: WorkFolder, stored: list[StoredClip], adopted: Adopted, config: PreprocessConfig
-) -> dict[str, Any]:
-    """Write large Parquet files and their index; the index's summary."""
+) -> tuple[list[str], dict[str, Any]]:
+    """Write large Parquet files and their index; the files' names, and the index's summary."""
     link_parts(adopted, work)
     made = stored[len(adopted.clips) :]
     parts = plan_parts([*adopted.loose(), *made], config.part_mb * 2**20)
     compact(parts, work)
     names = {part.name for part in parts} | {done.stem for done in adopted.parts}
-    for file in (*work.triplets.iterdir(), *work.done.glob("part-*")):
-        # Of workers that were killed, or of another size of parts.
-        if file.stem not in names or file.name.endswith(UNFINISHED):
-            file.unlink()
+    _remove_others(work, names)
     rejected = [clip.summary for clip in stored if clip.file is None]
-    write_file(work.done / "rejected.json", json.dumps({"clips": rejected}))
+    place.write(work.done / "rejected.json", json.dumps({"clips": rejected}))
     index = read_index(work)
     rows = sum(len(clip.summary["rows"]) for clip in stored)
     if pc.sum(index.clips["rows"]).as_py() != rows:
@@ -145,15 +126,26 @@ def _compact(
             f"{work.triplets} holds {pc.sum(index.clips['rows'])} triplets instead of {rows}; "
             f"nothing was published; delete {work.path} and run again"
         )
-    return write_index(work.path / INDEX, index)
+    files = [f"{name}.parquet" for name in sorted(names)]
+    return files, write_index(work.path / INDEX, index)
+
+
+def _remove_others(work: WorkFolder, names: set[str]) -> None:
+    """Remove files of workers that were killed, and of another size of parts."""
+    for name in place.names(work.done):
+        if name.startswith("part-") and name.removesuffix(".json") not in names:
+            (work.done / name).unlink()
+    if work.parts is None and isinstance(work.triplets, Path):  # not another set's, too
+        for file in work.triplets.iterdir():
+            if file.stem not in names or file.name.endswith(UNFINISHED):
+                file.unlink()
 
 
 def _write_rejected(work: WorkFolder, summaries: Sequence[Summary]) -> None:
     table = [{k: s[k] for k in REJECTED_SCHEMA.names} for s in summaries if s["stage"]]
     table.sort(key=lambda row: (row["path"], row["clip_id"]))
-    pq.write_table(
-        pa.Table.from_pylist(table, schema=REJECTED_SCHEMA), work.path / "rejected.parquet"
-    )
+    with place.new_file(work.path / "rejected.parquet") as file:
+        pq.write_table(pa.Table.from_pylist(table, schema=REJECTED_SCHEMA), file)
 
 
 def _failure(counts: dict[str, Any], max_rejected_share: float) -> str:
@@ -171,28 +163,28 @@ def _failure(counts: dict[str, Any], max_rejected_share: float) -> str:
     )
 
 
-def _set_aside(folder: Path, work: WorkFolder) -> Path:
+def _set_aside(target: Destination, work: WorkFolder) -> Place:
     """Write the list of rejected clips beside the output; the next run begins with the rest.
 
     Shards with a rejected clip are made again, because the cause may be repaired by then.
     """
-    target = (
-        folder
-        if not (folder / "manifest.json").exists()
-        else folder.with_name(f"{folder.name}.failed")
-    )
-    target.mkdir(parents=True, exist_ok=True)
-    move(work.path / "rejected.parquet", target / "rejected.parquet")
-    for done in list(work.shards.glob("part-*.json")):
-        if any(summary["stage"] for summary in json.loads(done.read_text())["clips"]):
-            done.unlink()
-            for file in work.shards.glob(f"{done.stem}-*.parquet"):
-                file.unlink()
-    if any(work.shards.glob("part-*.json")):
-        shutil.rmtree(work.attempts)
-    else:
-        shutil.rmtree(work.path)
-    return target
+    folder = target.for_failures()
+    rejected = (work.path / "rejected.parquet").read_bytes()
+    place.write(folder / "rejected.parquet", rejected)
+    (work.path / "rejected.parquet").unlink()
+    names = place.names(work.shards)
+    done = [work.shards / name for name in names if name.endswith(".json")]
+    whole = 0
+    for file, text in zip(done, place.read_texts(done), strict=True):
+        if any(summary["stage"] for summary in json.loads(text)["clips"]):
+            file.unlink()
+            for name in names:
+                if name.startswith(f"{file.stem}-") and name.endswith(".parquet"):
+                    (work.shards / name).unlink()
+        else:
+            whole += 1
+    place.remove(work.attempts if whole else work.path)
+    return folder
 
 
 def _counts(summaries: Sequence[Summary]) -> dict[str, Any]:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
-from dynaflip.files import new_file, write_file
 from dynaflip.platform.config_loader import flatten, to_dict
+from dynaflip.platform.s3 import NetworkError
+from dynaflip.platform.triplets import place
 from dynaflip.platform.triplets.clips import TEMPORARY_STAGES, Clip, content_hash
 from dynaflip.platform.triplets.config import PreprocessConfig
+from dynaflip.platform.triplets.folder_index import TRIPLETS, set_files
+from dynaflip.platform.triplets.place import Place
 from dynaflip.platform.triplets.versions import STAGE_VERSIONS, versions_of
 from dynaflip.platform.triplets.work_folder import StoredClip, WorkFolder, read_stored
 from dynaflip.renames import current_key
@@ -101,7 +99,7 @@ class Adopted:
         clips: of every such file, and the wanted ones of all others.
     """
 
-    parts: tuple[Path, ...] = ()
+    parts: tuple[Place, ...] = ()
     clips: tuple[StoredClip, ...] = ()
 
     def loose(self) -> list[StoredClip]:
@@ -110,7 +108,7 @@ class Adopted:
         return [clip for clip in self.clips if clip.file is None or clip.file.stem not in whole]
 
 
-def adopt_clips(folder: Path, made_from: dict[str, Any], clips: list[Clip]) -> Adopted:
+def adopt_clips(folder: Place, made_from: dict[str, Any], clips: list[Clip]) -> Adopted:
     """Adopt the clips of a finished folder that would be made again just the same.
 
     Those are the clips that are listed as they were, if settings and stages are the folder's own,
@@ -125,9 +123,10 @@ def adopt_clips(folder: Path, made_from: dict[str, Any], clips: list[Clip]) -> A
         return Adopted()
     wanted = Counter(clip.digest() for clip in clips)  # a file may be listed twice
     parts, adopted = [], []
-    finished = WorkFolder(folder)
-    for done in sorted(finished.done.glob("*.json")):
-        stored = read_stored(done, finished.triplets)
+    finished = finished_work(folder)
+    files = [finished.done / name for name in place.names(finished.done)]
+    for done, text in zip(files, place.read_texts(files), strict=True):
+        stored = read_stored(text, finished.triplets)
         kept = []
         for clip in stored:
             digest = clip.summary["clip_digest"]
@@ -142,35 +141,28 @@ def adopt_clips(folder: Path, made_from: dict[str, Any], clips: list[Clip]) -> A
 
 def link_parts(adopted: Adopted, work: WorkFolder) -> None:
     """Give the work folder the adopted Parquet files, and then their summaries."""
-    for done in adopted.parts:
-        file = done.parent.with_name(work.triplets.name) / f"{done.stem}.parquet"
-        _link(file, work.triplets / file.name)
-        _link(done, work.done / done.name)
+    if work.parts is None:  # otherwise both sets have their Parquet files there
+        for done in adopted.parts:
+            file = done.parent.parent / TRIPLETS / f"{done.stem}.parquet"
+            place.copy(file, work.triplets / file.name)
+    place.copy_all([(done, work.done / done.name) for done in adopted.parts])
 
 
-def temporary_rejections(folder: Path) -> int:
+def temporary_rejections(folder: Place) -> int:
     """Number of clips of a finished folder that were rejected for a temporary reason."""
-    file = folder / "rejected.parquet"
+    file = finished_work(folder).path / "rejected.parquet"
     if not file.is_file():
         return 0
-    stages = pq.read_table(file, columns=["stage"])["stage"].to_pylist()
+    stages = place.read_table(file, ["stage"])["stage"].to_pylist()
     return sum(stage in TEMPORARY_STAGES for stage in stages)
 
 
-def _link(file: Path, to: Path) -> None:
-    if to.exists():
-        return
-    try:
-        os.link(file, to)
-    except OSError:  # a file system without hard links
-        with new_file(to) as unfinished:
-            shutil.copy2(file, unfinished)
-
-
-def read_finished(folder: Path) -> dict[str, Any]:
+def read_finished(folder: Place) -> dict[str, Any]:
     """The manifest of a folder in today's form, or {} where there is none that can be read."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
+    except NetworkError:  # there may be one
+        raise
     except (OSError, ValueError):
         return {}
     if not isinstance(manifest, dict):
@@ -182,6 +174,11 @@ def read_finished(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+def finished_work(folder: Place) -> WorkFolder:
+    """The set that a folder's manifest names."""
+    return WorkFolder(set_files(folder, read_finished(folder)), folder / TRIPLETS)
+
+
+def write_manifest(folder: Place, manifest: dict[str, Any]) -> None:
     """Write ``manifest.json``."""
-    write_file(folder / "manifest.json", json.dumps(manifest, indent=1))
+    place.write(folder / "manifest.json", json.dumps(manifest, indent=1))

@@ -15,12 +15,13 @@ Shapes: K = 7 steps, G = 20 grid points a side; the grid is stored row-major,
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from dynaflip.errors import UserError
+from dynaflip.platform.s3 import S3Path, check_bucket
+from dynaflip.platform.triplets.place import place_of
 from dynaflip.platform.triplets.shapes import GRID, R3M_FRAMES, STEPS
 
 SCHEMA_VERSION = 2
@@ -139,11 +140,14 @@ def read_manifest(folder: str) -> dict[str, Any]:
     Raises:
         UserError: no triplet folder, or one of another schema version.
     """
-    path = Path(folder) / "manifest.json"
+    if "://" in folder and not folder.startswith("s3://"):
+        raise UserError(f"triplets: {folder}: give a folder or s3://bucket/prefix")
+    root = place_of(folder)
+    if isinstance(root, S3Path):
+        check_bucket(root, "triplets")
+    path = root / "manifest.json"
     if not path.is_file():
-        if "://" in folder:
-            raise UserError(f"triplets: {folder}: triplets are read from a local folder")
-        there = Path(folder).is_dir()
+        there = root.is_dir()
         hint = f"--source {folder} --output NEW_FOLDER" if there else f"--output {folder}"
         raise UserError(
             f"triplets: {folder} is not a triplet folder (no manifest.json); make one with "

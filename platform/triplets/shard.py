@@ -17,13 +17,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from dynaflip.files import write_file
+from dynaflip.platform.triplets import place
+from dynaflip.platform.triplets.attempt_notes import Notes
 from dynaflip.platform.triplets.build import clip_table
 from dynaflip.platform.triplets.clips import Clip, ClipRejected, Source
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.digest import row_digests
 from dynaflip.platform.triplets.models import Captioner, DepthModel
 from dynaflip.platform.triplets.models.captioner import needs_caption, with_caption
+from dynaflip.platform.triplets.place import Place
 from dynaflip.platform.triplets.work_folder import ClipFile, WorkFolder
 
 _MAX_FILE_BYTES = 100 << 20
@@ -82,7 +84,7 @@ def process_shard(
     positions = iter(writer.close())
     for summary in summaries:
         summary["at"] = None if summary["stage"] else next(positions)
-    write_file(work.shard_summaries(number), json.dumps({"clips": summaries}))
+    place.write(work.shard_summaries(number), json.dumps({"clips": summaries}))
     return summaries
 
 
@@ -140,16 +142,15 @@ def _out_of_resources(error: Exception) -> bool:
 
 
 @contextmanager
-def _counted(attempts: Path, clip: Clip) -> Iterator[ClipRejected | None]:
+def _counted(attempts: Place, clip: Clip) -> Iterator[ClipRejected | None]:
     """Note that a clip is in work; yield its rejection if workers died of it before.
 
     A crash inside a decoder leaves its trace in the note and is the clip's fault. A worker
     that was killed leaves none (out of memory, or the machine was stopped), and the clip gets
     more attempts.
     """
-    attempts.mkdir(exist_ok=True)  # a worker may outlive the driver that made it
-    note = attempts / clip.clip_id
-    known = note.read_text(errors="replace") if note.exists() else ""
+    notes = Notes(attempts, clip.clip_id)
+    known = notes.read()
     starts, faults = known.count(_STARTED), known.count(_FAULT)
     if faults >= _MAX_FAULTS or starts >= _MAX_STARTS:
         if faults >= _MAX_FAULTS:
@@ -159,9 +160,7 @@ def _counted(attempts: Path, clip: Clip) -> Iterator[ClipRejected | None]:
         yield ClipRejected(stage, f"the worker process died on this clip {died}")
         return
     traced = faulthandler.is_enabled()
-    with note.open("a") as file:
-        file.write(f"{_STARTED}\n")
-        file.flush()
+    with notes.begun(known + f"{_STARTED}\n") as file:
         faulthandler.enable(file)
         try:
             yield None
@@ -169,7 +168,7 @@ def _counted(attempts: Path, clip: Clip) -> Iterator[ClipRejected | None]:
             faulthandler.disable()
             if traced and sys.__stderr__ is not None:
                 faulthandler.enable(sys.__stderr__)
-    note.unlink(missing_ok=True)
+    notes.remove()
 
 
 def _printable(text: str) -> str:
@@ -180,7 +179,7 @@ def _printable(text: str) -> str:
 class _ShardWriter:
     """Parquet files of bounded size."""
 
-    def __init__(self, folder: Path, number: int) -> None:
+    def __init__(self, folder: Place, number: int) -> None:
         self.folder, self.number = folder, number
         self.file: ClipFile | None = None
         self.files = 0

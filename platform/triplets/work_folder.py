@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dynaflip.files import move, unfinished_path
+from dynaflip.platform.triplets import place
 from dynaflip.platform.triplets.folder_index import TRIPLETS
+from dynaflip.platform.triplets.place import Place
 from dynaflip.platform.triplets.schema import TRIPLET_SCHEMA
 
 # Of what readers filter by; those of all columns make footers half as large again.
@@ -39,31 +40,37 @@ def _path_in_file(field: pa.Field) -> str:
 
 @dataclass(frozen=True)
 class WorkFolder:
-    """Folder of unfinished work; it is renamed when everything is done."""
+    """Folder of a set of triplets and of the work on it; see :mod:`.destination`.
 
-    path: Path
+    Args:
+        path: of all but the Parquet files.
+        parts: folder of the Parquet files, where it does not lie in ``path``.
+    """
+
+    path: Place
+    parts: Place | None = None
 
     @property
-    def triplets(self) -> Path:
+    def triplets(self) -> Place:
         """Parquet files of the finished folder: see :mod:`.compaction`."""
-        return self.path / TRIPLETS
+        return self.parts or self.path / TRIPLETS
 
     @property
-    def done(self) -> Path:
+    def done(self) -> Place:
         """One JSON file for each Parquet file, with its clips' summaries; one for the rejected."""
         return self.path / "done"
 
     @property
-    def shards(self) -> Path:
+    def shards(self) -> Place:
         """What one Ray task after another made: small Parquet files, and a JSON file each shard."""
         return self.path / "shards"
 
     @property
-    def attempts(self) -> Path:
+    def attempts(self) -> Place:
         """One file for each clip in work, which outlives a worker that dies."""
         return self.path / "attempts"
 
-    def shard_summaries(self, number: int) -> Path:
+    def shard_summaries(self, number: int) -> Place:
         """The JSON file of a shard: written after its triplets, so where it is they are, too."""
         return self.shards / f"part-{number:05d}.json"
 
@@ -80,28 +87,28 @@ class StoredClip:
     """
 
     summary: Mapping[str, Any]
-    file: Path | None
+    file: Place | None
     row_group: int = 0
     bytes: int = 0
 
 
-def read_stored(done: Path, folder: Path) -> list[StoredClip]:
+def read_stored(text: str, folder: Place) -> list[StoredClip]:
     """The clips of a JSON file of summaries.
 
     Args:
-        done: the JSON file.
+        text: of the JSON file.
         folder: of the Parquet files that its summaries name.
 
     Returns:
         The clips in the file's order; none where the file was made before November 2026.
     """
-    known = json.loads(done.read_text())
+    known = json.loads(text)
     if not isinstance(known, dict):
         return []
     return [stored_clip(summary, folder) for summary in known["clips"]]
 
 
-def stored_clip(summary: Mapping[str, Any], folder: Path) -> StoredClip:
+def stored_clip(summary: Mapping[str, Any], folder: Place) -> StoredClip:
     """The clip of a summary whose Parquet file lies in a folder."""
     at = summary["at"]
     if at is None:
@@ -113,13 +120,13 @@ class ClipFile:
     """A Parquet file of triplets, a row group a clip, visible under its name only when complete.
 
     Args:
-        path: of the file; its folder exists.
+        path: of the file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         self.path = path
         # Two processes may write the same file when a driver was killed.
-        self._unfinished = unfinished_path(path)
+        self._unfinished = place.staged(path)
         self._footer: list[pq.FileMetaData] = []
         self._writer = pq.ParquetWriter(
             self._unfinished,
@@ -134,10 +141,15 @@ class ClipFile:
         """Append a clip's triplets, at least one, as one row group."""
         self._writer.write_table(table, row_group_size=table.num_rows)
 
-    def close(self) -> list[dict[str, Any]]:
-        """Finish the file; ``at`` of each clip's summary, in the order of writing."""
+    def close(self, look: Callable[[Path], None] = lambda file: None) -> list[dict[str, Any]]:
+        """Finish the file; ``at`` of each clip's summary, in the order of writing.
+
+        Args:
+            look: is given the local file before it has its name.
+        """
         self._writer.close()
-        move(self._unfinished, self.path)
+        look(self._unfinished)
+        place.publish(self._unfinished, self.path)
         (footer,) = self._footer
         return [
             {"file": self.path.name, "row_group": n, "bytes": _bytes_on_disk(footer.row_group(n))}

@@ -84,7 +84,7 @@ def train_in_process(
         feed = job.feed(frames, rank=rank, workers=workers, threads=threads, device=device)
         try:
             with contextlib.closing(feed):
-                pretraining.run(feed)
+                pretraining.run(feed, feed.traffic)
         finally:
             if reporter is not None:
                 reporter.flush()

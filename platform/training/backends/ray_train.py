@@ -337,7 +337,7 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
         frames = pretraining.state.model.learnt_frames
         feed = job.feed(frames, rank=rank, workers=workers, threads=share, device=context.device)
         with contextlib.closing(feed):
-            pretraining.run(feed)
+            pretraining.run(feed, feed.traffic)
 
 
 def _heartbeat(folder: Path | None, rank: int, total_steps: int) -> Heartbeat | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dynaflip.platform.training.data.collate import Batch, Collate
 from dynaflip.platform.training.data.index import ClipTable, TripletIndex
+from dynaflip.platform.training.data.row_groups import RowGroupReader
 from dynaflip.platform.triplets.schema import TRAINING_COLUMNS
 
 
@@ -29,13 +30,12 @@ def gallery_batch(index: TripletIndex, collate: Collate, size: int) -> Batch | N
 
 
 def read_clips(clips: ClipTable, numbers: np.ndarray) -> Iterator[pa.Table]:
-    """Read what training needs of some clips, a table a file.
+    """Read what training needs of some clips, a table a clip.
 
     Args:
         clips: of a split.
         numbers: (N,) which of them.
     """
-    for file in np.unique(clips.file[numbers]):
-        groups = clips.row_group[numbers[clips.file[numbers] == file]]
-        with pq.ParquetFile(clips.files[file]) as parquet:
-            yield parquet.read_row_groups(groups.tolist(), columns=list(TRAINING_COLUMNS))
+    reader = RowGroupReader(clips, TRAINING_COLUMNS)
+    with ThreadPoolExecutor(reader.threads) as pool:
+        yield from pool.map(reader.read, numbers.tolist())

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from dynaflip.errors import UserError
-from dynaflip.files import write_file
-from dynaflip.platform.paths import cache_folder
+from dynaflip.platform.paths import cache_folder, is_uri
+from dynaflip.platform.triplets import place as places
 from dynaflip.platform.triplets.clips import content_hash
 from dynaflip.platform.triplets.folder_index import (
     CAPTIONS_FILE,
@@ -28,8 +27,10 @@ from dynaflip.platform.triplets.folder_index import (
     distinct,
     index_file,
     parquet_files,
+    set_files,
     write_index,
 )
+from dynaflip.platform.triplets.place import Place, place_of
 from dynaflip.platform.triplets.schema import read_manifest
 
 _MANY_FILES = 1000  # a few seconds
@@ -44,7 +45,7 @@ class ClipTable:
     In the order of a hash of their recordings; C clips.
     """
 
-    files: tuple[str, ...]  # absolute paths
+    files: tuple[str, ...]  # absolute paths or s3:// URIs
     file: np.ndarray  # (C,) int32 into `files`
     row_group: np.ndarray  # (C,) int32 within the file
     rows: np.ndarray  # (C,) int32 triplets, at least 1
@@ -65,7 +66,7 @@ class ClipTable:
         names, file = _coded(clips["file"])
         sources, source = _coded(clips["source"])
         return cls(
-            files=tuple(str(Path(folder) / TRIPLETS / name) for name in names),
+            files=tuple(str(place_of(folder) / TRIPLETS / name) for name in names),
             file=file,
             row_group=clips["row_group"].to_numpy(),
             rows=clips["rows"].to_numpy(),
@@ -101,12 +102,12 @@ class TripletIndex:
     @property
     def captions(self) -> list[str]:
         """Distinct captions, sorted; read when asked for."""
-        return _column(Path(self.index_folder) / CAPTIONS_FILE)
+        return _column(place_of(self.index_folder) / CAPTIONS_FILE)
 
     @property
     def caption_groups(self) -> list[str]:
         """Distinct caption groups of the training triplets, sorted; read when asked for."""
-        return _column(Path(self.index_folder) / GROUPS_FILE)
+        return _column(place_of(self.index_folder) / GROUPS_FILE)
 
     def provenance(self) -> dict[str, Any]:
         """Where the training data come from, as an encoder's info records it."""
@@ -127,9 +128,10 @@ def read_index(folder: str) -> TripletIndex:
         UserError: no triplet folder, one of another schema version, or an empty one.
     """
     manifest = read_manifest(folder)
-    place, summary = Path(folder) / INDEX, manifest.get("index")
+    place: Place = set_files(place_of(folder), manifest) / INDEX
+    summary = manifest.get("index")
     if summary is None or not (place / CLIPS_FILE).is_file():
-        place, summary = _index_of_earlier(folder, str(manifest["digest"]))
+        place, summary = _index_of_earlier(folder, manifest)
     clips = _read(place / CLIPS_FILE, _CLIP_COLUMNS)
     train, heldout = (
         ClipTable.of(clips.filter(pc.field("split") == split), folder)
@@ -157,40 +159,49 @@ def read_index(folder: str) -> TripletIndex:
     )
 
 
-def _index_of_earlier(folder: str, digest: str) -> tuple[Path, dict[str, Any]]:
+def _index_of_earlier(folder: str, manifest: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     """Index of a folder that was made or copied without one, scanned once and kept in the home.
 
     Raises:
         UserError: it holds no triplets.
     """
-    paths = parquet_files(Path(folder))
+    paths = parquet_files(place_of(folder), manifest)
     if not paths:
         raise UserError(f"triplets: {folder} holds no triplets (triplets/*.parquet)")
-    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    stamps = places.stamps(place_of(folder) / TRIPLETS)
+    files = [(path.name, *stamps[path.name]) for path in paths]
     # The digest is of rows, and the index of files.
-    place = cache_folder() / "indexes" / f"{digest[:32]}-{content_hash(repr(files))[:16]}"
+    digest = f"{manifest['digest'][:32]}-{content_hash(repr(files))[:16]}"
+    place = cache_folder() / "indexes" / digest
     known = place / "summary.json"
     if not known.exists():
         if len(paths) > _MANY_FILES:
             print(f"triplets: indexing the {len(paths):,} files of {folder}, once", flush=True)
         with ThreadPoolExecutor(_READERS) as readers:
-            summary = write_index(place, FileIndex.joined(readers.map(index_file, paths)))
-        write_file(known, json.dumps(summary))
+            summary = write_index(place, FileIndex.joined(readers.map(_index_file, paths)))
+        places.write(known, json.dumps(summary))
     return place, json.loads(known.read_text())
 
 
-def _column(path: Path) -> list[str]:
+def _index_file(path: Place) -> FileIndex:
+    with places.local_copy(path) as local:
+        return index_file(local, path.name)
+
+
+def _column(path: Place) -> list[str]:
     (column,) = _read(path).columns
     return column.to_pylist()
 
 
-def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
+def _read(path: Place, columns: list[str] | None = None) -> pa.Table:
     try:
-        return pq.read_table(path, columns=columns)
+        return places.read_table(path, columns)
     except (OSError, pa.ArrowException) as error:
+        remedy = f"delete {path.parent}, and the next start indexes the triplets anew"
+        if is_uri(str(path)):
+            remedy = "try again, or run jobs/preprocess.py again"
         raise UserError(
-            f"triplets: {path} cannot be read ({str(error).splitlines()[0]}); delete "
-            f"{path.parent}, and the next start indexes the triplets anew"
+            f"triplets: {path} cannot be read ({str(error).splitlines()[0]}); {remedy}"
         ) from None
 
 

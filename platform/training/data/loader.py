@@ -20,9 +20,9 @@ from dynaflip.platform.training.data.order import rank_batches
 from dynaflip.platform.training.data.prefetch import Prefetched
 from dynaflip.platform.training.data.row_groups import RowGroupReader
 from dynaflip.platform.training.data.sampling import Position, Sampling
+from dynaflip.platform.triplets.bucket_parquet import Traffic
 from dynaflip.platform.triplets.schema import TRAINING_COLUMNS
 
-_READ_THREADS = 4
 _CLIPS_AHEAD = 64  # read before a batch needs them
 _TASKS_PER_THREAD = 2  # of a batch, so that the last thread is not waited for long
 
@@ -62,6 +62,7 @@ class Feed:
         self.reader = RowGroupReader(clips, TRAINING_COLUMNS)
         self._stream: Prefetched[PendingBatch | None] | None = None
         self._next: Position | None = None  # that the stream has next
+        self._traffic: dict[int, Traffic] = {}  # of epochs
 
     def __call__(self, position: Position) -> Iterator[Batch]:
         """The batches from a position to the end of its part of the epoch.
@@ -74,6 +75,10 @@ class Feed:
             self._stream = Prefetched(self._batches(position), self.config.prefetch_batches)
         self._next = None
         return self._rest(self._stream, position)
+
+    def traffic(self, epoch: int) -> Traffic | None:
+        """What an epoch asked of the bucket so far; None where triplets lie on a disk."""
+        return self._traffic.setdefault(epoch, Traffic()) if self.reader.in_bucket else None
 
     def close(self) -> None:
         """Stop reading."""
@@ -90,7 +95,7 @@ class Feed:
 
     def _batches(self, position: Position) -> Iterator[PendingBatch | None]:
         """The batches of a part and of all epochs after it, None after the last of each."""
-        read_pool = ThreadPoolExecutor(_READ_THREADS, "read")
+        read_pool = ThreadPoolExecutor(self.reader.threads, "read")
         decode_pool = ThreadPoolExecutor(self.threads, "decode")
         try:
             if self.device.startswith("cuda"):
@@ -176,5 +181,5 @@ class _Part:
         return taken
 
     def _read(self, clip: int, row: np.ndarray, example: np.ndarray) -> Rows:
-        table = self.feed.reader.read(clip)
+        table = self.feed.reader.read(clip, self.feed.traffic(self.position.epoch))
         return self.feed.collate.keep(table, row, example, self.position.epoch)

@@ -1,4 +1,7 @@
-"""Reading of clips: row groups of Parquet files, from several threads, with plain pyarrow."""
+"""Reading of clips: row groups of Parquet files, from several threads, with plain pyarrow.
+
+Files on a disk or in a bucket, where each request is waited for: more threads then read.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,11 @@ import pyarrow.parquet as pq
 
 from dynaflip.errors import UserError
 from dynaflip.platform.training.data.index import ClipTable
+from dynaflip.platform.triplets.bucket_parquet import BucketParquet, Traffic
 
 # Footers of files with many row groups take 10 MB and 10 ms each.
 _FOOTERS = 128
+_THREADS, _BUCKET_THREADS = 4, 16
 
 
 class RowGroupReader:
@@ -23,9 +28,16 @@ class RowGroupReader:
         self.clips, self.columns = clips, list(columns)
         self._footers: OrderedDict[str, pq.FileMetaData] = OrderedDict()
         self._lock = threading.Lock()
+        self._bucket = BucketParquet(columns)
+        self.in_bucket = any(path.startswith("s3://") for path in clips.files)
+        self.threads = _BUCKET_THREADS if self.in_bucket else _THREADS
 
-    def read(self, clip: int) -> pa.Table:
+    def read(self, clip: int, traffic: Traffic | None = None) -> pa.Table:
         """The rows of a clip.
+
+        Args:
+            clip: its number.
+            traffic: counts what is asked of a bucket.
 
         Raises:
             UserError: the file has changed since it was indexed.
@@ -33,8 +45,7 @@ class RowGroupReader:
         path = self.clips.files[self.clips.file[clip]]
         group, rows = int(self.clips.row_group[clip]), int(self.clips.rows[clip])
         try:
-            with pq.ParquetFile(path, metadata=self._footer(path)) as file:
-                table = file.read_row_group(group, columns=self.columns, use_threads=False)
+            table = self._read(path, group, traffic)
         except (OSError, pa.ArrowException) as error:
             raise UserError(
                 f"triplets: cannot read row group {group} of {path}: {error}; if the folder was "
@@ -46,6 +57,12 @@ class RowGroupReader:
                 "folder was changed during the run; start a new one"
             )
         return table
+
+    def _read(self, path: str, group: int, traffic: Traffic | None) -> pa.Table:
+        if path.startswith("s3://"):
+            return self._bucket.read(path, group, traffic or Traffic())
+        with pq.ParquetFile(path, metadata=self._footer(path)) as file:
+            return file.read_row_group(group, columns=self.columns, use_threads=False)
 
     def _footer(self, path: str) -> pq.FileMetaData:
         with self._lock:

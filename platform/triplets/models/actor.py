@@ -6,7 +6,6 @@ import inspect
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from dynaflip.platform.triplets.clips import Clip, Source, content_hash
@@ -14,6 +13,7 @@ from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.flow import TRACKERS
 from dynaflip.platform.triplets.flow.learned_tracker import load_tracker, tracks_windows
 from dynaflip.platform.triplets.models import CAPTIONERS, DEPTH_MODELS
+from dynaflip.platform.triplets.place import place_of
 from dynaflip.platform.triplets.shard import LoadedCaptioner, process_shard
 from dynaflip.platform.triplets.sources.locations import fingerprints, root_and_files
 from dynaflip.platform.triplets.work_folder import WorkFolder
@@ -136,7 +136,7 @@ class ModelShards:
             [Clip.from_json(text) for text in row["clips"]],
             self.source,
             self.config,
-            WorkFolder(Path(self.folder)),
+            WorkFolder(place_of(self.folder)),
             self.depth_models,
             self.captioners,
         )

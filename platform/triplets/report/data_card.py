@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import html
-from pathlib import Path
 
 import cv2
 import numpy as np
 import polars as pl
 
+from dynaflip.platform.triplets import place
 from dynaflip.platform.triplets.clips import Frames
+from dynaflip.platform.triplets.place import Place
 from dynaflip.platform.triplets.report.inspection import MOTION_BINS, Inspection
 from dynaflip.platform.triplets.report.overlays import (
     decode_image,
@@ -30,7 +31,7 @@ figcaption{color:#556}.example{margin:1em 0}.example img{height:220px;margin-rig
 """
 
 
-def write_card(found: Inspection, examples: int) -> Path:
+def write_card(found: Inspection, examples: int) -> Place:
     """Write ``data_card.html`` into the triplet folder.
 
     Args:
@@ -70,17 +71,17 @@ def write_card(found: Inspection, examples: int) -> Path:
         "<h2>Examples</h2><p>Frame t; the frame at the end of the window; tracks over frame t "
         "(moving ones from green to red, resting ones blue, lost ones grey); 3D flow from above "
         "and from the side (the camera looks to the right).</p>",
-        *_examples(found.folder, examples),
+        *_examples(found.files, examples),
     ]
-    path = found.folder / CARD_NAME
     head = f"<meta charset='utf-8'><title>{html.escape(found.folder.name)}</title>"
-    path.write_text(f"<!doctype html>{head}<style>{_STYLE}</style>{''.join(parts)}")
-    return path
+    text = f"<!doctype html>{head}<style>{_STYLE}</style>{''.join(parts)}"
+    place.write(found.folder / CARD_NAME, text)
+    return found.folder / CARD_NAME
 
 
-def _examples(folder: Path, count: int) -> list[str]:
+def _examples(files: list[Place], count: int) -> list[str]:
     out = []
-    for row in read_examples(folder, count):
+    for row in read_examples(files, count):
         images = [
             decode_image(row["frame_t"], _EXAMPLE_PX),
             decode_image(row["frame_next"], _EXAMPLE_PX),

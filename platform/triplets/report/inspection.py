@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dynaflip.platform.triplets import place
 from dynaflip.platform.triplets.clips import normalise_caption
-from dynaflip.platform.triplets.folder_index import parquet_files
+from dynaflip.platform.triplets.folder_index import parquet_files, set_files
+from dynaflip.platform.triplets.place import Place, place_of
 from dynaflip.platform.triplets.schema import read_manifest
 
 _PLAIN = [
@@ -48,11 +51,12 @@ _MOST_CAPTIONS = 10
 
 @dataclass(frozen=True)
 class Inspection:
-    """``rows``: the plain columns of every triplet; ``rejected``: rows of rejected.parquet;
+    """``files``: the Parquet files; ``rows``: the plain columns of every triplet; ``rejected``: rows of rejected.parquet;
     ``motion``: how many trusted points fall into each of :data:`MOTION_BINS`;
     ``manifest``: as :func:`read_manifest` gives it."""
 
-    folder: Path
+    folder: Place
+    files: list[Place]
     manifest: dict[str, Any]
     rows: pl.DataFrame
     rejected: pl.DataFrame
@@ -125,17 +129,30 @@ def inspect_folder(folder: str) -> Inspection:
         UserError: it is none, or one of another schema version.
     """
     manifest = read_manifest(folder)
-    root = Path(folder)
-    files = parquet_files(root)
-    lacking = set(_ADDED) - set(pq.read_schema(files[0]).names)
-    # A path may hold brackets, which polars would read as a pattern.
-    rows = pl.read_parquet(files, columns=[n for n in _PLAIN if n not in lacking], glob=False)
-    rows = rows.with_columns(pl.lit(_ADDED[name]).alias(name) for name in sorted(lacking))
-    rejected = pl.read_parquet(root / "rejected.parquet", glob=False)
+    root = place_of(folder)
+    files = parquet_files(root, manifest)
+    rejected = _polars(place.read_table(set_files(root, manifest) / "rejected.parquet"))
     motion = np.zeros(len(MOTION_BINS), dtype=np.int64)
+    rows = []
     for path in files:
-        motion += _motion(path)
-    return Inspection(root, manifest, rows, rejected, motion)
+        with place.local_copy(path) as local:
+            rows.append(_plain_rows(local))
+            motion += _motion(local)
+    return Inspection(root, files, manifest, pl.concat(rows), rejected, motion)
+
+
+def _plain_rows(path: Path) -> pl.DataFrame:
+    lacking = set(_ADDED) - set(pq.read_schema(path).names)
+    found = _polars(pq.read_table(path, columns=[n for n in _PLAIN if n not in lacking]))
+    return found.with_columns(pl.lit(_ADDED[name]).alias(name) for name in sorted(lacking)).select(
+        _PLAIN
+    )
+
+
+def _polars(table: pa.Table) -> pl.DataFrame:
+    found = pl.from_arrow(table)
+    assert isinstance(found, pl.DataFrame)
+    return found
 
 
 def _motion(path: Path) -> np.ndarray:

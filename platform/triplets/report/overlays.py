@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -11,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dynaflip.platform.triplets import place
 from dynaflip.platform.triplets.clips import Frames
-from dynaflip.platform.triplets.folder_index import parquet_files
+from dynaflip.platform.triplets.place import Place
 
 _COLUMNS = [
     "clip_id",
@@ -136,10 +136,10 @@ def sheet(images: list[Frames], captions: list[str], columns: int = 4) -> Frames
     return out
 
 
-def read_examples(folder: Path, count: int) -> list[dict[str, Any]]:
-    """The triplet with most motion of each of the first clips of a triplet folder."""
+def read_examples(files: Sequence[Place], count: int) -> list[dict[str, Any]]:
+    """The triplet with most motion of each of the first clips of some Parquet files."""
     best: dict[str, dict[str, Any]] = {}
-    for table in _row_groups(folder):
+    for table in _row_groups(files):
         for n, (clip, moving) in enumerate(
             zip(table["clip_id"].to_pylist(), table["moving_share"].to_pylist(), strict=True)
         ):
@@ -150,23 +150,21 @@ def read_examples(folder: Path, count: int) -> list[dict[str, Any]]:
     return sorted(best.values(), key=lambda row: -row["moving_share"])[:count]
 
 
-def _row_groups(folder: Path) -> Iterator[pa.Table]:
-    for path in parquet_files(folder):
-        with pq.ParquetFile(path) as file:
+def _row_groups(files: Sequence[Place]) -> Iterator[pa.Table]:
+    for path in files:
+        with place.local_copy(path) as local, pq.ParquetFile(local) as file:
             for number in range(file.num_row_groups):
                 yield file.read_row_group(number, columns=_COLUMNS)
 
 
-def write_examples(folder: Path, count: int) -> Path | None:
-    """Write ``pictures/examples.png`` into a triplet folder, or nothing if ``count`` is 0."""
-    rows = read_examples(folder, count) if count else []
+def write_examples(files: Sequence[Place], path: Place, count: int) -> None:
+    """Write an image of triplets of some Parquet files, or nothing if ``count`` is 0."""
+    rows = read_examples(files, count) if count else []
     if not rows:
-        return None
+        return
     out = sheet([draw_tracks(row) for row in rows], [row["caption"] for row in rows])
-    path = folder / "pictures" / "examples.png"
-    path.parent.mkdir(exist_ok=True)
-    cv2.imwrite(str(path), cv2.cvtColor(out, cv2.COLOR_RGB2BGR))
-    return path
+    _, encoded = cv2.imencode(".png", cv2.cvtColor(out, cv2.COLOR_RGB2BGR))
+    place.write(path, encoded.tobytes())
 
 
 def _plain_row(table: Any, n: int) -> dict[str, Any]:

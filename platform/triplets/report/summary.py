@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dynaflip.platform.triplets.clips import TEMPORARY_STAGES
 from dynaflip.platform.triplets.publish import Outcome
+from dynaflip.platform.triplets.reuse import finished_work
 
 _MAX_REASONS = 8
 
@@ -59,7 +60,7 @@ def summary_lines(outcome: Outcome, seconds: float) -> list[str]:
             lines += [f"  {change}" for change in outcome.changed]
         what = "reused, nothing has changed" if outcome.reused else f"{seconds:.0f} s"
         lines.append(f"{outcome.folder} ({what})")
-        examples = outcome.folder / "pictures" / "examples.png"
+        examples = finished_work(outcome.folder).path / "pictures" / "examples.png"
         if examples.exists():
             lines.append(f"look at {examples}")
     return lines

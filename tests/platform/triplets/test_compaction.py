@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from triplet_recordings import moving_square, settings, write_video
 
+from dynaflip import files
 from dynaflip.platform.training.data.index import read_index
-from dynaflip.platform.triplets import compaction, publish, work_folder
+from dynaflip.platform.triplets import compaction, publish
 from dynaflip.platform.triplets.compaction import plan_parts
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.digest import digest_of, row_digests
@@ -141,7 +142,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_folder(
     whole = preprocess(settings(small, example_images=0), str(tmp_path / "whole"))
     config = settings(small, example_images=0, part_mb=CLIP_A_FILE)
     out, kills = tmp_path / "out", 0
-    real = work_folder.move
+    real = files.move
 
     def run(most: int) -> None:
         """Preprocess until so many files are written."""
@@ -156,8 +157,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_folder(
             real(source, target)
 
         with monkeypatch.context() as patched:
-            for module in ("dynaflip.files", "dynaflip.platform.triplets.work_folder"):
-                patched.setattr(f"{module}.move", move)
+            patched.setattr(files, "move", move)
             preprocess(config, str(out))
 
     while not out.exists():
