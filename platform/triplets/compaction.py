@@ -3,9 +3,9 @@
 A finished folder holds *parts* of about ``part_mb``, a row group a clip. A part's clips are of one
 split, and placed by a hash: training ones of their id, so that a part mixes the sources; held-out
 ones of their recording, so that the gallery, the first of them, lies together. A part is named by
-the clips it holds, and its summaries are written after it: a compaction that was killed makes only
-what is missing. Parts of an earlier folder stay as they are; only clips that none of them holds go
-into new parts.
+the clips it holds and by what made them, and its summaries are written after it: a compaction that
+was killed makes only what is missing. Parts of an earlier folder stay as they are; only clips that
+none of them holds go into new parts.
 """
 
 from __future__ import annotations
@@ -41,12 +41,13 @@ class Part:
     clips: tuple[StoredClip, ...]  # in the order of its row groups
 
 
-def plan_parts(clips: Iterable[StoredClip], part_bytes: float) -> list[Part]:
+def plan_parts(clips: Iterable[StoredClip], part_bytes: float, made_by: str = "") -> list[Part]:
     """Distribute stored clips among parts; the same clips give the same parts.
 
     Args:
         clips: which to place, whatever their order; rejected ones have no place.
         part_bytes: size of a part on disk; a clip more than that makes the next one begin.
+        made_by: changes with settings, which make other triplets of the same clips.
     """
     kept = [clip for clip in clips if clip.file is not None]
     parts: list[list[StoredClip]] = []
@@ -59,7 +60,7 @@ def plan_parts(clips: Iterable[StoredClip], part_bytes: float) -> list[Part]:
                 filled = 0
             parts[-1].append(clip)
             filled += clip.bytes
-    return [Part(_name(part), tuple(part)) for part in parts]
+    return [Part(_name(part, made_by), tuple(part)) for part in parts]
 
 
 def compact(parts: list[Part], work: WorkFolder) -> None:
@@ -166,9 +167,9 @@ def _done(work: WorkFolder, name: str) -> Place:
     return work.done / f"{name}.json"
 
 
-def _name(clips: list[StoredClip]) -> str:
+def _name(clips: list[StoredClip], made_by: str) -> str:
     texts = [str(text) for clip in clips for text in _origin(clip)]
-    return f"part-{content_hash(*texts)[:_NAME_LETTERS]}"
+    return f"part-{content_hash(made_by, *texts)[:_NAME_LETTERS]}"
 
 
 def _place(clip: StoredClip) -> tuple[str, ...]:

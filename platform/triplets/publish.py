@@ -82,7 +82,7 @@ def publish(
         failed = _set_aside(target, work)
         failure += f"; all of them: {failed / 'rejected.parquet'}"
         return Outcome(failed, counts, digest, failure=failure)
-    parts, index = _compact(work, stored, adopted, config)
+    parts, index = _compact(work, stored, adopted, config, about["work_key"])
     examples = work.path / "pictures" / "examples.png"
     write_examples([work.triplets / name for name in parts], examples, config.example_images)
     before = read_finished(target.folder)
@@ -108,12 +108,16 @@ def publish(
 
 
 def _compact(
-    work: WorkFolder, stored: list[StoredClip], adopted: Adopted, config: PreprocessConfig
+    work: WorkFolder,
+    stored: list[StoredClip],
+    adopted: Adopted,
+    config: PreprocessConfig,
+    made_by: str,
 ) -> tuple[list[str], dict[str, Any]]:
     """Write large Parquet files and their index; the files' names, and the index's summary."""
     link_parts(adopted, work)
     made = stored[len(adopted.clips) :]
-    parts = plan_parts([*adopted.loose(), *made], config.part_mb * 2**20)
+    parts = plan_parts([*adopted.loose(), *made], config.part_mb * 2**20, made_by)
     compact(parts, work)
     names = {part.name for part in parts} | {done.stem for done in adopted.parts}
     _remove_others(work, names)

@@ -51,7 +51,8 @@ _MOST_CAPTIONS = 10
 
 @dataclass(frozen=True)
 class Inspection:
-    """``files``: the Parquet files; ``rows``: the plain columns of every triplet; ``rejected``: rows of rejected.parquet;
+    """``files``: the Parquet files; ``rows``: the plain columns of every triplet;
+    ``rejected``: rows of rejected.parquet;
     ``motion``: how many trusted points fall into each of :data:`MOTION_BINS`;
     ``manifest``: as :func:`read_manifest` gives it."""
 

@@ -1,14 +1,17 @@
-"""Folders of small recordings."""
+"""Folders of small recordings, and a real S3 server."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from s3_server import Failures, failing_proxy, s3_server
 from triplet_recordings import moving_square, write_video
 
-from dynaflip.platform.triplets import pipeline
+from dynaflip.platform import s3
+from dynaflip.platform.triplets import compaction, pipeline
 from dynaflip.platform.triplets.shard import process_shard
 
 
@@ -38,3 +41,28 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
             yield from process_shard(number, clips, source, config, work)
 
     monkeypatch.setattr(pipeline, "_run", run)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with s3_server() as url:
+        yield url
+
+
+@pytest.fixture
+def proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Failures]:
+    """The server behind a proxy, in this process's environment."""
+    monkeypatch.setattr(s3, "_FIRST_WAIT_S", 0.01)
+    with failing_proxy(server) as (url, failures):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        yield failures
+
+
+@pytest.fixture
+def in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts are written one after the other, without Ray."""
+    monkeypatch.setattr(
+        compaction,
+        "_write_all",
+        lambda items: (compaction.write_part(json.loads(item["part"])) for item in items),
+    )

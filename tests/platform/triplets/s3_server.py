@@ -67,6 +67,7 @@ class Failures:
         self.rule: Callable[[str, int], str | None] = lambda path, number: None
         self.requests: list[tuple[str, str]] = []  # path, range
         self.bytes_sent = 0
+        self.latency_s = 0.0  # before each answer
 
 
 @contextmanager
@@ -82,7 +83,9 @@ def failing_proxy(url: str) -> Iterator[tuple[str, Failures]]:
             """Quiet."""
 
         def _forward(self) -> None:
+            asked = self._body()
             failures.requests.append((self.path, self.headers.get("Range", "")))
+            time.sleep(failures.latency_s)
             verdict = failures.rule(self.path, len(failures.requests))
             if verdict is not None and verdict != "cut":
                 self.send_response(400 if verdict == "expired" else int(verdict))
@@ -93,7 +96,12 @@ def failing_proxy(url: str) -> Iterator[tuple[str, Failures]]:
                 return
             connection = http.client.HTTPConnection(target)
             # The signature covers the host, which is the proxy's; the server does not check it.
-            connection.request(self.command, self.path, headers=dict(self.headers))
+            headers = {
+                name: value
+                for name, value in self.headers.items()
+                if name.lower() not in ("expect", "transfer-encoding", "content-length")
+            }
+            connection.request(self.command, self.path, body=asked, headers=headers)
             answer = connection.getresponse()
             body = answer.read()
             self.send_response(answer.status)
@@ -112,7 +120,19 @@ def failing_proxy(url: str) -> Iterator[tuple[str, Failures]]:
             failures.bytes_sent += len(body)
             self.wfile.write(body)
 
-        do_GET = do_HEAD = _forward
+        def _body(self) -> bytes | None:
+            """What came with a request; bodies of unknown length come in chunks."""
+            if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+                length = self.headers.get("Content-Length")
+                return None if length is None else self.rfile.read(int(length))
+            parts = []
+            while size := int(self.rfile.readline().split(b";")[0], 16):
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(parts)
+
+        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _forward
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True

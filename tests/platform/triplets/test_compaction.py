@@ -16,7 +16,7 @@ from triplet_recordings import moving_square, settings, write_video
 
 from dynaflip import files
 from dynaflip.platform.training.data.index import read_index
-from dynaflip.platform.triplets import compaction, publish
+from dynaflip.platform.triplets import publish
 from dynaflip.platform.triplets.compaction import plan_parts
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.digest import digest_of, row_digests
@@ -70,16 +70,6 @@ def check(folder: Path, digest: str) -> None:
 @pytest.fixture
 def small(video_folder: Callable[..., Path], in_process: None, in_order: None) -> Path:
     return video_folder(4)
-
-
-@pytest.fixture
-def in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts are written one after the other, without Ray."""
-    monkeypatch.setattr(
-        compaction,
-        "_write_all",
-        lambda items: (compaction.write_part(json.loads(item["part"])) for item in items),
-    )
 
 
 def test_files_have_the_size_that_is_asked_and_the_same_triplets(

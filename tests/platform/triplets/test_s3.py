@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from checkout import REPOSITORY
-from s3_server import BUCKET, Failures, failing_proxy, s3_server, upload
+from s3_server import BUCKET, Failures, upload
 from triplet_recordings import moving_square, textured, write_lerobot, write_video
 
 from dynaflip.errors import UserError
-from dynaflip.platform import s3
 from dynaflip.platform.s3 import NetworkError, RangedFile, S3Path
 from dynaflip.platform.triplets.build import clip_table
 from dynaflip.platform.triplets.clips import ClipRejected
@@ -26,21 +25,6 @@ from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
 from dynaflip.platform.triplets.digest import row_digests
 from dynaflip.platform.triplets.sources.formats import open_sources
 from dynaflip.platform.triplets.sources.locations import fingerprint, list_files
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with s3_server() as url:
-        yield url
-
-
-@pytest.fixture
-def proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Failures]:
-    """The server behind a proxy, in this process's environment."""
-    monkeypatch.setattr(s3, "_FIRST_WAIT_S", 0.01)
-    with failing_proxy(server) as (url, failures):
-        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        yield failures
 
 
 def digests(path: str, **settings) -> list[list[str]]:
