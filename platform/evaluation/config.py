@@ -117,7 +117,8 @@ class ProbeSuiteConfig(EvaluationConfig):
     data/demo."""
 
     triplets: str | None = None
-    """Triplet folder, whose held-out part is the gallery; none = the home's triplets/demo."""
+    """Triplet folder or s3://bucket/prefix, whose held-out part is the gallery; none = the home's
+    triplets/demo."""
 
     gallery_size: int = 256
     """Held-out transitions of the fixed gallery."""

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -61,6 +62,9 @@ _SCHEMAS = {
 }
 
 
+_NO_MANIFEST: Mapping[str, Any] = MappingProxyType({})
+
+
 @dataclass(frozen=True)
 class FileIndex:
     """What the index holds of some Parquet files."""
@@ -98,8 +102,8 @@ def set_files(folder: Place, manifest: Mapping[str, Any]) -> Place:
     return folder / manifest["files"] if "files" in manifest else folder
 
 
-def parquet_files(folder: Place, manifest: Mapping[str, Any]) -> list[Place]:
-    """The Parquet files of a triplet folder, by name."""
+def parquet_files(folder: Place, manifest: Mapping[str, Any] = _NO_MANIFEST) -> list[Place]:
+    """The Parquet files of a triplet folder, by name; its manifest may tell which."""
     index = set_files(folder, manifest) / INDEX / CLIPS_FILE
     if "files" in manifest:  # others may lie beside them
         found = sorted(set(read_table(index, ["file"])["file"].to_pylist()))

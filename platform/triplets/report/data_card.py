@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -79,7 +80,7 @@ def write_card(found: Inspection, examples: int) -> Place:
     return found.folder / CARD_NAME
 
 
-def _examples(files: list[Place], count: int) -> list[str]:
+def _examples(files: Sequence[Place], count: int) -> list[str]:
     out = []
     for row in read_examples(files, count):
         images = [

@@ -57,11 +57,11 @@ class Inspection:
     ``manifest``: as :func:`read_manifest` gives it."""
 
     folder: Place
-    files: list[Place]
     manifest: dict[str, Any]
     rows: pl.DataFrame
     rejected: pl.DataFrame
     motion: np.ndarray
+    files: tuple[Place, ...] = ()
 
     def counts(self) -> pl.DataFrame:
         """Triplets, clips, recordings and mean shares, by source and split."""
@@ -139,7 +139,7 @@ def inspect_folder(folder: str) -> Inspection:
         with place.local_copy(path) as local:
             rows.append(_plain_rows(local))
             motion += _motion(local)
-    return Inspection(root, files, manifest, pl.concat(rows), rejected, motion)
+    return Inspection(root, manifest, pl.concat(rows), rejected, motion, tuple(files))
 
 
 def _plain_rows(path: Path) -> pl.DataFrame:

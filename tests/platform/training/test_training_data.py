@@ -28,6 +28,7 @@ from dynaflip.platform.training.data.index import read_index
 from dynaflip.platform.training.data.loader import Feed
 from dynaflip.platform.training.data.prefetch import Prefetched
 from dynaflip.platform.training.data.sampling import Position, Sampling
+from dynaflip.platform.triplets.bucket_parquet import Traffic
 from dynaflip.platform.triplets.folder_index import parquet_files
 from dynaflip.platform.triplets.schema import SCHEMA_VERSION
 from tests.synthetic_triplets import write_triplets
@@ -137,9 +138,9 @@ def test_a_resumed_epoch_reads_no_clip_whose_rows_have_all_come(
     read: list[int] = []
     reading = feed.reader.read
 
-    def noted(clip: int) -> pa.Table:
+    def noted(clip: int, traffic: Traffic | None) -> pa.Table:
         read.append(clip)
-        return reading(clip)
+        return reading(clip, traffic)
 
     feed.reader.read = noted  # type: ignore[method-assign]
     next(feed(Position(0, skip)))
