@@ -320,7 +320,8 @@ class PretrainConfig:
     """Settings of a pretraining."""
 
     triplets: str | None = None
-    """Folder of triplets (jobs/preprocess.py writes one); none = triplets/demo in DYNAFLIP_HOME."""
+    """Folder of triplets, or s3://bucket/prefix (jobs/preprocess.py writes one); none =
+    triplets/demo in DYNAFLIP_HOME."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)

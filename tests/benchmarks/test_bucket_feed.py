@@ -55,8 +55,8 @@ def test_a_latency_of_20_ms_is_hardly_waited_for(tmp_path: Path) -> None:
                 metrics = last_metrics(tmp_path / f"{turn}-{latency_s}", url, triplets)
                 found.append(metrics["speed/share/data"])
                 print(
-                    f"{latency_s * 1e3:.0f} ms: {found[-1]:.1%} of the run waits for data; its last "
-                    f"epoch {metrics['data/bytes'] / 1e6:.1f} MB, {metrics['data/requests']:.0f} "
+                    f"{latency_s * 1e3:.0f} ms: {found[-1]:.1%} of the run waits for data; its "
+                    f"last epoch {metrics['data/bytes'] / 1e6:.1f} MB, {metrics['data/requests']:.0f} "
                     f"requests"
                 )
     before, after = (statistics.median(found) for found in shares.values())
