@@ -20,15 +20,19 @@ def log_images(run: Run, curves: Curves, triplets: str, terms: Sequence[str]) ->
     Args:
         run: the open MLflow run.
         curves: of :meth:`Run.curves`.
-        triplets: the folder that the run was trained on.
+        triplets: the folder or bucket's prefix that the run was trained on.
         terms: names of the loss terms to draw.
     """
     import cv2
 
+    from dynaflip.platform.triplets.folder_index import parquet_files
+    from dynaflip.platform.triplets.place import place_of
     from dynaflip.platform.triplets.report.overlays import draw_tracks, read_examples, sheet
+    from dynaflip.platform.triplets.schema import read_manifest
 
     run.log_figure(curves_figure(curves, terms), "images/curves.png")
-    rows = read_examples(Path(triplets), _FLOW_EXAMPLES)
+    files = parquet_files(place_of(triplets), read_manifest(triplets))
+    rows = read_examples(files, _FLOW_EXAMPLES)
     overlay = sheet([draw_tracks(row) for row in rows], [row["caption"] for row in rows])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "flow.png"

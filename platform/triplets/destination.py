@@ -36,7 +36,9 @@ _REJECTED = "rejected.parquet"
 class Destination(Protocol):
     """Where a set of triplets goes."""
 
-    folder: Place
+    @property
+    def folder(self) -> Place:
+        """Folder or prefix of the set."""
 
     def restore(self) -> None:
         """Finish a publication that was cut short."""

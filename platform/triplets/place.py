@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from dynaflip import files
 from dynaflip.errors import StoreError
-from dynaflip.platform.s3 import NetworkError, S3Path
+from dynaflip.platform.s3 import NetworkError, S3Path, arrow_filesystem
 
 # Both have `/`, name, stem, parent, exists, is_file, is_dir, stat, read_bytes and read_text.
 Place = Path | S3Path
@@ -116,6 +116,19 @@ def read_table(path: Place, columns: list[str] | None = None) -> pa.Table:
     """Read a small Parquet file, or some columns of it."""
     source = pa.BufferReader(path.read_bytes()) if isinstance(path, S3Path) else path
     return pq.read_table(source, columns=columns)
+
+
+@contextlib.contextmanager
+def open_parquet(path: Place) -> Iterator[pq.ParquetFile]:
+    """A Parquet file to read row groups of; in a bucket only these are asked for."""
+    if isinstance(path, S3Path):
+        with pq.ParquetFile(
+            f"{path.bucket}/{path.key}", filesystem=arrow_filesystem(), pre_buffer=True
+        ) as file:
+            yield file
+    else:
+        with pq.ParquetFile(path) as file:
+            yield file
 
 
 def copy(path: Place, to: Place) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dynaflip.platform.triplets import place
 from dynaflip.platform.triplets.clips import Frames
@@ -152,7 +151,7 @@ def read_examples(files: Sequence[Place], count: int) -> list[dict[str, Any]]:
 
 def _row_groups(files: Sequence[Place]) -> Iterator[pa.Table]:
     for path in files:
-        with place.local_copy(path) as local, pq.ParquetFile(local) as file:
+        with place.open_parquet(path) as file:
             for number in range(file.num_row_groups):
                 yield file.read_row_group(number, columns=_COLUMNS)
 

@@ -27,6 +27,7 @@ from dynaflip.platform.triplets.build import clip_table
 from dynaflip.platform.triplets.clips import ClipRejected, content_hash
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
 from dynaflip.platform.triplets.digest import digest_of, row_digests
+from dynaflip.platform.triplets.folder_index import parquet_files
 from dynaflip.platform.triplets.pipeline import preprocess
 from dynaflip.platform.triplets.report.overlays import draw_tracks, read_examples
 from dynaflip.platform.triplets.schema import (
@@ -307,7 +308,7 @@ def test_real_clips_give_tracks_on_what_moves(
     config = replace(settings(folder), draws_per_clip=2)
     outcome = preprocess(config, str(tmp_path / "out"))
     assert outcome.counts["read"] == outcome.counts["kept"] == 2
-    examples = read_examples(outcome.folder, 2)
+    examples = read_examples(parquet_files(outcome.folder), 2)
     assert len(examples) == 2
     for row in examples:
         assert draw_tracks(row).shape[2] == 3
