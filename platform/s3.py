@@ -11,10 +11,11 @@ from __future__ import annotations
 import io
 import os
 import random
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -51,6 +52,21 @@ class Stat:
 
     st_size: int
     etag: str = ""
+
+
+@dataclass
+class Traffic:
+    """What was asked of a bucket; counted by several threads."""
+
+    bytes: int = 0
+    requests: int = 0
+    _lock: Any = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def add(self, size: int) -> None:
+        """Count a request and the bytes that came."""
+        with self._lock:
+            self.bytes += size
+            self.requests += 1
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from dynaflip.losses.distributed import global_sum
-from dynaflip.platform.triplets.bucket_parquet import Traffic
+from dynaflip.platform.s3 import Traffic
 
 Metrics = dict[str, float]
 # A rank's traffic of an epoch so far; None where triplets lie on a disk.

@@ -11,13 +11,12 @@ import io
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dynaflip.platform.s3 import S3Path, arrow_filesystem
+from dynaflip.platform.s3 import S3Path, Traffic, arrow_filesystem
 
 # Reading on costs less than the round trip of another request.
 _HOLE_BYTES = 256 << 10
@@ -26,21 +25,6 @@ _FOOTER_END = 8  # its length and "PAR1"
 # Footers in memory: parsed ones take about 10 MB and 10 ms each where a file has 280 row groups.
 _PARSED = 64
 _PACKED_BYTES = 512 << 20
-
-
-@dataclass
-class Traffic:
-    """What was asked of a bucket; counted by several threads."""
-
-    bytes: int = 0
-    requests: int = 0
-    _lock: Any = field(default_factory=threading.Lock, repr=False, compare=False)
-
-    def add(self, size: int) -> None:
-        """Count a request and the bytes that came."""
-        with self._lock:
-            self.bytes += size
-            self.requests += 1
 
 
 class BucketParquet:

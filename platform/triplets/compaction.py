@@ -20,9 +20,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dynaflip.platform.s3 import S3Path
+from dynaflip.platform.s3 import S3Path, Traffic
 from dynaflip.platform.triplets import place
-from dynaflip.platform.triplets.bucket_parquet import BucketParquet, Traffic
+from dynaflip.platform.triplets.bucket_parquet import BucketParquet
 from dynaflip.platform.triplets.clips import content_hash
 from dynaflip.platform.triplets.folder_index import FileIndex, index_file, name_hash
 from dynaflip.platform.triplets.place import Place, place_of

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from dynaflip.errors import UserError
 from dynaflip.platform.s3 import S3Path, check_bucket
-from dynaflip.platform.triplets.place import place_of
+from dynaflip.platform.triplets.place import one_line_errors, place_of
 from dynaflip.platform.triplets.shapes import GRID, R3M_FRAMES, STEPS
 
 SCHEMA_VERSION = 2
@@ -146,7 +146,9 @@ def read_manifest(folder: str) -> dict[str, Any]:
     if isinstance(root, S3Path):
         check_bucket(root, "triplets")
     path = root / "manifest.json"
-    if not path.is_file():
+    with one_line_errors("triplets"):
+        text = path.read_text() if path.is_file() else None
+    if text is None:
         there = root.is_dir()
         hint = f"--source {folder} --output NEW_FOLDER" if there else f"--output {folder}"
         raise UserError(
@@ -154,7 +156,7 @@ def read_manifest(folder: str) -> dict[str, Any]:
             f"jobs/preprocess.py {hint}"
         )
     try:
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(text)
         version = manifest["schema_version"]
     except (json.JSONDecodeError, KeyError, TypeError):
         raise UserError(f"triplets: {path} is damaged; run jobs/preprocess.py again") from None

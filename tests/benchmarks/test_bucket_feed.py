@@ -56,8 +56,8 @@ def test_a_latency_of_20_ms_is_hardly_waited_for(tmp_path: Path) -> None:
                 found.append(metrics["speed/share/data"])
                 read, requests = metrics["data/bytes"] / 1e6, metrics["data/requests"]
                 print(
-                    f"{latency_s * 1e3:.0f} ms: {found[-1]:.1%} of the run waits for data; the last "
-                    f"epoch read {read:.1f} MB in {requests:.0f} requests"
+                    f"{latency_s * 1e3:.0f} ms: {found[-1]:.1%} of the run waits for data; the "
+                    f"last epoch read {read:.1f} MB in {requests:.0f} requests"
                 )
     before, after = (statistics.median(found) for found in shares.values())
     show("more waiting for data with 20 ms a request", after - before, at_most=POINTS)

@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import torch
 
+from dynaflip.platform.s3 import Traffic
 from dynaflip.platform.training.config import DataConfig
 from dynaflip.platform.training.data.collate import Batch, Collate, PendingBatch, Rows
 from dynaflip.platform.training.data.index import ClipTable
@@ -20,7 +21,6 @@ from dynaflip.platform.training.data.order import rank_batches
 from dynaflip.platform.training.data.prefetch import Prefetched
 from dynaflip.platform.training.data.row_groups import RowGroupReader
 from dynaflip.platform.training.data.sampling import Position, Sampling
-from dynaflip.platform.triplets.bucket_parquet import Traffic
 from dynaflip.platform.triplets.schema import TRAINING_COLUMNS
 
 _CLIPS_AHEAD = 64  # read before a batch needs them

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dynaflip.errors import UserError
+from dynaflip.platform.s3 import Traffic
 from dynaflip.platform.training.data.index import ClipTable
-from dynaflip.platform.triplets.bucket_parquet import BucketParquet, Traffic
+from dynaflip.platform.triplets.bucket_parquet import BucketParquet
 
 # Footers of files with many row groups take 10 MB and 10 ms each.
 _FOOTERS = 128

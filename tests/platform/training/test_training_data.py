@@ -18,6 +18,7 @@ import torch
 from dynaflip.encoders.preprocessing import channels_first, to_pixels
 from dynaflip.errors import UserError
 from dynaflip.losses.base import FRAMES
+from dynaflip.platform.s3 import Traffic
 from dynaflip.platform.training.config import DataConfig
 from dynaflip.platform.training.data.caption_features import write_table
 from dynaflip.platform.training.data.collate import Batch, Collate, Jpegs
@@ -28,7 +29,6 @@ from dynaflip.platform.training.data.index import read_index
 from dynaflip.platform.training.data.loader import Feed
 from dynaflip.platform.training.data.prefetch import Prefetched
 from dynaflip.platform.training.data.sampling import Position, Sampling
-from dynaflip.platform.triplets.bucket_parquet import Traffic
 from dynaflip.platform.triplets.folder_index import parquet_files
 from dynaflip.platform.triplets.schema import SCHEMA_VERSION
 from tests.synthetic_triplets import write_triplets

@@ -12,11 +12,10 @@ from s3_server import BUCKET, Failures, client, upload
 from triplet_recordings import settings
 
 from dynaflip.errors import StoreError, UserError
-from dynaflip.platform.s3 import S3Path
+from dynaflip.platform.s3 import S3Path, Traffic
 from dynaflip.platform.training.data.index import ClipTable, read_index
 from dynaflip.platform.training.data.row_groups import RowGroupReader
 from dynaflip.platform.triplets.attempt_notes import Notes
-from dynaflip.platform.triplets.bucket_parquet import Traffic
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.destination import destination_of
 from dynaflip.platform.triplets.pipeline import preprocess
@@ -182,6 +181,18 @@ def test_answers_that_break_off_are_asked_for_again(make: Make, proxy: Failures)
     assert rows(read_index(prefix("cut")).train, traffic) == expected
     assert traffic.requests >= 2 * len(index.train)
     assert traffic.bytes > 0
+
+
+def test_bytes_and_requests_of_an_epoch_are_those_that_the_server_saw(
+    make: Make, proxy: Failures
+) -> None:
+    preprocess(make(), prefix("counted"))
+    index = read_index(prefix("counted"))
+    traffic = Traffic()
+    asked, sent = len(proxy.requests), proxy.bytes_sent
+    rows(index.train, traffic)
+    assert traffic.requests == len(proxy.requests) - asked
+    assert traffic.bytes == proxy.bytes_sent - sent
 
 
 def test_what_changed_under_a_run_is_said(make: Make, proxy: Failures) -> None:
