@@ -60,10 +60,10 @@ def finish(home: Path, job: str, *words: str) -> str:
     return said
 
 
-def kill_when(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
+def kill_when(home: Path, process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
     """SIGKILL to a job at a moment of its work."""
     while not ready():
-        assert process.poll() is None, "it ended before it could be killed"
+        assert process.poll() is None, (home / "log.txt").read_text()[-3000:]
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -83,7 +83,7 @@ def test_a_chain_of_killed_jobs_over_a_bucket(
     def shards() -> int:
         return sum("/shards/" in name for name in S3Path.parse(OUT).walk())
 
-    kill_when(start(home, "preprocess", *words), lambda: shards() > 2)
+    kill_when(home, start(home, "preprocess", *words), lambda: shards() > 2)
     assert shards()
     finish(home, "preprocess", *words)
     manifest = read_manifest(OUT)
@@ -91,13 +91,13 @@ def test_a_chain_of_killed_jobs_over_a_bucket(
     assert not shards()
     assert "look at" in finish(home, "preprocess", "inspect", OUT)
 
-    steps = ["--train.num_workers", "2", "--train.steps", "12", "--train.checkpoint_every_steps"]
+    steps = ["--train.num_workers", "2", "--train.steps", "16", "--train.checkpoint_every_steps"]
     first = start(home, "pretrain", *MODEL, *steps, "2")
 
     def saved() -> bool:
         return any(home.glob("runs/*/checkpoints/*4/*"))
 
-    kill_when(first, saved)
+    kill_when(home, first, saved)
     (run,) = (path.name for path in (home / "runs").iterdir())
     said = finish(home, "pretrain", "--resume", run)
     assert re.search(r"epoch \d+: [\d.]+ MB in \d+ requests to the bucket", said), said
