@@ -205,6 +205,7 @@ class Pretraining:
                 f"epoch {part.epoch} ended {left - count} batches early: "
                 "the triplet folder changed under the run"
             )
+        next(batches, None)  # the part's end: so the feed goes on with what it has read ahead
 
     def _steps_left(self) -> int | None:
         """Steps left in the epoch, on every rank; None where only its end will tell."""
