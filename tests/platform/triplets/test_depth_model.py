@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from tiny_depth_model import tiny_depth_model
 
 from dynaflip.errors import UserError
 from dynaflip.platform.triplets.config import FilterConfig, PreprocessConfig, SourceConfig
@@ -26,40 +27,8 @@ from dynaflip.platform.triplets.pipeline import preprocess
 )
 def model_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A DepthAnything of a few thousand weights."""
-    import torch
-    from transformers import (
-        DepthAnythingConfig,
-        DepthAnythingForDepthEstimation,
-        Dinov2Config,
-        DPTImageProcessor,
-    )
-
-    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp(request.param)
-    backbone = Dinov2Config(
-        hidden_size=16,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        mlp_ratio=2,
-        image_size=56,
-        patch_size=14,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-        reshape_hidden_states=False,
-    )
-    config = DepthAnythingConfig(
-        backbone_config=backbone,
-        patch_size=14,
-        reassemble_hidden_size=16,
-        neck_hidden_sizes=[8, 8, 8, 8],
-        fusion_hidden_size=8,
-        head_hidden_size=8,
-        head_in_channels=8,
-        depth_estimation_type=request.param,
-        max_depth=3,
-    )
-    DepthAnythingForDepthEstimation(config).save_pretrained(folder)
-    DPTImageProcessor(size={"height": 56, "width": 56}).save_pretrained(folder)
-    return folder
+    return tiny_depth_model(folder, kind=request.param)
 
 
 def test_pickled_weights_are_refused_before_any_work(model_folder: Path, tmp_path: Path) -> None:
