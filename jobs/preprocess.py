@@ -17,9 +17,11 @@ if __name__ == "__main__":
 
     _checkout.use_this_checkout()
 
+import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,13 +31,14 @@ from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
 
 
 def main(argv: list[str]) -> int:
+    """Run the subcommand that is named first; without one, preprocess."""
+    subcommand = SUBCOMMANDS.get(argv[0]) if argv else None
+    return subcommand(argv[1:]) if subcommand else make(argv)
+
+
+def make(argv: list[str]) -> int:
     """Preprocess, print what came of it; 1 when too many clips were rejected."""
-    if argv[:1] == ["inspect"]:
-        return inspect(argv[1:])
-    parser = config_parser(__doc__ or "", PreprocessConfig)
-    parser.add_argument(
-        "--source", metavar="PATH", help="recordings (default: data/demo in the home)"
-    )
+    parser = _settings_parser(__doc__ or "")
     parser.add_argument(
         "--output",
         metavar="PATH",
@@ -57,6 +60,15 @@ def main(argv: list[str]) -> int:
         print(f"failed: {outcome.failure}", file=sys.stderr)
         return 1
     return 0
+
+
+def _settings_parser(description: str) -> argparse.ArgumentParser:
+    """A parser of all settings of preprocessing, with the flag for its source."""
+    parser = config_parser(description, PreprocessConfig)
+    parser.add_argument(
+        "--source", metavar="PATH", help="recordings (default: data/demo in the home)"
+    )
+    return parser
 
 
 def _with_absolute_paths(config: PreprocessConfig) -> PreprocessConfig:
@@ -123,6 +135,12 @@ def inspect(argv: list[str]) -> int:
         run.log_text(card.read_text(), card.name)
     print(f"look at {card}")
     return 0
+
+
+# The first word of the command line → what it runs.
+SUBCOMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "inspect": inspect,
+}
 
 
 if __name__ == "__main__":
