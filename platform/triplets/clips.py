@@ -6,6 +6,7 @@ it). Listing clips reads no image; a :class:`Recording` decodes.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
@@ -24,6 +25,14 @@ Doubles = npt.NDArray[np.float64]
 # Rejections for temporary reasons, not for the clip's content: the store did not answer, or
 # memory, disk or the machine failed. The next run tries these clips again.
 TEMPORARY_STAGES = frozenset({"network", "machine"})
+_OUT_OF_RESOURCES = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENOMEM,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.EIO,
+)
 
 
 class ClipRejected(Exception):
@@ -41,6 +50,13 @@ class WindowRejected(ClipRejected):
 
 class UnknownDepthUnit(ClipRejected):
     """Recorded depth that nobody can turn into metres; a depth model does without it."""
+
+
+def out_of_resources(error: Exception) -> bool:
+    """Whether memory, disk or file handles ran out: the machine's failure, not the clip's."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+        return True
+    return isinstance(error, OSError) and error.errno in _OUT_OF_RESOURCES
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import faulthandler
 import json
 import sys
@@ -20,7 +19,7 @@ import pyarrow as pa
 from dynaflip.platform.triplets import place
 from dynaflip.platform.triplets.attempt_notes import Notes
 from dynaflip.platform.triplets.build import clip_table
-from dynaflip.platform.triplets.clips import Clip, ClipRejected, Source
+from dynaflip.platform.triplets.clips import Clip, ClipRejected, Source, out_of_resources
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.digest import row_digests
 from dynaflip.platform.triplets.models import Captioner, DepthModel
@@ -33,14 +32,6 @@ _STARTED = "started"
 _FAULT = "Fatal Python error"  # what faulthandler writes
 _MAX_FAULTS = 2
 _MAX_STARTS = 8
-_OUT_OF_RESOURCES = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.ENOMEM,
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.EIO,
-)
 
 
 @dataclass(frozen=True)
@@ -127,18 +118,11 @@ def _summary(
         at = traceback.extract_tb(error.__traceback__)[-1]
         line = f"{Path(at.filename).name}:{at.lineno}"
         reason = f"{type(error).__name__} at {line}: {error}".splitlines()[0]
-        stage = "machine" if _out_of_resources(error) else "unexpected"
+        stage = "machine" if out_of_resources(error) else "unexpected"
         summary |= {"stage": stage, "reason": _printable(reason)}
         table = None
     summary["left_out"] = dict(left_out)
     return summary, table
-
-
-def _out_of_resources(error: Exception) -> bool:
-    """Whether memory, disk or file handles ran out."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
-        return True
-    return isinstance(error, OSError) and error.errno in _OUT_OF_RESOURCES
 
 
 @contextmanager
