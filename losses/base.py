@@ -80,7 +80,9 @@ class LossTerm(nn.Module):
                 task, recording, source (n,) int64; window_start_s, window_end_s (n,) float64
                 on the clip's clock; far_valid (n,) bool; flow_origin_m
                 (n, G, G, 3), flow_displacement_m (n, K, G, G, 3) metres in the camera frame of
-                t; flow_visible (n, K, G, G) bool; median_depth_m (n,).
+                t; flow_visible (n, K, G, G) bool; flow_measured (n, K) bool, False where a step is
+                interpolated and carries no loss (not there: all are measured);
+                median_depth_m (n,).
 
         Returns:
             The value, or the value and a dictionary with exactly the entries in ``metrics``.

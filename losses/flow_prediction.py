@@ -1,7 +1,9 @@
 """Flow prediction term: predict from a frame's embedding how the scene's points will move.
 
 L_act of DynaFLIP (arXiv 2605.30350): the 3D flow from the single frame's embedding, squared
-error over visible points. Shapes: n examples, K steps, G×G grid points.
+error over visible points of measured steps: a step that is interpolated between frames, as at
+5 Hz, states a straight line that nothing has followed. (The flow encoder's input has it: between
+two frames it is the best guess.) Shapes: n examples, K steps, G×G grid points.
 """
 
 from __future__ import annotations
@@ -24,10 +26,13 @@ class FlowPredictionTerm(LossTerm):
     def forward(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
         """The mean squared error () over visible points, in the unit of `flow_scale`."""
         config = self.setup.objective
+        visible = batch["flow_visible"]
+        if "flow_measured" in batch:
+            visible = visible & batch["flow_measured"][:, :, None, None]
         return flow_prediction_loss(
             outputs["flow_prediction"],
             batch["flow_displacement_m"],
-            batch["flow_visible"],
+            visible,
             batch["median_depth_m"],
             scale=config.flow_scale,
             scale_floor=config.flow_scale_floor,

@@ -101,6 +101,7 @@ def clip_rows(rng: np.random.Generator, number: int, per_clip: int, px: int) -> 
                 "flow_origin_m": np.ones((GRID, GRID, 3), np.float32),
                 "flow_displacement_m": displacement,
                 "flow_visible": np.ones((STEPS, GRID, GRID), np.uint8),
+                "flow_measured": np.ones(STEPS, np.uint8),
                 "origin_px": np.zeros((GRID, GRID, 2), np.float32),
                 "tracks_px": np.zeros((STEPS, GRID, GRID, 2), np.float32),
                 "median_depth_m": 1.0,

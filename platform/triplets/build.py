@@ -28,6 +28,7 @@ from dynaflip.platform.triplets.filters import check_flow, check_images
 from dynaflip.platform.triplets.flow.camera_motion import compensate_camera
 from dynaflip.platform.triplets.flow.estimate import Flow, flow_of_window, flow_source
 from dynaflip.platform.triplets.flow.grid import grid_on_first_frame
+from dynaflip.platform.triplets.flow.lifting import measured_steps
 from dynaflip.platform.triplets.flow.simulator import simulator_flow
 from dynaflip.platform.triplets.flow.window import RGBDWindow
 from dynaflip.platform.triplets.models import DepthModel
@@ -75,6 +76,8 @@ def clip_table(
         times_s,
         clip.clip_id,
         draws=config.draws_per_clip,
+        segment_s=config.segment_s,
+        max_segments=config.max_segments,
         flow_window_s=config.flow_window_s,
         min_window_s=config.min_window_s,
         seed=config.seed,
@@ -158,6 +161,9 @@ def _row(
         "window_s": window_s,
         "frames_r3m_s": r3m_s,
         **_flow_columns(flow, scale),
+        "flow_measured": measured_steps(
+            times_s, config.flow_window_s, config.lifting.measured_within
+        ),
         "median_depth_m": median_m,
         **_focal_columns(cameras, scale),
         "flow_source": flow_source(config),

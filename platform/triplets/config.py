@@ -158,8 +158,17 @@ class PreprocessConfig:
     """Shorter transitions are skipped: too little moves in them."""
 
     draws_per_clip: int = 3
-    """How often five frames are drawn from a clip, as R3M does it; each draw gives four
-    transitions, from a frame to the next."""
+    """How often five frames are drawn from a clip, or from each segment of a long one, as R3M does
+    it; each draw gives four transitions, from a frame to the next."""
+
+    segment_s: float = 20.0
+    """Length from which a clip gives more windows, in seconds: one of at least twice this length is
+    divided into equal segments, none shorter, and each is drawn from like a clip of its own. 0
+    draws from every clip as a whole."""
+
+    max_segments: int = 10
+    """Most segments of a clip, so that no video outweighs all others; a longer one has longer
+    segments."""
 
     image_pair: str = "window"
     """Second image of a pair. window: at t + flow window. r3m: the next of the drawn
@@ -235,7 +244,8 @@ class PreprocessConfig:
                 f"min_window_s must be above 0 and at most flow_window_s "
                 f"({shortest_s}), not {self.min_window_s}"
             )
-        at_least(self, 1, "draws_per_clip", "clips_per_shard")
+        at_least(self, 1, "draws_per_clip", "max_segments", "clips_per_shard")
+        at_least(self, 0, "segment_s")
         one_of(self, ("uniform", "motion"), "grid")
         within(self, 0, 1, "grid_focus", "heldout_share", ends="[)")
         at_least(self, 16, "image_px")

@@ -68,6 +68,10 @@ TRIPLET_SCHEMA = pa.schema(
             pa.fixed_shape_tensor(pa.uint8(), (STEPS, GRID, GRID)),
             nullable=False,
         ),
+        # 1 where a tracked frame lies near that step's time, 0 where the step is interpolated
+        # between frames further away (`lifting.measured_within`): input, but no loss. Older
+        # folders lack this column: all of their steps count as measured.
+        pa.field("flow_measured", pa.fixed_shape_tensor(pa.uint8(), (STEPS,)), nullable=False),
         # Where the points are in frame t and, uncompensated, at each step.
         pa.field("origin_px", pa.fixed_shape_tensor(pa.float32(), (GRID, GRID, 2)), nullable=False),
         pa.field(
@@ -115,6 +119,7 @@ TRAINING_COLUMNS = (
     "flow_origin_m",
     "flow_displacement_m",
     "flow_visible",
+    "flow_measured",
     "median_depth_m",
 )
 
@@ -129,6 +134,17 @@ REJECTED_SCHEMA = pa.schema(
     ],
     metadata={"dynaflip_schema_version": str(SCHEMA_VERSION)},
 )
+
+
+def interpolated_steps(table: pa.Table) -> float:
+    """Number of a table's triplets whose flow is interpolated, each counted by its share of steps.
+
+    0 of older folders, which lack the column.
+    """
+    if "flow_measured" not in table.column_names:
+        return 0.0
+    measured = table["flow_measured"].combine_chunks().to_numpy_ndarray()
+    return float((1 - measured.mean(axis=1)).sum())
 
 
 def read_manifest(folder: str) -> dict[str, Any]:

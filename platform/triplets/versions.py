@@ -14,7 +14,7 @@ from typing import Any
 STAGE_VERSIONS: dict[str, int] = {
     "sources": 1,  # which clips a source has: ids, captions, groups, tasks
     "decode": 2,  # frames, times, depth and cameras of a recording
-    "windows": 2,  # R3M's draw and the flow window's ends
+    "windows": 3,  # R3M's draw and the flow window's ends
     "split": 1,  # train or heldout
     "filters": 1,  # scores of cuts and blur, and the tests against their thresholds
     "grid": 1,  # where the points lie on frame t
@@ -28,7 +28,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "depth_models": 1,  # depth of a model, and its alignment with recorded depth
     "captions": 1,  # captions of a template or a captioner
     "images": 1,  # sizes and JPEG of the stored images
-    "rows": 1,  # columns of a triplet and its id
+    "rows": 2,  # columns of a triplet and its id
 }
 
 # Before there were versions, manifests held a hash of the code's files; this was the last one.

@@ -5,6 +5,10 @@ last tenth, three in between, in order of time. Neighbours are the transitions.
 The paper leaves the length of a transition open; a tracker does not bear seconds,
 so the flow is followed for ``min(gap, flow_window_s)``.
 
+R3M's clips last seconds. Drawn from a video of minutes, its five frames would be minutes apart and
+a quarter of all windows would lie in its first tenth; and it would give no more windows than a clip
+of a second. So a long clip is divided into segments (``segment_s``), each drawn from like a clip.
+
 Two draws of a clip often share a frame t, and their windows then usually end on the same frame:
 equal images and equal flow. Such twins are stored once, because as each other's negatives they
 would be pushed apart. The first draw's transition stays, with its own five frames and caption;
@@ -14,6 +18,7 @@ the later draw's five frames still come with its other transitions.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,6 +69,29 @@ def draw_r3m(frames: int, rng: np.random.Generator) -> tuple[int, ...]:
     return (first, *sorted(int(i) for i in between), last)
 
 
+def segments(times_s: Doubles, segment_s: float, most: int) -> list[tuple[int, int]]:
+    """Equal segments of a clip: (first frame, number of frames) each, in order of time.
+
+    Args:
+        times_s: (N,) time of every frame, ascending.
+        segment_s: least length of a segment; 0: the whole clip is one.
+        most: of them.
+
+    Returns:
+        At least one; where there are several, those without five frames (of uneven video) are
+        left out.
+    """
+    whole = [(0, len(times_s))]
+    length_s = times_s[-1] - times_s[0]
+    count = min(most, int(length_s / segment_s + 1e-6)) if segment_s > 0 else 1
+    if count < 2:
+        return whole
+    inner_s = times_s[0] + np.arange(1, count) / count * length_s
+    ends = [0, *np.searchsorted(times_s, inner_s).tolist(), len(times_s)]
+    spans = [(begin, end - begin) for begin, end in itertools.pairwise(ends)]
+    return [span for span in spans if span[1] >= R3M_FRAMES] or whole
+
+
 def sample_transitions(
     times_s: Doubles,
     clip_id: str,
@@ -73,17 +101,21 @@ def sample_transitions(
     min_window_s: float,
     seed: int,
     image_pair: str = "window",
+    segment_s: float = 0.0,
+    max_segments: int = 1,
 ) -> list[Transition]:
     """Draw transitions of a clip; the same clip and seed give the same ones, and each comes once.
 
     Args:
         times_s: (N,) time of every frame, ascending.
         clip_id: content hash, seeds the draw.
-        draws: times the five frames are drawn.
+        draws: times the five frames are drawn from each segment.
         flow_window_s: longest window.
         min_window_s: shorter transitions are left out.
         seed: beside the content.
         image_pair: which second image the pair has, ``window`` or ``r3m``: see PreprocessConfig.
+        segment_s: least length of a segment; 0: the whole clip is one.
+        max_segments: most segments.
 
     Raises:
         ClipRejected: too few frames, or every transition is too short.
@@ -91,8 +123,9 @@ def sample_transitions(
     material = hashlib.sha256(f"{seed}:{clip_id}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(material[:16], "big"))
     found: dict[tuple[int, ...], Transition] = {}  # by the frames of images and flow
-    for draw in range(draws):
-        r3m = draw_r3m(len(times_s), rng)
+    spans = segments(times_s, segment_s, max_segments)
+    for draw, (first, frames) in enumerate(span for span in spans for _ in range(draws)):
+        r3m = tuple(first + i for i in draw_r3m(frames, rng))
         for position, start in enumerate(r3m[:-1]):
             gap_s = min(times_s[r3m[position + 1]] - times_s[start], flow_window_s)
             # The last frame that is shown within the window.

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dynaflip.losses.base import TermSetup
 from dynaflip.losses.config import ObjectiveConfig
 from dynaflip.losses.contrastive import ContrastiveTerm
 from dynaflip.losses.contrastive import contrastive_loss as loss_of_examples
 from dynaflip.losses.examples import Examples
-from dynaflip.losses.flow_prediction import flow_prediction_loss
+from dynaflip.losses.flow_prediction import FlowPredictionTerm, flow_prediction_loss
 from dynaflip.losses.objective import Objective
 from dynaflip.losses.time_contrastive import time_contrastive_loss
 
@@ -230,6 +231,28 @@ def test_objective_is_the_weighted_sum_of_its_named_terms() -> None:
         sum(paper[name].item() for name in ("contrastive", "temporal", "flow")), rel=1e-5
     )
     assert all(value.isfinite() and value.shape == () for value in paper.values())
+
+
+def test_interpolated_steps_carry_neither_loss_nor_gradient() -> None:
+    generator = torch.Generator().manual_seed(3)
+    shape = (NUM, STEPS, GRID, GRID)
+    prediction = torch.randn(*shape, 3, generator=generator).double().requires_grad_()
+    measured = torch.rand(NUM, STEPS, generator=generator) < 0.5
+    batch = {
+        "flow_displacement_m": torch.randn(*shape, 3, generator=generator).double(),
+        "flow_visible": torch.rand(shape, generator=generator) < 0.7,
+        "median_depth_m": torch.ones(NUM).double(),
+    }
+    term = FlowPredictionTerm(TermSetup(ObjectiveConfig()))
+    outputs = {"flow_prediction": prediction}
+    value = term(outputs, {**batch, "flow_measured": measured})
+    (gradient,) = torch.autograd.grad(value, prediction)
+    carries = batch["flow_visible"] & measured[:, :, None, None]
+    assert torch.equal(gradient.ne(0).any(-1), carries)
+    hidden = term(outputs, {**batch, "flow_visible": carries})
+    assert value.item() == pytest.approx(hidden.item(), rel=1e-12)
+    everything = term(outputs, {**batch, "flow_measured": torch.ones_like(measured)})
+    assert everything.item() == term(outputs, batch).item() != value.item()
 
 
 @pytest.mark.parametrize(

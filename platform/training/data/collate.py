@@ -33,7 +33,9 @@ TENSOR_SHAPES = {
     "flow_origin_m": (GRID, GRID, 3),
     "flow_displacement_m": (STEPS, GRID, GRID, 3),
     "flow_visible": (STEPS, GRID, GRID),
+    "flow_measured": (STEPS,),
 }
+_FLAGS = ("flow_visible", "flow_measured")  # of the tensors
 _IDENTITIES = {
     "group": "caption_group",
     "task": "task",
@@ -147,8 +149,12 @@ class Collate:
         far, valid = self._far_frames(columns, row, example, epoch)
         frames = {"t": columns["frame_t"], "next": columns["frame_next"], "far": far}
         tensors = {
-            name: _flat(columns[name]).reshape(-1, *shape) for name, shape in TENSOR_SHAPES.items()
+            name: _flat(columns[name]).reshape(-1, *shape)
+            for name, shape in TENSOR_SHAPES.items()
+            if name in columns
         }
+        # Older folders lack it: all of their steps count as measured.
+        tensors.setdefault("flow_measured", np.ones((len(table), STEPS), np.uint8))
         start_s = columns["t_s"].to_numpy()
         names = [columns[column].to_pylist() for column in _IDENTITIES.values()]
         numbers = {name: id64(name) for name in set().union(*names)}
@@ -201,7 +207,8 @@ class Collate:
             image_t, image_next, image_far (B, 3, H, W) uint8, channels last in memory, of the
             frames that are decoded; text_features (B, D_text); flow_origin_m (B, G, G, 3),
             flow_displacement_m (B, K, G, G, 3) in camera frame t; flow_visible (B, K, G, G) bool;
-            median_depth_m (B,); window_start_s, window_end_s (B,) float64 on the clip's clock;
+            flow_measured (B, K) bool, False where a step is interpolated; median_depth_m (B,);
+            window_start_s, window_end_s (B,) float64 on the clip's clock;
             group, task, clip, recording, source, triplet, example (B,) int64
             (a triplet that is drawn several times in an epoch is several examples); far_valid (B,)
             bool; triplet_id, a list of B strings; and augment_… tensors, which
@@ -214,7 +221,7 @@ class Collate:
         side = self.image_px
         images = {name: new(side, side, 3, dtype=torch.uint8) for name in self.frames}
         tensors = {
-            name: new(*shape, dtype=torch.bool if name == "flow_visible" else torch.float32)
+            name: new(*shape, dtype=torch.bool if name in _FLAGS else torch.float32)
             for name, shape in TENSOR_SHAPES.items()
         }
         outs = {name: tensor.numpy() for name, tensor in (images | tensors).items()}

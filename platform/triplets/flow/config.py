@@ -62,8 +62,13 @@ class LiftingConfig:
     max_invalid_share: float = 0.3
     """A clip is rejected when a frame has a larger share of pixels without depth."""
 
+    measured_within: float = 0.5
+    """A flow step counts as measured where a tracked frame lies within this share of a step of
+    the longest window (`flow_window_s` / 7; 0.5 is 36 ms of 0.5 s). Other steps are interpolated:
+    they are marked (column flow_measured) and carry no loss."""
+
     def __post_init__(self) -> None:
-        at_least(self, 0, "search_px")
+        at_least(self, 0, "search_px", "measured_within")
         above(self, 0, "max_depth_jump")
         share(self, "max_invalid_share")
 

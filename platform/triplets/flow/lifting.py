@@ -13,6 +13,8 @@ from dynaflip.platform.triplets.schema import STEPS
 
 # Neighbouring depths that differ by less than this share lie on one surface, be it steep.
 _SMOOTH_SHARE = 0.03
+# Stored times are rounded: at 14 Hz to a microsecond.
+_SAME_TIME_S = 1e-5
 
 
 def assumed_intrinsics_px(height_px: int, width_px: int) -> Doubles:
@@ -152,8 +154,7 @@ def at_steps(
     Returns:
         (K, …) values and (K, G, G): visible in both frames beside the step.
     """
-    window_s = times_s[-1] - times_s[0]
-    steps = times_s[0] + np.arange(1, STEPS + 1) / STEPS * window_s
+    steps = step_times_s(times_s)
     after = np.clip(np.searchsorted(times_s, steps - 1e-9), 1, len(times_s) - 1)
     before = after - 1
     share = np.clip((steps - times_s[before]) / (times_s[after] - times_s[before]), 0, 1)
@@ -162,3 +163,26 @@ def at_steps(
         ((1 - w) * values[before] + w * values[after]).astype(np.float32),
         visible[before] & visible[after],
     )
+
+
+def step_times_s(times_s: Doubles) -> Doubles:
+    """(K,) times of the flow's steps in a window whose frames are shown at (N,) ``times_s``."""
+    window_s = times_s[-1] - times_s[0]
+    return np.asarray(times_s[0] + np.arange(1, STEPS + 1) / STEPS * window_s)
+
+
+def measured_steps(times_s: Doubles, flow_window_s: float, within: float) -> np.ndarray:
+    """Which steps of a window are measured: (K,) bool; the others are interpolated.
+
+    A straight line between frames errs by the square of the time between them, so what counts is
+    a time, the same for short windows: a share of the longest window's step. With half of a step,
+    every frame rate of at least ``K / flow_window_s`` (14 Hz at 0.5 s) measures every step, and at
+    a lower rate a frame measures the steps that it is nearest to. The last step is at a frame.
+
+    Args:
+        times_s: (N,) of the tracked frames.
+        flow_window_s: longest window.
+        within: share of its step that a frame may be away.
+    """
+    off_s = np.abs(step_times_s(times_s)[:, None] - times_s).min(1)
+    return np.asarray(off_s <= within * flow_window_s / STEPS + _SAME_TIME_S)

@@ -103,6 +103,23 @@ def test_a_batch_has_the_shapes_the_model_takes(triplet_folder: Path) -> None:
     assert len(set(batch["group"].tolist())) <= 2
 
 
+def test_marks_of_interpolated_steps_reach_the_batch_and_older_folders_have_none(
+    triplet_folder: Path,
+) -> None:
+    table = rows_of(triplet_folder)
+    name, collate = "flow_measured", collate_of(triplet_folder, DataConfig(batch_size=4))
+    marks = np.random.default_rng(0).integers(0, 2, (len(table), 7)).astype(np.uint8)
+    at = table.column_names.index(name)
+    column = pa.FixedShapeTensorArray.from_numpy_ndarray(marks)
+    batch = collate(table.set_column(at, table.schema.field(name), column))
+    assert batch[name].dtype == torch.bool
+    assert batch[name].tolist() == marks.astype(bool).tolist()
+    older = collate(table.drop_columns([name]))
+    assert older[name].shape == (len(table), 7)
+    assert older[name].all()
+    assert equal({**older, name: batch[name]}, batch)
+
+
 def test_an_epoch_is_every_training_triplet_once_but_the_last_partial_batch(
     triplet_folder: Path,
 ) -> None:

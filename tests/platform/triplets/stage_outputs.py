@@ -181,6 +181,16 @@ def draws(folder: Path) -> Outputs:
     found = windows.sample_transitions(
         np.arange(90) / 30, "clip", draws=3, flow_window_s=0.5, min_window_s=0.1, seed=0
     )
+    found += windows.sample_transitions(
+        np.arange(500) / 10,
+        "long clip",
+        draws=1,
+        flow_window_s=0.5,
+        min_window_s=0.1,
+        seed=0,
+        segment_s=20.0,
+        max_segments=10,
+    )
     every = [[t.start, t.end, *t.r3m, t.position, t.draw] for t in found]
     return {"transitions": [" ".join(map(str, one)) for one in every]}
 
@@ -404,6 +414,9 @@ def rows(folder: Path) -> Outputs:
         "numbers": np.array([[row[name] for name in numbers] for row in made]),
         "flow_fitted": flow.displacement_m,
         "flow_visible": flow.visible,
+        "flow_measured": np.stack(
+            [lifting.measured_steps(np.arange(n) / hz, 0.5, 0.5) for n, hz in ((3, 5), (6, 10))]
+        ),
     }
 
 

@@ -18,7 +18,7 @@ from dynaflip.platform.triplets.flow.tracking import (
     tracker_images,
 )
 from dynaflip.platform.triplets.flow.window import RGBDWindow
-from dynaflip.platform.triplets.windows import draw_r3m, sample_transitions
+from dynaflip.platform.triplets.windows import draw_r3m, sample_transitions, segments
 
 SAMPLE = {"draws": 3, "flow_window_s": 0.5, "min_window_s": 0.1, "seed": 0}
 
@@ -78,6 +78,48 @@ def test_a_frame_rate_too_low_for_the_window_is_reported() -> None:
     with pytest.raises(ClipRejected, match=r"0\.5 s holds fewer than three frames.*flow_window_s"):
         sample_transitions(np.arange(30) / 3, "clip", **SAMPLE)
     assert sample_transitions(np.arange(30) / 3, "clip", **{**SAMPLE, "flow_window_s": 0.7})
+
+
+def test_long_clips_give_windows_by_their_length_and_short_ones_stay_as_they_were() -> None:
+    by_length = {**SAMPLE, "segment_s": 20.0, "max_segments": 4}
+    short_s = np.arange(39 * 15) / 15
+    assert sample_transitions(short_s, "clip", **by_length) == sample_transitions(
+        short_s, "clip", **SAMPLE
+    )
+    for seconds, count in ((41, 2), (61, 3), (79, 3), (81, 4), (600, 4)):
+        times_s = np.arange(seconds * 15) / 15
+        spans = segments(times_s, 20.0, 4)
+        assert len(spans) == count
+        assert sum(frames for _, frames in spans) == len(times_s)
+        found = sample_transitions(times_s, "clip", **by_length)
+        draws = {t.draw: t.r3m for t in found}
+        assert len(draws) == 3 * count
+        for draw, r3m in draws.items():  # R3M's rule within the draw's own segment
+            first, frames = spans[draw // 3]
+            assert 0 <= r3m[0] - first < frames / 10 < frames * 0.89 < r3m[-1] - first < frames
+
+
+def test_a_segment_without_five_frames_gives_none() -> None:
+    uneven_s = np.concatenate([np.arange(300) / 15, [25, 35, 45, 60]])
+    assert len(segments(uneven_s, 20.0, 10)) == 1
+    found = sample_transitions(uneven_s, "clip", **SAMPLE, segment_s=20.0, max_segments=10)
+    assert max(t.r3m[-1] for t in found) < 300
+
+
+def test_steps_far_from_every_frame_are_interpolated() -> None:
+    five_hz, ten_hz = np.arange(3) / 5, np.arange(6) / 10
+    marks = [lifting.measured_steps(times_s, 0.5, 0.5) for times_s in (five_hz, ten_hz)]
+    assert marks[0].tolist() == [False, False, True, True, False, False, True]
+    assert marks[1].tolist() == [True, False, True, True, False, True, True]
+    assert not lifting.measured_steps(ten_hz, 0.5, 0.25)[0]  # 29 ms from a frame
+    # From 14 Hz every step of every window is measured, thinned or not.
+    for rate_hz in (14, 15, 24, 30, 50, 60, 80):
+        for frames in range(3, rate_hz // 2 + 2):
+            times_s = np.round(np.arange(frames) / rate_hz, 6)
+            kept = times_s[thin_frames(times_s, 0.024)]
+            assert lifting.measured_steps(kept, 0.5, 0.5).all(), (rate_hz, frames)
+    # The last step is at a frame, whatever the share.
+    assert lifting.measured_steps(five_hz, 0.5, 0.0).tolist() == [False] * 6 + [True]
 
 
 def test_a_lattice_of_many_points_is_compared_in_parts() -> None:
