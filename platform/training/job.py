@@ -119,6 +119,8 @@ def build_job(
     index = read_index(config.triplets)
     for line in check_image_size(index, config.model.image.image_px):
         print(line, flush=True)
+    for line in index.notes:
+        print(f"note: {line}", flush=True)
     try:
         sampling = sampling_of(config.data, index, config.train.seed)
         length = plan(config, index.counts["train"], weighted=not sampling.is_plain())

@@ -176,6 +176,7 @@ def write_index(folder: Place, index: FileIndex) -> dict[str, Any]:
     _write(folder / GROUPS_FILE, pa.table({"caption_group": groups}))
     return {
         "captions": len(captions),
+        "caption_groups": len(groups),  # of the training triplets
         "captions_digest": captions_digest(captions.to_pylist()),
         **{f"{name}s": distinct(index.kinds[name]).to_pylist() for name in _KINDS},
     }

@@ -31,6 +31,7 @@ from dynaflip.platform.triplets.place import place_of
 from dynaflip.platform.triplets.progress import Progress
 from dynaflip.platform.triplets.publish import Outcome, publish
 from dynaflip.platform.triplets.ray_tasks import dataset_of
+from dynaflip.platform.triplets.report.cautions import small_set_lines
 from dynaflip.platform.triplets.reuse import (
     adopt_clips,
     read_finished,
@@ -141,7 +142,12 @@ def _reuse(
     if new != manifest:
         write_manifest(target.folder, new)
     return Outcome(
-        target.folder, new["counts"], new["digest"], reused=True, version=int(manifest["version"])
+        target.folder,
+        new["counts"],
+        new["digest"],
+        reused=True,
+        version=int(manifest["version"]),
+        notes=tuple(small_set_lines(new)),
     )
 
 

@@ -21,6 +21,7 @@ from dynaflip.platform.triplets.destination import Destination
 from dynaflip.platform.triplets.digest import digest_of
 from dynaflip.platform.triplets.folder_index import INDEX, write_index
 from dynaflip.platform.triplets.place import Place
+from dynaflip.platform.triplets.report.cautions import small_set_lines
 from dynaflip.platform.triplets.report.overlays import write_examples
 from dynaflip.platform.triplets.reuse import (
     Adopted,
@@ -29,6 +30,7 @@ from dynaflip.platform.triplets.reuse import (
     read_finished,
 )
 from dynaflip.platform.triplets.schema import REJECTED_SCHEMA, SCHEMA_VERSION
+from dynaflip.platform.triplets.split import share_for_two
 from dynaflip.platform.triplets.work_folder import StoredClip, WorkFolder
 
 Summary = Mapping[str, Any]
@@ -45,6 +47,7 @@ class Outcome:
         failure: why there are no triplets, or "".
         version: 1 for a new folder, one more whenever it is made anew.
         changed: what differs from the version before.
+        notes: what the set is too small for.
     """
 
     folder: Place
@@ -54,6 +57,7 @@ class Outcome:
     failure: str = ""
     version: int = 1
     changed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def publish(
@@ -104,7 +108,10 @@ def publish(
         "sources": sources,
     }
     target.publish(work, manifest, parts)
-    return Outcome(target.folder, counts, digest, version=version, changed=tuple(changed))
+    notes = tuple(small_set_lines(manifest))
+    return Outcome(
+        target.folder, counts, digest, version=version, changed=tuple(changed), notes=notes
+    )
 
 
 def _compact(
@@ -211,15 +218,18 @@ def _counts(summaries: Sequence[Summary]) -> dict[str, Any]:
             "clips": sum(s["source"] == name for s in summaries),
             "kept": sum(s["source"] == name for s in kept),
             "triplets": sum(len(s["rows"]) for s in kept if s["source"] == name),
+            "interpolated": sum(s["interpolated"] for s in kept if s["source"] == name),
         }
         for name in sorted({s["source"] for s in summaries})
     }
+    recordings = {s["recording_id"] for s in kept}
     return {
         "read": len(summaries),
         "kept": len(kept),
         "rejected": len(summaries) - len(kept),
         "triplets": triplets,
         "splits": splits,
+        "share_for_two": share_for_two(recordings) if splits["heldout"]["recordings"] < 2 else None,
         "sources": sources,
         "short_sides_px": _short_sides(kept),
         "reasons": dict(reasons.most_common()),

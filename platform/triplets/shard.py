@@ -25,6 +25,7 @@ from dynaflip.platform.triplets.digest import row_digests
 from dynaflip.platform.triplets.models import Captioner, DepthModel
 from dynaflip.platform.triplets.models.captioner import needs_caption, with_caption
 from dynaflip.platform.triplets.place import Place
+from dynaflip.platform.triplets.schema import interpolated_steps
 from dynaflip.platform.triplets.work_folder import ClipFile, WorkFolder
 
 _MAX_FILE_BYTES = 100 << 20
@@ -92,7 +93,7 @@ def _summary(
     summary |= {"clip_digest": clip.digest()}  # before its caption is made
     summary |= {"source": clip.source, "path": _printable(clip.path), "stage": "", "reason": ""}
     summary |= {"split": "", "tasks": [], "rows": [], "visible": 0.0, "moving": 0.0}
-    summary |= {"assumed_focal": 0, "short_side_px": 0}
+    summary |= {"assumed_focal": 0, "short_side_px": 0, "interpolated": 0.0}
     left_out: Counter[str] = Counter()
     table = None
     try:
@@ -109,6 +110,7 @@ def _summary(
         summary["visible"] = sum(table["visible_share"].to_pylist())
         summary["moving"] = sum(table["moving_share"].to_pylist())
         summary["short_side_px"] = min(table["width_px"][0].as_py(), table["height_px"][0].as_py())
+        summary["interpolated"] = interpolated_steps(table)
         summary["assumed_focal"] = table["focal_kind"].to_pylist().count("assumed")
     except ClipRejected as error:
         summary |= {"stage": error.stage, "reason": _printable(error.reason)}

@@ -7,9 +7,28 @@ and by hash, so that it holds for recordings that are added later.
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Collection
 
 
 def split_of(recording_id: str, heldout_share: float) -> str:
     """``"heldout"`` for about ``heldout_share`` of all recordings, else ``"train"``."""
-    value = int.from_bytes(hashlib.sha256(f"split:{recording_id}".encode()).digest()[:8], "big")
-    return "heldout" if value < heldout_share * 2**64 else "train"
+    return "heldout" if _hash(recording_id) < heldout_share * 2**64 else "train"
+
+
+def share_for_two(recording_ids: Collection[str]) -> float | None:
+    """Least ``heldout_share``, to two digits, that holds out two recordings or more.
+
+    None where it would leave none to train on.
+    """
+    if len(recording_ids) < 3:
+        return None
+    fractions = sorted(_hash(name) / 2**64 for name in recording_ids)
+    share = math.floor(fractions[1] * 100 + 1) / 100
+    return share if share < fractions[-1] else None
+
+
+def _hash(recording_id: str) -> int:
+    """A fixed pseudo-random number of 64 bits."""
+    digest = hashlib.sha256(f"split:{recording_id}".encode()).digest()
+    return int.from_bytes(digest[:8], "big")

@@ -42,6 +42,7 @@ class Probes(Suite):
         """
         from dynaflip.platform.evaluation.score_cache import resolved, score_digest
         from dynaflip.platform.tracking import registry
+        from dynaflip.platform.triplets.report.cautions import small_set_lines
         from dynaflip.platform.triplets.schema import read_manifest
 
         folder = registry.resolve(config.encoder)
@@ -50,7 +51,9 @@ class Probes(Suite):
         manifest = read_manifest(config.triplets)
         digest = score_digest(config, folder, manifest)
         pair = load_pair(folder, config.backbone)
-        notes = []
+        notes = [f"note: {line}" for line in small_set_lines(manifest)]
+        for line in notes:
+            print(line, flush=True)
         if pair.info.get("data_digest") not in (None, manifest["digest"]):
             notes.append(
                 "note: the encoder was trained on other triplets than the gallery is taken from; "

@@ -31,6 +31,7 @@ from dynaflip.platform.triplets.folder_index import (
     write_index,
 )
 from dynaflip.platform.triplets.place import Place, place_of
+from dynaflip.platform.triplets.report.cautions import small_set_lines
 from dynaflip.platform.triplets.schema import read_manifest
 
 _MANY_FILES = 1000  # a few seconds
@@ -98,6 +99,8 @@ class TripletIndex:
     settings: dict[str, Any] = field(default_factory=dict)
     # Clips by source and by the short side of their stored images, in pixels.
     short_sides_px: dict[str, dict[str, int]] = field(default_factory=dict)
+    # What the set is too small for, a line each.
+    notes: tuple[str, ...] = ()
 
     @property
     def captions(self) -> list[str]:
@@ -156,6 +159,7 @@ def read_index(folder: str) -> TripletIndex:
         heldout=heldout,
         settings=manifest.get("settings", {}),
         short_sides_px=manifest.get("counts", {}).get("short_sides_px", {}),
+        notes=tuple(small_set_lines(manifest)),
     )
 
 

@@ -19,6 +19,7 @@ from dynaflip.platform.triplets import place
 from dynaflip.platform.triplets.clips import normalise_caption
 from dynaflip.platform.triplets.folder_index import parquet_files, set_files
 from dynaflip.platform.triplets.place import Place, place_of
+from dynaflip.platform.triplets.report.cautions import interpolated_lines, small_set_lines
 from dynaflip.platform.triplets.schema import read_manifest
 
 _PLAIN = [
@@ -197,6 +198,7 @@ def inspection_lines(found: Inspection) -> list[str]:
         f"points that move: {_spread(moving)}",
         f"points trusted to the end: {_spread(visible)}",
     ]
+    lines += interpolated_lines(counts)
     if len(fitted):
         lines.append(f"points that agree with the fitted camera: {_spread(fitted)}")
     lines += [
@@ -205,6 +207,7 @@ def inspection_lines(found: Inspection) -> list[str]:
         f"{texts['duplicates']:.0%} of the clips share theirs with another",
         "",
         *_table(found.common_captions()),
+        *(f"note: {line}" for line in small_set_lines(found.manifest)),
     ]
     return lines
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dynaflip.platform.triplets.clips import TEMPORARY_STAGES
 from dynaflip.platform.triplets.publish import Outcome
+from dynaflip.platform.triplets.report.cautions import interpolated_lines
 from dynaflip.platform.triplets.reuse import finished_work
 
 _MAX_REASONS = 8
@@ -42,6 +43,7 @@ def summary_lines(outcome: Outcome, seconds: float) -> list[str]:
             f"{assumed} triplets of cameras without a recorded focal length: the longer side of "
             f"the image is assumed (53°)"
         )
+    lines += interpolated_lines(counts)
     if len(counts["sources"]) > 1:
         lines += [
             f"{name:<22}{n['triplets']:>8}{n['kept']:>8} of {n['clips']}"
@@ -54,6 +56,7 @@ def summary_lines(outcome: Outcome, seconds: float) -> list[str]:
             f"{passing} rejections are temporary (network, machine): run again to retry them"
         )
     if not outcome.failure:
+        lines += [f"note: {line}" for line in outcome.notes]
         lines.append(f"digest {outcome.digest[:16]}")
         if outcome.changed:
             lines.append(f"version {outcome.version}, made anew because of")
