@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
@@ -37,6 +36,9 @@ from dynaflip.platform.triplets.schema import GRID, STEPS, TRIPLET_SCHEMA
 from dynaflip.platform.triplets.split import split_of
 from dynaflip.platform.triplets.windows import Transition, sample_transitions
 
+# Rejected windows of a clip: reason → (t, length) of each in seconds, from the clip's beginning.
+LeftOut = dict[str, list[tuple[float, float]]]
+
 # A point moves when it goes further than this share of the median depth (1 cm at 1 m).
 MOVING_SHARE_OF_DEPTH = 0.01
 
@@ -46,7 +48,7 @@ def clip_table(
     recording: Recording,
     config: PreprocessConfig,
     depth_models: Mapping[str, DepthModel] = MappingProxyType({}),
-    left_out: Counter[str] | None = None,
+    left_out: LeftOut | None = None,
 ) -> pa.Table:
     """Build all triplets of a clip.
 
@@ -55,7 +57,7 @@ def clip_table(
         recording: of that clip.
         config: settings; those of the clip's own source come first.
         depth_models: of all ``depth: model:…`` settings, by these.
-        left_out: counts rejected windows, by reason.
+        left_out: takes the rejected windows.
 
     Returns:
         A table of :data:`TRIPLET_SCHEMA`, at least one row.
@@ -85,17 +87,20 @@ def clip_table(
     )
     depth_model = depth_models.get(config.depth)
     reader = ClipReader(recording, config, transitions, times_s, depth_model)
-    rows, reasons = [], Counter[str]()
+    rows = []
+    reasons: LeftOut = {} if left_out is None else left_out
     for transition in transitions:
         try:
             rows.append(_row(clip, recording, config, reader, transition))
         except WindowRejected as rejection:
-            reasons[f"{rejection.stage}: {rejection.reason}"] += 1
-    if left_out is not None:
-        left_out.update(reasons)
+            t_s = float(times_s[transition.start])
+            window_s = float(times_s[transition.end]) - t_s
+            reasons.setdefault(f"{rejection.stage}: {rejection.reason}", []).append((t_s, window_s))
     if not rows:
-        most, number = reasons.most_common(1)[0]
-        raise ClipRejected("filter", f"no window is left: {most}, {number} of {len(transitions)}")
+        most, windows = max(reasons.items(), key=lambda item: len(item[1]))
+        raise ClipRejected(
+            "filter", f"no window is left: {most}, {len(windows)} of {len(transitions)}"
+        )
     unique = {row["triplet_id"]: row for row in rows}
     return _to_table(list(unique.values()))
 

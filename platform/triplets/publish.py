@@ -35,6 +35,8 @@ from dynaflip.platform.triplets.work_folder import StoredClip, WorkFolder
 
 Summary = Mapping[str, Any]
 
+_SHOWN_LEFT_OUT = 3  # windows a reason
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -234,10 +236,28 @@ def _counts(summaries: Sequence[Summary]) -> dict[str, Any]:
         "short_sides_px": _short_sides(kept),
         "reasons": dict(reasons.most_common()),
         "windows_left_out": dict(left_out.most_common()),
+        "windows_left_out_at": _some_left_out(summaries),
         "tasks": len({task for s in kept for task in s["tasks"]}),
         "assumed_focal": sum(s["assumed_focal"] for s in kept),
         "visible_share": sum(s["visible"] for s in kept) / max(1, triplets),
         "moving_share": sum(s["moving"] for s in kept) / max(1, triplets),
+    }
+
+
+def _some_left_out(summaries: Sequence[Summary]) -> dict[str, list[dict[str, Any]]]:
+    """The first windows that were left out, by reason: file, and from when to when in it."""
+    found: dict[str, list[tuple[str, str, float, float]]] = {}
+    for summary in summaries:
+        # Clips that were made before November 2026 do not say where.
+        for reason, (at_s, window_s) in summary.get("left_out_at", {}).items():
+            some = found.setdefault(reason, [])
+            some.append((summary["source"], summary["path"], at_s, at_s + window_s))
+            some.sort()  # so that they depend on the clips alone, not on their order
+            del some[_SHOWN_LEFT_OUT:]
+    names = ("source", "path", "from_s", "to_s")
+    return {
+        reason: [dict(zip(names, one, strict=True)) for one in some]
+        for reason, some in found.items()
     }
 
 

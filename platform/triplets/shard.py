@@ -6,7 +6,6 @@ import faulthandler
 import json
 import sys
 import traceback
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import pyarrow as pa
 
 from dynaflip.platform.triplets import place
 from dynaflip.platform.triplets.attempt_notes import Notes
-from dynaflip.platform.triplets.build import clip_table
+from dynaflip.platform.triplets.build import LeftOut, clip_table
 from dynaflip.platform.triplets.clips import Clip, ClipRejected, Source, out_of_resources
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.digest import row_digests
@@ -94,7 +93,7 @@ def _summary(
     summary |= {"source": clip.source, "path": _printable(clip.path), "stage": "", "reason": ""}
     summary |= {"split": "", "tasks": [], "rows": [], "visible": 0.0, "moving": 0.0}
     summary |= {"assumed_focal": 0, "short_side_px": 0, "interpolated": 0.0}
-    left_out: Counter[str] = Counter()
+    left_out: LeftOut = {}
     table = None
     try:
         if rejection is not None:
@@ -123,7 +122,12 @@ def _summary(
         stage = "machine" if out_of_resources(error) else "unexpected"
         summary |= {"stage": stage, "reason": _printable(reason)}
         table = None
-    summary["left_out"] = dict(left_out)
+    summary["left_out"] = {reason: len(windows) for reason, windows in left_out.items()}
+    # Of each reason the first window: [t in the file, length], seconds.
+    summary["left_out_at"] = {
+        reason: [clip.start_s + windows[0][0], windows[0][1]]
+        for reason, windows in left_out.items()
+    }
     return summary, table
 
 
