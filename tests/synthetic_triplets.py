@@ -19,6 +19,7 @@ from dynaflip.platform.triplets.schema import (
     STEPS,
     TRIPLET_SCHEMA,
 )
+from dynaflip.platform.triplets.thumbnails import encode_thumbnails
 
 TASKS = {"open": ["open the drawer", "pull the drawer open"], "press": ["press the button"]}
 
@@ -72,6 +73,9 @@ def clip_rows(rng: np.random.Generator, number: int, per_clip: int, px: int) -> 
     frames = [_jpeg(px, background, start + direction * 2 * i) for i in range(per_clip + 1)]
     times_s = [0.5 * i for i in range(per_clip + 1)]
     r3m = [min(i * per_clip // 4, per_clip) for i in range(5)]
+    thumbnails = encode_thumbnails(
+        [cv2.imdecode(np.frombuffer(frames[i], np.uint8), 1) for i in r3m]
+    )
     rows = []
     for i in range(per_clip):
         displacement = np.zeros((STEPS, GRID, GRID, 3), np.float32)
@@ -116,6 +120,7 @@ def clip_rows(rng: np.random.Generator, number: int, per_clip: int, px: int) -> 
                 "visible_share": 1.0,
                 "moving_share": 0.06,
                 "factors": "{}",
+                "clip_thumbnails": thumbnails,
             }
         )
     return rows

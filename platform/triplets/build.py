@@ -153,6 +153,7 @@ def _row(
     return {
         "triplet_id": content_hash(clip.clip_id, repr(t_s), repr(window_s), repr(r3m_s), caption),
         **_identity(clip, config),
+        "clip_thumbnails": reader.thumbnails,
         "caption": caption,
         "caption_kind": clip.caption_kind,
         "caption_group": group,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import cv2
 import numpy as np
 
@@ -19,6 +21,7 @@ from dynaflip.platform.triplets.flow.lifting import assumed_intrinsics_px
 from dynaflip.platform.triplets.flow.tracking import thin_frames
 from dynaflip.platform.triplets.models import DepthModel
 from dynaflip.platform.triplets.models.depth import align_depth
+from dynaflip.platform.triplets.thumbnails import encode_thumbnails, thumbnail_frames
 from dynaflip.platform.triplets.windows import Transition
 
 # Median depth of a scene: closer is inside the lens, further are millimetres read as metres.
@@ -51,7 +54,8 @@ class ClipReader:
         self.windows = {t: self._window(t) for t in transitions}
         tracked = sorted({i for window in self.windows.values() for i in window})
         shown = {i for t in transitions for i in (*t.r3m, t.end)}
-        self.indices = sorted({*tracked, *shown})
+        self._small = thumbnail_frames(times_s)
+        self.indices = sorted({*tracked, *shown, *self._small})
         short_side_px = max(config.track.short_side_px, config.image_px)
         frames = recording.read_frames(self.indices, short_side_px)
         self.frame_px = (frames.shape[2], frames.shape[1])
@@ -134,6 +138,11 @@ class ClipReader:
             assert done
             self._jpegs[index] = data.tobytes()
         return self._jpegs[index]
+
+    @functools.cached_property
+    def thumbnails(self) -> bytes:
+        """Value of the column ``clip_thumbnails``."""
+        return encode_thumbnails([self.frames[self._position[i]] for i in self._small])
 
     def cameras(self, window: list[int], width: int, height: int) -> Cameras:
         """Intrinsics (of a width × height image) and poses of a window."""

@@ -97,6 +97,9 @@ TRIPLET_SCHEMA = pa.schema(
         pa.field("moving_share", pa.float32(), nullable=False),
         # Perturbation values of the recording (JSON; "{}" when unperturbed or unknown).
         pa.field("factors", pa.string(), nullable=False),
+        # Five small grey frames of the clip, beside each other in a JPEG, the same in all of its
+        # rows: near-duplicates are found by them. In older folders, which lack them, none is.
+        pa.field("clip_thumbnails", pa.binary(), nullable=False),
     ],
     metadata={"dynaflip_schema_version": str(SCHEMA_VERSION)},
 )
