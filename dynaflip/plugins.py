@@ -31,6 +31,7 @@ CLASS_PREFIX = "class:"
 EXTENSION_POINTS: dict[str, str] = {
     "source": "dynaflip.platform.triplets.sources:SOURCES",
     "tracker": "dynaflip.platform.triplets.flow:TRACKERS",
+    "tracker_3d": "dynaflip.platform.triplets.flow:TRACKERS_3D",
     "depth_model": "dynaflip.platform.triplets.models:DEPTH_MODELS",
     "captioner": "dynaflip.platform.triplets.models:CAPTIONERS",
     "loss_term": "dynaflip.losses.terms:TERMS",

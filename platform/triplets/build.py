@@ -14,9 +14,9 @@ import pyarrow as pa
 from dynaflip.eval.perturbations import belongs_to
 from dynaflip.platform.triplets.clip_reader import ClipReader, reduced_size
 from dynaflip.platform.triplets.clips import (
-    Cameras,
     Clip,
     ClipRejected,
+    Frames,
     Recording,
     WindowRejected,
     content_hash,
@@ -26,9 +26,12 @@ from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.filters import check_flow, check_images
 from dynaflip.platform.triplets.flow.camera_motion import compensate_camera
 from dynaflip.platform.triplets.flow.estimate import Flow, flow_of_window, flow_source
+from dynaflip.platform.triplets.flow.flow_of_tracks import TrackedWindow, flow_of_tracks
 from dynaflip.platform.triplets.flow.grid import grid_on_first_frame
+from dynaflip.platform.triplets.flow.learned_tracker import flow_in_3d, load_tracker
 from dynaflip.platform.triplets.flow.lifting import measured_steps
 from dynaflip.platform.triplets.flow.simulator import simulator_flow
+from dynaflip.platform.triplets.flow.tracker_3d import track_3d
 from dynaflip.platform.triplets.flow.window import RGBDWindow
 from dynaflip.platform.triplets.models import DepthModel
 from dynaflip.platform.triplets.models.captioner import is_captioned
@@ -128,18 +131,11 @@ def _row(
     frames = reader.tracked_frames(indices)
     check_images(frames, config.filter)
     height, width = frames.shape[1:3]
-    cameras = reader.cameras(indices, width, height)
-    depth_m, depth_scale = reader.depth_m(indices, frames)
-    window = RGBDWindow(frames, depth_m, cameras.intrinsics_px, cameras.poses, depth_scale)
-    window, camera = compensate_camera(window, config)
-    origin_px = grid_on_first_frame(window, config)
-    if config.flow_source == "simulator":
-        state = recording.simulator_state(indices)
-        size_px = (width, height)
-        flow = simulator_flow(clip, times_s, cameras.poses, state, origin_px, size_px)
+    if flow_in_3d(config):
+        found = _tracked_in_3d(config, reader, indices, frames)
     else:
-        flow = flow_of_window(window, times_s, origin_px, config)
-    median_m = 1.0 if depth_m is None else float(np.median(depth_m[0][np.isfinite(depth_m[0])]))
+        found = _tracked(clip, recording, config, reader, indices, frames)
+    flow, median_m = found.flow, found.median_depth
     moving = np.linalg.norm(flow.displacement_m[-1], axis=-1) > MOVING_SHARE_OF_DEPTH * median_m
     moving_share = float((moving & flow.visible[-1]).mean())
     check_flow(flow, moving_share, config.filter)
@@ -171,23 +167,66 @@ def _row(
             times_s, config.flow_window_s, config.lifting.measured_within
         ),
         "median_depth_m": median_m,
-        **_focal_columns(cameras, scale),
+        "focal_px": float(found.intrinsics_px[0, 0] * scale[0]),
+        "focal_kind": found.focal_kind,
         "flow_source": flow_source(config),
-        "depth_kind": {"auto": "recorded"}.get(config.depth, config.depth),
-        "depth_scale": depth_scale,
-        "camera_motion": camera.kind,
-        "camera_inlier_share": camera.inlier_share,
+        "depth_kind": _depth_kind(config),
+        "depth_scale": found.depth_scale,
+        "camera_motion": found.camera.kind,
+        "camera_inlier_share": found.camera.inlier_share,
         "grid": config.grid,
         "moving_share": moving_share,
     }
 
 
-def _focal_columns(cameras: Cameras, scale: np.ndarray) -> dict[str, Any]:
-    """The focal length in stored pixels, and whether anybody recorded it."""
-    return {
-        "focal_px": float(cameras.intrinsics_px[0, 0] * scale[0]),
-        "focal_kind": "assumed" if cameras.assumed else "recorded",
-    }
+def _tracked(
+    clip: Clip,
+    recording: Recording,
+    config: PreprocessConfig,
+    reader: ClipReader,
+    indices: list[int],
+    frames: Frames,
+) -> TrackedWindow:
+    """Flow of a window from 2D tracks and depth, or from the simulator."""
+    height, width = frames.shape[1:3]
+    times_s = reader.times_s[indices]
+    cameras = reader.cameras(indices, width, height)
+    depth_m, depth_scale = reader.depth_m(indices, frames)
+    window = RGBDWindow(frames, depth_m, cameras.intrinsics_px, cameras.poses, depth_scale)
+    window, camera = compensate_camera(window, config)
+    origin_px = grid_on_first_frame(window, config)
+    if config.flow_source == "simulator":
+        state = recording.simulator_state(indices)
+        size_px = (width, height)
+        flow = simulator_flow(clip, times_s, cameras.poses, state, origin_px, size_px)
+    else:
+        flow = flow_of_window(window, times_s, origin_px, config)
+    median_m = 1.0 if depth_m is None else float(np.median(depth_m[0][np.isfinite(depth_m[0])]))
+    focal_kind = "assumed" if cameras.assumed else "recorded"
+    return TrackedWindow(flow, camera, median_m, depth_scale, cameras.intrinsics_px, focal_kind)
+
+
+def _tracked_in_3d(
+    config: PreprocessConfig, reader: ClipReader, indices: list[int], frames: Frames
+) -> TrackedWindow:
+    """Flow of a window from a 3D tracker, with what was recorded."""
+    height, width = frames.shape[1:3]
+    cameras = reader.cameras(indices, width, height)
+    # A motion grid asks where colours change, which needs neither depth nor poses.
+    window = RGBDWindow(frames, None, cameras.intrinsics_px, None, "relative")
+    origin_px = grid_on_first_frame(window, config)
+    given, recorded_m = reader.to_track(indices, frames, origin_px.reshape(-1, 2))
+    name = config.track.tracker
+    tracker = load_tracker(name)
+    tracks = track_3d(tracker, name, [given])[0]
+    return flow_of_tracks(tracks, given, tracker.scale, recorded_m, origin_px, config)
+
+
+def _depth_kind(config: PreprocessConfig) -> str:
+    """Value of the column ``depth_kind``."""
+    if not flow_in_3d(config):
+        return {"auto": "recorded"}.get(config.depth, config.depth)
+    return "tracker" if config.depth == "auto" else f"tracker+{config.depth}"
 
 
 def _flow_columns(flow: Flow, scale: np.ndarray) -> dict[str, Any]:

@@ -17,7 +17,9 @@ from dynaflip.platform.triplets.clips import (
     UnknownDepthUnit,
 )
 from dynaflip.platform.triplets.config import PreprocessConfig
+from dynaflip.platform.triplets.flow.learned_tracker import flow_in_3d
 from dynaflip.platform.triplets.flow.lifting import assumed_intrinsics_px
+from dynaflip.platform.triplets.flow.tracker_3d import WindowToTrack
 from dynaflip.platform.triplets.flow.tracking import thin_frames
 from dynaflip.platform.triplets.models import DepthModel
 from dynaflip.platform.triplets.models.depth import align_depth
@@ -66,7 +68,7 @@ class ClipReader:
         self._depth: Floats | None = None
         self._depth_position: dict[int, int] = {}
         if config.depth == "auto":
-            self._read_depth(tracked)
+            self._read_depth(tracked, needed=not flow_in_3d(config))
         self._tracked_size = reduced_size(self.frame_px, config.track.short_side_px)
 
     def _window(self, t: Transition) -> list[int]:
@@ -74,15 +76,25 @@ class ClipReader:
         chosen = thin_frames(self.times_s[indices], self.config.track.min_frame_gap_s)
         return [indices[n] for n in chosen]
 
-    def _read_depth(self, indices: list[int]) -> None:
-        depth = self.recording.read_depth_m(indices)
+    def _read_depth(self, indices: list[int], *, needed: bool) -> None:
+        """Read recorded depth; a 3D tracker does without, or with holes in it."""
+        try:
+            depth = self.recording.read_depth_m(indices)
+        except UnknownDepthUnit:
+            if needed:
+                raise
+            return
         if depth is None:
+            if not needed:
+                return
             raise ClipRejected(
                 "depth", "no depth recorded: choose depth=plane or depth=model:FOLDER-OR-HUB-ID"
             )
         _check_covers(depth, self.frame_px)
-        self._check_depth(depth, indices)
-        _check_metres(depth)
+        if needed:
+            self._check_depth(depth, indices)
+        if np.isfinite(depth).any():
+            _check_metres(depth)
         self._depth = depth
         self._depth_position = {index: n for n, index in enumerate(indices)}
 
@@ -127,6 +139,26 @@ class ClipReader:
             if aligned is not None:
                 return aligned, "aligned"
         return depth, self.depth_model.scale
+
+    def to_track(
+        self, window: list[int], frames: Frames, points_px: Floats
+    ) -> tuple[WindowToTrack, Floats | None]:
+        """Input of a 3D tracker, and the recorded depth that its tracks are compared with."""
+        height, width = frames.shape[1:3]
+        cameras = self.cameras(window, width, height)
+        recorded = None
+        if self._depth is not None:
+            recorded = self._depth[[self._depth_position[i] for i in window]]
+            recorded = _resize_depth(recorded, (width, height))
+        depth_m, scale = recorded, "metric"
+        if self.depth_model is not None:
+            depth_m, scale = self.depth_m(window, frames)
+        intrinsics_px = None if cameras.assumed else cameras.intrinsics_px
+        times_s = self.times_s[window]
+        given = WindowToTrack(
+            frames, points_px, times_s, depth_m, scale, intrinsics_px, cameras.poses
+        )
+        return given, recorded
 
     def jpeg(self, index: int) -> bytes:
         """A stored image, encoded once."""

@@ -21,6 +21,7 @@ from dynaflip.platform.triplets import place
 from dynaflip.platform.triplets.clips import Clip, Source, content_hash
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.destination import Destination, destination_of
+from dynaflip.platform.triplets.flow.tracker_3d_checks import AdapterWatch
 from dynaflip.platform.triplets.models.actor import (
     ModelShards,
     check_models,
@@ -104,7 +105,9 @@ def _preprocess(config: PreprocessConfig, target: Destination) -> Outcome:
     progress.update([clip.summary["stage"] for clip in stored])
     done = set(place.names(work.shards))
     missing = {n: s for n, s in shards.items() if work.shard_summaries(n).name not in done}
+    watch = AdapterWatch(config.track.tracker)
     for summary in _run(missing, config, work, source, made_from["models"]):
+        watch.see(summary["stage"], summary["reason"])
         stored.append(stored_clip(summary, work.shards))
         progress.update([summary["stage"]])
     progress.close()

@@ -79,15 +79,20 @@ TRIPLET_SCHEMA = pa.schema(
         ),
         pa.field("median_depth_m", pa.float32(), nullable=False),  # of frame t
         pa.field("focal_px", pa.float32(), nullable=False),  # of the stored image
-        # recorded | assumed (the longer side, 53°): metres across the image are then a guess,
-        # whatever `depth_scale` says. Folders made before November 2026 lack this column.
+        # recorded | estimated (by a 3D tracker) | assumed (the longer side, 53°): metres across the
+        # image are then a guess, whatever `depth_scale` says. Folders made before November 2026
+        # lack this column.
         pa.field("focal_kind", pa.string(), nullable=False),
         # How the flow came about; never silently.
-        pa.field("flow_source", pa.string(), nullable=False),  # lk+aligned | … | simulator
-        pa.field("depth_kind", pa.string(), nullable=False),  # recorded | model:NAME | plane
+        pa.field(
+            "flow_source", pa.string(), nullable=False
+        ),  # lk+aligned | … (a tracker) | simulator
+        # recorded | model:NAME | plane | tracker (a 3D tracker's own) | tracker+model:NAME
+        pa.field("depth_kind", pa.string(), nullable=False),
         # metric | relative | aligned (relative, brought to metres by scale and shift)
         pa.field("depth_scale", pa.string(), nullable=False),
-        # pose (recorded) | fit | none (assumed static) | failed (kept uncompensated)
+        # pose (recorded) | tracker (a 3D tracker's poses) | fit | none (assumed static) |
+        # failed (kept uncompensated)
         pa.field("camera_motion", pa.string(), nullable=False),
         # Of a fit, the smallest share of points over the window that agree; null for others.
         pa.field("camera_inlier_share", pa.float32(), nullable=True),

@@ -1,14 +1,15 @@
 """3D flow of a window: 2D tracking, back-projection, static points, alignment, camera motion.
 
-``track.tracker`` is a name of the table below, of an installed package's entry point in the group
-``dynaflip.tracker``, or ``class:MODULE:NAME``.
+``track.tracker`` is a name of the tables below, of an installed package's entry point in the groups
+``dynaflip.tracker`` (2D) and ``dynaflip.tracker_3d``, or ``class:MODULE:NAME``, which is 3D where
+the class says ``dimensions = 3``.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from dynaflip.plugins import ExtensionPoint
+from dynaflip.plugins import CLASS_PREFIX, ExtensionPoint, split_argument
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +26,14 @@ TRACKERS = ExtensionPoint(
     },
     contract=f"{_HERE}.Tracker",
 )
+TRACKERS_3D = ExtensionPoint("tracker_3d", {}, contract=f"{_HERE}.tracker_3d.Tracker3D")
+
+
+def tracker_point(name: str) -> ExtensionPoint:
+    """The extension point that resolves a ``track.tracker``; both resolve ``class:MODULE:NAME``."""
+    base = split_argument(name)[0]
+    in_3d = not base.startswith(CLASS_PREFIX) and TRACKERS_3D.knows(base)
+    return TRACKERS_3D if in_3d and not TRACKERS.knows(base) else TRACKERS
 
 
 class Tracker(Protocol):

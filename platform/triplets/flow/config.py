@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dynaflip.checks import above, at_least, one_of, share, within
-from dynaflip.platform.triplets.flow import TRACKERS
+from dynaflip.platform.triplets.flow import tracker_point
 from dynaflip.plugins import check_name
 
 
@@ -16,7 +16,8 @@ class TrackConfig:
 
     tracker: str = "lk"
     """lk: pyramidal Lucas-Kanade; dis: dense inverse search, both with a forward-backward check.
-    torchscript:FILE or class:MODULE:NAME: a learned tracker."""
+    torchscript:FILE or class:MODULE:NAME: a learned tracker. One of 3D (dimensions = 3) finds depth
+    and the camera's motion itself: `depth` is then only what it is given."""
 
     short_side_px: int = 224
     """Short side of the tracked images; smaller recordings stay as they are."""
@@ -38,7 +39,8 @@ class TrackConfig:
     At 80 fps 0.024 s costs half of every frame, and drifts less."""
 
     def __post_init__(self) -> None:
-        check_name(TRACKERS, "tracker", self.tracker, with_argument=("torchscript",))
+        point = tracker_point(self.tracker)
+        check_name(point, "tracker", self.tracker, with_argument=("torchscript",))
         at_least(self, 32, "short_side_px")
         if self.lk_window_px < 5 or self.lk_window_px % 2 == 0:
             raise ValueError(f"lk_window_px must be odd and at least 5, not {self.lk_window_px}")

@@ -12,7 +12,11 @@ import numpy as np
 from dynaflip.platform.triplets.clips import Doubles, Floats
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.flow.config import TrackConfig
-from dynaflip.platform.triplets.flow.learned_tracker import track_windows, tracks_windows
+from dynaflip.platform.triplets.flow.learned_tracker import (
+    flow_in_3d,
+    track_windows,
+    tracks_windows,
+)
 from dynaflip.platform.triplets.flow.lifting import at_steps, lift_tracks
 from dynaflip.platform.triplets.flow.rigid_smoothing import outvoted, smooth_rigidly
 from dynaflip.platform.triplets.flow.static_points import (
@@ -184,6 +188,8 @@ def flow_source(config: PreprocessConfig) -> str:
     """Value of the column ``flow_source``, such as ``lk+aligned``."""
     if config.flow_source != "tracked":
         return config.flow_source
+    if flow_in_3d(config):
+        return config.track.tracker
     aligned = (
         config.rgbd_alignment.enabled and config.static_points.enabled and config.depth != "plane"
     )

@@ -1,7 +1,8 @@
 """Trackers of whole windows, such as learned ones: made once a process, their tracks checked.
 
 No learned tracker comes with this package. A user's own is ``torchscript:FILE``, or a class with
-the interface of :class:`dynaflip.platform.triplets.flow.Tracker`.
+the interface of :class:`dynaflip.platform.triplets.flow.Tracker`, or in 3D of
+:class:`dynaflip.platform.triplets.flow.tracker_3d.Tracker3D`.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ import numpy as np
 
 from dynaflip.errors import UserError
 from dynaflip.platform.triplets.clips import ClipRejected, Floats, Frames
-from dynaflip.platform.triplets.flow import TRACKERS, Tracker
+from dynaflip.platform.triplets.config import PreprocessConfig
+from dynaflip.platform.triplets.flow import TRACKERS_3D, tracker_point
+from dynaflip.platform.triplets.flow.tracker_3d import WindowTracks3D, check_scale
 from dynaflip.platform.triplets.flow.tracking import PairTracker
+from dynaflip.platform.triplets.user_models import asked
 from dynaflip.plugins import split_argument
 
 _LIKELY = 0.5  # probability from which a point counts as visible
@@ -23,19 +27,39 @@ _LIKELY = 0.5  # probability from which a point counts as visible
 
 def tracks_windows(name: str) -> bool:
     """Whether ``track.tracker`` names a tracker of whole windows, not of pairs of images."""
-    tracker = TRACKERS.resolve(split_argument(name)[0], "track.tracker")
+    tracker = _resolve(name)
     return not (isinstance(tracker, type) and issubclass(tracker, PairTracker))
 
 
+def tracks_in_3d(name: str) -> bool:
+    """Whether ``track.tracker`` names a 3D tracker."""
+    return tracker_point(name) is TRACKERS_3D or getattr(_resolve(name), "dimensions", 2) == 3
+
+
+def flow_in_3d(config: PreprocessConfig) -> bool:
+    """Whether flow comes from a 3D tracker, which finds depth and cameras itself."""
+    return config.flow_source == "tracked" and tracks_in_3d(config.track.tracker)
+
+
+def _resolve(name: str) -> Any:
+    return tracker_point(name).resolve(split_argument(name)[0], "track.tracker")
+
+
 @lru_cache(maxsize=1)
-def load_tracker(name: str) -> Tracker:
+def load_tracker(name: str) -> Any:
     """The tracker of whole windows that ``track.tracker`` names; made once a process.
+
+    Returns:
+        A :class:`~dynaflip.platform.triplets.flow.Tracker`, or a ``Tracker3D`` where
+        :func:`tracks_in_3d` says so.
 
     Raises:
         UserError: no such file, module or class, or it does not load.
     """
-    base, argument = split_argument(name)
-    made: Tracker = TRACKERS.resolve(base, "track.tracker")(*[argument] if argument else [])
+    argument = split_argument(name)[1]
+    made = _resolve(name)(*[argument] if argument else [])
+    if tracks_in_3d(name):
+        check_scale(made, name)
     return made
 
 
@@ -51,10 +75,14 @@ def track_windows(frames: Frames, origin_px: Floats, name: str) -> tuple[Floats,
         (N, P, 2) positions and (N, P) 0 where the point is visible, infinite elsewhere.
 
     Raises:
-        ClipRejected: its tracks have another shape.
+        ClipRejected: it failed, or its tracks have another shape.
     """
-    tracks_px, visible = load_tracker(name)(frames, origin_px)
-    tracks_px, visible = np.asarray(tracks_px, np.float32), np.asarray(visible, bool)
+    made = asked("track", name, lambda: load_tracker(name)(frames, origin_px))
+    if not isinstance(made, tuple) or len(made) != 2:
+        hint = ": a 3D tracker says dimensions = 3" if isinstance(made, WindowTracks3D) else ""
+        given = type(made).__name__
+        raise ClipRejected("track", f"{name} gave a {given}, not (tracks, visibility){hint}")
+    tracks_px, visible = np.asarray(made[0], np.float32), np.asarray(made[1], bool)
     wanted = (len(frames), len(origin_px))
     if tracks_px.shape != (*wanted, 2) or visible.shape != wanted:
         raise ClipRejected(

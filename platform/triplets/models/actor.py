@@ -10,8 +10,13 @@ from typing import Any
 
 from dynaflip.platform.triplets.clips import Clip, Source, content_hash
 from dynaflip.platform.triplets.config import PreprocessConfig
-from dynaflip.platform.triplets.flow import TRACKERS
-from dynaflip.platform.triplets.flow.learned_tracker import load_tracker, tracks_windows
+from dynaflip.platform.triplets.flow import TRACKERS, TRACKERS_3D, tracker_point
+from dynaflip.platform.triplets.flow.flow_of_tracks import check_settings
+from dynaflip.platform.triplets.flow.learned_tracker import (
+    flow_in_3d,
+    load_tracker,
+    tracks_windows,
+)
 from dynaflip.platform.triplets.models import CAPTIONERS, DEPTH_MODELS
 from dynaflip.platform.triplets.place import place_of
 from dynaflip.platform.triplets.shard import LoadedCaptioner, process_shard
@@ -39,6 +44,8 @@ def check_models(config: PreprocessConfig) -> None:
         check = getattr(point.resolve(base, setting), "check", None)
         if check is not None:
             check(argument)
+    if flow_in_3d(config):
+        check_settings(config)
     if tracks_windows(config.track.tracker):
         load_tracker(config.track.tracker)
 
@@ -57,7 +64,7 @@ def digests_of_models(config: PreprocessConfig) -> dict[str, str]:
         base, argument = split_argument(name)
         if base in point.table:
             # Manifests have models of the built-in classes by their folder or hub id.
-            digests[name if point is TRACKERS else argument] = _digest_of(argument)
+            digests[name if point in (TRACKERS, TRACKERS_3D) else argument] = _digest_of(argument)
         else:
             code = _digest_of(_code_of(point.resolve(base, setting)))
             digests[name] = content_hash(code, _digest_of(argument)) if argument else code
@@ -69,7 +76,7 @@ def _models(config: PreprocessConfig) -> list[tuple[ExtensionPoint, str, str]]:
     models = [(DEPTH_MODELS, _DEPTH, name) for name in sorted(config.depth_models())]
     models += [(CAPTIONERS, _CAPTIONER, name) for name in sorted(config.captioners())]
     if tracks_windows(config.track.tracker):
-        models.append((TRACKERS, _TRACKER, config.track.tracker))
+        models.append((tracker_point(config.track.tracker), _TRACKER, config.track.tracker))
     return models
 
 

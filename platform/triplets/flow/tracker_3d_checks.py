@@ -1,0 +1,307 @@
+"""Checks of a 3D tracker's output: a wrong adapter is refused, with the reason in one line.
+
+Shapes and types, numbers that are none, the frame that points are in (frame 0 must show them
+where they were asked for), rotations, the direction of the poses (the stillest points must stand
+still under them) and the scale. ``tracker:`` rejections are an adapter's mistakes, so a job whose
+first clips all have one is stopped (:class:`AdapterWatch`).
+
+N frames of a window, P points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from dynaflip.errors import UserError
+from dynaflip.platform.triplets.clips import ClipRejected, Doubles, WindowRejected
+from dynaflip.platform.triplets.flow.lifting import move_points, project
+from dynaflip.platform.triplets.flow.tracker_3d import STAGE, WindowToTrack, WindowTracks3D
+
+# Points without numbers that count as lost; more of them are an adapter's mistake.
+_MOST_NAN = 0.1
+# Points that miss their own pixel in frame 0: by how much (of the longer side), and how many.
+_MISS_SHARE, _MOST_MISSES = 0.015, 0.1
+# A point is asked for because frame 0 shows it: most must be visible there.
+_LEAST_VISIBLE = 0.1
+_ROTATION_ERROR = 0.01  # half precision is no better
+# The share of points that stand still at least, and the camera motions (of the depth) too small
+# to tell the direction of poses by.
+_STILL, _LEAST_MOTION = 0.2, 0.002
+_OTHER_AXES = np.diag([1.0, -1.0, -1.0, 1.0])  # y up and z back, as in OpenGL
+_FIRST_CLIPS = 8
+
+
+def checked(
+    tracks: WindowTracks3D, window: WindowToTrack, used_px: Doubles, name: str
+) -> WindowTracks3D:
+    """The tracks with plain types: what is not finite is invisible, poses are exact rotations.
+
+    Args:
+        tracks: as the tracker gave them.
+        window: what it was given.
+        used_px: (N, 4) intrinsics that its points were made with.
+        name: of the tracker, for the reason.
+
+    Raises:
+        ClipRejected: the adapter is wrong, in shape, type, frame, axes or order in time.
+        WindowRejected: the tracks contradict their own poses, or show nothing.
+    """
+    tracks = _typed(tracks, window, name)
+    tracks = _visible_where_known(tracks, name)
+    _check_first_frame(tracks, window, used_px, name)
+    if tracks.poses is not None:
+        tracks = replace(tracks, poses=_rotations(tracks.poses, name))
+        said = pose_contradiction(tracks, tracks.poses)
+        if said:
+            raise WindowRejected(STAGE, f"{name}: its poses contradict its tracks: {said}")
+    return tracks
+
+
+def _typed(tracks: WindowTracks3D, window: WindowToTrack, name: str) -> WindowTracks3D:
+    count, points = len(window.frames), len(window.points_px)
+    wanted = {
+        "points_cam_m": (count, points, 3),
+        "visible": (count, points),
+        "poses": (count, 4, 4),
+        "intrinsics_px": (count, 4),
+    }
+    arrays: dict[str, np.ndarray | None] = {}
+    for field, shape in wanted.items():
+        value = getattr(tracks, field)
+        if value is None and field in ("poses", "intrinsics_px"):
+            arrays[field] = None
+            continue
+        array = np.asarray(value)
+        if array.shape != shape:
+            raise ClipRejected(
+                STAGE,
+                f"{name} gave {field} of shape {array.shape}, not {shape} "
+                f"({count} frames, {points} points)",
+            )
+        arrays[field] = array
+        if field == "visible":
+            _check_bool(array, name)
+        elif array.dtype.kind not in "fiu":
+            raise ClipRejected(STAGE, f"{name} gave {field} of type {array.dtype}, not numbers")
+        elif field != "points_cam_m" and not np.isfinite(array).all():
+            raise ClipRejected(STAGE, f"{name} gave {field} that are not finite")
+    known = {
+        field: value.astype(np.float64) for field, value in arrays.items() if value is not None
+    }
+    visible = np.asarray(arrays["visible"])
+    return WindowTracks3D(
+        known["points_cam_m"], visible, known.get("poses"), known.get("intrinsics_px")
+    )
+
+
+def _check_bool(visible: np.ndarray, name: str) -> None:
+    if visible.dtype != bool:
+        low, high = (np.nanmin(visible), np.nanmax(visible)) if visible.size else (0, 0)
+        raise ClipRejected(
+            STAGE,
+            f"{name} gave visibility of type {visible.dtype} from {low:.3g} to {high:.3g}, not "
+            f"bool: compare a probability with a threshold first",
+        )
+
+
+def _visible_where_known(tracks: WindowTracks3D, name: str) -> WindowTracks3D:
+    """Tracks whose visible points are finite and before the camera."""
+    points, visible = tracks.points_cam_m, tracks.visible
+    claimed = visible[0].mean()
+    if claimed < _LEAST_VISIBLE:
+        hint = " (is it occlusion?)" if visible[1:].size and visible[1:].mean() < 0.5 else ""
+        raise ClipRejected(
+            STAGE,
+            f"{name} calls {claimed:.0%} of the points visible in the frame that shows them all"
+            f"{hint}",
+        )
+    finite = np.isfinite(points).all(-1)
+    lost = 1 - finite[visible].mean()
+    if lost > _MOST_NAN:
+        raise ClipRejected(
+            STAGE, f"{name} gave no finite position for {lost:.0%} of the points it calls visible"
+        )
+    before = finite & (points[..., 2] > 0)
+    behind = 1 - before[visible & finite].mean()
+    if behind > _MOST_MISSES:
+        raise ClipRejected(
+            STAGE,
+            f"{name} puts {behind:.0%} of the visible points behind the camera: z is forward",
+        )
+    plain = np.where(finite[..., None], points, 0.0)
+    return replace(tracks, points_cam_m=plain, visible=visible & before)
+
+
+def _check_first_frame(
+    tracks: WindowTracks3D, window: WindowToTrack, used_px: Doubles, name: str
+) -> None:
+    """Frame 0 shows each point at the pixel that it was asked for."""
+    height, width = window.frames.shape[1:3]
+    most_px = _MISS_SHARE * max(height, width)
+    asked, seen = window.points_px.astype(np.float64), tracks.visible[0]
+    if (used_px[:, :2] <= 0).any():
+        raise ClipRejected(STAGE, f"{name} gave a focal length of {used_px[:, :2].min():.4g} px")
+
+    def misses(points: Doubles, n: int) -> np.ndarray:
+        off_px = np.linalg.norm(project(points, used_px[n]) - asked, axis=-1)
+        return off_px > most_px
+
+    first, last = tracks.points_cam_m[0], tracks.points_cam_m[-1]
+    off = misses(first, 0) & seen
+    share = off.sum() / seen.sum()
+    # Where little moves, tracks in reverse order miss in frame 0 only with what moves.
+    ends = misses(last, -1) & tracks.visible[-1] & seen
+    back = off & ~misses(last, -1) & tracks.visible[-1]
+    reverse = back.sum() > max(0.02 * seen.sum(), 3, 2 * (ends & ~off).sum(), 0.7 * off.sum())
+    if share <= _MOST_MISSES and not reverse:
+        return
+    hint = ""
+    flipped = first @ _OTHER_AXES[:3, :3]
+    if reverse or ends.sum() < 0.5 * off.sum():
+        hint = "; the last frame has them there: the frames seem to be in reverse order"
+    elif (misses(flipped, 0) & seen).mean() <= _MOST_MISSES:
+        hint = "; they would be there with y and z the other way round (OpenCV's axes are wanted)"
+    elif tracks.poses is not None and _of_world(first, tracks.poses[0], misses, seen):
+        hint = "; they are in the world's frame, and the camera's is wanted"
+    elif scale := _image_scale(first, used_px[0], asked, seen, most_px):
+        hint = f"; its intrinsics are of an image {scale:.3g} times as large"
+    off_px = np.median(np.linalg.norm(project(first, used_px[0]) - asked, axis=-1)[off])
+    raise ClipRejected(
+        STAGE,
+        f"{name}: {share:.0%} of the visible points miss the pixel asked for in frame 0, by "
+        f"{off_px:.1f} px in the median of these{hint}",
+    )
+
+
+def _of_world(
+    first: Doubles, pose: Doubles, misses: Callable[[Doubles, int], np.ndarray], seen: np.ndarray
+) -> bool:
+    """Whether the points are where they should be once they are moved into the camera."""
+    if abs(np.linalg.det(pose[:3, :3])) < 0.5:
+        return False
+    there = move_points(first, np.linalg.inv(pose))
+    return bool((misses(there, 0) & seen).mean() <= _MOST_MISSES)
+
+
+def _image_scale(
+    first: Doubles, used_px: Doubles, asked: Doubles, seen: np.ndarray, most_px: float
+) -> float | None:
+    """How many times as large the intrinsics' image is, where that explains the misses."""
+    at_px = project(first, used_px)[seen]
+    scale = float(np.median(at_px / np.maximum(asked[seen], 1e-6)))
+    if scale <= 0:
+        return None
+    off_px = np.linalg.norm(at_px / scale - asked[seen], axis=-1)
+    return scale if (off_px > most_px).mean() <= _MOST_MISSES else None
+
+
+def _rotations(poses: Doubles, name: str) -> Doubles:
+    """(N, 4, 4) poses with exact rotations."""
+    turned = poses[:, :3, :3]
+    error = np.abs(turned @ turned.transpose(0, 2, 1) - np.eye(3)).max()
+    below = np.abs(poses[:, 3] - [0, 0, 0, 1]).max()
+    if error > _ROTATION_ERROR or below > _ROTATION_ERROR or (np.linalg.det(turned) < 0).any():
+        what = (
+            f"rows of the rotation are off by {error:.2g} from length 1 and right angles"
+            if error > _ROTATION_ERROR
+            else "the last row is not 0 0 0 1"
+            if below > _ROTATION_ERROR
+            else "one mirrors"
+        )
+        raise ClipRejected(STAGE, f"{name} gave poses that are no rigid motion: {what}")
+    u, _, vt = np.linalg.svd(turned)
+    out = np.tile(np.eye(4), (len(poses), 1, 1))
+    out[:, :3, :3], out[:, :3, 3] = u @ vt, poses[:, :3, 3]
+    return out
+
+
+def pose_contradiction(tracks: WindowTracks3D, poses: Doubles) -> str:
+    """Why poses cannot be those of the cameras that saw the tracks; empty where they can.
+
+    The stillest fifth of the points must stand still in the world. Where it moves with the
+    poses, and not under another reading of them (as world-to-camera, with OpenGL's axes, or
+    under none, because the points were given in one frame), that reading is meant.
+
+    Args:
+        tracks: checked.
+        poses: (N, 4, 4) camera to world in the scale of the points; the tracker's or recorded.
+    """
+    inverse = np.linalg.inv(poses)
+    relative = inverse[:1] @ poses  # camera n to the first camera
+    n = _most_moved(tracks, relative)
+    both = tracks.visible[0] & tracks.visible[n]
+    if n == 0 or both.sum() < 8:
+        return ""
+    first, later = tracks.points_cam_m[0][both], tracks.points_cam_m[n][both]
+    depth = first[:, 2]
+
+    def rest(motion: Doubles) -> float:
+        """How far the stillest points move, as a share of their depth."""
+        off = np.linalg.norm(move_points(later, motion) - first, axis=-1) / depth
+        return float(np.quantile(off, _STILL))
+
+    moved = np.linalg.norm(move_points(later, relative[n]) - later, axis=-1) / depth
+    swapped = poses[0] @ inverse[n]
+    readings = {
+        "as world-to-camera (give camera-to-world)": swapped,
+        "with y and z the other way round (OpenCV's axes are wanted)": _OTHER_AXES
+        @ relative[n]
+        @ _OTHER_AXES,
+        "as world-to-camera with y and z the other way round": _OTHER_AXES @ swapped @ _OTHER_AXES,
+        "to stand still (are the points in the camera of each frame, in the poses' unit?)": np.eye(
+            4
+        ),
+    }
+    as_given = rest(relative[n])
+    words, best = min(
+        ((text, rest(motion)) for text, motion in readings.items()), key=lambda one: one[1]
+    )
+    motion = float(np.median(moved))
+    if motion < _LEAST_MOTION or as_given <= max(3 * best, 0.3 * motion):
+        return ""
+    return (
+        f"the stillest points move by {as_given:.1%} of their depth under the poses, and by "
+        f"{best:.1%} if the camera is taken {words}"
+    )
+
+
+def _most_moved(tracks: WindowTracks3D, relative: Doubles) -> int:
+    """The frame whose camera is furthest from the first, by how far it moves the points."""
+    first = tracks.points_cam_m[0][tracks.visible[0]]
+    moved = [np.linalg.norm(move_points(first, one) - first, axis=-1).mean() for one in relative]
+    return int(np.argmax(moved))
+
+
+class AdapterWatch:
+    """Ends a job whose first clips were all refused for the tracker.
+
+    One clip may be beyond a tracker; eight without one that is not are its adapter's mistake, and
+    thousands more would cost their time for nothing.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.seen = 0
+        self.reason = ""
+
+    def see(self, stage: str, reason: str) -> None:
+        """Take note of a finished clip: stage and reason of its rejection, or empty.
+
+        Raises:
+            UserError: it is the eighth, and all were refused for the tracker.
+        """
+        if self.seen >= _FIRST_CLIPS:
+            return
+        if stage != STAGE and f"no window is left: {STAGE}:" not in reason:
+            self.seen = _FIRST_CLIPS  # one that the adapter served: it is not at fault
+            return
+        self.seen += 1
+        self.reason = self.reason or reason
+        if self.seen == _FIRST_CLIPS:
+            raise UserError(
+                f"track.tracker: the first {_FIRST_CLIPS} clips were all rejected because of "
+                f"{self.name}: its adapter is at fault, not the clips ({self.reason})"
+            )
