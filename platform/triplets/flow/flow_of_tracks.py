@@ -38,6 +38,7 @@ _AGREES = 0.1
 _MIN_COMPARED = 12  # points with recorded depth
 # The camera counts as static where its motion would move the image by no more (median).
 _STILL_PX = 0.25
+_REFINEMENTS = 6
 
 
 @dataclass(frozen=True)
@@ -265,11 +266,14 @@ def fit_to_tracks(
         trials = rigid_fit(before[triples], after[triples], np.ones(triples.shape))
         votes = np.stack([_agree(one, before, after, intrinsics_px[n], config) for one in trials])
         inliers = votes[votes.sum(1).argmax()]
-        found = np.eye(4)
-        for _ in range(3):
+        found = trials[votes.sum(1).argmax()]
+        for _ in range(_REFINEMENTS):
             if inliers.sum() < 3:
                 return poses, 0.0
-            found = rigid_fit(before[None], after[None], inliers.astype(float)[None])[0]
+            # What moves by less than the tolerance must not pull: the median inlier sets a scale.
+            off = np.linalg.norm(move_points(before, found) - after, axis=-1) / after[:, 2]
+            weights = inliers / (1 + (off / (1.5 * np.median(off[inliers]) + 1e-9)) ** 2) ** 2
+            found = rigid_fit(before[None], after[None], weights[None])[0]
             inliers = _agree(found, before, after, intrinsics_px[n], config)
         least = min(least, float(inliers.mean()))
         poses[n] = np.linalg.inv(found)

@@ -22,8 +22,9 @@ from dynaflip.platform.triplets.flow.tracker_3d import STAGE, WindowToTrack, Win
 
 # Points without numbers that count as lost; more of them are an adapter's mistake.
 _MOST_NAN = 0.1
-# Points that miss their own pixel in frame 0: by how much (of the longer side), and how many.
-_MISS_SHARE, _MOST_MISSES = 0.015, 0.1
+# Points that miss their own pixel in frame 0: by how much (of the longer side, and at least), and
+# how many.
+_MISS_SHARE, _MISS_PX, _MOST_MISSES = 0.015, 3.0, 0.1
 # A point is asked for because frame 0 shows it: most must be visible there.
 _LEAST_VISIBLE = 0.1
 _ROTATION_ERROR = 0.01  # half precision is no better
@@ -140,7 +141,7 @@ def _check_first_frame(
 ) -> None:
     """Frame 0 shows each point at the pixel that it was asked for."""
     height, width = window.frames.shape[1:3]
-    most_px = _MISS_SHARE * max(height, width)
+    most_px = max(_MISS_PX, _MISS_SHARE * max(height, width))
     asked, seen = window.points_px.astype(np.float64), tracks.visible[0]
     if (used_px[:, :2] <= 0).any():
         raise ClipRejected(STAGE, f"{name} gave a focal length of {used_px[:, :2].min():.4g} px")
