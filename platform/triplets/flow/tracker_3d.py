@@ -57,7 +57,7 @@ class WindowTracks3D:
     resized them to), or None where the recorded ones were used.
     """
 
-    points_cam_m: Floats
+    points_cam_m: np.ndarray
     visible: np.ndarray
     poses: Doubles | None = None
     intrinsics_px: Doubles | None = None
@@ -145,4 +145,4 @@ def points_from_depth(
         # A point is looked for at the depth where it was last.
         last = z if expected is None else expected
         expected = np.where(known, z, last)
-    return points.astype(np.float32), np.isfinite(points).all(-1)
+    return points.astype(np.float32), np.isfinite(points[..., 2])

@@ -54,8 +54,9 @@ def checked(
     tracks = _visible_where_known(tracks, name)
     _check_first_frame(tracks, window, used_px, name)
     if tracks.poses is not None:
-        tracks = replace(tracks, poses=_rotations(tracks.poses, name))
-        said = pose_contradiction(tracks, tracks.poses)
+        poses = _rotations(tracks.poses, name)
+        tracks = replace(tracks, poses=poses)
+        said = pose_contradiction(tracks, poses)
         if said:
             raise WindowRejected(STAGE, f"{name}: its poses contradict its tracks: {said}")
     return tracks
@@ -119,7 +120,7 @@ def _visible_where_known(tracks: WindowTracks3D, name: str) -> WindowTracks3D:
             f"{name} calls {claimed:.0%} of the points visible in the frame that shows them all"
             f"{hint}",
         )
-    finite = np.isfinite(points).all(-1)
+    finite = np.isfinite(points.sum(-1))
     lost = 1 - finite[visible].mean()
     if lost > _MOST_NAN:
         raise ClipRejected(
