@@ -1,16 +1,13 @@
 """Recordings to a triplet folder, on Ray Data.
 
-Ray Data hands shards of clips to CPU tasks (or to actors that hold a depth
-model). A task writes its Parquet file and then its clips' summaries, so an interrupted job
-resumes. When all are done, :mod:`.publish` compacts them to large files, and the folder or the
+Ray Data runs the stages (:mod:`.stage_graph`) over shards of clips. The last one writes a shard's
+Parquet file and then its clips' summaries, so an interrupted job resumes. When all are done, :mod:`.publish` compacts them to large files, and the folder or the
 bucket's prefix shows the new set in one moment (:mod:`.destination`).
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 from dynaflip.errors import UserError
@@ -18,20 +15,13 @@ from dynaflip.files import file_lock
 from dynaflip.platform.config_loader import to_dict
 from dynaflip.platform.paths import home
 from dynaflip.platform.triplets import place
-from dynaflip.platform.triplets.clips import Clip, Source, content_hash
+from dynaflip.platform.triplets.clips import Clip, content_hash
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.destination import Destination, destination_of
 from dynaflip.platform.triplets.flow.tracker_3d_checks import AdapterWatch
-from dynaflip.platform.triplets.models.actor import (
-    ModelShards,
-    check_models,
-    digests_of_models,
-    uses_models,
-)
-from dynaflip.platform.triplets.place import place_of
+from dynaflip.platform.triplets.models.actor import check_models, digests_of_models
 from dynaflip.platform.triplets.progress import Progress
 from dynaflip.platform.triplets.publish import Outcome, publish
-from dynaflip.platform.triplets.ray_tasks import dataset_of
 from dynaflip.platform.triplets.report.cautions import small_set_lines
 from dynaflip.platform.triplets.reuse import (
     adopt_clips,
@@ -41,8 +31,8 @@ from dynaflip.platform.triplets.reuse import (
     work_of,
     write_manifest,
 )
-from dynaflip.platform.triplets.shard import process_shard
 from dynaflip.platform.triplets.sources.formats import Mix, open_sources
+from dynaflip.platform.triplets.stage_graph import run_stages
 from dynaflip.platform.triplets.work_folder import (
     StoredClip,
     WorkFolder,
@@ -106,7 +96,7 @@ def _preprocess(config: PreprocessConfig, target: Destination) -> Outcome:
     done = set(place.names(work.shards))
     missing = {n: s for n, s in shards.items() if work.shard_summaries(n).name not in done}
     watch = AdapterWatch(config.track.tracker)
-    for summary in _run(missing, config, work, source, made_from["models"]):
+    for summary in run_stages(missing, config, work, source, made_from["models"]):
         watch.see(summary["stage"], summary["reason"])
         stored.append(stored_clip(summary, work.shards))
         progress.update([summary["stage"]])
@@ -152,46 +142,6 @@ def _reuse(
         version=int(manifest["version"]),
         notes=tuple(small_set_lines(new)),
     )
-
-
-def _run(
-    shards: dict[int, list[Clip]],
-    config: PreprocessConfig,
-    work: WorkFolder,
-    source: Source,
-    models: dict[str, str],
-) -> Iterator[dict[str, Any]]:
-    """Yield a summary a clip as Ray Data finishes shards; ``models`` are their digests."""
-    if not shards:
-        return
-    items = [{"number": n, "clips": [c.to_json() for c in clips]} for n, clips in shards.items()]
-    dataset = dataset_of(items)
-    arguments = {"config": config, "folder": str(work.path), "source": source}
-    # Most deaths of workers are not a clip's fault; `attempts` counts the clips that kill them.
-    if uses_models(config):
-        import ray
-
-        resources = ray.cluster_resources()
-        gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-        dataset = dataset.flat_map(
-            ModelShards,
-            fn_constructor_kwargs=arguments | {"digests": models},
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, gpus or cpus - 1)),
-            num_cpus=1,
-            num_gpus=1 if gpus else 0,
-        )
-    else:
-        dataset = dataset.flat_map(_shard_task, fn_kwargs=arguments, num_cpus=1)
-    for row in dataset.iter_rows():
-        yield json.loads(row["summary"])
-
-
-def _shard_task(
-    row: dict[str, Any], config: PreprocessConfig, folder: str, source: Source
-) -> list[dict[str, str]]:
-    clips = [Clip.from_json(text) for text in row["clips"]]
-    summaries = process_shard(row["number"], clips, source, config, WorkFolder(place_of(folder)))
-    return [{"summary": json.dumps(summary)} for summary in summaries]
 
 
 def _read_done(work: WorkFolder, shards: dict[int, list[Clip]]) -> list[StoredClip]:
