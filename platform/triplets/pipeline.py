@@ -1,8 +1,9 @@
 """Recordings to a triplet folder, on Ray Data.
 
 Ray Data runs the stages (:mod:`.stage_graph`) over shards of clips. The last one writes a shard's
-Parquet file and then its clips' summaries, so an interrupted job resumes. When all are done, :mod:`.publish` compacts them to large files, and the folder or the
-bucket's prefix shows the new set in one moment (:mod:`.destination`).
+Parquet file and then its clips' summaries, so an interrupted job resumes. When all are done,
+:mod:`.publish` compacts them to large files, and the folder or the bucket's prefix shows the new
+set in one moment (:mod:`.destination`).
 """
 
 from __future__ import annotations
