@@ -51,26 +51,63 @@ def save_folder(folder: str | Path, model: DynaFLIP, info: Mapping[str, Any]) ->
     Returns:
         The absolute folder.
     """
-    folder = Path(folder).absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
     state = {key: _plain(value) for key, value in model.state_dict().items()}
     image = {k.removeprefix(IMAGE_PREFIX): v for k, v in state.items() if k.startswith("image.")}
     towers = {key: value for key, value in state.items() if not key.startswith(IMAGE_PREFIX)}
-    described = {
+    described = _described(model.image, model.config, model.text_dim, info)
+    weights = {ENCODER: image, TOWERS: towers}
+    return _write(folder, described, weights, model_card(model.image, info))
+
+
+def save_image_encoder(
+    folder: str | Path, encoder: ImageEncoder, info: Mapping[str, Any], card: str
+) -> Path:
+    """Write an image encoder's folder without other towers, in place of one that is there.
+
+    :func:`load_image_encoder` reads it; :func:`load_model` does not.
+
+    Args:
+        folder: where; its parent is made.
+        encoder: the encoder, on any device.
+        info: becomes ``encoder.info``.
+        card: text of its README.md.
+
+    Returns:
+        The absolute folder.
+    """
+    state = {key: _plain(value) for key, value in encoder.state_dict().items()}
+    described = _described(encoder, ModelConfig(image=encoder.config), 0, info)
+    return _write(folder, described, {ENCODER: state}, card)
+
+
+def _described(
+    image: ImageEncoder, config: ModelConfig, text_dim: int, info: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {
         "format_version": FORMAT_VERSION,
-        "model": asdict(model.config),
-        "text_dim": model.text_dim,
-        "preprocessing": model.image.preprocessing,
-        "image_architecture": model.image.architecture,
-        "licence": model.image.backbone.licence,
+        "model": asdict(config),
+        "text_dim": text_dim,
+        "preprocessing": image.preprocessing,
+        "image_architecture": image.architecture,
+        "licence": image.backbone.licence,
         "info": dict(info),
     }
+
+
+def _write(
+    folder: str | Path,
+    described: Mapping[str, Any],
+    weights: Mapping[str, dict[str, Tensor]],
+    card: str,
+) -> Path:
+    """Write all files under a hidden name and rename; the absolute folder."""
+    folder = Path(folder).absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         os.chmod(fresh, 0o755)
-        save_file(image, fresh / ENCODER)
-        save_file(towers, fresh / TOWERS)
-        card = model_card(model.image, info)
+        for name, state in weights.items():
+            save_file(state, fresh / name)
         (fresh / CARD).write_text(card, encoding="utf-8")
         (fresh / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
         # mkdtemp and safetensors make files for their owner alone; these are to be shared.

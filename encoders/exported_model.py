@@ -16,7 +16,7 @@ from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from dynaflip.encoders.backbones.base import Backbone
-from dynaflip.encoders.backbones.transformers_vision import (
+from dynaflip.encoders.backbones.vision_outputs import (
     call_settings,
     embedding_and_tokens,
     image_half,

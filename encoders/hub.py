@@ -147,15 +147,28 @@ def load_model(auto_class: Any, name: str, config: Any) -> nn.Module:
     Raises:
         UserError: weights missing or unreadable.
     """
+    return load_model_and_unfilled(auto_class, name, config)[0]
+
+
+def load_model_and_unfilled(auto_class: Any, name: str, config: Any) -> tuple[nn.Module, list[str]]:
+    """As :func:`load_model`, with the names of weights that the files do not hold.
+
+    These are random: a caller whose result depends on one of them must refuse the model.
+    """
     import torch
     from transformers.utils import logging
 
     # A bar for loading a local file is noise in a job's own progress.
     logging.disable_progress_bar()
     try:
-        return auto_class.from_pretrained(
-            local_folder(name), config=config, dtype=torch.float32, use_safetensors=True
+        model, found = auto_class.from_pretrained(
+            local_folder(name),
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
         )
+        return model, sorted(found["missing_keys"])
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _unreachable(name, error) from None
 
@@ -188,13 +201,14 @@ def licence_of(name: str) -> str:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     if not lines or lines[0] != "---":
         return ""
+    said: dict[str, str] = {}
     for line in lines[1:]:
         if line == "---":
             break
         key, _, value = line.partition(":")
-        if key == "license":
-            return value.strip().strip("'\"")
-    return ""
+        said[key] = value.strip().strip("'\"")
+    licence = said.get("license", "")
+    return said.get("license_name") or licence if licence == "other" else licence
 
 
 def check_model(setting: str, name: str, auto_class: Any, kind: str) -> None:

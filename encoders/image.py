@@ -187,7 +187,7 @@ def build_image_encoder(config: ImageConfig) -> ImageEncoder:
     if config.frozen_blocks and all(p.requires_grad for p in backbone.parameters()):
         raise UserError(f"frozen_blocks: backbone {config.name} freezes no blocks; set it to 0")
     preprocessing = {"image_px": config.image_px, "mean": backbone.mean, "std": backbone.std}
-    encoder = _around(backbone, config, preprocessing)
+    encoder = encoder_around(backbone, config, preprocessing)
     if not config.pretrained:
         _calibrate_batchnorm(encoder)
     return encoder.train(True)
@@ -212,13 +212,23 @@ def rebuild_image_encoder(
         UserError: the backbone is unknown, or its package is missing.
     """
     cls = backbone_class(backbone or config.name, trusted=backbone is not None)
-    return _around(cls.from_description(architecture, config), config, preprocessing).train(True)
+    backbone_module = cls.from_description(architecture, config)
+    return encoder_around(backbone_module, config, preprocessing).train(True)
 
 
-def _around(
+def encoder_around(
     backbone: Backbone, config: ImageConfig, preprocessing: Mapping[str, Any]
 ) -> ImageEncoder:
-    """The encoder around a backbone, its widths measured with a blank image."""
+    """The encoder around a backbone, its widths measured with a blank image.
+
+    Args:
+        backbone: with its weights.
+        config: its settings.
+        preprocessing: ``image_px``, ``mean`` and ``std``.
+
+    Raises:
+        UserError: the backbone does not take images of this size.
+    """
     backbone.eval()
     blank = torch.zeros(1, 3, preprocessing["image_px"], preprocessing["image_px"])
     try:

@@ -1,4 +1,4 @@
-"""Vision models of the transformers library: DINOv2, ViT, SigLIP, CLIP, or a convolutional one.
+"""Vision models of the transformers library: DINO, ViT, SigLIP, CLIP, or a convolutional one.
 
 Frame embedding of DynaFLIP (arXiv 2605.30350): a vision transformer's [CLS] ⊕ the mean of its
 patch tokens; for a convolutional network the mean of its spatial tokens.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,39 @@ from torch import Tensor, nn
 from dynaflip.encoders import hub
 from dynaflip.encoders.backbones.base import Backbone
 from dynaflip.encoders.backbones.block_order import freeze_first_blocks, repeated_blocks
+from dynaflip.encoders.backbones.native_images import normalisation
+from dynaflip.encoders.backbones.vision_outputs import (
+    CLS_MEAN,
+    call_settings,
+    embedding_and_tokens,
+    image_half,
+    prefix_tokens,
+)
 from dynaflip.encoders.config import ImageConfig
 from dynaflip.errors import UserError
 
+_POOLING = "dynaflip_pooling"  # key of a description
+# Weights that the frame embedding does not read; whoever pools by the pooler must ask for it.
+_UNREAD = ("pooler.", "mask_token")
+
 
 class TransformersBackbone(Backbone):
-    """A vision model by folder or hub id, rebuilt from its saved configuration."""
+    """A vision model by folder or hub id, rebuilt from its saved configuration.
 
-    def __init__(self, network: nn.Module, config: ImageConfig | None = None) -> None:
+    Attributes:
+        pooling: how its tokens become the embedding, one of
+            :data:`dynaflip.encoders.backbones.vision_outputs.POOLINGS`.
+        unfilled: names of weights that the model's folder does not hold, so that they are random.
+    """
+
+    def __init__(
+        self, network: nn.Module, config: ImageConfig | None = None, pooling: str = CLS_MEAN
+    ) -> None:
         """``config`` says how many blocks to freeze, for images of which size; None = none."""
         super().__init__()
         self.network = network
+        self.pooling = pooling
+        self.unfilled: tuple[str, ...] = ()
         self.prefix_tokens = prefix_tokens(network)
         self.call_settings = call_settings(network)
         if config is not None:
@@ -57,16 +79,17 @@ class TransformersBackbone(Backbone):
         from transformers import AutoModel
 
         if config.pretrained:
-            network = hub.load_model(AutoModel, name, settings)
+            network, unfilled = hub.load_model_and_unfilled(AutoModel, name, settings)
         else:
-            network = AutoModel.from_config(settings, dtype=torch.float32)
+            network, unfilled = AutoModel.from_config(settings, dtype=torch.float32), []
         network = image_half(network)
         if "pixel_values" not in inspect.signature(network.forward).parameters:
             raise UserError(f"model {name!r}: {settings.model_type} takes no images")
         backbone = cls(network, config)
+        backbone.unfilled = _of_image_half(unfilled, network)
+        _check_filled(name, backbone.unfilled)
         processor = hub.processor_settings(name)
-        backbone.mean = tuple(processor.get("image_mean") or cls.mean)
-        backbone.std = tuple(processor.get("image_std") or cls.std)
+        backbone.mean, backbone.std = normalisation(processor, cls.mean, cls.std)
         backbone.licence = hub.licence_of(name)
         return backbone
 
@@ -88,10 +111,11 @@ class TransformersBackbone(Backbone):
         from transformers import AutoConfig, AutoModel
 
         settings = dict(description)
+        pooling = settings.pop(_POOLING, CLS_MEAN)
         network = AutoModel.from_config(
             AutoConfig.for_model(settings.pop("model_type"), **settings)
         )
-        return cls(image_half(network), config)
+        return cls(image_half(network), config, pooling)
 
     @classmethod
     def weights_identity(cls, config: ImageConfig, digest_of: Callable[[Path], str]) -> str:
@@ -99,9 +123,10 @@ class TransformersBackbone(Backbone):
         return hub.identity(config.name, digest_of)
 
     def describe(self) -> dict[str, Any]:
-        """The network's configuration."""
+        """The network's configuration, and the pooling where it is not [CLS] ⊕ mean."""
         network: Any = self.network
-        return json.loads(network.config.to_json_string(use_diff=False))
+        described = json.loads(network.config.to_json_string(use_diff=False))
+        return described if self.pooling == CLS_MEAN else {**described, _POOLING: self.pooling}
 
     def blocks(self) -> nn.ModuleList:
         """The transformer's layers, or the blocks of all stages of a hierarchical network."""
@@ -109,49 +134,27 @@ class TransformersBackbone(Backbone):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, px, px) → (B, D) and (B, P, D')."""
-        return embedding_and_tokens(self.network, pixels, self.prefix_tokens, self.call_settings)
+        return embedding_and_tokens(
+            self.network, pixels, self.prefix_tokens, self.call_settings, self.pooling
+        )
 
 
-def embedding_and_tokens(
-    network: nn.Module, pixels: Tensor, prefix: int, settings: Mapping[str, Any]
-) -> tuple[Tensor, Tensor]:
-    """The frame embedding (B, D) and the spatial tokens (B, P, D') of a transformers network.
+def _of_image_half(unfilled: Sequence[str], network: nn.Module) -> tuple[str, ...]:
+    """Those of a model's unfilled weights that its image half has."""
+    own = {name for name, _ in network.named_parameters()}
+    bare = (name.removeprefix("vision_model.") for name in unfilled)
+    return tuple(name for name in bare if name in own)
 
-    Args:
-        network: takes ``pixel_values``.
-        pixels: (B, 3, px, px) normalised.
-        prefix: number of tokens before the patches, of :func:`prefix_tokens`.
-        settings: further arguments of the network, of :func:`call_settings`.
+
+def _check_filled(name: str, unfilled: Sequence[str]) -> None:
+    """Refuse a folder that lacks weights which an embedding depends on.
+
+    Raises:
+        UserError: the network would compute with random weights.
     """
-    out = network(pixel_values=pixels, **settings)
-    hidden = out.last_hidden_state
-    if hidden.ndim == 4:
-        tokens = hidden.flatten(2).transpose(1, 2)
-        return tokens.mean(1), tokens
-    tokens = hidden[:, prefix:]
-    if prefix:
-        return torch.cat([hidden[:, 0], tokens.mean(1)], -1), tokens
-    # SigLIP has no [CLS]: its attention pooling plays that part.
-    pooled = getattr(out, "pooler_output", None)
-    mean = tokens.mean(1)
-    return mean if pooled is None else torch.cat([pooled, mean], -1), tokens
-
-
-def image_half(network: Any) -> Any:
-    """The image network of a model of images and text; any other as it is."""
-    return getattr(network, "vision_model", network)
-
-
-def prefix_tokens(network: Any) -> int:
-    """Number of tokens before the patches: 1 for [CLS], more with register tokens."""
-    config = network.config
-    registers = getattr(config, "num_register_tokens", 0) or 0
-    names = ("cls_token", "class_embedding")
-    has_class = any(name.rsplit(".", 1)[-1] in names for name, _ in network.named_parameters())
-    return (1 if has_class else 0) + registers
-
-
-def call_settings(network: nn.Module) -> dict[str, Any]:
-    """Arguments that let a network take images of other than its native size."""
-    takes = inspect.signature(network.forward).parameters
-    return {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
+    needed = [one for one in unfilled if not any(word in one for word in _UNREAD)]
+    if needed:
+        raise UserError(
+            f"model {name!r}: its files lack {len(needed)} weights of its network "
+            f"({needed[0]}, ...), which would be random; give a folder that holds them all"
+        )
