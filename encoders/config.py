@@ -9,6 +9,12 @@ from dynaflip.checks import above, at_least, one_of, share
 EFFICIENTNET_LITE0 = "efficientnet-lite0"
 MINILM = "minilm"
 POOLINGS = ("auto", "mean", "eos", "cls")
+# How an image's tokens become one vector; CLS_MEAN is DynaFLIP's own (arXiv 2605.30350).
+CLS_MEAN = "cls+mean"
+CLS = "cls"
+MEAN = "mean"
+POOLER = "pooler"
+IMAGE_POOLINGS = (CLS_MEAN, CLS, MEAN, POOLER)
 FLOW_INPUTS = ("positions", "displacements", "both")
 
 

@@ -20,13 +20,8 @@ from dynaflip.encoders import hub
 from dynaflip.encoders.backbones import BACKBONES, backbone_class, own_class
 from dynaflip.encoders.backbones.native_images import USUAL_PX, native_px
 from dynaflip.encoders.backbones.transformers_vision import TransformersBackbone
-from dynaflip.encoders.backbones.vision_outputs import (
-    CLS,
-    CLS_MEAN,
-    POOLER,
-    default_pooling,
-)
-from dynaflip.encoders.config import ImageConfig
+from dynaflip.encoders.backbones.vision_outputs import default_pooling
+from dynaflip.encoders.config import CLS, CLS_MEAN, POOLER, ImageConfig
 from dynaflip.encoders.image import (
     ImageEncoder,
     build_image_encoder,
@@ -77,7 +72,7 @@ def open_outside_model(
 
     Args:
         name: folder, hub id (with ``@REVISION``), backbone or ``class:MODULE:NAME``.
-        pooling: one of :data:`dynaflip.encoders.backbones.vision_outputs.POOLINGS` for a model of
+        pooling: one of :data:`dynaflip.encoders.config.IMAGE_POOLINGS` for a model of
             transformers; its family's by default.
         image_px: side of the square image; by default that of the model's own processor, and 224
             where nothing says it.

@@ -21,13 +21,12 @@ from dynaflip.encoders.backbones.base import Backbone
 from dynaflip.encoders.backbones.block_order import freeze_first_blocks, repeated_blocks
 from dynaflip.encoders.backbones.native_images import normalisation
 from dynaflip.encoders.backbones.vision_outputs import (
-    CLS_MEAN,
     call_settings,
     embedding_and_tokens,
     image_half,
     prefix_tokens,
 )
-from dynaflip.encoders.config import ImageConfig
+from dynaflip.encoders.config import CLS_MEAN, ImageConfig
 from dynaflip.errors import UserError
 
 _POOLING = "dynaflip_pooling"  # key of a description
@@ -40,7 +39,7 @@ class TransformersBackbone(Backbone):
 
     Attributes:
         pooling: how its tokens become the embedding, one of
-            :data:`dynaflip.encoders.backbones.vision_outputs.POOLINGS`.
+            :data:`dynaflip.encoders.config.IMAGE_POOLINGS`.
         unfilled: names of weights that the model's folder does not hold, so that they are random.
     """
 

@@ -13,12 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# How tokens become one vector. CLS_MEAN is DynaFLIP's frame embedding (arXiv 2605.30350).
-CLS_MEAN = "cls+mean"
-CLS = "cls"
-MEAN = "mean"
-POOLER = "pooler"
-POOLINGS = (CLS_MEAN, CLS, MEAN, POOLER)
+from dynaflip.encoders.config import CLS, CLS_MEAN, MEAN, POOLER
 
 # What each family's training made its image descriptor. DINO's is DynaFLIP's own frame embedding,
 # so that an encoder pretrained from DINOv2 differs from DINOv2 in its weights alone.
@@ -62,9 +57,9 @@ def embedding_and_tokens(
         pixels: (B, 3, px, px) normalised.
         prefix: number of tokens before the patches, of :func:`prefix_tokens`.
         settings: further arguments of the network, of :func:`call_settings`.
-        pooling: one of :data:`POOLINGS`. ``cls+mean`` is [CLS] ⊕ mean of the patches; where there
-            is no [CLS], what the network pools itself (SigLIP's attention) stands in its place, and
-            a convolutional network gives the mean alone.
+        pooling: one of :data:`dynaflip.encoders.config.IMAGE_POOLINGS`. ``cls+mean`` is
+            [CLS] ⊕ mean of the patches; where there is no [CLS], what the network pools itself
+            (SigLIP's attention) stands in its place, and a convolutional network gives the mean.
 
     Raises:
         ValueError: the network has nothing of the kind, or px is no multiple of its patch.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,11 +55,21 @@ class ProbeReport:
         wanted = (target, condition)
         return next(d for d in self.differences if (d.target, d.condition) == wanted)
 
+    def difference_from(self, target: str, condition: str, against: str) -> Difference:
+        """One paired difference from a further encoder, by its names."""
+        wanted = (target, condition, against)
+        return next(d for d in self.differences if (d.target, d.condition, d.against) == wanted)
+
     def metrics(self) -> dict[str, float]:
-        """``probe/<target>/<condition>/<encoder>_<unit>`` and ``…/difference_…``, with bounds."""
+        """``probe/<target>/<condition>/<encoder>_<unit>`` and ``…/difference_…``, with bounds.
+
+        The difference from a further encoder is ``…/difference_from_<encoder>_…``.
+        """
         flat: dict[str, float] = {}
+        main = self.differences[0].against if self.differences else ""
         named = [(s, s.encoder) for s in self.scores] + [
-            (d, "difference") for d in self.differences
+            (d, "difference" if d.against == main else f"difference_from_{d.against}")
+            for d in self.differences
         ]
         for entry, who in named:
             name, unit = f"probe/{entry.target}/{entry.condition}/{who}", UNITS[entry.target]
@@ -74,6 +85,7 @@ def score_probes(
     features: dict[str, tuple[np.ndarray, np.ndarray]],
     *,
     compared: tuple[str, str],
+    further: Sequence[str] = (),
     groups: dict[str, tuple[str, ...]] | None = None,
     folds: int = FOLDS,
     seed: int = 0,
@@ -85,6 +97,7 @@ def score_probes(
         test: frames of every condition; tasks that are in ``train``.
         features: encoder → (features of train (N, D), features of test (M, D)).
         compared: (encoder, the one it is compared with), pair by pair.
+        further: encoders that the first of these is compared with, too.
         groups: rows of the report: name → conditions whose frames are scored together
             under it; by default each condition by itself.
         folds: of the cross-validation that chooses penalties.
@@ -111,7 +124,10 @@ def score_probes(
             for encoder, error in errors.items():
                 interval = cluster_mean(error[here], episodes, seed=seed)
                 scores.append(Score(target, condition, encoder, interval, int(here.sum())))
-            after, before = (errors[name][here] for name in compared)
-            gap = paired_difference(after, before, episodes, seed=seed)
-            differences.append(Difference(target, condition, *compared, gap))
+            first, *others = (*compared, *further)
+            for other in others:
+                gap = paired_difference(
+                    errors[first][here], errors[other][here], episodes, seed=seed
+                )
+                differences.append(Difference(target, condition, first, other, gap))
     return ProbeReport(scores, differences, probes, list(groups))

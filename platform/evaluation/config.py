@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
@@ -12,9 +11,9 @@ from dynaflip.eval.envs.registry import DEFAULT_ENVIRONMENT, environment
 from dynaflip.eval.perturbations import LEVELS
 from dynaflip.eval.policies.config import BehaviourCloningConfig, DiffusionConfig, EndToEndConfig
 from dynaflip.eval.policies.registry import HEADS
+from dynaflip.platform.evaluation.encoder_entries import BASELINES, read_entries
 
 ADAPTATIONS = ("frozen", "lora", "full")
-BASELINES = ("initialization", "imagenet", "random")
 SPLITS = ("dev", "test")
 TUNING_SPLIT = "dev"  # what is tuned against a score must never have seen test
 
@@ -112,6 +111,12 @@ class ProbesConfig:
 class ProbeSuiteConfig(EvaluationConfig):
     """Settings of the suite ``probes``: retrieval, and linear probes from frozen features."""
 
+    ADDED: ClassVar[tuple[str, ...]] = (*EvaluationConfig.ADDED, "encoders")
+
+    encoders: tuple[str, ...] = ()
+    """More encoders that probes are fitted on, beside the initialisation: entries as of the suite
+    rollouts, one encoder each."""
+
     data: str | None = None
     """LeRobot data set with simulator labels, which probes are fitted on; none = the home's
     data/demo."""
@@ -134,6 +139,7 @@ class ProbeSuiteConfig(EvaluationConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        read_entries(self.encoders)
         at_least(self, 2, "gallery_size")
         at_least(self, 1, "batch_size")
         at_least(self, 0, "seed")
@@ -155,7 +161,10 @@ class RolloutConfig(EvaluationConfig):
 
     encoders: tuple[str, ...] = ()
     """More encoders to compare with, as NAME=URI or NAME=URI,URI,… (one URI per pretraining
-    seed)."""
+    seed). A URI is a registered version, a folder (an encoder's, an exported one, a transformers
+    vision model's), a hub id (OWNER/NAME@REVISION), a backbone, or class:MODULE:NAME. Models of
+    others take options, NAME[mean,224px,licence: WORDS]=URI: the pooling (cls+mean, cls, mean,
+    pooler), the side of the image, the licence. A baseline, a URI or a folder can stand alone."""
 
     environment: str = DEFAULT_ENVIRONMENT
     """The simulator: a built-in one, an installed package's, or class:MODULE:NAME."""
@@ -241,15 +250,7 @@ class RolloutConfig(EvaluationConfig):
         _check_known("levels", self.levels, LEVELS)
         if not self.proprioception or len(set(self.proprioception)) < len(self.proprioception):
             raise ValueError("proprioception must be true, false, or both, each once")
-        for entry in self.encoders:
-            name, equals, uri = entry.partition("=")
-            if not (name.strip() and equals and uri.strip()):
-                raise ValueError(f"encoders: {entry!r} must read NAME=URI or NAME=URI,URI")
-            if not re.fullmatch(r"[\w .-]+", name.strip()):  # it becomes a metric's name
-                raise ValueError(
-                    f"encoders: the name {name.strip()!r} may hold letters, digits, spaces and "
-                    "_ . -"
-                )
+        read_entries(self.encoders)
 
     def _check_environment(self) -> None:
         spec = environment(self.environment)

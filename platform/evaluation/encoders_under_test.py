@@ -6,18 +6,22 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dynaflip.errors import UserError
-from dynaflip.platform.evaluation.config import BASELINES, RolloutConfig
+from dynaflip.platform.evaluation.config import ProbeSuiteConfig, RolloutConfig
+from dynaflip.platform.evaluation.encoder_entries import BASELINES, EncoderEntry, read_entries
 from dynaflip.platform.evaluation.initialisation import initialisation_of
 from dynaflip.platform.paths import home
 from dynaflip.platform.tracking import registry
 
+if TYPE_CHECKING:
+    from dynaflip.encoders.image import ImageEncoder
+
 TRAINED = "trained"
 EXPERT, RANDOM_POLICY = "scripted expert", "random policy"
-# Promotion reads these names in an evaluation's episodes, so no other encoder may take one.
-_RESERVED = (TRAINED, *BASELINES, EXPERT, RANDOM_POLICY)
+# Promotion and the probes' tables read these names, so no other encoder may take one.
+_RESERVED = (TRAINED, *BASELINES, EXPERT, RANDOM_POLICY, "initial", "raw pixels", "mean")
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Encoder:
     folder: str | None
     digest: str  # of weights and preprocessing: equal digests give equal features
     backbone: str | None = None  # the user's own class that the folder names, to load it with
+    licence: str = ""  # in the user's words, instead of those of the folder
 
 
 @dataclass(frozen=True)
@@ -53,25 +58,69 @@ def resolve_encoders(config: RolloutConfig) -> list[EncoderUnderTest]:
     if not trained:
         raise UserError("encoder must not be empty")
     tested = [EncoderUnderTest(TRAINED, tuple(trained))]
-    for baseline in config.baselines:
+    entries = read_entries(config.encoders)
+    named = [entry.baseline for entry in entries if entry.baseline is not None]
+    for baseline in dict.fromkeys([*config.baselines, *named]):
         built = [_build_baseline(baseline, encoder) for encoder in trained]
         # Equal weights (an initialisation from ImageNet, say) are one encoder.
         equal = len({encoder.digest for encoder in built}) == 1
         tested.append(EncoderUnderTest(baseline, tuple(built[:1] if equal else built)))
-    for text in config.encoders:
-        name, _, uris = text.partition("=")
-        if name.strip() in _RESERVED:
-            raise UserError(
-                f"encoders: {name.strip()} is the name of a baseline that is built here "
-                "(--baselines, --check_harness); choose another"
-            )
-        others = tuple(encoder_at(uri, config.backbone) for uri in _split(uris))
-        tested.append(EncoderUnderTest(name.strip(), others))
+    tested += [_entry(e, config.backbone) for e in entries if e.baseline is None]
     if config.check_harness:
         without = [Encoder(name, None, name) for name in (EXPERT, RANDOM_POLICY)]
         tested += [EncoderUnderTest(encoder.name, (encoder,)) for encoder in without]
     _check_entries(tested, config.seeds)
     return tested
+
+
+def resolve_others(config: ProbeSuiteConfig) -> list[EncoderUnderTest]:
+    """The encoders that probes compare with beside the initialisation, which is always there.
+
+    Raises:
+        UserError: an encoder does not exist, takes a reserved name, or has several seeds.
+    """
+    tested = []
+    for entry in read_entries(config.encoders):
+        if entry.baseline == "initialization":
+            continue
+        if entry.baseline is not None:
+            trained = encoder_at(config.encoder, config.backbone)
+            built = _build_baseline(entry.baseline, trained)
+            tested.append(EncoderUnderTest(entry.name, (built,)))
+            continue
+        if len(entry.uris) > 1:
+            raise UserError(f"encoders: {entry.name} has several encoders; probes take one each")
+        tested.append(_entry(entry, config.backbone))
+    return tested
+
+
+def _entry(entry: EncoderEntry, backbone: str | None) -> EncoderUnderTest:
+    """The encoders of an entry that is no baseline."""
+    if entry.name in _RESERVED:
+        raise UserError(
+            f"encoders: {entry.name} is the name of a baseline that is built here "
+            "(--baselines, --check_harness); choose another"
+        )
+    return EncoderUnderTest(entry.name, tuple(_other(u, entry, backbone) for u in entry.uris))
+
+
+def _other(uri: str, entry: EncoderEntry, backbone: str | None) -> Encoder:
+    """An encoder of the registry or in a folder, or a model of others as it stands."""
+    from dynaflip.encoders.backbones import own_class
+    from dynaflip.encoders.outside_models import is_outside_model, source_of
+    from dynaflip.platform.evaluation.outside_encoders import outside_folder
+
+    if not is_outside_model(uri):
+        if entry.options():
+            raise UserError(
+                f"encoders: {entry.name}: {uri} is an encoder of this package, which has its own "
+                "pooling and image size; leave the options out"
+            )
+        return replace(encoder_at(uri, backbone), licence=entry.licence)
+    source = source_of(uri)
+    own = own_class(source) or backbone
+    encoder = _encoder_in(outside_folder(source, entry, own), source, own)
+    return replace(encoder, licence=entry.licence)
 
 
 def _check_entries(tested: list[EncoderUnderTest], seeds: int) -> None:
@@ -86,6 +135,14 @@ def _check_entries(tested: list[EncoderUnderTest], seeds: int) -> None:
             )
         if names.count(entry.name) > 1:
             raise UserError(f"encoders: two are called {entry.name}")
+
+
+def load(encoder: Encoder) -> ImageEncoder:
+    """An encoder for use: eval mode, on the CPU."""
+    from dynaflip.encoders.checkpoint import load_image_encoder
+
+    assert encoder.folder is not None
+    return load_image_encoder(encoder.folder, backbone=encoder.backbone)
 
 
 def info_of(encoder: Encoder) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from dynaflip.eval.expert_views import RENDER_VERSION
 from dynaflip.platform import tracking
 from dynaflip.platform.config_loader import config_digest
 from dynaflip.platform.evaluation.config import TUNING_SPLIT, ProbeSuiteConfig
+from dynaflip.platform.evaluation.encoders_under_test import EncoderUnderTest, resolve_others
 from dynaflip.platform.evaluation.outcome import Outcome
 from dynaflip.platform.paths import default_data, default_triplets, home, input_path
 from dynaflip.platform.tracking import registry
@@ -44,7 +46,8 @@ def find_score(config: ProbeSuiteConfig) -> Outcome | None:
     folder = registry.resolve(config.encoder)
     config = resolved(config)
     assert config.triplets is not None
-    digest = score_digest(config, folder, read_manifest(config.triplets))
+    others = resolve_others(config)
+    digest = score_digest(config, folder, read_manifest(config.triplets), others)
     run = tracking.find_finished({"kind": "evaluate", "score_digest": digest})
     if run is None:
         return None
@@ -70,13 +73,19 @@ def resolved(config: ProbeSuiteConfig) -> ProbeSuiteConfig:
     )
 
 
-def score_digest(config: ProbeSuiteConfig, folder: Path, manifest: dict[str, Any]) -> str:
+def score_digest(
+    config: ProbeSuiteConfig,
+    folder: Path,
+    manifest: dict[str, Any],
+    others: Sequence[EncoderUnderTest] = (),
+) -> str:
     """Equal for equal weights, recordings, triplets and settings, whatever they are called."""
     assert config.data is not None, "resolved by the caller"
     about = Path(config.data) / "meta" / "dynaflip.json"  # how the recordings were made
     what = dataclasses.replace(
         config,
         encoder="weights",
+        encoders=tuple(f"{entry.name}={entry.encoders[0].digest}" for entry in others),
         data=about.read_text() if about.is_file() else config.data,
         triplets=manifest["digest"],
     )

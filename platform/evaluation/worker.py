@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from dynaflip.eval.envs.registry import environment
 from dynaflip.eval.policies.config import BehaviourCloningConfig, EndToEndConfig
 from dynaflip.platform.evaluation.demonstrations import DemonstrationSet
-from dynaflip.platform.evaluation.encoders_under_test import EXPERT, RANDOM_POLICY, Encoder
+from dynaflip.platform.evaluation.encoders_under_test import EXPERT, RANDOM_POLICY, Encoder, load
 from dynaflip.platform.evaluation.plan import EvaluationJob, PolicySpec
 
 # On a CPU a small batch's activations stay in the cache: 64 images at once took 1.4 times as
@@ -230,7 +230,7 @@ class Worker:
         if encoder.digest not in self._encoders:
             if len(self._encoders) >= CACHED_ENCODERS:
                 self._encoders.pop(next(iter(self._encoders)))
-            self._encoders[encoder.digest] = _load(encoder)
+            self._encoders[encoder.digest] = load(encoder)
         return self._encoders[encoder.digest]
 
     def _policy(self, job: EvaluationJob, weights: dict[str, Any] | None) -> Any:
@@ -262,13 +262,6 @@ def _scene_spec(job: EvaluationJob) -> SceneSpec:
     return SceneSpec(job.environment, job.task, job.image_px)
 
 
-def _load(encoder: Encoder) -> Any:
-    from dynaflip.encoders.checkpoint import load_image_encoder
-
-    assert encoder.folder is not None
-    return load_image_encoder(encoder.folder, backbone=encoder.backbone)
-
-
 _ENCODER = "encoder."  # marks an adapted encoder's tensors beside the head's
 
 
@@ -279,7 +272,7 @@ def _fit_end_to_end(spec: PolicySpec, frames: Any) -> dict[str, Any]:
 
     settings = BehaviourCloningConfig(**spec.head_settings)
     encoder, head = fit_end_to_end(
-        _load(spec.encoder),  # of its own: it is changed in place
+        load(spec.encoder),  # of its own: it is changed in place
         frames.images,
         frames.proprioception if spec.use_proprioception else None,
         chunks_of(frames.actions, frames.episode, settings.chunk),
@@ -293,7 +286,7 @@ def _fit_end_to_end(spec: PolicySpec, frames: Any) -> dict[str, Any]:
 
 
 def _adapted(spec: PolicySpec, weights: dict[str, Any]) -> tuple[Any, Any]:
-    encoder = _load(spec.encoder)
+    encoder = load(spec.encoder)
     encoder.load_state_dict(
         {k.removeprefix(_ENCODER): v for k, v in weights.items() if k.startswith(_ENCODER)}
     )

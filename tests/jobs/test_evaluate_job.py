@@ -14,6 +14,7 @@ import pytest
 from dynaflip.errors import UserError
 from dynaflip.platform.evaluation.config import ProbesConfig, ProbeSuiteConfig, ViewsConfig
 from dynaflip.platform.tracking.store import client
+from tests.encoders.outside_folders import outside_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = ("drawer-open-v3", "button-press-v3")
@@ -103,6 +104,7 @@ def test_an_untrained_encoder_scores_as_its_own_initialisation(
             episodes_per_task=2, frames_per_episode=3, frames_per_factor=2, factors=("camera",)
         ),
         probes=ProbesConfig(frames_per_episode=6),
+        encoders=(f"siglip2={outside_folder('siglip2', tmp_path / 'siglip2')}",),
     )
     outcome = Probes().run(config)
     # Rebuilt from its settings and seed, the initialisation is the same network.
@@ -114,6 +116,8 @@ def test_an_untrained_encoder_scores_as_its_own_initialisation(
             name = f"probe/{target}/{condition}"
             assert outcome.metrics[f"{name}/difference_cm"] == pytest.approx(0, abs=1e-6)
             assert outcome.metrics[f"{name}/mean_cm"] > 0
+            gap = outcome.metrics[f"{name}/trained_cm"] - outcome.metrics[f"{name}/siglip2_cm"]
+            assert outcome.metrics[f"{name}/difference_from_siglip2_cm"] == pytest.approx(gap)
     assert "same task" in outcome.table
     assert "all factors" in outcome.table
     page = outcome.report.read_text()
@@ -134,7 +138,8 @@ def test_an_untrained_encoder_scores_as_its_own_initialisation(
     found = Probes().find_finished(config)
     assert found is not None
     assert (found.run_id, found.table) == (again.run_id, again.table)
-    assert Probes().find_finished(dataclasses.replace(config, seed=1)) is None
+    for change in ({"seed": 1}, {"encoders": ()}):
+        assert Probes().find_finished(dataclasses.replace(config, **change)) is None
 
 
 def test_probes_are_skipped_in_words_where_nothing_is_labelled(tmp_path: Path) -> None:

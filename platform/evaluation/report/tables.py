@@ -73,6 +73,26 @@ def probe_sections(report: ProbeReport) -> list[Section]:
     return sections
 
 
+def further_sections(report: ProbeReport, names: list[str]) -> list[Section]:
+    """Errors of further encoders by condition, each with its paired difference from the trained."""
+    columns = ["", TRAINED]
+    for name in names:
+        columns += [name, f"{TRAINED} - {name}"]
+    sections = []
+    for target in TARGETS:
+        title = f"Probe, {TARGET_NAMES[target]}: error in {UNITS[target]} beside other encoders"
+        section = Section(title, columns=tuple(columns))
+        for condition in report.conditions:
+            row = [_interval(report.score(target, condition, TRAINED).error)]
+            for name in names:
+                row.append(_interval(report.score(target, condition, name).error))
+                gap = report.difference_from(target, condition, name).error
+                row.append(_interval(gap, sign=True))
+            section.rows.append([condition_name(condition), *row])
+        sections.append(section)
+    return sections
+
+
 def as_text(sections: list[Section]) -> str:
     """Aligned columns for a terminal; sections with the same columns share their head."""
     lines: list[str] = []

@@ -128,12 +128,14 @@ def _report(
 ) -> Outcome:
     """Write the report, and log it with the table of moments."""
     from dynaflip.platform.evaluation.encoders_under_test import single_seed_notes
+    from dynaflip.platform.evaluation.report.encoder_table import encoder_section
     from dynaflip.platform.evaluation.report.html_page import write_report
     from dynaflip.platform.evaluation.report.rollout_report import facts_of
     from dynaflip.platform.evaluation.report.tables import as_text
     from dynaflip.platform.paths import home
 
     sections, metrics = _sections(config, tested, table)
+    sections.append(encoder_section(tested))
     notes = [*NOTES, *single_seed_notes(tested)]
     path = home() / "reports" / f"{run.run_name}.html"
     write_report(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from dynaflip.encoders.model import DynaFLIP
     from dynaflip.eval.labelled_frames import LabelledFrames
     from dynaflip.eval.metrics.probe_report import ProbeReport
+    from dynaflip.platform.evaluation.encoders_under_test import EncoderUnderTest
 
 
 class Probes(Suite):
@@ -40,6 +42,7 @@ class Probes(Suite):
         Raises:
             UserError: the encoder or the triplets do not exist, or the simulator cannot render.
         """
+        from dynaflip.platform.evaluation.encoders_under_test import resolve_others
         from dynaflip.platform.evaluation.score_cache import resolved, score_digest
         from dynaflip.platform.tracking import registry
         from dynaflip.platform.triplets.report.cautions import small_set_lines
@@ -49,7 +52,8 @@ class Probes(Suite):
         config = resolved(config)
         assert config.triplets is not None
         manifest = read_manifest(config.triplets)
-        digest = score_digest(config, folder, manifest)
+        others = resolve_others(config)
+        digest = score_digest(config, folder, manifest, others)
         pair = load_pair(folder, config.backbone)
         notes = [f"note: {line}" for line in small_set_lines(manifest)]
         for line in notes:
@@ -67,11 +71,13 @@ class Probes(Suite):
         probed = None
         if reason is None:
             heldout_share = float(manifest["settings"]["heldout_share"])
-            probed = score_positions(pair, config, heldout_share)
+            probed = score_positions(pair, config, heldout_share, others)
             print(f"probes scored in {time.monotonic() - began:.0f} s")
         else:
             notes.append(f"probes skipped: {reason}")
-        return _report(config, pair, retrieval, probed, notes, digest)
+            if others:
+                notes.append("encoders: the others are compared by probes alone, so not here")
+        return _report(config, pair, others, retrieval, probed, notes, digest)
 
     def find_finished(self, config: ProbeSuiteConfig) -> Outcome | None:
         """The newest score of these weights on these triplets with these settings, if any."""
@@ -89,6 +95,11 @@ class Pair:
     info: dict[str, Any]
     volume: float  # the run's weights in the energy
     cosine: float
+
+    @property
+    def device(self) -> Any:
+        """Where both models are."""
+        return next(self.trained.parameters()).device
 
 
 @dataclass(frozen=True)
@@ -150,7 +161,12 @@ def score_retrieval(pair: Pair, config: ProbeSuiteConfig) -> dict[str, dict[str,
     }
 
 
-def score_positions(pair: Pair, config: ProbeSuiteConfig, heldout_share: float) -> Probed:
+def score_positions(
+    pair: Pair,
+    config: ProbeSuiteConfig,
+    heldout_share: float,
+    others: Sequence[EncoderUnderTest] = (),
+) -> Probed:
     """Fit probes on unperturbed training recordings; test them on held-out and rendered ones."""
     import numpy as np
 
@@ -158,6 +174,7 @@ def score_positions(pair: Pair, config: ProbeSuiteConfig, heldout_share: float) 
     from dynaflip.eval.labelled_frames import concatenate, embed, raw_pixels
     from dynaflip.eval.metrics.probe_report import score_probes
     from dynaflip.eval.plots import ONE_FACTOR, RECORDED
+    from dynaflip.platform.evaluation.encoders_under_test import load
     from dynaflip.platform.evaluation.probe_frames import make_probe_frames
     from dynaflip.platform.evaluation.recordings import open_recordings, read_frames
     from dynaflip.platform.evaluation.report.tables import INITIAL, PIXELS, TRAINED
@@ -179,11 +196,15 @@ def score_positions(pair: Pair, config: ProbeSuiteConfig, heldout_share: float) 
         INITIAL: embed(pair.initial.image, together, config.batch_size),
         PIXELS: raw_pixels(together, config.probes.raw_pixels_px),
     }
+    for entry in others:
+        encoder = load(entry.encoders[0])
+        features[entry.name] = embed(encoder.to(pair.device), together, config.batch_size)
     report = score_probes(
         train,
         test,
         {name: (both[: len(train)], both[len(train) :]) for name, both in features.items()},
         compared=(TRAINED, INITIAL),
+        further=[entry.name for entry in others],
         groups=groups,
         folds=config.probes.folds,
         seed=config.seed,
@@ -198,6 +219,7 @@ def score_positions(pair: Pair, config: ProbeSuiteConfig, heldout_share: float) 
 def _report(
     config: ProbeSuiteConfig,
     pair: Pair,
+    others: Sequence[EncoderUnderTest],
     retrieval: dict[str, dict[str, float]],
     probed: Probed | None,
     notes: list[str],
@@ -205,6 +227,7 @@ def _report(
 ) -> Outcome:
     """Write the report with its tables and images, and log the score."""
     from dynaflip.platform.evaluation.report import html_page, tables
+    from dynaflip.platform.evaluation.report.encoder_table import encoder_section
     from dynaflip.platform.evaluation.score_cache import log_score
     from dynaflip.platform.paths import home, new_run_name
 
@@ -216,6 +239,9 @@ def _report(
     metrics = {f"{who}/{k}": v for who, scores in retrieval.items() for k, v in scores.items()}
     if probed is not None:
         sections += tables.probe_sections(probed.report)
+        if others:
+            sections += tables.further_sections(probed.report, [entry.name for entry in others])
+            sections.append(encoder_section(others))
         metrics |= {key.replace(" ", "_"): v for key, v in probed.report.metrics().items()}
     images = _images(retrieval, probed)
     run_name = new_run_name("evaluate")

@@ -92,6 +92,7 @@ def _report(
 ) -> Outcome:
     """Write the report, and log it with the episodes."""
     from dynaflip.platform.evaluation.report import rollout_report
+    from dynaflip.platform.evaluation.report.encoder_table import encoder_section
     from dynaflip.platform.evaluation.report.html_page import write_report
     from dynaflip.platform.evaluation.report.rollout_images import images_of
     from dynaflip.platform.evaluation.report.tables import as_text
@@ -104,6 +105,7 @@ def _report(
         section, shares = rollout_report.saliency_section(tested, saliency)
         sections.append(section)
         metrics |= shares
+    sections.append(encoder_section(tested))
     notes = rollout_report.notes_of(config, tested, unseen_tasks, test_evaluation)
     images = images_of(config, tested, jobs, table, saliency)
     path = home() / "reports" / f"{run.run_name}.html"

@@ -9,6 +9,7 @@ import pytest
 from tiny_rollouts import encoder_folder, tiny
 
 from dynaflip.errors import UserError
+from tests.encoders.outside_folders import outside_folder
 
 
 def test_agreement_is_one_for_the_expert_and_nothing_for_its_mean_or_worse() -> None:
@@ -32,7 +33,9 @@ def test_the_expert_agrees_with_itself_and_a_policy_with_it_more_than_chance(
 
     monkeypatch.setenv("DYNAFLIP_HOME", str(tmp_path / "home"))
     encoder = encoder_folder(tmp_path / "encoder")
-    outcome = Imitation().run(tiny(encoder, all_at_once=True))
+    dinov2 = outside_folder("dinov2", tmp_path / "dinov2")
+    config = tiny(encoder, all_at_once=True, encoders=(f"dinov2[28px]={dinov2}",))
+    outcome = Imitation().run(config)
 
     name = "agreement/proprioception/in_distribution"
     assert outcome.metrics[f"{name}/scripted_expert"] == 1
@@ -40,12 +43,16 @@ def test_the_expert_agrees_with_itself_and_a_policy_with_it_more_than_chance(
     # The trained encoder is its own initialisation here: the same policies.
     assert outcome.metrics[f"{name}/initialization"] == outcome.metrics[f"{name}/trained"]
     conditions = outcome.rows().group_by("factor").len().sort("factor")
-    # 4 encoders x 2 seeds x 2 initial states, unperturbed, one factor and all at once.
-    assert conditions.rows() == [("all", 16), ("light_tint", 16), ("none", 16)]
+    # 5 encoders x 2 seeds x 2 initial states, unperturbed, one factor and all at once.
+    assert conditions.rows() == [("all", 20), ("light_tint", 20), ("none", 20)]
+    # Another's model as it stands has policies of its own.
+    assert outcome.metrics[f"{name}/random_policy"] < outcome.metrics[f"{name}/dinov2"] < 1
+    assert outcome.metrics[f"{name}/dinov2"] != outcome.metrics[f"{name}/trained"]
+    assert f"{dinov2}  cls+mean  28 px  apache-2.0" in outcome.table
     assert "100 - action error" in outcome.table
     assert tracking.read_artifact(outcome.run_id, "table.txt")
 
-    again = Imitation().run(tiny(encoder, all_at_once=True))
+    again = Imitation().run(config)
     assert again.metrics == outcome.metrics
 
 
