@@ -12,3 +12,7 @@ class UserError(ValueError):
 
 class StoreError(UserError):
     """A disk, a bucket or a server refuses or does not answer; no setting is wrong."""
+
+
+class RefusedError(StoreError):
+    """A store that answers and does not let us in: waiting does not help, other rights do."""

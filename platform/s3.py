@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import io
 import os
-import random
 import threading
-import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -21,29 +18,22 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlparse
 
-from dynaflip.errors import StoreError, UserError
+from dynaflip.errors import RefusedError, StoreError, UserError
+from dynaflip.platform.passwords import masked
+from dynaflip.platform.ranged_file import RangedFile
+from dynaflip.platform.s3_errors import (
+    ATTEMPTS,
+    AccessRefused,
+    NetworkError,
+    kind_of,
+    raise_error,
+    try_request,
+)
 
 T = TypeVar("T")
 
-_ATTEMPTS = 6
-_FIRST_WAIT_S = 0.2
-_BLOCK_BYTES = 256 << 10
-# Blocks cached by an open file (8 MiB), and the most that one request asks for (2 MiB).
-_CACHED_BLOCKS = 32
-_MOST_BLOCKS = 8
 _CONNECT_S, _ANSWER_S = 10, 60  # before a request counts as failed
 _DELETED_AT_ONCE = 1000  # the most that S3 takes
-_MISSING = ("404", "NoSuchKey", "NoSuchBucket", "NotFound")
-# The credentials' fault and not the object's: with others it can be read. The answer to HEAD has
-# no body that names an expired token, and is a bare 400.
-_NO_ENTRY = ("400", "AccessDenied", "ExpiredToken", "InvalidToken", "RequestExpired")
-
-
-class NetworkError(OSError):
-    """The object store did not answer or broke off more often than we try, or did not let us in.
-
-    What was listed was open to us then, so this may pass too.
-    """
 
 
 @dataclass(frozen=True)
@@ -134,7 +124,12 @@ class S3Path:
         Raises:
             FileNotFoundError: no such object.
         """
-        answer = _try(self, lambda s3: s3.head_object(Bucket=self.bucket, Key=self.key))
+        try:
+            answer = _try(self, lambda s3: s3.head_object(Bucket=self.bucket, Key=self.key))
+        except AccessRefused:
+            # The answer to HEAD has no body to say why; to GET it has.
+            self.read_range(0, 1)
+            raise
         return Stat(int(answer["ContentLength"]), answer["ETag"])
 
     def walk(self) -> Iterator[str]:
@@ -191,10 +186,11 @@ class S3Path:
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
-            run(client(_ATTEMPTS))
+            run(client(ATTEMPTS))
         except (Boto3Error, BotoCoreError, ClientError) as error:
-            reason = " ".join(str(error).split())
-            raise NetworkError(f"cannot {what} {self}: {reason}") from None
+            kind, reason = kind_of(error)
+            raise_error(f"cannot {what} {self}", kind, reason)
+            raise NetworkError(f"cannot {what} {self}: {' '.join(str(error).split())}") from None
 
     def copy_to(self, other: S3Path) -> None:
         """Copy the object within the store; of at most 5 GB."""
@@ -221,75 +217,6 @@ class S3Path:
         return RangedFile(self)
 
 
-class RangedFile(io.RawIOBase):
-    """A seekable file over ranged reads, with a cache of a few blocks.
-
-    Reading on from where the last request ended doubles the size of the next one.
-    """
-
-    def __init__(self, path: S3Path) -> None:
-        self.path = path
-        self.name = str(path)
-        self.size = path.stat().st_size
-        self.position = 0
-        self.bytes_asked = 0
-        self._blocks: OrderedDict[int, bytes] = OrderedDict()
-        self._next, self._ahead = -1, 1
-
-    def readable(self) -> bool:
-        """Always."""
-        return True
-
-    def seekable(self) -> bool:
-        """Always."""
-        return True
-
-    def tell(self) -> int:
-        """Position of the next byte."""
-        return self.position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a position; nothing is read."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
-        if base + offset < 0:
-            raise ValueError(f"seek to {base + offset}")
-        self.position = base + offset
-        return self.position
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill a buffer as far as one block goes."""
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def read(self, size: int = -1) -> bytes:
-        """Exactly ``size`` bytes, or what is left."""
-        end = self.size if size is None or size < 0 else min(self.size, self.position + size)
-        out = []
-        while self.position < end:
-            number, within = divmod(self.position, _BLOCK_BYTES)
-            part = self._block(number, end)[within : within + end - self.position]
-            out.append(part)
-            self.position += len(part)
-        return b"".join(out)
-
-    def _block(self, number: int, end: int) -> bytes:
-        if number not in self._blocks:
-            self._ahead = min(_MOST_BLOCKS, 2 * self._ahead) if number == self._next else 1
-            wanted = -(-end // _BLOCK_BYTES) - number
-            count = min(_MOST_BLOCKS, max(self._ahead, wanted))
-            begin = number * _BLOCK_BYTES
-            data = self.path.read_range(begin, min(self.size, begin + count * _BLOCK_BYTES))
-            self.bytes_asked += len(data)
-            for n in range(-(-len(data) // _BLOCK_BYTES)):
-                self._blocks[number + n] = data[n * _BLOCK_BYTES : (n + 1) * _BLOCK_BYTES]
-            self._next = number + count
-        self._blocks.move_to_end(number)
-        while len(self._blocks) > _CACHED_BLOCKS:
-            self._blocks.popitem(last=False)
-        return self._blocks[number]
-
-
 def arrow_filesystem() -> Any:
     """pyarrow's S3 file system, for Parquet, at the endpoint that boto3 would use."""
     return _arrow_filesystem(os.getpid(), _endpoint())
@@ -300,7 +227,7 @@ def _arrow_filesystem(process: int, endpoint: str) -> Any:
     from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
 
     options: dict[str, Any] = {
-        "retry_strategy": AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
+        "retry_strategy": AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
         "connect_timeout": _CONNECT_S,
         "request_timeout": _ANSWER_S,
     }
@@ -316,7 +243,8 @@ def check_bucket(path: S3Path, setting: str) -> None:
 
     Raises:
         UserError: there is no such bucket.
-        StoreError: the credentials are refused, or nothing answers at the endpoint.
+        RefusedError: the credentials are refused.
+        StoreError: nothing answers at the endpoint.
     """
     if not path.bucket:
         raise UserError(f"{setting}: {path} names no bucket; give s3://bucket/prefix")
@@ -328,15 +256,21 @@ def check_bucket(path: S3Path, setting: str) -> None:
             f"{setting}: there is no bucket {path.bucket} at {where}; make it, or correct "
             f"{path} or AWS_ENDPOINT_URL"
         ) from None
+    except AccessRefused as error:
+        raise RefusedError(f"{setting}: {where} does not let us read {error}") from None
     except OSError as error:
         raise StoreError(
             f"{setting}: {where} does not let us read {error}; check AWS_ENDPOINT_URL and the "
-            f"credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)"
+            f"network"
         ) from None
 
 
 def _endpoint() -> str:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    stated = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    parts = urlparse(stated)
+    if stated and not (parts.scheme in ("http", "https") and parts.netloc):
+        raise UserError(f"AWS_ENDPOINT_URL={masked(stated)}: give http://HOST:PORT or https://HOST")
+    return stated
 
 
 def client(attempts: int = 1) -> Any:
@@ -375,36 +309,5 @@ def _delete(s3: Any, bucket: str, keys: list[dict[str, str]]) -> None:
 
 
 def _try(path: S3Path, request: Callable[[Any], T]) -> T:
-    """Make a request, again with growing waits while the failure may pass."""
-    from botocore.exceptions import (
-        BotoCoreError,
-        ClientError,
-        NoCredentialsError,
-        ParamValidationError,
-    )
-    from urllib3.exceptions import HTTPError
-
-    reason = ""
-    for attempt in range(_ATTEMPTS):
-        if attempt:
-            # Spread out, so that many readers do not come back at the same moment.
-            time.sleep(_FIRST_WAIT_S * 2 ** (attempt - 1) * random.uniform(0.5, 1.0))
-        try:
-            return request(client())
-        except ClientError as error:
-            code = str(error.response.get("Error", {}).get("Code", ""))
-            status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-            if code in _MISSING:
-                raise FileNotFoundError(f"there is no {path}") from None
-            if status in (401, 403) or code in _NO_ENTRY:
-                raise NetworkError(f"{path}: {code or status}") from None
-            if status < 500 and status != 429 and code not in ("SlowDown", "RequestTimeout"):
-                raise PermissionError(f"{path}: {code or status}") from None
-            reason = code or str(status)
-        except ParamValidationError as error:
-            raise FileNotFoundError(f"{path}: {' '.join(str(error).split())}") from None
-        except NoCredentialsError:
-            raise NetworkError(f"{path}: no AWS credentials found") from None
-        except (BotoCoreError, HTTPError, NetworkError, ConnectionError, TimeoutError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    raise NetworkError(f"{path}: gave up after {_ATTEMPTS} attempts ({reason})")
+    """Make a request with this process's client, again while its failure may pass."""
+    return try_request(path, lambda: request(client()))

@@ -20,6 +20,7 @@ from typing import Protocol
 from dynaflip.errors import StoreError, UserError
 from dynaflip.files import REPLACED, replace_folder, restore_folder, shared_copy
 from dynaflip.platform import s3
+from dynaflip.platform.s3_errors import store_error
 
 _STAGING = ".partial-"
 # How often a request to an object store is made before it counts as failed.
@@ -208,5 +209,4 @@ def _store_errors(what: str) -> Iterator[None]:
     except OSError as error:
         raise StoreError(f"cannot {what}: {error.strerror or error}") from None
     except (Boto3Error, BotoCoreError, ClientError) as error:
-        reason = " ".join(str(error).split())
-        raise StoreError(f"cannot {what}: {reason}") from None
+        raise store_error(what, error) from None

@@ -60,7 +60,8 @@ def upload(url: str, folder: Path, prefix: str) -> str:
 class Failures:
     """What the proxy does to a request: ``None`` passes it on, a status refuses, ``cut`` breaks.
 
-    ``expired`` refuses as S3 does where the credentials are out of date.
+    A status may have S3's code with it: ``403 AccessDenied``. ``expired`` refuses as S3 does where
+    the credentials are out of date. ``method`` of the last request.
     """
 
     def __init__(self) -> None:
@@ -68,6 +69,7 @@ class Failures:
         self.requests: list[tuple[str, str]] = []  # path, range
         self.bytes_sent = 0
         self.latency_s = 0.0  # before each answer
+        self.method = ""
 
 
 @contextmanager
@@ -85,11 +87,14 @@ def failing_proxy(url: str) -> Iterator[tuple[str, Failures]]:
         def _forward(self) -> None:
             asked = self._body()
             failures.requests.append((self.path, self.headers.get("Range", "")))
+            failures.method = self.command
             time.sleep(failures.latency_s)
             verdict = failures.rule(self.path, len(failures.requests))
             if verdict is not None and verdict != "cut":
-                self.send_response(400 if verdict == "expired" else int(verdict))
-                told = b"<Error><Code>ExpiredToken</Code></Error>" if verdict == "expired" else b""
+                verdict = "400 ExpiredToken" if verdict == "expired" else verdict
+                status, _, code = verdict.partition(" ")
+                self.send_response(int(status))
+                told = f"<Error><Code>{code}</Code></Error>".encode() if code else b""
                 self.send_header("Content-Length", str(len(told)))
                 self.end_headers()
                 self.wfile.write(b"" if self.command == "HEAD" else told)

@@ -19,13 +19,14 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from dynaflip.errors import StoreError, UserError
+from dynaflip.errors import RefusedError, StoreError, UserError
 from dynaflip.platform.storage import open_storage
 
 MARKER = "digests.json"
 STATE = "state.json"
 # One failed write may pass; a second in a row ends the run. Of an object store, which may be out of
-# order for a while, only when it has refused for so long.
+# order for a while, only when it has refused for so long. Credentials or rights that it refuses do
+# not come back: the first such refusal ends the run.
 _REFUSALS = 2
 _PATIENCE_S = 1800.0
 
@@ -72,7 +73,7 @@ class Checkpoints:
 
         Raises:
             UserError: the two checkpoints before could not be written, and an object store has
-                taken none for half an hour.
+                taken none for half an hour, or says that it never will.
         """
         self._join()
         if self._gives_up():
@@ -171,6 +172,8 @@ class Checkpoints:
             raise self._failure
 
     def _gives_up(self) -> bool:
+        if self._refusals and isinstance(self._refusals[-1], RefusedError):
+            return True
         if len(self._refusals) < _REFUSALS:
             return False
         return "://" not in self.uri or time.monotonic() - self._refused_at_s >= _PATIENCE_S

@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dynaflip import files
-from dynaflip.errors import StoreError
-from dynaflip.platform.s3 import NetworkError, S3Path, arrow_filesystem
+from dynaflip.errors import RefusedError, StoreError
+from dynaflip.platform.s3 import S3Path, arrow_filesystem
+from dynaflip.platform.s3_errors import AccessRefused, NetworkError
 
 # Both have `/`, name, stem, parent, exists, is_file, is_dir, stat, read_bytes and read_text.
 Place = Path | S3Path
@@ -165,9 +166,14 @@ def one_line_errors(setting: str) -> Iterator[None]:
     """Raise what a bucket refuses as one line.
 
     Raises:
-        StoreError: the bucket does not answer, or no more lets us in.
+        StoreError: the bucket does not answer.
+        RefusedError: it lets us in no more.
     """
     try:
         yield
+    except AccessRefused as error:
+        raise RefusedError(
+            f"{setting}: {error}; then run the same command again to go on"
+        ) from None
     except NetworkError as error:
         raise StoreError(f"{setting}: {error}; run the same command again to go on") from None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dynaflip.platform.config_loader import flatten, to_dict
-from dynaflip.platform.s3 import NetworkError
+from dynaflip.platform.s3_errors import NetworkError
 from dynaflip.platform.triplets import place
 from dynaflip.platform.triplets.clips import TEMPORARY_STAGES, Clip, content_hash
 from dynaflip.platform.triplets.config import PreprocessConfig

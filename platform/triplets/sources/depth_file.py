@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from dynaflip.platform.s3 import NetworkError
+from dynaflip.platform.s3_errors import NetworkError
 from dynaflip.platform.triplets.clips import ClipRejected, Floats
 from dynaflip.platform.triplets.sources.locations import Location, other_kind_of
 

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dynaflip.platform.s3 import NetworkError, S3Path, arrow_filesystem
+from dynaflip.platform.s3 import S3Path, arrow_filesystem
+from dynaflip.platform.s3_errors import NetworkError
 from dynaflip.platform.triplets.sources.contents import HEAD_BYTES, other_kind
 
 Location = Path | S3Path

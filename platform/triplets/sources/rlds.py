@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from dynaflip.errors import UserError
-from dynaflip.platform.s3 import NetworkError
+from dynaflip.platform.s3_errors import NetworkError
 from dynaflip.platform.triplets.clips import (
     Cameras,
     Clip,

@@ -15,7 +15,8 @@ from typing import Any
 import av
 import numpy as np
 
-from dynaflip.platform.s3 import NetworkError, S3Path
+from dynaflip.platform.s3 import S3Path
+from dynaflip.platform.s3_errors import NetworkError
 from dynaflip.platform.triplets.clips import ClipRejected, Doubles, Frames, UnknownDepthUnit
 from dynaflip.platform.triplets.sources.locations import Location, other_kind_of
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dynaflip.errors import UserError
+from dynaflip.errors import RefusedError, UserError
+from dynaflip.platform import storage
 from dynaflip.platform.training import checkpoint_manager
 from dynaflip.platform.training.checkpoint_manager import Checkpoints, damage
 
@@ -164,13 +165,15 @@ def test_a_full_disk_warns_once_then_stops_and_leaves_the_last_good_one(tmp_path
 
 
 class Refusing(http.server.BaseHTTPRequestHandler):
-    """An object store that lets nobody in."""
+    """An object store that lets nobody in, or is overloaded."""
+
+    status, code = 403, "AccessDenied"
 
     def answer(self) -> None:
         length = int(self.headers.get("Content-Length", "0"))
         self.rfile.read(length)
-        body = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
-        self.send_response(403)
+        body = f"<Error><Code>{self.code}</Code><Message>No</Message></Error>".encode()
+        self.send_response(self.status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -193,32 +196,46 @@ def s3_settings(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_an_object_store_that_refuses_is_one_clear_line(
+@contextlib.contextmanager
+def refusing(settings: pytest.MonkeyPatch, answer: type[Refusing]) -> Iterator[Checkpoints]:
+    """Checkpoints in such a store."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    settings.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    settings.setattr(storage, "_ATTEMPTS", 1)
+    yield Checkpoints("s3://bucket/run")
+    server.shutdown()
+
+
+def test_an_object_store_that_lets_us_in_no_more_ends_the_run_at_once(
     s3_settings: pytest.MonkeyPatch,
 ) -> None:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    s3_settings.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-    checkpoints = Checkpoints("s3://bucket/run")
-    with pytest.raises(UserError, match=r"cannot list s3://bucket/run: .*Access ?Denied"):
-        checkpoints.newest(print)
-    checkpoints.save(10, writer(10), print)
-    with pytest.raises(
-        UserError, match=r"cannot write s3://bucket/run/step-00000010.*none yet"
-    ) as e:
-        checkpoints.finish()
-    assert "\n" not in str(e.value)
-    # It may be out of order for a while: each refused write is a line, until it has been too long.
-    logged: list[str] = []
-    for step in (20, 30, 40):
-        checkpoints.save(step, writer(step), logged.append)
-    checkpoints.wait()
-    assert len(logged) == 3
-    assert all(line.endswith("; continuing") for line in logged)
-    s3_settings.setattr(checkpoint_manager, "_PATIENCE_S", 0.0)
-    with pytest.raises(UserError, match="none yet"):
-        checkpoints.save(50, writer(50), logged.append)
-    server.shutdown()
+    with refusing(s3_settings, Refusing) as checkpoints:
+        with pytest.raises(RefusedError, match=r"cannot list s3://bucket/run: AccessDenied \("):
+            checkpoints.newest(print)
+        checkpoints.save(10, writer(10), print)
+        with pytest.raises(UserError, match=r"cannot write s3://bucket/run/step-.*none yet") as e:
+            checkpoints.save(20, writer(20), print)
+        assert "\n" not in str(e.value)
+        with pytest.raises(UserError, match="AccessDenied"):
+            checkpoints.finish()
+
+
+def test_an_overloaded_object_store_is_waited_for(s3_settings: pytest.MonkeyPatch) -> None:
+    class Overloaded(Refusing):
+        status, code = 503, "SlowDown"
+
+    with refusing(s3_settings, Overloaded) as checkpoints:
+        # Each refused write is a line, until it has been too long.
+        logged: list[str] = []
+        for step in (10, 20, 30, 40):
+            checkpoints.save(step, writer(step), logged.append)
+        checkpoints.wait()
+        assert len(logged) == 3
+        assert all(line.endswith("; continuing") for line in logged)
+        s3_settings.setattr(checkpoint_manager, "_PATIENCE_S", 0.0)
+        with pytest.raises(UserError, match=r"SlowDown.*none yet"):
+            checkpoints.save(50, writer(50), logged.append)
 
 
 def test_a_store_that_is_not_there_is_one_clear_line(s3_settings: pytest.MonkeyPatch) -> None:

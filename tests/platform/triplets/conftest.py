@@ -10,7 +10,7 @@ import pytest
 from s3_server import Failures, failing_proxy, s3_server
 from triplet_recordings import moving_square, write_video
 
-from dynaflip.platform import s3
+from dynaflip.platform import s3_errors
 from dynaflip.platform.triplets import compaction, pipeline
 from dynaflip.platform.triplets.shard import process_shard
 
@@ -52,7 +52,7 @@ def server() -> Iterator[str]:
 @pytest.fixture
 def proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Failures]:
     """The server behind a proxy, in this process's environment."""
-    monkeypatch.setattr(s3, "_FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(s3_errors, "_FIRST_WAIT_S", 0.01)
     with failing_proxy(server) as (url, failures):
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         yield failures

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import boto3
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -18,7 +19,10 @@ from s3_server import BUCKET, Failures, upload
 from triplet_recordings import moving_square, textured, write_lerobot, write_video
 
 from dynaflip.errors import UserError
-from dynaflip.platform.s3 import NetworkError, RangedFile, S3Path
+from dynaflip.platform import s3
+from dynaflip.platform.ranged_file import RangedFile
+from dynaflip.platform.s3 import S3Path
+from dynaflip.platform.s3_errors import AccessRefused, CredentialsRefused, NetworkError
 from dynaflip.platform.triplets.build import clip_table
 from dynaflip.platform.triplets.clips import ClipRejected
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
@@ -150,6 +154,66 @@ def test_expired_credentials_are_a_temporary_rejection(
     with pytest.raises(ClipRejected) as caught:
         unread.cameras([0])  # by pyarrow, whose failures are plain OSErrors
     assert caught.value.stage == "network"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "raised", "remedy"),
+    [
+        ("403 AccessDenied", AccessRefused, "lack the right"),
+        ("400 ExpiredToken", CredentialsRefused, "renew the credentials"),
+        ("403 InvalidAccessKeyId", CredentialsRefused, "check AWS_ACCESS_KEY_ID"),
+        ("403 SignatureDoesNotMatch", CredentialsRefused, "check AWS_ACCESS_KEY_ID"),
+        ("403 RequestTimeTooSkewed", CredentialsRefused, "clock"),
+        ("403 InvalidObjectState", AccessRefused, "restore it"),
+        ("400 InvalidRequest", PermissionError, "InvalidRequest"),
+    ],
+)
+def test_what_never_passes_is_asked_once_and_says_what_to_do(
+    proxy: Failures, verdict: str, raised: type[OSError], remedy: str
+) -> None:
+    path = S3Path.parse(f"s3://{BUCKET}/a")
+    proxy.rule = lambda path, number: verdict
+    for ask in (path.exists, lambda: path.read_range(0, 4), lambda: path.write_bytes(b"a")):
+        asked = len(proxy.requests)
+        with pytest.raises(raised, match=remedy) as caught:
+            ask()
+        assert type(caught.value) is raised
+        # To know why HEAD was refused takes a GET; boto3 asks where the bucket is, too.
+        assert len(proxy.requests) - asked in ((2, 3) if ask == path.exists else (1,))
+
+
+@pytest.mark.parametrize("verdict", ["503 SlowDown", "429", "500 InternalError", "409 Busy"])
+def test_only_what_may_pass_is_asked_for_again(proxy: Failures, verdict: str) -> None:
+    proxy.rule = lambda path, number: verdict
+    with pytest.raises(OSError, match=verdict.split(" ")[-1]) as caught:
+        S3Path.parse(f"s3://{BUCKET}/a").read_range(0, 4)
+    passing = verdict != "409 Busy"
+    assert type(caught.value) is (NetworkError if passing else PermissionError)
+    assert len(proxy.requests) == (6 if passing else 1)
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"AWS_ENDPOINT_URL": "localhost:9000"}, "give http://HOST:PORT"),
+        ({"AWS_PROFILE": "nobody"}, "correct AWS_PROFILE"),
+        ({"AWS_REGION": "the moon"}, "set AWS_REGION"),
+        ({"AWS_ENDPOINT_URL": "https", "AWS_CA_BUNDLE": "/none.pem"}, "AWS_CA_BUNDLE"),
+        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "set AWS_ACCESS_KEY_ID"),
+    ],
+)
+def test_settings_of_the_environment_that_fit_no_store_are_one_line(
+    proxy: Failures, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], said: str
+) -> None:
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    tls = os.environ["AWS_ENDPOINT_URL"].replace("http:", "https:")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, tls if value == "https" else value)
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it has read the environment
+    monkeypatch.setattr(s3, "_client", s3._client.__wrapped__)
+    with pytest.raises(UserError, match=said) as caught:
+        s3.check_bucket(S3Path.parse(f"s3://{BUCKET}/a"), "--output")
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_missing_table_of_an_episode_is_a_permanent_rejection(
