@@ -27,7 +27,8 @@ def log_images(run: Run, curves: Curves, triplets: str, terms: Sequence[str]) ->
 
     from dynaflip.platform.triplets.folder_index import parquet_files
     from dynaflip.platform.triplets.place import place_of
-    from dynaflip.platform.triplets.report.overlays import draw_tracks, read_examples, sheet
+    from dynaflip.platform.triplets.report.examples import read_examples
+    from dynaflip.platform.triplets.report.overlays import draw_tracks, sheet
     from dynaflip.platform.triplets.schema import read_manifest
 
     run.log_figure(curves_figure(curves, terms), "images/curves.png")

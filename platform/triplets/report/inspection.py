@@ -84,19 +84,24 @@ class Inspection:
         return self.rows.group_by(names).agg(pl.len().alias("triplets")).sort(names)
 
     def reasons(self) -> pl.DataFrame:
-        """Rejected clips by source, stage and reason, the most frequent first."""
+        """Rejected clips by source, stage and reason, the most frequent first; one's path."""
         return (
             self.rejected.group_by("source", "stage", "reason")
-            .agg(pl.len().alias("clips"))
+            .agg(pl.len().alias("clips"), pl.col("path").min().alias("example"))
             .sort("clips", "reason", descending=[True, False])
         )
 
     def left_out(self) -> pl.DataFrame:
-        """Windows that were rejected, by reason."""
-        found = self.manifest["counts"].get("windows_left_out", {})
+        """Windows that were rejected, by reason, and where one of each lies."""
+        counts = self.manifest["counts"]
+        found, places = counts.get("windows_left_out", {}), counts.get("windows_left_out_at", {})
         return pl.DataFrame(
-            {"reason": list(found), "windows": list(found.values())},
-            schema={"reason": pl.String, "windows": pl.Int64},
+            {
+                "reason": list(found),
+                "windows": list(found.values()),
+                "for example": ["; ".join(map(_where, places.get(name, [])[:2])) for name in found],
+            },
+            schema={"reason": pl.String, "windows": pl.Int64, "for example": pl.String},
         )
 
     def captions(self) -> dict[str, float]:
@@ -122,6 +127,11 @@ class Inspection:
             pl.len().alias("triplets"), pl.col("clip_id").n_unique().alias("clips")
         )
         return found.sort("triplets", "caption", descending=[True, False]).head(_MOST_CAPTIONS)
+
+
+def _where(window: dict[str, Any]) -> str:
+    """Where a window lies, for a reader who opens the video there."""
+    return f"{window['path']}, {window['from_s']:.2f} to {window['to_s']:.2f} s"
 
 
 def inspect_folder(folder: str) -> Inspection:

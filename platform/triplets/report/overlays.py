@@ -1,159 +1,153 @@
-"""Flow overlays: the tracks of a triplet drawn over its frame t."""
+"""Trails of a triplet's points, drawn over its frame t."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
 import numpy as np
-import pyarrow as pa
 
 from dynaflip.platform.triplets import place
-from dynaflip.platform.triplets.clips import Frames
+from dynaflip.platform.triplets.clips import Floats, Frames
 from dynaflip.platform.triplets.place import Place
+from dynaflip.platform.triplets.report.examples import read_examples
+from dynaflip.platform.triplets.report.trails import Trails, trails_of
 
-_COLUMNS = [
-    "clip_id",
-    "caption",
-    "frame_t",
-    "frame_next",
-    "origin_px",
-    "tracks_px",
-    "flow_visible",
-    "flow_origin_m",
-    "flow_displacement_m",
-    "median_depth_m",
-    "width_px",
-    "height_px",
-    "moving_share",
-]
-# Drawn brighter: 3D motion beyond this share of the median depth.
-_MOVING = 0.01
+REST = (150, 190, 255)  # colour of points at rest
+LOST = (120, 120, 120)
+_HALO = (16, 18, 22)
+_SHIFT = 4  # bits of a pixel's fraction in OpenCV's drawing
+_WIDTHS = (1.2, 3.2)  # of a trail's begin and end, for a short side of 320 px
+_LONGEST = 2.2  # long side in short sides; longer images are drawn smaller
 
 
 def decode_image(encoded: bytes, short_side_px: int) -> Frames:
-    """(H, W, 3) uint8 RGB of a stored JPEG, brought to a short side."""
+    """(H, W, 3) uint8 RGB of a stored JPEG, its short side scaled and its shape kept."""
     stored = cv2.imdecode(np.frombuffer(encoded, dtype=np.uint8), cv2.IMREAD_COLOR)
     assert stored is not None, "no JPEG"
-    scale = short_side_px / min(stored.shape[:2])
-    size = (round(stored.shape[1] * scale), round(stored.shape[0] * scale))
-    sized = cv2.resize(stored, size, interpolation=cv2.INTER_CUBIC)
-    return np.asarray(cv2.cvtColor(sized, cv2.COLOR_BGR2RGB), np.uint8)
+    return scaled(np.asarray(cv2.cvtColor(stored, cv2.COLOR_BGR2RGB), np.uint8), short_side_px)
 
 
-def draw_flow_3d(row: dict[str, Any], side_px: int = 320) -> Frames:
-    """Draw a triplet's 3D flow from above (left: x, z) and from the side (right: z, y).
-
-    Args:
-        row: columns of a triplet; tensors as arrays of the schema's shapes.
-        side_px: height of the result and width of each view.
-
-    Returns:
-        (side, 2 side, 3) uint8 RGB.
-    """
-    origin = row["flow_origin_m"][None]
-    path = np.concatenate([origin, origin + row["flow_displacement_m"]])
-    visible = row["flow_visible"].astype(bool)
-    far = np.linalg.norm(row["flow_displacement_m"], axis=-1) > _MOVING * row["median_depth_m"]
-    moving = (far & visible).any(0)
-    shown = visible[0]
-    out: Any = np.full((side_px, 2 * side_px, 3), 24, np.uint8)
-    if not shown.any():
-        return out
-    # What moves fills the view; the rest is context.
-    focus = path[:, moving if moving.any() else shown].reshape(-1, 3)
-    low, high = np.percentile(focus, [2, 98], axis=0)
-    span = max(float((high - low).max()), 1e-6) * 1.3
-    centred = (path - (low + high) / 2) / span + 0.5
-    views = ((centred[..., 0], 1 - centred[..., 2], 0), (centred[..., 2], centred[..., 1], side_px))
-    for across, down, left in views:
-        for r, c in np.argwhere(shown):
-            steps = int(visible[:, r, c].sum()) if moving[r, c] else 0
-            at = [
-                (int(across[k, r, c] * side_px), int(down[k, r, c] * side_px))
-                for k in range(steps + 1)
-            ]
-            if not all(0 <= x < side_px and 0 <= y < side_px for x, y in at):
-                continue
-            for k in range(steps):
-                share = k / max(1, len(path) - 2)
-                colour = (int(255 * share), 255 - int(160 * share), 60)
-                ends = [(x + left, y) for x, y in at[k : k + 2]]
-                cv2.line(out, ends[0], ends[1], colour, 1, cv2.LINE_AA)
-            dot = (255, 255, 255) if moving[r, c] else (70, 90, 140)
-            cv2.circle(out, (at[0][0] + left, at[0][1]), 1, dot, -1)
-    cv2.line(out, (side_px, 0), (side_px, side_px), (90, 90, 90), 1)
-    return out
+def scaled(image: Frames, short_side_px: int) -> Frames:
+    """An image at a short side, or smaller where it is very long; its shape is kept."""
+    height, width = image.shape[:2]
+    scale = min(short_side_px / min(height, width), _LONGEST * short_side_px / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    way = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
+    return np.asarray(cv2.resize(image, size, interpolation=way), np.uint8)
 
 
-def draw_tracks(row: dict[str, Any], short_side_px: int = 320) -> Frames:
-    """Draw a triplet's tracks over frame t, lost points in grey, colour from t to the end.
+def draw_tracks(row: dict[str, Any], short_side_px: int = 320, *, as_seen: bool = False) -> Frames:
+    """Draw a triplet's trails over its frame t.
+
+    Points that move in the scene leave a trail that grows wider from t to the end of the window,
+    coloured by their change of depth (without depth: by their distance in the image); points at
+    rest are pale blue, lost ones grey. Steps that are interpolated are drawn as dots.
 
     Args:
         row: columns of a triplet; tensors as arrays of the schema's shapes.
         short_side_px: size of the result.
+        as_seen: with the camera's motion, as the image shows it.
 
     Returns:
         (H, W, 3) uint8 RGB.
     """
-    image = decode_image(row["frame_t"], short_side_px)
-    scale = short_side_px / min(row["width_px"], row["height_px"])
-    image = (image * 0.75).astype(np.uint8)
-    path = np.concatenate([row["origin_px"][None], row["tracks_px"]]) * scale
-    visible = row["flow_visible"].astype(bool)
-    far = np.linalg.norm(row["flow_displacement_m"], axis=-1) > _MOVING * row["median_depth_m"]
-    for r, c in np.ndindex(*path.shape[1:3]):
-        steps = int(visible[:, r, c].sum())
-        moving = bool((far[:, r, c] & visible[:, r, c]).any())
-        start = _point(path[0, r, c])
-        if steps == 0:
-            cv2.circle(image, start, 1, (90, 90, 90), -1)
-            continue
-        for k in range(steps):
-            share = k / max(1, len(path) - 2)
-            colour = (int(255 * share), 255 - int(160 * share), 60) if moving else (90, 140, 255)
-            cv2.line(
-                image, _point(path[k, r, c]), _point(path[k + 1, r, c]), colour, 1, cv2.LINE_AA
-            )
-        cv2.circle(image, start, 1, (255, 255, 255) if moving else (90, 140, 255), -1)
+    trails = trails_of(row)
+    image = _pale(decode_image(row["frame_t"], short_side_px))
+    scale = image.shape[1] / row["width_px"]
+    path = (trails.seen_px if as_seen else trails.removed_px) * scale
+    _Pen(image, short_side_px / 320).draw(path, trails)
     return image
+
+
+def _pale(image: Frames) -> Frames:
+    """An image with less colour and contrast, so that trails stand out."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None].astype(np.float32)
+    return (0.36 * image + 0.28 * grey + 22).astype(np.uint8)
+
+
+class _Pen:
+    """Draws on an image; widths and radii are given for a short side of 320 px."""
+
+    def __init__(self, image: Frames, size: float) -> None:
+        self.image, self.size = image, size
+
+    def draw(self, path: Floats, trails: Trails) -> None:
+        """Draw (K + 1, G, G, 2) paths, those that move above the others."""
+        for r, c in np.argwhere(trails.steps == 0):
+            self.cross(path[0, r, c])
+        for r, c in np.argwhere((trails.steps > 0) & ~trails.moving):
+            line = path[: trails.steps[r, c] + 1, r, c]
+            if np.linalg.norm(line[-1] - line[0]) > 2 * self.size:
+                for k in range(len(line) - 1):
+                    self.line(line[k], line[k + 1], REST, 1.0)
+            self.dot(line[0], 0.9, REST)
+        movers = np.argwhere((trails.steps > 0) & trails.moving)
+        colours = trails.colours().tolist()
+        for r, c in movers:
+            self.trail(path[: trails.steps[r, c] + 1, r, c], trails.measured, [_HALO] * 99, 2.2)
+        for r, c in movers:
+            line = path[: trails.steps[r, c] + 1, r, c]
+            own = [colours[k][r][c] for k in range(len(line) - 1)]
+            self.trail(line, trails.measured, own, 0)
+            self.dot(line[-1], 2.6, _HALO)
+            self.dot(line[-1], 1.9, own[-1])
+
+    def trail(
+        self, line: Floats, measured: np.ndarray, colours: Sequence[Any], wider: float
+    ) -> None:
+        """A line that grows wider; a step that is interpolated is a dot at its end."""
+        for k in range(len(line) - 1):
+            share = (k + 1) / len(measured)
+            width = _WIDTHS[0] + (_WIDTHS[1] - _WIDTHS[0]) * share + wider
+            if measured[k]:
+                self.line(line[k], line[k + 1], colours[k], width)
+            else:
+                self.dot(line[k + 1], 0.8 + wider / 2, colours[k])
+
+    def line(self, start: Floats, end: Floats, colour: Any, width: float) -> None:
+        """A straight line."""
+        wide = max(1, round(width * self.size))
+        cv2.line(self.image, _at(start), _at(end), colour, wide, cv2.LINE_AA, _SHIFT)
+
+    def dot(self, at: Floats, radius: float, colour: Any) -> None:
+        """A filled circle."""
+        radius_px = round(radius * self.size * 2**_SHIFT)
+        cv2.circle(self.image, _at(at), radius_px, colour, -1, cv2.LINE_AA, _SHIFT)
+
+    def cross(self, at: Floats) -> None:
+        """A small ×."""
+        for side in (1, -1):
+            arm = np.array([1.6, 1.6 * side], np.float32) * self.size
+            self.line(at - arm, at + arm, LOST, 0.8)
 
 
 def sheet(images: list[Frames], captions: list[str], columns: int = 4) -> Frames:
     """Images in rows with captions below, on dark ground."""
-    height = max(p.shape[0] for p in images) + 22
+    lines = 2
+    height = max(p.shape[0] for p in images) + 18 * lines + 8
     width = max(p.shape[1] for p in images) + 6
     rows = -(-len(images) // columns)
     out = np.full((rows * height, min(columns, len(images)) * width, 3), 24, dtype=np.uint8)
     for n, (image, caption) in enumerate(zip(images, captions, strict=True)):
         y, x = n // columns * height, n % columns * width
         out[y : y + image.shape[0], x : x + image.shape[1]] = image
-        text = caption[: max(8, image.shape[1] // 7)]
-        at = (x + 2, y + image.shape[0] + 15)
-        cv2.putText(out, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.4, (230,) * 3, 1, cv2.LINE_AA)
+        for k, text in enumerate(_wrapped(caption, max(8, width // 7), lines)):
+            at = (x + 2, y + image.shape[0] + 15 + 18 * k)
+            cv2.putText(out, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.4, (230,) * 3, 1, cv2.LINE_AA)
     return out
 
 
-def read_examples(files: Sequence[Place], count: int) -> list[dict[str, Any]]:
-    """The triplet with most motion of each of the first clips of some Parquet files."""
-    best: dict[str, dict[str, Any]] = {}
-    for table in _row_groups(files):
-        for n, (clip, moving) in enumerate(
-            zip(table["clip_id"].to_pylist(), table["moving_share"].to_pylist(), strict=True)
-        ):
-            if clip not in best or moving > best[clip]["moving_share"]:
-                best[clip] = _plain_row(table, n)
-        if len(best) >= 3 * count:
-            break
-    return sorted(best.values(), key=lambda row: -row["moving_share"])[:count]
-
-
-def _row_groups(files: Sequence[Place]) -> Iterator[pa.Table]:
-    for path in files:
-        with place.open_parquet(path) as file:
-            for number in range(file.num_row_groups):
-                yield file.read_row_group(number, columns=_COLUMNS)
+def _wrapped(caption: str, letters: int, lines: int) -> list[str]:
+    """The first lines of a caption; OpenCV writes ASCII alone, so another script is named."""
+    if not caption.isascii():
+        return ["(caption: see the data card)"]
+    found = textwrap.wrap(caption, letters) or [""]
+    if len(found) > lines:
+        found[lines - 1] = found[lines - 1][: letters - 3] + "..."
+    return found[:lines]
 
 
 def write_examples(files: Sequence[Place], path: Place, count: int) -> None:
@@ -166,15 +160,7 @@ def write_examples(files: Sequence[Place], path: Place, count: int) -> None:
     place.write(path, encoded.tobytes())
 
 
-def _plain_row(table: Any, n: int) -> dict[str, Any]:
-    """One row with its tensors as arrays."""
-    row = {}
-    for name in table.column_names:
-        column = table[name].slice(n, 1).combine_chunks()
-        tensor = hasattr(column, "to_numpy_ndarray")
-        row[name] = column.to_numpy_ndarray()[0] if tensor else column[0].as_py()
-    return row
-
-
-def _point(xy: np.ndarray) -> tuple[int, int]:
-    return round(float(xy[0]) - 0.5), round(float(xy[1]) - 0.5)
+def _at(xy: Floats) -> tuple[int, int]:
+    """A point in OpenCV's fractions: its pixels' centres are whole numbers."""
+    x, y = np.clip((xy - 0.5) * 2**_SHIFT, -(2**20), 2**20).round().astype(int)
+    return int(x), int(y)

@@ -29,7 +29,8 @@ from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
 from dynaflip.platform.triplets.digest import digest_of, row_digests
 from dynaflip.platform.triplets.folder_index import parquet_files
 from dynaflip.platform.triplets.pipeline import preprocess
-from dynaflip.platform.triplets.report.overlays import draw_tracks, read_examples
+from dynaflip.platform.triplets.report.examples import read_examples
+from dynaflip.platform.triplets.report.overlays import draw_tracks
 from dynaflip.platform.triplets.schema import (
     SCHEMA_VERSION,
     TRIPLET_SCHEMA,
