@@ -1,12 +1,16 @@
 """Turn recordings into image-language-3D-flow triplets.
 
+    python jobs/preprocess.py preview --source data/demo
     python jobs/preprocess.py --source data/demo --output data/triplets
     python jobs/preprocess.py inspect data/triplets
 
 Reads LeRobot (v3.0, v2.1), RLDS, Something-Something V2, Ego4D-style narrations, a folder of
 videos with captions, or a format of your own (`source.format`), from a folder or s3://, one
 source or a mix (`sources:` in YAML); writes Parquet files, their index, rejected.parquet and
-manifest.json. ``inspect`` prints what a triplet folder holds, writes data_card.html into it
+manifest.json.
+
+``preview`` makes a dozen clips with the same settings and shows them, what is rejected, and what
+the whole would cost. ``inspect`` prints what a triplet folder holds, writes data_card.html into it
 and logs it as a data set.
 """
 
@@ -25,6 +29,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from dynaflip.errors import UserError
 from dynaflip.platform import paths
 from dynaflip.platform.cli import config_parser, job_parser, parse_config, run_job
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
@@ -137,9 +142,45 @@ def inspect(argv: list[str]) -> int:
     return 0
 
 
+def preview(argv: list[str]) -> int:
+    """Make a dozen clips of a source and show them, before the whole is paid for.
+
+        python jobs/preprocess.py preview --source data/demo --clips 12
+
+    Takes every setting of jobs/preprocess.py. The clips are spread over the source; the page shows
+    their tracks and 3D flow, what is rejected and why, and how long the whole set would take.
+    """
+    parser = _settings_parser(preview.__doc__ or "")
+    parser.prog = "preprocess.py preview"
+    parser.add_argument("--clips", type=int, default=12, help="how many clips are made")
+    parser.add_argument(
+        "--output",
+        metavar="FILE.html",
+        help="the page (default: previews/NAME/preview.html in the home)",
+    )
+    args, config = parse_config(parser, PreprocessConfig, argv, {"source": "source.path"})
+    if args.clips < 1:
+        raise UserError(f"--clips: must be at least 1, not {args.clips}")
+    if args.output and not args.output.endswith(".html"):
+        raise UserError(
+            f"--output: {args.output}: a preview writes one page and no triplets; name it with "
+            f".html, or leave the flag out"
+        )
+    config = _with_absolute_paths(config)
+
+    from dynaflip.platform.triplets.report.preview_run import run_preview
+
+    default = paths.home() / "previews"
+    page = args.output and paths.output_folder(args.output, default, setting="--output")
+    written = run_preview(config, args.clips, Path(page) if page else None)
+    print(f"look at {written}")
+    return 0
+
+
 # The first word of the command line → what it runs.
 SUBCOMMANDS: dict[str, Callable[[list[str]], int]] = {
     "inspect": inspect,
+    "preview": preview,
 }
 
 

@@ -27,6 +27,7 @@ from dynaflip.platform.triplets.report.words import (
     flow_words,
     focal_words,
     grid_words,
+    reason_words,
     stage_words,
 )
 
@@ -65,13 +66,13 @@ def write_card(found: Inspection, examples: int) -> Place:
         LEGEND,
         *(example(row) for row in rows),
         "<h2>Motion and visibility</h2>",
-        f"<div class=row>{''.join(_histograms(found))}</div>",
+        f"<div class=row>{''.join(histograms(found))}</div>",
         "<h2>Captions</h2>",
-        *_captions(found),
+        *captions(found),
         "<h2>Rejected clips</h2>",
         table(reasons_in_words(found.reasons())),
         "<h2>Windows left out by the filters</h2>",
-        table(found.left_out()),
+        table(_left_out_in_words(found.left_out())),
     ]
     place.write(found.folder / CARD_NAME, page(found.folder.name, parts, TURN_SCRIPT))
     return found.folder / CARD_NAME
@@ -108,13 +109,22 @@ def in_words(ways: pl.DataFrame) -> pl.DataFrame:
 
 def reasons_in_words(reasons: pl.DataFrame) -> pl.DataFrame:
     """The table of :meth:`Inspection.reasons` for people."""
-    stages = [stage_words(stage) for stage in reasons["stage"]]
-    return reasons.with_columns(pl.Series("stage", stages, pl.String)).rename(
-        {"stage": "where", "example": "for example"}
+    said = (
+        pl.Series("stage", map(stage_words, reasons["stage"]), pl.String),
+        pl.Series("reason", map(reason_words, reasons["reason"]), pl.String),
     )
+    return reasons.with_columns(said).rename({"stage": "where", "example": "for example"})
 
 
-def _captions(found: Inspection) -> list[str]:
+def _left_out_in_words(left_out: pl.DataFrame) -> pl.DataFrame:
+    said = []
+    for stage, _, reason in (name.partition(": ") for name in left_out["reason"]):
+        said.append(f"{stage_words(stage)}: {reason_words(reason)}")
+    return left_out.with_columns(pl.Series("reason", said, pl.String))
+
+
+def captions(found: Inspection) -> list[str]:
+    """How rich the captions are, and the commonest."""
     said = found.captions()
     return [
         f"<p>{said['distinct']:.0f} distinct, {said['distinct_normalised']:.0f} but for case and "
@@ -124,7 +134,8 @@ def _captions(found: Inspection) -> list[str]:
     ]
 
 
-def _histograms(found: Inspection) -> list[str]:
+def histograms(found: Inspection) -> list[str]:
+    """Distributions over triplets and points."""
     rows: Any = found.rows
     names = ["rests", *(f"{low:.2g}" for low in MOTION_BINS[1:])]
     out = [

@@ -42,12 +42,13 @@ def example(row: dict[str, Any], facts: Sequence[str] = ()) -> str:
         facts: more to say about it, as plain text.
     """
     camera = camera_words(row["camera_motion"], row["camera_inlier_share"])
+    depth = depth_words(row["depth_kind"], row["depth_scale"])
     said = [
         f"{row['source']}, camera {row['camera']}" if row["camera"] else row["source"],
         window_words(row),
         f"{row['moving_share']:.0%} of the points move, {row['visible_share']:.0%} are trusted "
         f"to the end",
-        f"depth: {depth_words(row['depth_kind'], row['depth_scale'])}",
+        depth if depth.startswith("no depth") else f"depth: {depth}",
         f"camera motion: {camera}",
         f"tracked by: {flow_words(row['flow_source'])}",
         *facts,

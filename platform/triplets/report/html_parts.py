@@ -24,8 +24,9 @@ h1{font-size:1.5em;margin-bottom:.2em}h2{font-size:1.15em;margin:2em 0 .5em}
 h3{font-size:1.02em;margin:0 0 .1em;overflow-wrap:anywhere;max-width:60em}
 p{margin:.3em 0 .7em;max-width:60em;overflow-wrap:anywhere}
 table{border-collapse:collapse;margin:.4em 0}
-td,th{padding:.2em 1em .2em 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line);
-overflow-wrap:anywhere;max-width:34em}
+td,th{padding:.2em 1em .2em 0;text-align:left;vertical-align:top;
+border-bottom:1px solid var(--line);
+overflow-wrap:break-word;max-width:34em}
 td.n,th.n{text-align:right;white-space:nowrap}th{color:var(--soft);font-weight:600}
 figure{display:inline-block;margin:0;vertical-align:top}
 figcaption,.soft{color:var(--soft);font-size:.87em;line-height:1.35}
@@ -94,6 +95,11 @@ def numbers(named: Mapping[str, object]) -> str:
     """A few large numbers, each above what it counts."""
     parts = (f"<div><b>{text(value)}</b>{text(name)}</div>" for name, value in named.items())
     return f"<div class=numbers>{''.join(parts)}</div>"
+
+
+def details(summary: str, body: str) -> str:
+    """Plain text that a click shows."""
+    return f"<details><summary>{text(summary)}</summary><pre>{text(body)}</pre></details>"
 
 
 def figure(content: str, caption: str, width_px: int | None = None) -> str:

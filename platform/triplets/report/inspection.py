@@ -6,6 +6,7 @@ does not grow with the folder.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,20 @@ def inspect_folder(folder: str) -> Inspection:
     root = place_of(folder)
     files = parquet_files(root, manifest)
     rejected = _polars(place.read_table(set_files(root, manifest) / "rejected.parquet"))
+    return inspect_files(root, manifest, files, rejected)
+
+
+def inspect_files(
+    root: Place, manifest: dict[str, Any], files: Sequence[Place], rejected: pl.DataFrame
+) -> Inspection:
+    """Read Parquet files of triplets, at least one.
+
+    Args:
+        root: folder that they belong to.
+        manifest: of the folder; without one, what is known of it.
+        files: to read.
+        rejected: rows of rejected.parquet.
+    """
     motion = np.zeros(len(MOTION_BINS), dtype=np.int64)
     rows = []
     for path in files:

@@ -40,6 +40,9 @@ _STAGES = {
     "crash": "crash of a decoder",
     "unexpected": "unexpected error",
 }
+_REASONS = {
+    "no motion (": "no trusted point moves: nothing does, or what moves was lost (",
+}
 
 
 def depth_words(kind: str, scale: str) -> str:
@@ -82,6 +85,13 @@ def flow_words(source: str) -> str:
 def stage_words(stage: str) -> str:
     """Where in the work a clip or window was rejected."""
     return _STAGES.get(stage, stage)
+
+
+def reason_words(reason: str) -> str:
+    """A reason of rejection, where it says less than a reader needs."""
+    for short, long in _REASONS.items():
+        reason = reason.replace(short, long)
+    return reason
 
 
 def window_words(row: dict[str, Any]) -> str:
