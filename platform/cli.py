@@ -7,6 +7,7 @@ overrides one, ``--print_config`` prints them all; everything else is the job's 
 from __future__ import annotations
 
 import argparse
+import locale
 import os
 import shutil
 import sys
@@ -16,8 +17,9 @@ from typing import Any, TypeVar
 
 from dynaflip.errors import UserError
 from dynaflip.platform.config_loader import load_config, setting_type
+from dynaflip.platform.machine_errors import in_one_line
 from dynaflip.platform.passwords import masked
-from dynaflip.platform.paths import home, in_submitted_job
+from dynaflip.platform.paths import check_working_directory, home, in_submitted_job
 from dynaflip.platform.proxies import bypass_proxies_on_this_machine
 from dynaflip.platform.settings_text import commented_yaml, help_text
 from dynaflip.renames import current_flags, current_key
@@ -120,6 +122,8 @@ def run_job(main: Callable[[list[str]], int], *, check_home: bool = True) -> typ
         check_home: print the home, and refuse one that was copied or moved, before anything is
             done.
     """
+    _open_closed_streams()
+    _read_utf8()
     argv = sys.argv[1:]
     bypass_proxies_on_this_machine()
     # A job's output is read while it runs, through a pipe as well as on a terminal.
@@ -127,6 +131,7 @@ def run_job(main: Callable[[list[str]], int], *, check_home: bool = True) -> typ
     typing.cast(Any, sys.stdout).reconfigure(line_buffering=True, errors="replace")
     code = 1
     try:
+        check_working_directory()
         if check_home and not _ANSWERS & set(argv):
             place = " (submitted job)" if in_submitted_job() else ""
             print(f"DYNAFLIP_HOME {home()}{place}")
@@ -151,7 +156,41 @@ def run_job(main: Callable[[list[str]], int], *, check_home: bool = True) -> typ
     except BrokenPipeError:  # the reader went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
+    except Exception as error:
+        line = in_one_line(error)
+        if line is None:
+            raise
+        print(f"error: {masked(line)}", file=sys.stderr)
+        code = 2
     sys.exit(code)
+
+
+def _open_closed_streams() -> None:
+    """Give a job that was started without output one that goes nowhere.
+
+    The next file that is opened would otherwise get the number of the closed one, and what
+    libraries print would be written into it.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
+def _read_utf8() -> None:
+    """Start over in Python's UTF-8 mode where the locale has another encoding.
+
+    Captions, settings and names are UTF-8, whatever the machine's language: read as Latin-1 they
+    would be other letters, without an error. Workers inherit the mode; what is printed stays in the
+    locale's encoding.
+    """
+    if "utf" in locale.getpreferredencoding(False).lower():
+        return
+    os.environ.setdefault("PYTHONIOENCODING", f"{sys.stdout.encoding}:replace")
+    os.environ["PYTHONUTF8"] = "1"
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _dotted(words: list[str], cls: type) -> dict[str, str]:

@@ -13,6 +13,7 @@ import random
 import secrets
 import socket
 import sys
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -63,7 +64,7 @@ def _choose_authentication() -> None:
         return
     named = any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
     if _joins():
-        if named or (Path.home() / ".ray" / "auth_token").is_file():
+        if named or Path(os.path.expanduser("~/.ray/auth_token")).is_file():
             os.environ["RAY_AUTH_MODE"] = "token"
         return
     os.environ["RAY_AUTH_MODE"] = "token"
@@ -139,11 +140,22 @@ def start_ray(num_cpus: int | None = None, *, dashboard: bool = False) -> None:
 
 
 def _short_temporary_folder() -> str | None:
-    """Where Ray's sockets go if TMPDIR is too long for their names, as batch systems make it."""
+    """Where Ray's files go if it cannot use TMPDIR.
+
+    Batch systems make names too long for sockets, and name folders that other machines have.
+    """
     chosen = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or ""
-    if len(os.fsencode(chosen)) <= _LONGEST_TMPDIR:
+    if not chosen or (len(os.fsencode(chosen)) <= _LONGEST_TMPDIR and _takes_files(chosen)):
         return None
     return f"/tmp/ray-{os.getuid()}"
+
+
+def _takes_files(folder: str) -> bool:
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        return False
+    return True
 
 
 def _check_address(address: str) -> None:

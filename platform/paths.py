@@ -44,7 +44,12 @@ def home() -> Path:
 
 def home_folder() -> Path:
     """The home's absolute path, without a look at what is in it; made if it is missing."""
-    folder = Path(os.environ.get("DYNAFLIP_HOME") or "~/.dynaflip").expanduser()
+    try:
+        folder = Path(os.environ.get("DYNAFLIP_HOME") or "~/.dynaflip").expanduser()
+    except RuntimeError:  # no HOME, and no entry of this user, as in a container of any uid
+        raise UserError(
+            "DYNAFLIP_HOME: this user has no home folder; set DYNAFLIP_HOME to an absolute path"
+        ) from None
     if not folder.is_absolute():
         folder = Path.cwd() / folder
     try:
@@ -87,6 +92,20 @@ def mlflow_folder() -> Path:
 def new_run_name(kind: str) -> str:
     """A fresh, sortable run name: ``pretrain-20261122-193000-4f1a``."""
     return f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
+
+
+def check_working_directory() -> None:
+    """Refuse to run in a folder that is gone: relative paths have no meaning there.
+
+    Raises:
+        UserError: it was deleted, or may not be entered.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError(
+            f"the working directory cannot be used ({error.strerror}): cd to another folder"
+        ) from None
 
 
 def in_submitted_job() -> bool:
