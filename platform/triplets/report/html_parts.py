@@ -12,6 +12,8 @@ import polars as pl
 
 from dynaflip.platform.triplets.clips import Frames
 
+_QUALITIES = (80, 55, 30, 10)  # of WebP images, the first that is small enough
+_BYTES_A_PIXEL = 0.25
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1c2430;--soft:#566173;--line:#dde3ea;--paper:#fff;
 --panel:#f5f7f9;--bar:#3b6ea5}
@@ -108,22 +110,29 @@ def figure(content: str, caption: str, width_px: int | None = None) -> str:
     return f"<figure{wide}>{content}<figcaption dir=auto>{text(caption)}</figcaption></figure>"
 
 
-def image(pixels: Frames, short_side_px: int, quality: int = 80) -> tuple[str, int]:
+def image(pixels: Frames, short_side_px: int) -> tuple[str, int]:
     """An ``<img>`` of (H, W, 3) uint8 RGB, and its width on the page; its shape is kept.
 
     Args:
         pixels: at twice the size on the page, for sharp screens.
         short_side_px: on the page.
-        quality: of the WebP image, 1 to 100.
     """
     height, width = pixels.shape[:2]
     scale = min(short_side_px / min(height, width), 0.5)
-    flags = [cv2.IMWRITE_WEBP_QUALITY, quality]
-    done, data = cv2.imencode(".webp", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), flags)
-    assert done
-    uri = f"data:image/webp;base64,{base64.b64encode(data.tobytes()).decode()}"
+    uri = f"data:image/webp;base64,{base64.b64encode(_webp(pixels)).decode()}"
     wide, high = round(width * scale), round(height * scale)
     return f"<img src='{uri}' width={wide} height={high} alt=''>", wide
+
+
+def _webp(pixels: Frames) -> bytes:
+    """A WebP image whose size is bounded, whatever it shows."""
+    for quality in _QUALITIES:
+        flags = [cv2.IMWRITE_WEBP_QUALITY, quality]
+        done, data = cv2.imencode(".webp", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), flags)
+        assert done
+        if data.nbytes <= _BYTES_A_PIXEL * pixels.shape[0] * pixels.shape[1]:
+            break
+    return data.tobytes()
 
 
 def histogram(title: str, counts: np.ndarray, names: Sequence[str]) -> str:

@@ -136,7 +136,7 @@ def colours(values: np.ndarray, limit: float, signed: bool) -> np.ndarray:
 def round_number(value: float) -> float:
     """The next of 1, 2, 5, 10, 20, … (and their tenths) that is not smaller."""
     power = 10.0 ** np.floor(np.log10(max(value, 1e-9)))
-    return float(next(n * power for n in (1, 2, 5, 10) if n * power >= value * (1 - 1e-9)))
+    return float(next(n * power for n in (1, 2, 5, 10) if n * power >= value * (1 - 1e-5)))
 
 
 def metres(value_m: float) -> str:
