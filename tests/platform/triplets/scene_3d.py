@@ -65,10 +65,12 @@ def pixels_of(points_cam: np.ndarray) -> np.ndarray:
     return np.c_[x / z * fx + cx, y / z * fy + cy]
 
 
-def depth_m(n: int) -> np.ndarray:
-    """(H, W) z-depth of a frame."""
-    grid = np.stack(np.meshgrid(np.arange(WIDTH), np.arange(HEIGHT)), -1).reshape(-1, 2) + 0.5
-    return in_camera(_hit(grid, n)[0], n)[:, 2].reshape(HEIGHT, WIDTH).astype(np.float32)
+def depth_m(n: int, size_px: tuple[int, int] = (WIDTH, HEIGHT)) -> np.ndarray:
+    """(h, w) z-depth of a frame, as an image of (width, height) pixels shows it."""
+    x = (np.arange(size_px[0]) + 0.5) * WIDTH / size_px[0]
+    y = (np.arange(size_px[1]) + 0.5) * HEIGHT / size_px[1]
+    grid = np.stack(np.meshgrid(x, y), -1).reshape(-1, 2)
+    return in_camera(_hit(grid, n)[0], n)[:, 2].reshape(len(y), len(x)).astype(np.float32)
 
 
 def true_tracks(window: WindowToTrack) -> WindowTracks3D:
