@@ -21,6 +21,7 @@ from dynaflip.platform.triplets.clips import normalise_caption
 from dynaflip.platform.triplets.folder_index import parquet_files, set_files
 from dynaflip.platform.triplets.place import Place, place_of
 from dynaflip.platform.triplets.report.cautions import interpolated_lines, small_set_lines
+from dynaflip.platform.triplets.report.copies import Copies, copies_across, read_looks
 from dynaflip.platform.triplets.schema import read_manifest
 
 _PLAIN = [
@@ -56,7 +57,8 @@ class Inspection:
     """``files``: the Parquet files; ``rows``: the plain columns of every triplet;
     ``rejected``: rows of rejected.parquet;
     ``motion``: how many trusted points fall into each of :data:`MOTION_BINS`;
-    ``manifest``: as :func:`read_manifest` gives it."""
+    ``manifest``: as :func:`read_manifest` gives it; ``copies``: near copies across the splits,
+    None for folders without thumbnails."""
 
     folder: Place
     manifest: dict[str, Any]
@@ -64,6 +66,7 @@ class Inspection:
     rejected: pl.DataFrame
     motion: np.ndarray
     files: tuple[Place, ...] = ()
+    copies: Copies | None = None
 
     def counts(self) -> pl.DataFrame:
         """Triplets, clips, recordings and mean shares, by source and split."""
@@ -160,12 +163,17 @@ def inspect_files(
         rejected: rows of rejected.parquet.
     """
     motion = np.zeros(len(MOTION_BINS), dtype=np.int64)
-    rows = []
+    rows, looks = [], []
+    clips = int(manifest["counts"].get("kept", 0))
     for path in files:
         with place.local_copy(path) as local:
             rows.append(_plain_rows(local))
+            looks += read_looks(local, clips)
             motion += _motion(local)
-    return Inspection(root, manifest, pl.concat(rows), rejected, motion, tuple(files))
+    plain = pl.concat(rows)
+    of_train = plain.filter(pl.col("split") == "train")["clip_id"].n_unique()
+    copies = copies_across(looks, of_train) if looks else None
+    return Inspection(root, manifest, plain, rejected, motion, tuple(files), copies)
 
 
 def _plain_rows(path: Path) -> pl.DataFrame:
@@ -232,6 +240,7 @@ def inspection_lines(found: Inspection) -> list[str]:
         f"{texts['duplicates']:.0%} of the clips share theirs with another",
         "",
         *_table(found.common_captions()),
+        *(found.copies.lines() if found.copies else []),
         *(f"note: {line}" for line in small_set_lines(found.manifest)),
     ]
     return lines

@@ -40,7 +40,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
         for number, clips in shards.items():
             yield from process_shard(number, clips, source, config, work)
 
-    monkeypatch.setattr(pipeline, "_run", run)
+    monkeypatch.setattr(pipeline, "run_stages", run)
 
 
 @pytest.fixture(scope="module")
