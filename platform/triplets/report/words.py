@@ -11,12 +11,14 @@ _DEPTH_SCALES = {
 }
 _CAMERA_MOTIONS = {
     "pose": "removed by the recorded camera pose",
+    "tracker": "removed by the camera poses that the 3D tracker found",
     "fit": "removed by a fit to the background",
     "none": "not removed: the camera is taken to stand still",
     "failed": "not removed: no fit was found",
 }
 _FOCAL_KINDS = {
     "recorded": "recorded",
+    "estimated": "estimated by the 3D tracker",
     "assumed": "assumed (field of view of 53°)",
     "unknown": "not said",
 }
@@ -34,6 +36,8 @@ _STAGES = {
     "caption": "caption",
     "sample": "choosing windows",
     "depth": "depth",
+    "track": "2D tracking",
+    "tracker": "the 3D tracker",
     "camera": "camera motion",
     "filter": "filters",
     "perturbation": "split of the evaluation",
@@ -49,7 +53,12 @@ def depth_words(kind: str, scale: str) -> str:
     """Where depth is from (column ``depth_kind``), and in which unit (``depth_scale``)."""
     if kind == "plane":
         return "no depth: everything at one metre"
-    origin = "recorded" if kind == "recorded" else f"estimated by {kind.partition(':')[2] or kind}"
+    tracker, _, model = kind.partition("+")
+    if tracker == "tracker":
+        origin = "found by the 3D tracker"
+        origin += f" from that of {model.partition(':')[2] or model}" if model else ""
+    else:
+        origin = kind if kind == "recorded" else f"estimated by {kind.partition(':')[2] or kind}"
     return f"{origin}, {_DEPTH_SCALES.get(scale, scale)}"
 
 

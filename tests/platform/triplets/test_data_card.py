@@ -195,6 +195,10 @@ def test_every_code_has_words() -> None:
     assert words.camera_words("none") == "not removed: the camera is taken to stand still"
     assert words.camera_words("of a later version") == "of a later version"
     assert words.depth_words("model:depth/small", "aligned").startswith("estimated by depth/small")
+    assert words.depth_words("tracker", "metric") == "found by the 3D tracker, in metres"
+    assert "from that of depth/small" in words.depth_words("tracker+model:depth/small", "metric")
+    assert words.camera_words("tracker").startswith("removed by the camera poses")
+    assert words.focal_words("estimated") == "estimated by the 3D tracker"
     assert words.flow_words("lk+aligned").endswith("surfaces aligned in depth")
     assert "what moves was lost" in words.reason_words("no motion (filter.min_moving_share)")
 
