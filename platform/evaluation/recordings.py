@@ -75,7 +75,7 @@ def open_recordings(folder: str, heldout_share: float) -> Recordings:
         UserError: none of them is in the training split.
     """
     source = LeRobotSource(SourceConfig(path=folder))
-    clips = source.list_clips()
+    clips = list(source.list_clips())
     camera = clips[0].camera
     plain = [clip for clip in clips if clip.camera == camera and _is_plain(clip)]
     by_split: dict[str, list[Clip]] = {"train": [], "heldout": []}

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
-from collections.abc import Mapping
+from array import array
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from itertools import groupby
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from dynaflip.errors import UserError
@@ -22,6 +24,7 @@ from dynaflip.platform.triplets.sources.locations import (
     Location,
     is_temporary,
     list_files,
+    read_rows,
     read_table,
     why_unreadable,
 )
@@ -57,19 +60,25 @@ class Episode:
     def to_json(self, *, statistics: bool = False) -> str:
         """The row as text, equal for equal rows."""
         row = {k: v for k, v in self.row.items() if statistics or "stats/" not in k}
-        return json.dumps(_plain(row), sort_keys=True)
+        return _as_text(row)
+
+    @cached_property
+    def _pieces(self) -> list[tuple[str, str]]:
+        """All of the row as text, in pieces of one kind: each value is written down once."""
+        runs = groupby(sorted(self.row), _kind)
+        return [(kind, _as_text({k: self.row[k] for k in keys})[1:-1]) for kind, keys in runs]
 
     @cached_property
     def text(self) -> str:
         """All of the row as text, made once for all cameras."""
-        return self.to_json(statistics=True)
+        return f"{{{', '.join(piece for _, piece in self._pieces)}}}"
 
     @cached_property
     def identity(self) -> tuple[bool, str]:
         """Whether it has statistics, and its content as text: those and its length."""
-        statistics = self.statistics()
-        row = Episode({**statistics, "length": self.row.get("length")})
-        return bool(statistics), row.to_json(statistics=True)
+        length = _as_text({"length": self.row.get("length")})[1:-1]
+        statistics = [piece for kind, piece in self._pieces if kind == _CONTENT]
+        return bool(statistics), f"{{{', '.join([length, *statistics])}}}"
 
     @property
     def index(self) -> int:
@@ -140,16 +149,23 @@ class Episode:
 
     def statistics(self) -> dict[str, Any]:
         """Statistics of its contents: not of where it lies, nor of its task's number."""
-        return {
-            name: value
-            for name, value in self.row.items()
-            if name.startswith("stats/") and name.split("/")[1] not in _POSITIONAL_STATS
-        }
+        return {name: value for name, value in self.row.items() if _kind(name) == _CONTENT}
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON values of a row of Parquet."""
-    return json.loads(json.dumps(dict(values), default=str, sort_keys=True))
+# Kinds of columns.
+_CONTENT, _POSITION, _OTHER = "statistics", "statistics of its place", "other"
+
+
+@lru_cache(maxsize=4096)
+def _kind(column: str) -> str:
+    if not column.startswith("stats/"):
+        return _OTHER
+    return _POSITION if column.split("/")[1] in _POSITIONAL_STATS else _CONTENT
+
+
+def _as_text(values: Mapping[str, Any]) -> str:
+    """JSON of a row of Parquet, equal for equal rows."""
+    return json.dumps(values, default=str, sort_keys=True)
 
 
 class Meta:
@@ -187,36 +203,65 @@ class Meta:
 
     def episodes(self) -> list[Episode]:
         """Rows of ``meta/episodes`` by ascending index."""
-        if self.version == "v2":
-            rows = self._json_lines("episodes.jsonl")
-            lines = self._json_lines("episodes_stats.jsonl", True)
-            stats = {_whole(line.get("episode_index")): line.get("stats") for line in lines}
-            for row in rows:
-                for feature, values in _items(stats.get(_whole(row.get("episode_index")))):
-                    row |= {f"stats/{feature}/{name}": value for name, value in _items(values)}
-        else:
-            folder = self.root / "meta" / "episodes"
-            files = [n for n in list_files(folder) if n.endswith(".parquet")]
-            rows = [row for name in files for row in read_meta(folder / name).to_pylist()]
-        if not rows:
+        return list(self.stream())
+
+    def stream(self, *, statistics: bool = True) -> Iterator[Episode]:
+        """Rows of ``meta/episodes`` by ascending index, one after the other.
+
+        Args:
+            statistics: whether to read those of each episode, which are most of a row.
+
+        Raises:
+            UserError: there is none, an index is no number, or two episodes have one.
+        """
+        rows = self._numbered(statistics)
+        return map(Episode, rows if self._is_sorted else sorted(rows, key=_number_of))
+
+    @cached_property
+    def _is_sorted(self) -> bool:
+        """Whether the rows ascend; one that stands out of order costs memory for all of them."""
+        numbers = array("q", map(_number_of, self._numbered(statistics=False)))
+        if not numbers:
             looked = "episodes.jsonl" if self.version == "v2" else "episodes/**/*.parquet"
             raise UserError(f"source.path: {self.root} has no episodes (looked for meta/{looked})")
-        numbers = [_whole(row.get("episode_index")) for row in rows]
-        if None in numbers:
-            wrong = rows[numbers.index(None)].get("episode_index")
+        values, counts = np.unique(np.frombuffer(numbers, np.int64), return_counts=True)
+        if counts.max() > 1:
             raise UserError(
-                f"source.path: {self.root}/meta: episode_index of row {numbers.index(None)} of the "
-                f"episodes is {wrong!r}, not a number"
+                f"source.path: {self.root}/meta lists episode {values[counts.argmax()]} twice; "
+                f"leave one of the rows in the table of episodes"
             )
-        twice = [number for number, count in Counter(numbers).items() if count > 1]
-        if twice:
-            raise UserError(
-                f"source.path: {self.root}/meta lists episode {twice[0]} twice; leave one of the "
-                f"rows in the table of episodes"
-            )
-        for row, number in zip(rows, numbers, strict=True):
-            row["episode_index"] = number
-        return [Episode(row) for row in sorted(rows, key=lambda row: row["episode_index"])]
+        return bool((np.diff(np.frombuffer(numbers, np.int64)) > 0).all())
+
+    def _numbered(self, statistics: bool) -> Iterator[dict[str, Any]]:
+        """The rows with ``episode_index`` a whole number."""
+        rows = self._lines_of_v2 if self.version == "v2" else self._rows_of_v3
+        for place, row in enumerate(rows(statistics)):
+            number = _whole(row.get("episode_index"))
+            if number is None or not -(2**63) <= number < 2**63:
+                raise UserError(
+                    f"source.path: {self.root}/meta: episode_index of row {place} of the "
+                    f"episodes is {row.get('episode_index')!r}, not a number"
+                )
+            yield {**row, "episode_index": number}
+
+    def _lines_of_v2(self, statistics: bool) -> Iterator[dict[str, Any]]:
+        """Rows of v2.1 in v3.0's form."""
+        lines = self._json_lines("episodes_stats.jsonl", True) if statistics else []
+        stats = {_whole(line.get("episode_index")): line.get("stats") for line in lines}
+        for row in self._json_lines("episodes.jsonl"):
+            for feature, values in _items(stats.get(_whole(row.get("episode_index")))):
+                row |= {f"stats/{feature}/{name}": value for name, value in _items(values)}
+            yield row
+
+    def _rows_of_v3(self, statistics: bool) -> Iterator[dict[str, Any]]:
+        folder = self.root / "meta" / "episodes"
+        for name in self._episode_files:
+            yield from read_meta_rows(folder / name, without="" if statistics else "stats/")
+
+    @cached_property
+    def _episode_files(self) -> list[str]:
+        names = list_files(self.root / "meta" / "episodes")
+        return [name for name in names if name.endswith(".parquet")]
 
     def video_path(self, episode: Episode, key: str) -> str:
         """Relative path of an episode's video."""
@@ -316,6 +361,27 @@ def read_meta(path: Location) -> pa.Table:
     except (OSError, pa.ArrowException) as error:
         why = why_unreadable(path, error)
         raise UserError(f"source.path: cannot read {path}: {why}") from error
+
+
+def read_meta_rows(path: Location, without: str = "") -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file of ``meta/``; few of them are in memory.
+
+    Args:
+        path: of the file.
+        without: columns that begin so are left out; "" for none.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        yield from read_rows(path, without)
+    except (OSError, pa.ArrowException) as error:
+        why = why_unreadable(path, error)
+        raise UserError(f"source.path: cannot read {path}: {why}") from error
+
+
+def _number_of(row: Mapping[str, Any]) -> int:
+    return int(row["episode_index"])
 
 
 def _items(values: Any) -> list[tuple[str, Any]]:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -87,7 +87,7 @@ class Clip:
 
     def to_json(self) -> str:
         """All of it as text; equal for equal clips."""
-        return json.dumps(asdict(self), sort_keys=True)
+        return json.dumps(vars(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Clip:
@@ -158,8 +158,12 @@ class Source(Protocol):
     format: str  # lerobot, folder, …
     name: str  # SourceConfig.name, or the folder's own
 
-    def list_clips(self) -> list[Clip]:
-        """All clips, problems included; raises UserError where the source itself is wrong."""
+    def list_clips(self) -> Iterable[Clip]:
+        """All clips, problems included; raises UserError where the source itself is wrong.
+
+        Work on the first begins while others are listed, so a generator starts sooner than a list,
+        and takes no memory for all of them. Another call lists the same clips in the same order.
+        """
 
     def open(self, clip: Clip) -> Recording:
         """Get ready to read a clip of this source."""

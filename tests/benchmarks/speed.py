@@ -69,10 +69,10 @@ def against_full_decode(video: Path) -> None:
         config = PreprocessConfig(source=SourceConfig(path=str(root)), depth="plane")
         source = open_source(config.source)
         # The first table of a process imports pandas, by way of pyarrow.
-        (clip,) = source.list_clips()
+        (clip,) = list(source.list_clips())
         clip_table(clip, source.open(clip), replace(config, draws_per_clip=1))
         began_s = time.process_time()
-        (clip,) = source.list_clips()
+        (clip,) = list(source.list_clips())
         rows = len(clip_table(clip, source.open(clip), config))
         ours_s = time.process_time() - began_s
         began_s = time.process_time()
@@ -95,7 +95,7 @@ def main() -> None:
     cv2.setNumThreads(1)
     root = recordings(TASKS[: args.tasks], moving_camera=False, seed=11)
     config = PreprocessConfig(source=SourceConfig(path=str(root)), clips_per_shard=1)
-    clips = open_source(config.source).list_clips()
+    clips = list(open_source(config.source).list_clips())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         profile = cProfile.Profile()

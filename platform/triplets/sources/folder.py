@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -30,13 +31,12 @@ from dynaflip.platform.triplets.config import SourceConfig
 from dynaflip.platform.triplets.sources import video
 from dynaflip.platform.triplets.sources.captions import CAPTION_FILES, CaptionRow, read_captions
 from dynaflip.platform.triplets.sources.depth_file import read_depth_file_m
+from dynaflip.platform.triplets.sources.listed_files import ListedFiles
 from dynaflip.platform.triplets.sources.locations import (
     Fingerprint,
     Location,
-    fingerprints,
     is_within,
     location_of,
-    root_and_files,
     source_name,
 )
 
@@ -49,6 +49,7 @@ VIDEO_ENDINGS = (
 _TS_SYNC = b"G"
 # How far a caption's segment may go on after its video, as times rounded to seconds do.
 _BEYOND_S = 1.0
+_FILES_AT_ONCE = 256
 
 
 class FolderSource:
@@ -67,6 +68,7 @@ class FolderSource:
         self.root: Location = location_of(config.path)
         self.config = config
         self.name = source_name(config.name, self.root)
+        self.files = ListedFiles(config.path)
         if self.root.is_file():
             self.root = self.root.parent
 
@@ -96,9 +98,9 @@ class FolderSource:
             f"--source.caption_template or --source.captioner"
         )
 
-    def list_clips(self) -> list[Clip]:
+    def list_clips(self) -> Iterator[Clip]:
         """One clip for each video or captioned segment; ``problem`` is what is wrong with it."""
-        _, names = root_and_files(self.config.path)
+        names = list(self.files.stamps)
         if not any(name.lower().endswith(VIDEO_ENDINGS) for name in names):
             raise UserError(
                 f"source.path: no video found in {self.root} (looked for {FolderSource.looks_for})"
@@ -107,16 +109,8 @@ class FolderSource:
         there = _spellings(names)
         for row in self.read_rows(names):
             rows[self._found(row.file, there)].append(row)
-        videos = [name for name in names if name in rows or self._is_video(name)]
-        # Not of `names` alone: a hidden folder's depth is read, and that beside a single file.
-        depths = {row.depth for name in videos for row in rows.get(name, []) if row.depth}
-        prints = fingerprints(self.root, [*videos, *sorted(filter(is_within, depths))])
-        recordings = _recording_ids(videos, rows, prints)
-        clips = [
-            self._clip(name, segment, prints, recordings[name])
-            for name in videos
-            for segment in _segments(rows.get(name, []))
-        ]
+        other = self._other_ts([name for name in names if name not in rows])
+        videos = [n for n in names if n in rows or (n not in other and _is_video(n))]
         strays = [self._stray(row, names) for row in self._strays(rows, set(videos))]
         if strays and len(strays) == len(rows):
             assert strays[0].problem
@@ -124,32 +118,78 @@ class FolderSource:
                 f"{self.root}: none of the {len(strays)} files that the captions name is there, "
                 f"such as {strays[0].path} ({strays[0].problem[1]})"
             )
-        return self._chosen(clips + strays)
+        self._check_cameras(videos, rows, strays)
+        clips = chain(self._clips(videos, rows), strays)
+        return (c for c in clips if not self.config.cameras or c.camera in self.config.cameras)
 
-    def _chosen(self, clips: list[Clip]) -> list[Clip]:
-        """The clips of the cameras that the settings name."""
-        has = {clip.camera for clip in clips}
+    def _clips(self, videos: list[str], rows: dict[str, list[CaptionRow]]) -> Iterator[Clip]:
+        """Clips of videos; the files of some are looked at together."""
+        named = self._named_recordings(videos, rows)
+        for begin in range(0, len(videos), _FILES_AT_ONCE):
+            several = videos[begin : begin + _FILES_AT_ONCE]
+            # Not listed files alone: a hidden folder's depth is read, and that beside one file.
+            depths = {row.depth for name in several for row in rows.get(name, []) if row.depth}
+            prints = self.files.fingerprints([*several, *sorted(filter(is_within, depths))])
+            for name in several:
+                footage = _footage(name, prints)
+                recording = named.get(footage) or content_hash("recording", footage)
+                for segment in _segments(rows.get(name, [])):
+                    yield self._clip(name, segment, prints, recording)
+
+    def _named_recordings(
+        self, videos: list[str], rows: dict[str, list[CaptionRow]]
+    ) -> dict[str, str]:
+        """Ids of recordings by footage: cameras that are named as one recording share it.
+
+        So does a copy of one of them that nobody names: it must not cross the splits.
+        """
+        named = {}
+        for name in videos:
+            if recording := next((r.recording for r in rows.get(name, []) if r.recording), ""):
+                named[name] = recording
+        prints = self.files.fingerprints(named)
+        by_footage: dict[str, str] = {}
+        for name, recording in named.items():
+            by_footage.setdefault(_footage(name, prints), recording)
+        groups: dict[str, list[str]] = defaultdict(list)
+        for footage, recording in by_footage.items():
+            groups[recording].append(footage)
+        ids = {name: content_hash("recording", *sorted(all_)) for name, all_ in groups.items()}
+        return {footage: ids[recording] for footage, recording in by_footage.items()}
+
+    def _check_cameras(
+        self, videos: list[str], rows: dict[str, list[CaptionRow]], strays: list[Clip]
+    ) -> None:
+        """Refuse settings that name a camera which no caption does."""
+        if not self.config.cameras:
+            return
+        segments = (segment for name in videos for segment in _segments(rows.get(name, [])))
+        has = {segment[0].camera or "main" for segment in segments} | {c.camera for c in strays}
         for name in self.config.cameras:
             if name not in has:
                 raise UserError(
                     f"source.cameras: {self.root} has no camera {name}; it has "
                     f"{', '.join(sorted(has))}"
                 )
-        return [c for c in clips if not self.config.cameras or c.camera in self.config.cameras]
 
     def _strays(self, rows: dict[str, list[CaptionRow]], videos: set[str]) -> list[CaptionRow]:
         """The rows, one a file, of files that are not there."""
         return [several[0] for name, several in rows.items() if name not in videos]
 
-    def _is_video(self, name: str) -> bool:
-        """Whether a file is a video by its ending; .ts is one of programs, too."""
-        if not name.lower().endswith(".ts"):
-            return name.lower().endswith(VIDEO_ENDINGS)
-        try:
-            with (self.root / name).open("rb") as file:
-                return file.read(1) == _TS_SYNC
-        except OSError:
-            return True  # what it is is said where it is read
+    def _other_ts(self, names: list[str]) -> set[str]:
+        """Files ending in .ts that are no video: programs in TypeScript do, too."""
+        names = [name for name in names if name.lower().endswith(".ts")]
+        known = self.files.remembered("is video", names)
+        found = {}
+        for name in names:
+            if name not in known:
+                try:
+                    with (self.root / name).open("rb") as file:
+                        found[name] = "yes" if file.read(1) == _TS_SYNC else ""
+                except OSError:
+                    continue  # what it is is said where it is read
+        self.files.remember("is video", found)
+        return {name for name, is_video in {**known, **found}.items() if not is_video}
 
     def _found(self, name: str, there: dict[str, str]) -> str:
         """The file that a caption names, where it spells the name otherwise than the disk."""
@@ -195,7 +235,7 @@ class FolderSource:
         first = rows[0]
         captions = tuple(row.caption for row in rows if row.caption and not row.problem)
         group = normalise_caption(captions[0]) if captions else ""
-        footage = prints[name].digest or name  # what cannot be read has no content
+        footage = _footage(name, prints)
         content = prints[name].digest
         problem = ("caption", f"no caption in {self.config.captions or 'the captions file'}")
         if first.depth:
@@ -323,24 +363,11 @@ def _segments(rows: list[CaptionRow]) -> list[list[CaptionRow]]:
     return list(segments.values()) or [[CaptionRow("")]]
 
 
-def _recording_ids(
-    videos: list[str], rows: dict[str, list[CaptionRow]], prints: dict[str, Fingerprint]
-) -> dict[str, str]:
-    """Id of a recording by video: cameras that are named as one recording share it.
+def _is_video(name: str) -> bool:
+    """Whether a file is a video by its ending."""
+    return name.lower().endswith(VIDEO_ENDINGS)
 
-    So does a copy of one of them that nobody names: it must not cross the splits.
-    """
-    # What cannot be read has no content: its name must do.
-    footage = {name: prints[name].digest or name for name in videos}
-    named: dict[str, str] = {}
-    for name in videos:
-        recording = next((row.recording for row in rows.get(name, []) if row.recording), "")
-        if recording:
-            named.setdefault(footage[name], f"recording {recording}")
-    groups: dict[str, set[str]] = defaultdict(set)
-    for one in footage.values():
-        groups[named.get(one, one)].add(one)
-    return {
-        name: content_hash("recording", *sorted(groups[named.get(one, one)]))
-        for name, one in footage.items()
-    }
+
+def _footage(name: str, prints: dict[str, Fingerprint]) -> str:
+    """What tells a video from others; what cannot be read has no content: its name must do."""
+    return prints[name].digest or name

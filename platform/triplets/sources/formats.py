@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+import sqlite3
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dynaflip.errors import UserError
+from dynaflip.platform.config_loader import to_dict
 from dynaflip.platform.triplets.clips import (
     Clip,
     ClipRejected,
     Recording,
     Source,
+    content_hash,
     normalise_caption,
 )
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
 from dynaflip.platform.triplets.sources import FALLBACK, SOURCES
 from dynaflip.platform.triplets.sources.captions import CAPTION_FILES
-from dynaflip.platform.triplets.sources.locations import Location, location_of, root_and_files
+from dynaflip.platform.triplets.sources.listed_files import ListedFiles
+from dynaflip.platform.triplets.sources.locations import Location, location_of
 
 _INFO = "meta/info.json"  # of a LeRobot data set
 _SHOWN_SETS = 20
@@ -37,7 +45,8 @@ def open_source(config: SourceConfig) -> Source:
     try:
         if not location.exists():
             raise UserError(f"source.path: there is no folder {location}")
-        root, names = root_and_files(config.path)
+        files = ListedFiles(config.path)
+        root, names = files.root, list(files.stamps)
     except OSError as error:
         raise UserError(f"source.path: {location} cannot be read ({error})") from None
     name, source_class = _source_class(config, location, root, names)
@@ -46,7 +55,10 @@ def open_source(config: SourceConfig) -> Source:
             f"source.captions: {location} is read as {name}, which brings its own captions; leave "
             f"the setting out"
         )
-    return source_class(config)
+    source: Source = source_class(config)
+    if isinstance(getattr(source, "files", None), ListedFiles):
+        source.files = files  # type: ignore[attr-defined]  # which are listed already
+    return source
 
 
 def _source_class(
@@ -126,19 +138,35 @@ class Mix:
         if twice:
             raise UserError(f"sources: two are named {twice[0]}; give each its own name")
 
-    def list_clips(self) -> list[Clip]:
+    def list_clips(self) -> Iterator[Clip]:
         """Clips of all sources; content that is there twice is one clip and one rejection."""
-        clips: list[Clip] = []
+        pairs = zip(self.sources.values(), self.configs, strict=True)
+        listed = [_clips_of(source, config) for source, config in pairs]
+        # The first of each, so that a source that cannot be listed is told before any work.
+        firsts = [list(islice(clips, 1)) for clips in listed]
+        return mark_duplicates(chain.from_iterable(chain(*zip(firsts, listed, strict=True))))
+
+    def listing_digest(self) -> str:
+        """Equal while all files and settings of the sources are; "" if that is not all.
+
+        The sources of this package list the same clips then.
+        """
+        parts = []
         for source, config in zip(self.sources.values(), self.configs, strict=True):
+            files = getattr(source, "files", None)
+            if not isinstance(files, ListedFiles):
+                return ""
+            parts += [json.dumps(to_dict(config), sort_keys=True), files.digest()]
             try:
-                listed = source.list_clips()
-            except OSError as error:
-                raise UserError(f"source.path: {config.path} cannot be read ({error})") from None
-            listed = listed[: config.max_clips] if config.max_clips else listed
-            # Once for each source: looking up an installed captioner reads every package.
-            captioner = config.captioner_name() if config.captioner else ""
-            clips += [_with_settings(clip, config, captioner) for clip in listed]
-        return mark_duplicates(clips)
+                parts += [ListedFiles(config.captions).digest()] if config.captions else []
+            except OSError:
+                return ""  # said where captions are read
+        return content_hash(*parts)
+
+    def is_listing_complete(self) -> bool:
+        """Whether every file that clips were listed from could be read, and was in the listing."""
+        files = [getattr(source, "files", None) for source in self.sources.values()]
+        return all(isinstance(one, ListedFiles) and one.complete for one in files)
 
     def open(self, clip: Clip) -> Recording:
         """Get ready to read a clip of one of the sources.
@@ -215,14 +243,35 @@ def _templated(clip: Clip, template: str) -> str:
     return template.format(**{k: " ".join(w.replace("_", " ").split()) for k, w in words.items()})
 
 
-def mark_duplicates(clips: list[Clip]) -> list[Clip]:
+def mark_duplicates(clips: Iterable[Clip]) -> Iterator[Clip]:
     """Mark clips whose content is listed before: they would count twice, and cross the splits."""
-    seen: dict[str, str] = {}
-    out = []
-    for clip in clips:
-        if clip.problem is None:
-            if clip.clip_id in seen:
-                clip = replace(clip, problem=("list", f"same content as {seen[clip.clip_id]}"))
-            seen.setdefault(clip.clip_id, clip.path)
-        out.append(clip)
-    return out
+    # On disk, so that memory does not grow with the clips; see `ledger`.
+    database = sqlite3.connect("", check_same_thread=False, isolation_level=None)
+    database.execute("create table seen (clip blob primary key, path blob) without rowid")
+    with closing(database):
+        for clip in clips:
+            if clip.problem is None:
+                key = hashlib.sha256(clip.clip_id.encode(errors="surrogatepass")).digest()[:16]
+                path = clip.path.encode(errors="surrogatepass")
+                new = database.execute("insert or ignore into seen values (?, ?)", (key, path))
+                if not new.rowcount:
+                    query = "select path from seen where clip = ?"
+                    (first,) = database.execute(query, (key,)).fetchone()
+                    shown = first.decode(errors="surrogatepass")
+                    clip = replace(clip, problem=("list", f"same content as {shown}"))
+            yield clip
+
+
+def _clips_of(source: Source, config: SourceConfig) -> Iterator[Clip]:
+    """Clips of a source with its settings.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    # Once for each source: looking up an installed captioner reads every package.
+    captioner = config.captioner_name() if config.captioner else ""
+    try:
+        for clip in islice(source.list_clips(), config.max_clips or None):
+            yield _with_settings(clip, config, captioner)
+    except OSError as error:
+        raise UserError(f"source.path: {config.path} cannot be read ({error})") from None

@@ -13,13 +13,15 @@ axes) and ``observation.intrinsics.CAMERA`` (fx, fy, cx, cy in pixels); per epis
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 from dynaflip.errors import UserError
 from dynaflip.platform.lerobot.metadata import Episode, Meta
-from dynaflip.platform.lerobot.shared_videos import Place, places_in_videos
+from dynaflip.platform.lerobot.shared_videos import SharedVideos
 from dynaflip.platform.triplets.clips import Clip, ClipRejected, content_hash
 from dynaflip.platform.triplets.config import SourceConfig
 from dynaflip.platform.triplets.sources.lerobot_recording import (
@@ -27,15 +29,28 @@ from dynaflip.platform.triplets.sources.lerobot_recording import (
     LeRobotRecording,
     LeRobotVideo,
 )
+from dynaflip.platform.triplets.sources.listed_files import ListedFiles
 from dynaflip.platform.triplets.sources.locations import (
     Fingerprint,
     Location,
-    fingerprints,
     location_of,
     source_name,
 )
 
 IMAGES = "observation.images."
+
+
+# Fingerprints are looked up for so many episodes together, and kept up to a number of files.
+_EPISODES_AT_ONCE = 64
+_PRINTS_KEPT = 10_000
+
+
+@dataclass
+class _Layout:
+    """Where the episodes lie in the videos of each camera, and how many there are."""
+
+    videos: dict[str, SharedVideos]
+    episodes: int = 0
 
 
 class LeRobotSource:
@@ -46,6 +61,7 @@ class LeRobotSource:
 
     def __init__(self, config: SourceConfig) -> None:
         self.root: Location = location_of(config.path)
+        self.files = ListedFiles(config.path)
         self.config = config
         self.name = source_name(config.name, self.root)
         self.meta = Meta(self.root)
@@ -56,8 +72,8 @@ class LeRobotSource:
         self.depth_keys = [k for k in seen if _is_depth(k, self.info["features"][k])]
         self.cameras = [k for k in seen if k not in self.depth_keys]
 
-    def list_clips(self) -> list[Clip]:
-        """Clips in the order of episodes and cameras."""
+    def list_clips(self) -> Iterator[Clip]:
+        """Clips in the order of episodes and cameras; few of them are in memory."""
         if not self.cameras:
             raise UserError(
                 f"source.path: {self.root}/meta/info.json lists no camera (a feature of dtype "
@@ -65,15 +81,30 @@ class LeRobotSource:
             )
         chosen = self._chosen_cameras()
         self._say_what_is_left_out(chosen)
-        episodes = self.meta.episodes()
-        self._say_what_is_missing(episodes)
-        places = {key: self._places(key, episodes) for key in self._video_keys(chosen)}
-        prints = self._fingerprints(episodes, chosen)
-        clips = []
-        for row in (episode.row for episode in episodes):
-            episode = Episode(row)  # whose texts are made once, and forgotten after its cameras
-            clips += [self._clip(episode, key, prints, places) for key in chosen]
-        return clips
+        layout = self._layout(chosen)
+        self._say_what_is_missing(layout.episodes)
+        prints = self._first_prints(layout, chosen)
+        episodes = self.meta.stream()
+        while several := list(islice(episodes, _EPISODES_AT_ONCE)):
+            self._look_up(prints, several, chosen)
+            for row in (episode.row for episode in several):
+                episode = Episode(row)  # whose texts are made once, and forgotten after its cameras
+                for key in chosen:
+                    yield self._clip(episode, key, prints, layout)
+
+    def _layout(self, chosen: list[str]) -> _Layout:
+        """Where episodes lie in the videos, by a look at all of them without their statistics."""
+        layout = _Layout({key: SharedVideos() for key in self._video_keys(chosen)})
+        for episode in self.meta.stream(statistics=False):
+            layout.episodes += 1
+            for key, videos in layout.videos.items():
+                path = self._video_path(episode, key)
+                try:
+                    if path:
+                        videos.add(episode.index, episode.length, path, episode.span_s(key)[0])
+                except ClipRejected:
+                    continue  # said of the episode's clips
+        return layout
 
     def _video_keys(self, cameras: list[str]) -> list[str]:
         """Videos that are read for some cameras: theirs, of depth, and the one that ids are of."""
@@ -85,35 +116,60 @@ class LeRobotSource:
         """The camera whose video stands for a recording; images do where there is no video."""
         return next((key for key in self.cameras if key not in self.image_keys), self.cameras[0])
 
-    def _fingerprints(self, episodes: list[Episode], chosen: list[str]) -> dict[str, Fingerprint]:
-        """Fingerprints of all files that the clips are read from, by path.
+    def _first_prints(self, layout: _Layout, chosen: list[str]) -> dict[str, Fingerprint]:
+        """Fingerprint of the table of tasks, and of videos up to the first that is one.
 
         Raises:
             UserError: no video is there.
         """
-        keys = self._video_keys(chosen)
-        names = {name for e in episodes for key in keys if (name := self._video_path(e, key))}
-        prints = fingerprints(self.root, sorted(names))
-        missing = {name: _other_folder(name) for name, found in prints.items() if found.problem}
-        prints |= {
-            name: found
-            for name, found in fingerprints(self.root, sorted(missing.values())).items()
-            if not found.problem
-        }
-        videos_only = not self.image_keys.intersection(chosen)
-        if videos_only and names and not any(found.digest for found in prints.values()):
-            looked = sorted(names)[0]
-            why = prints[looked].problem
+        prints = self.files.fingerprints([self.meta.tasks_file()])
+        if self.image_keys.intersection(chosen):
+            return prints
+        names = (
+            name
+            for episode in self.meta.stream(statistics=False)
+            for key in layout.videos
+            if (name := self._video_path(episode, key))
+        )
+        looked = why = ""
+        for name in names:
+            self._print_video(prints, [name])
+            if prints[name].digest or _other_folder(name) in prints:
+                return prints
+            if not looked:
+                looked, why = name, prints[name].problem
+        if looked:
             raise UserError(
                 f"source.path: no video found in {self.root}, looked for {looked} ({why})"
             )
-        tables = {self.meta.tasks_file()}
+        return prints
+
+    def _look_up(
+        self, prints: dict[str, Fingerprint], episodes: list[Episode], chosen: list[str]
+    ) -> None:
+        """Add the fingerprints of all files that some episodes' clips are read from."""
+        if len(prints) > _PRINTS_KEPT:
+            tasks = prints[self.meta.tasks_file()]
+            prints.clear()
+            prints[self.meta.tasks_file()] = tasks
+        keys = self._video_keys(chosen)
+        names = (name for e in episodes for key in keys if (name := self._video_path(e, key)))
+        self._print_video(prints, names)
+        tables = set()
         for episode in episodes:
             try:
                 tables.add(self.meta.data_path(episode))
             except ClipRejected:
                 continue  # said of the episode's clips
-        return prints | fingerprints(self.root, sorted(tables))
+        prints |= self.files.fingerprints(sorted(tables - prints.keys()))
+
+    def _print_video(self, prints: dict[str, Fingerprint], names: Iterable[str]) -> None:
+        """Add fingerprints of videos, which some sets have in ``video/``."""
+        new = self.files.fingerprints(sorted({*names} - prints.keys()))
+        elsewhere = sorted(_other_folder(name) for name, found in new.items() if found.problem)
+        others = self.files.fingerprints(name for name in elsewhere if name not in prints)
+        prints |= new
+        prints |= {name: found for name, found in others.items() if not found.problem}
 
     def _video_path(self, episode: Episode, key: str) -> str:
         """Path of an episode's video; "" where its row does not say it."""
@@ -121,16 +177,6 @@ class LeRobotSource:
             return self.meta.video_path(episode, key)
         except ClipRejected:
             return ""
-
-    def _places(self, key: str, episodes: list[Episode]) -> Mapping[int, Place]:
-        """Where the episodes lie in the videos of a camera, by episode index."""
-        found = []
-        for episode in episodes:
-            try:
-                found.append((episode, self.meta.video_path(episode, key), episode.span_s(key)[0]))
-            except ClipRejected:
-                continue  # said of the episode's clips
-        return places_in_videos(found)
 
     def _say_what_is_left_out(self, chosen: list[str]) -> None:
         used = {self.depth_key(key) for key in chosen}
@@ -142,12 +188,12 @@ class LeRobotSource:
                     f"--source.cameras to read it as a camera"
                 )
 
-    def _say_what_is_missing(self, episodes: list[Episode]) -> None:
+    def _say_what_is_missing(self, episodes: int) -> None:
         stated = self.info.get("total_episodes")
-        if isinstance(stated, int) and stated != len(episodes):
+        if isinstance(stated, int) and stated != episodes:
             print(
                 f"note: {self.name}: info.json states {stated} episodes, its table of episodes "
-                f"lists {len(episodes)}; those are read"
+                f"lists {episodes}; those are read"
             )
 
     @classmethod
@@ -172,10 +218,10 @@ class LeRobotSource:
         episode: Episode,
         key: str,
         prints: dict[str, Fingerprint],
-        places: Mapping[str, Mapping[int, Place]],
+        layout: _Layout,
     ) -> Clip:
         try:
-            return self._readable_clip(episode, key, prints, places)
+            return self._readable_clip(episode, key, prints, layout)
         except ClipRejected as error:  # its row says something impossible
             identity = content_hash("episode", self.name, str(episode.index))
             return self._described(
@@ -192,7 +238,7 @@ class LeRobotSource:
         episode: Episode,
         key: str,
         prints: dict[str, Fingerprint],
-        places: Mapping[str, Mapping[int, Place]],
+        layout: _Layout,
     ) -> Clip:
         table = self.meta.data_path(episode)
         path, start_s, end_s = table, 0.0, None
@@ -221,7 +267,7 @@ class LeRobotSource:
         placed = {
             f"videos/{one}/place": [place.before, place.total, place.episodes]
             for one in (key, depth_key or key)
-            if one in places and (place := places[one].get(episode.index)) is not None
+            if one in layout.videos and (place := layout.videos[one].place(episode.index))
         }
         return self._described(
             episode,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -23,6 +24,8 @@ _FINGERPRINT_BYTES = 256 << 10
 # A pointer of Git LFS or git-annex, or an error message, is shorter than any recording.
 _POINTER_BYTES = 1024
 _PARALLEL_REQUESTS = 16
+_ROWS_AT_ONCE = 256
+_COLUMN_BUFFER_BYTES = 64 << 10
 
 
 def location_of(text: str) -> Location:
@@ -42,7 +45,51 @@ def list_files(root: Location) -> list[str]:
     Links to folders are followed, each folder once, so that a loop of them ends.
     """
     found = root.walk() if isinstance(root, S3Path) else _walk(root)
-    return sorted(name for name in found if not any(p[:1] == "." for p in name.split("/")))
+    return sorted(filter(_is_visible, found))
+
+
+class Stamp(NamedTuple):
+    """Size in bytes, and what changes with a file's content: its ETag, or when it was changed."""
+
+    size: int
+    changed: str
+
+    @property
+    def text(self) -> str:
+        """Both in one line."""
+        return f"{self.size} {self.changed}"
+
+
+_GONE = Stamp(-1, "")
+
+
+def list_stamps(root: Location, names: Sequence[str] = ()) -> dict[str, Stamp]:
+    """Files as :func:`list_files` lists them, with their stamps: one listing of a bucket.
+
+    Args:
+        root: folder or prefix.
+        names: look at these alone.
+    """
+    if isinstance(root, S3Path):
+        listed = ((name, root / name) for name in names)
+        found = ((n, path.stat()) for n, path in listed) if names else root.entries()
+        stamps = {name: Stamp(stat.st_size, stat.etag) for name, stat in found}
+    else:
+        stamps = {name: _stamp(root, name) for name in names or _walk(root)}
+    chosen = sorted(stamps) if names else sorted(filter(_is_visible, stamps))
+    return {name: stamps[name] for name in chosen}
+
+
+def _stamp(root: Path, name: str) -> Stamp:
+    try:
+        about = os.stat(root / name)
+    except OSError:  # a link that leads nowhere; said where the file is read
+        return _GONE
+    return Stamp(about.st_size, str(about.st_mtime_ns))
+
+
+def _is_visible(name: str) -> bool:
+    return not any(part[:1] == "." for part in name.split("/"))
 
 
 def root_and_files(text: str) -> tuple[Location, list[str]]:
@@ -80,9 +127,13 @@ def fingerprint(path: Location) -> str:
     return _fingerprint(path).digest
 
 
-def _fingerprint(path: Location) -> Fingerprint:
-    """The fingerprint, or what the file is instead of a recording, as far as its length tells."""
-    size = path.stat().st_size
+def _fingerprint(path: Location, listed: Stamp | None = None) -> Fingerprint:
+    """The fingerprint, or what the file is instead of a recording, as far as its length tells.
+
+    A bucket's listing tells the size without another request.
+    """
+    far = isinstance(path, S3Path) and listed is not None
+    size = listed.size if far and listed is not None else path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     offsets = sorted({0, max(0, size // 2), max(0, size - _FINGERPRINT_BYTES)})
     head = b""
@@ -109,22 +160,31 @@ def is_temporary(location: Location, error: BaseException | None) -> bool:
 
 
 class Fingerprint(NamedTuple):
-    """A fingerprint, or "" and why there is none."""
+    """A fingerprint, or "" and why there is none; whether the file could be read."""
 
     digest: str
     problem: str = ""
+    read: bool = True
 
 
-def fingerprints(root: Location, names: list[str]) -> dict[str, Fingerprint]:
-    """Fingerprints of files by name, many at a time where the network is slow."""
+def fingerprints(
+    root: Location, names: list[str], listed: Mapping[str, Stamp] = MappingProxyType({})
+) -> dict[str, Fingerprint]:
+    """Fingerprints of files by name, many at a time where the network is slow.
+
+    Args:
+        root: folder that names are relative to.
+        names: of the files.
+        listed: stamps of those that a listing tells.
+    """
 
     def attempt(name: str) -> Fingerprint:
         try:
-            found = _fingerprint(root / name)
+            found = _fingerprint(root / name, listed.get(name))
         except OSError as error:
-            return Fingerprint("", error.strerror or str(error))
+            return Fingerprint("", error.strerror or str(error), read=False)
         except ValueError as error:  # a name that no file can have
-            return Fingerprint("", str(error))
+            return Fingerprint("", str(error), read=False)
         return Fingerprint("", found.problem) if found.problem else found
 
     with ThreadPoolExecutor(_PARALLEL_REQUESTS if isinstance(root, S3Path) else 1) as pool:
@@ -159,6 +219,20 @@ def read_table(path: Location, columns: list[str] | None = None, filters: Any = 
     """Read a Parquet file, or some columns and rows of it."""
     with _arrow(path) as (source, options):
         return pq.read_table(source, columns=columns, filters=filters, **options)
+
+
+def read_rows(path: Location, without: str = "") -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file; columns that begin with ``without`` are left out.
+
+    Memory holds some rows, or in a bucket a row group.
+    """
+    with _arrow(path) as (source, options):
+        far = isinstance(path, S3Path)
+        options |= {"pre_buffer": far, "buffer_size": 0 if far else _COLUMN_BUFFER_BYTES}
+        with pq.ParquetFile(source, **options) as file:
+            names = [n for n in file.schema_arrow.names if not (without and n.startswith(without))]
+            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=names, use_threads=False):
+                yield from batch.to_pylist()
 
 
 def read_schema(path: Location) -> pa.Schema:

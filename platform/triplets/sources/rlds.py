@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -39,10 +39,10 @@ from dynaflip.platform.triplets.config import SourceConfig
 from dynaflip.platform.triplets.sources import tfrecord
 from dynaflip.platform.triplets.sources.contents import HEAD_BYTES, other_kind
 from dynaflip.platform.triplets.sources.encoded_images import is_deep_grey, read_images
+from dynaflip.platform.triplets.sources.listed_files import ListedFiles
 from dynaflip.platform.triplets.sources.locations import (
     Location,
     location_of,
-    root_and_files,
     source_name,
     why_unreadable,
 )
@@ -54,6 +54,7 @@ from dynaflip.platform.triplets.sources.rlds_steps import (
     step_images,
 )
 from dynaflip.platform.triplets.sources.tfrecord import DamagedRecord, Record, Values
+from dynaflip.platform.triplets.versions import STAGE_VERSIONS
 
 # Steps a second, after the overview table of Open X-Embodiment (arXiv 2310.08864).
 _RATES_HZ = {
@@ -119,6 +120,7 @@ class RLDSSource:
 
     def __init__(self, config: SourceConfig) -> None:
         self.config = config
+        self.files = ListedFiles(config.path)
         self.root: Location = location_of(config.path)
         if self.root.is_file():
             self.root = self.root.parent
@@ -129,9 +131,9 @@ class RLDSSource:
         """Files of TFRecords."""
         return any(_is_records(name) for name in names)
 
-    def list_clips(self) -> list[Clip]:
-        """Clips in the order of files, records and cameras."""
-        _, names = root_and_files(self.config.path)
+    def list_clips(self) -> Iterator[Clip]:
+        """Clips in the order of files, records and cameras; a few files are read at a time."""
+        names = list(self.files.stamps)
         files = [name for name in names if _is_records(name)]
         folders = {PurePosixPath(name).parent for name in files}
         described = {folder: self._described(folder, set(names)) for folder in folders}
@@ -139,12 +141,35 @@ class RLDSSource:
             raise UserError(f"source.path: no records in {self.root} (looked for *.tfrecord)")
         self._say_what_is_missing(names, files)
         about = {n: _About(self._rate_hz(n), *described[PurePosixPath(n).parent]) for n in files}
+        chosen = self.config.cameras
+        found = False
+        for several in self._several(files, about):
+            found |= any(clip.camera in chosen for clip in several)
+            yield from several
+        if chosen and not found:
+            raise UserError(f"source.cameras: {self.root} has no camera {', '.join(chosen)}")
+
+    def _several(self, files: list[str], about: dict[str, _About]) -> Iterator[list[Clip]]:
+        """The clips of each file, several files on their way."""
+        coming: deque[Future[list[Clip]]] = deque()
         with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
-            listed = list(pool.map(lambda name: list(self._clips(name, about[name])), files))
-        clips = [clip for several in listed for clip in several]
-        if self.config.cameras and not any(clip.camera in self.config.cameras for clip in clips):
-            has = sorted({clip.camera for clip in clips if clip.camera})
-            raise UserError(f"source.cameras: {self.root} has the cameras {', '.join(has)}")
+            for name in files:
+                coming.append(pool.submit(self._file_clips, name, about[name]))
+                if len(coming) > _PARALLEL_FILES:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+
+    def _file_clips(self, name: str, about: _About) -> list[Clip]:
+        """The clips of a file, which is read again only if it was changed."""
+        decides = [about, self.name, self.config.cameras, self.config.embodiment]
+        decides += [self.config.licence, STAGE_VERSIONS["sources"]]
+        kind = f"clips of RLDS {content_hash(*map(repr, decides))}"
+        if name in (known := self.files.remembered(kind, [name])):
+            return [Clip.from_json(line) for line in known[name].splitlines()]
+        clips = list(self._clips(name, about))
+        if not any(clip.problem for clip in clips):  # those may be gone the next time
+            self.files.remember(kind, {name: "\n".join(clip.to_json() for clip in clips)})
         return clips
 
     def _say_what_is_missing(self, names: list[str], files: list[str]) -> None:
@@ -203,6 +228,7 @@ class RLDSSource:
                         continue
                     yield from self._cameras_of(name, number, record, outline, about)
         except OSError as error:
+            self.files.complete = False
             yield self._problem(name, 0, f"cannot be read: {error.strerror or error}")
 
     def _cameras_of(

@@ -46,7 +46,7 @@ def test_an_outsiders_demonstrations_are_recorded_and_read_again(tmp_path: Path)
     assert not [name for name in info["features"] if "depth" in name or "camera_pose" in name]
 
     source = LeRobotSource(SourceConfig(path=str(tmp_path / "set")))
-    clips = source.list_clips()
+    clips = list(source.list_clips())
     assert [clip.task for clip in clips] == ["reach"] * 3
     assert json.loads(clips[0].extra)["environment"] == "reach"
     recording = source.open(clips[0])

@@ -24,7 +24,7 @@ from dynaflip.platform.triplets.sources.formats import open_source, open_sources
 
 def clips_of(folder: Path, **values) -> list[Clip]:
     source = SourceConfig(path=str(folder), **values)
-    return open_sources(PreprocessConfig(source=source)).list_clips()
+    return list(open_sources(PreprocessConfig(source=source)).list_clips())
 
 
 def test_a_comma_without_quotes_is_reported(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_times_of_a_caption_count_from_the_videos_beginning(tmp_path: Path) -> N
         f"file,caption,start_s,end_s\nlate.mkv,push,{20 / 30},{35 / 30}\n"
     )
     source = open_source(SourceConfig(path=str(tmp_path)))
-    recording = source.open(source.list_clips()[0])
+    recording = source.open(next(iter(source.list_clips())))
     assert len(recording.times_s()) == 15
     shown = recording.read_frames([0, 14], 96).mean(axis=(1, 2, 3))
     assert [round((level - 20) / 4) for level in shown] == [20, 34]

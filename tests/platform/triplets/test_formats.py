@@ -30,7 +30,7 @@ from dynaflip.platform.triplets.sources.something import SomethingSource
 
 def listed(path: Path, **settings) -> tuple[object, list[Clip]]:
     source = open_source(SourceConfig(path=str(path), **settings))
-    return source, source.list_clips()
+    return source, list(source.list_clips())
 
 
 def rows_of(path: Path, clip: Clip, **settings) -> list[dict]:
@@ -197,7 +197,7 @@ def test_captions_in_every_kind_of_table(tmp_path: Path, ending: str) -> None:
 def test_videos_without_captions_can_take_them_from_their_names(tmp_path: Path) -> None:
     write_video(tmp_path / "pour_coffee" / "take_1.mp4", moving_square(30))
     source = SourceConfig(path=str(tmp_path), caption_template="somebody does: {folder}")
-    clips = open_sources(PreprocessConfig(source=source)).list_clips()
+    clips = list(open_sources(PreprocessConfig(source=source)).list_clips())
     assert clips[0].captions == ("somebody does: pour coffee",)
     assert clips[0].caption_kind == "template"
     with pytest.raises(ValueError, match="caption_template"):
@@ -288,7 +288,7 @@ def test_a_mix_has_names_weights_and_rejected_duplicates(
     )
     config = load_config(PreprocessConfig, str(yaml), {"depth": "plane"})
     mix = open_sources(config)
-    clips = mix.list_clips()
+    clips = list(mix.list_clips())
     assert [c.source for c in clips] == ["videos", "videos", "hands", "copy", "copy", "own"]
     assert [c.embodiment for c in clips[:3]] == ["robot", "robot", "human"]
     assert clips[0].licence == "CC0"

@@ -24,7 +24,7 @@ FRAMES = "data/chunk-000/file-000.parquet"
 
 def clips_of(*folders: Path) -> list[Clip]:
     sources = tuple(SourceConfig(path=str(folder), name=folder.name) for folder in folders)
-    return open_sources(PreprocessConfig(sources=sources)).list_clips()
+    return list(open_sources(PreprocessConfig(sources=sources)).list_clips())
 
 
 def rewrite(path: Path, change: Callable[[int, dict], dict]) -> None:
@@ -142,7 +142,7 @@ def test_depth_beside_a_single_file_is_part_of_its_clips_digest(tmp_path: Path) 
     found = set()
     for metres in (1.0, 2.0):
         np.save(tmp_path / "a.npy", np.full((10, 120, 160), metres, np.float32))
-        found.add(open_source(source).list_clips()[0].digest())
+        found.add(next(iter(open_source(source).list_clips())).digest())
     assert len(found) == 2
 
 

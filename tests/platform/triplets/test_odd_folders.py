@@ -40,7 +40,7 @@ def odd_clip(folder: Path, kind: str) -> tuple[Mix, Clip]:
     lines = [HEADER, "good.mp4,wait", line if "," in line else f"{line},push the square"]
     (folder / "captions.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     mix = mix_of(folder)
-    clips = [clip for clip in mix.list_clips() if clip.path != "good.mp4"]
+    clips = [clip for clip in list(mix.list_clips()) if clip.path != "good.mp4"]
     return mix, clips[-1]
 
 

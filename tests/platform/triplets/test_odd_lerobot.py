@@ -58,7 +58,7 @@ def test_a_kind_is_read_or_rejected_with_its_reason(kind: str, tmp_path: Path) -
     odd = sound()
     change(odd)
     mix = mix_of(odd.write(tmp_path / "set"))
-    clips = mix.list_clips()
+    clips = list(mix.list_clips())
     last = max(clip.episode_index or 0 for clip in clips)
     for clip in clips:
         if not said:
@@ -75,7 +75,7 @@ def test_a_set_is_refused_in_one_line(kind: str, tmp_path: Path) -> None:
     odd = sound()
     change(odd)
     with pytest.raises(UserError, match=re.escape(said)) as caught:
-        mix_of(odd.write(tmp_path / "set")).list_clips()
+        list(mix_of(odd.write(tmp_path / "set")).list_clips())
     assert "\n" not in str(caught.value)
 
 
@@ -83,13 +83,13 @@ def test_a_camera_of_images_is_read_beside_one_of_video(tmp_path: Path) -> None:
     odd = sound()
     camera_of_images(as_struct, "observation.images.wrist")(odd)
     mix = mix_of(odd.write(tmp_path / "set"))
-    clips = mix.list_clips()
+    clips = list(mix.list_clips())
     assert [clip.camera for clip in clips] == ["top", "wrist"] * 3
     assert len({clip.recording_id for clip in clips}) == 3  # both cameras of an episode share it
     assert len({clip.clip_id for clip in clips}) == 6
     for clip in clips:
         read(mix, clip)
-    only = mix_of(tmp_path / "set", cameras=("wrist",)).list_clips()
+    only = list(mix_of(tmp_path / "set", cameras=("wrist",)).list_clips())
     assert [clip.camera for clip in only] == ["wrist"] * 3
 
 
@@ -101,7 +101,7 @@ def test_the_ids_of_video_cameras_do_not_change_beside_images(tmp_path: Path) ->
             del episode["stats/action/mean"]  # then the ids are those of the first video
         if images:
             camera_of_images(as_struct, "observation.images.aside")(odd)
-        clips = mix_of(odd.write(tmp_path / name)).list_clips()
+        clips = list(mix_of(odd.write(tmp_path / name)).list_clips())
         ids.append([clip.clip_id for clip in clips if clip.camera == "top"])
     assert ids[0] == ids[1]
 
@@ -116,16 +116,16 @@ def test_a_video_named_depth_is_no_camera_unless_it_is_named(
     other = sound()
     renamed_feature("observation.images.depth")(other)
     root, only = odd.write(tmp_path / "set"), other.write(tmp_path / "only")
-    assert {clip.camera for clip in mix_of(root).list_clips()} == {"top"}
-    named = mix_of(root, cameras=("top_depth",)).list_clips()
+    assert {clip.camera for clip in list(mix_of(root).list_clips())} == {"top"}
+    named = list(mix_of(root, cameras=("top_depth",)).list_clips())
     assert {clip.camera for clip in named} == {"top_depth"}
     with pytest.raises(UserError, match="lists no camera"):
-        mix_of(only).list_clips()
+        list(mix_of(only).list_clips())
     extra = sound()
     for key in ("observation.images.depth_left", "observation.images.front"):
         extra.info["features"] = {**extra.info["features"], key: features[KEY]}
         extra.videos[key] = extra.videos[KEY]
-    mix_of(extra.write(tmp_path / "extra")).list_clips()
+    list(mix_of(extra.write(tmp_path / "extra")).list_clips())
     assert "depth_left is left out, since its name says depth" in capsys.readouterr().out
 
 
@@ -134,13 +134,13 @@ def test_depth_of_an_unknown_unit_is_told_from_damaged_depth(tmp_path: Path) -> 
     depth_beside("gray16le", "ffv1")(odd)
     mix = mix_of(odd.write(tmp_path / "set"))
     with pytest.raises(UnknownDepthUnit):
-        mix.open(mix.list_clips()[0]).read_depth_m([0])
+        mix.open(next(iter(mix.list_clips()))).read_depth_m([0])
 
 
 def test_missing_episodes_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     odd = sound()
     odd.info["total_episodes"] = 5
-    mix_of(odd.write(tmp_path / "set")).list_clips()
+    list(mix_of(odd.write(tmp_path / "set")).list_clips())
     assert "states 5 episodes, its table of episodes lists 3" in capsys.readouterr().out
 
 
@@ -171,7 +171,7 @@ def test_a_folder_of_sets_and_a_part_of_one_say_what_to_give(tmp_path: Path) -> 
 def test_a_path_that_is_not_utf_8_is_a_name_of_any_text(tmp_path: Path) -> None:
     root = sound().write(tmp_path / "set").rename(tmp_path / "se\udce9t")
     mix = mix_of(root)
-    clip = mix.list_clips()[0]
+    clip = next(iter(mix.list_clips()))
     read(mix, clip)
     assert clip.source == "se\\udce9t"
     assert json.loads(clip.to_json())["source"] == clip.source
@@ -190,7 +190,7 @@ def test_frames_are_those_of_the_episode_where_the_video_is_long(tmp_path: Path)
     """The fast path: nothing disagrees, so the whole file is not read."""
     odd = sound()
     mix = mix_of(odd.write(tmp_path / "set"))
-    clip = mix.list_clips()[2]
+    clip = list(mix.list_clips())[2]
     timeline = mix.open(clip).timeline
     assert timeline.frames_in_file == 3 * FRAMES
     assert len(timeline.pts) == FRAMES
@@ -204,7 +204,7 @@ def test_intrinsics_of_an_image_of_another_shape_are_refused(tmp_path: Path) -> 
     intrinsics(40, 40, 24, 24)(odd)
     odd.info["features"][KEY]["shape"] = [48, 48, 3]
     mix = mix_of(odd.write(tmp_path / "set"))
-    recording = mix.open(mix.list_clips()[0])
+    recording = mix.open(next(iter(mix.list_clips())))
     window = Transition(0, 6, (0, 1, 2, 3, 6), 0, 0)
     config = PreprocessConfig(depth="plane")
     reader = ClipReader(recording, config, [window], recording.times_s(), None)
@@ -216,7 +216,7 @@ def test_a_model_does_without_depth_of_an_unknown_unit(tmp_path: Path) -> None:
     odd = sound()
     depth_beside("gray16le", "ffv1")(odd)
     mix = mix_of(odd.write(tmp_path / "set"))
-    recording = mix.open(mix.list_clips()[0])
+    recording = mix.open(next(iter(mix.list_clips())))
     window = Transition(0, 6, (0, 1, 2, 3, 6), 0, 0)
     config = PreprocessConfig(depth="model:any")
     reader = ClipReader(recording, config, [window], recording.times_s(), HalfDepth())

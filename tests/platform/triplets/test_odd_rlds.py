@@ -32,7 +32,7 @@ def mix_of(root: Path, **values) -> Mix:
 
 def read(mix: Mix) -> list[str]:
     """Read the only clip to its end; its caption at each step."""
-    (clip,) = mix.list_clips()
+    (clip,) = list(mix.list_clips())
     recording = mix.open(clip)
     np.testing.assert_allclose(recording.times_s(), np.arange(STEPS) / 5)
     frames = recording.read_frames([0, 5, STEPS - 1], 32)
@@ -95,12 +95,12 @@ def test_a_broken_features_json_is_one_line(tmp_path: Path) -> None:
     ):
         (root / "features.json").write_text(text)
         with pytest.raises(UserError, match=said):
-            mix_of(root).list_clips()
+            list(mix_of(root).list_clips())
 
 
 def test_deep_images_of_features_json_are_no_camera(tmp_path: Path) -> None:
     root = write(tmp_path, records(example(sound())))
     (root / "features.json").write_text(features_json().replace("uint8", "uint16"))
-    (clip,) = mix_of(root).list_clips()
+    (clip,) = list(mix_of(root).list_clips())
     assert clip.camera == "image"  # nothing is left of features.json: the first bytes decide
     assert IMAGE in clip.extra

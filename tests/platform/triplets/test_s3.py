@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from triplet_recordings import moving_square, textured, write_lerobot, write_vid
 
 from dynaflip.errors import UserError
 from dynaflip.platform import s3
+from dynaflip.platform.paths import cache_folder
 from dynaflip.platform.ranged_file import RangedFile
 from dynaflip.platform.s3 import S3Path
 from dynaflip.platform.s3_errors import AccessRefused, CredentialsRefused, NetworkError
@@ -70,7 +72,7 @@ def test_a_segment_of_a_long_video_is_not_downloaded_whole(
     size = (tmp_path / "v" / "long.mp4").stat().st_size
     uri = upload(server, tmp_path / "v", "long")
     mix = open_sources(PreprocessConfig(source=SourceConfig(path=uri)))
-    clip = mix.list_clips()[0]
+    clip = next(iter(mix.list_clips()))
     before = proxy.bytes_sent
     shown = mix.open(clip).read_frames([0, 5], 96)
     assert shown.shape[0] == 2
@@ -122,6 +124,7 @@ def test_permanent_failures_reject_the_clip_and_an_outage_fails_the_job(
         mix.open(gone).times_s()
     assert caught.value.stage == "network"
     assert len(mix.open(good).times_s()) == 30
+    shutil.rmtree(cache_folder())  # so that the file is looked at again
     again = {c.path: c for c in mix.list_clips()}
     assert again["gone.mp4"].problem is not None
     assert "gave up" in again["gone.mp4"].problem[1]
@@ -141,7 +144,7 @@ def test_expired_credentials_are_a_temporary_rejection(
     root = write_lerobot(tmp_path / "set", [{"top": moving_square(20)}], ["push"])
     robot = SourceConfig(path=upload(server, root, f"robot{verdict}"))
     mix = open_sources(PreprocessConfig(sources=(videos, robot)))
-    clips = mix.list_clips()
+    clips = list(mix.list_clips())
     video, episode = map(mix.open, clips)
     unread = mix.open(clips[1])
     assert len(video.times_s()) == 10
@@ -223,7 +226,7 @@ def test_a_missing_table_of_an_episode_is_a_permanent_rejection(
     (root / "data/chunk-000/file-000.parquet").unlink()
     mix = open_sources(PreprocessConfig(source=SourceConfig(path=upload(server, root, "lost"))))
     with pytest.raises(ClipRejected) as caught:
-        mix.open(mix.list_clips()[0]).cameras([0])
+        mix.open(next(iter(mix.list_clips()))).cameras([0])
     assert caught.value.stage == "decode"
 
 
@@ -236,7 +239,7 @@ def test_a_failure_while_another_is_explained_is_a_network_rejection(
     (tmp_path / "v" / "captions.csv").write_text("file,caption\na.mp4,push\n")
     source = SourceConfig(path=upload(server, tmp_path / "v", "noise"))
     mix = open_sources(PreprocessConfig(source=source))
-    recording = mix.open(mix.list_clips()[0])
+    recording = mix.open(next(iter(mix.list_clips())))
     with pytest.raises(ClipRejected) as caught:
         recording.times_s()
     assert caught.value.stage == "decode"

@@ -44,26 +44,26 @@ def test_a_missing_folder_is_a_user_error(tmp_path: Path) -> None:
 
 def test_a_folder_without_video_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no video found"):
-        open_source(SourceConfig(path=str(tmp_path))).list_clips()
+        list(open_source(SourceConfig(path=str(tmp_path))).list_clips())
 
 
 def test_captions_without_any_video_are_a_user_error(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", numbered(5))
     (tmp_path / "captions.csv").write_text("file,caption\nghost.mp4,haunt the house\n")
     with pytest.raises(UserError, match=r"such as ghost\.mp4"):
-        open_source(SourceConfig(path=str(tmp_path))).list_clips()
+        list(open_source(SourceConfig(path=str(tmp_path))).list_clips())
 
 
 def test_videos_without_captions_csv_are_a_user_error(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", numbered(5))
     with pytest.raises(UserError, match=r"captions\.csv"):
-        open_source(SourceConfig(path=str(tmp_path))).list_clips()
+        list(open_source(SourceConfig(path=str(tmp_path))).list_clips())
 
 
 def test_a_missing_caption_rejects_the_clip(video_folder: Callable[..., Path]) -> None:
     folder = video_folder(2, {"clip0.mp4": ""})
     write_video(folder / "unnamed.mp4", numbered(12))
-    clips = {c.path: c for c in open_source(SourceConfig(path=str(folder))).list_clips()}
+    clips = {c.path: c for c in list(open_source(SourceConfig(path=str(folder))).list_clips())}
     assert clips["clip0.mp4"].problem is None  # its other row has one
     assert clips["unnamed.mp4"].problem == ("caption", "no caption in the captions file")
 
@@ -92,7 +92,7 @@ def test_phrasings_take_turns_and_cameras_share_a_recording(tmp_path: Path) -> N
 def test_the_same_content_under_two_names_counts_once(video_folder: Callable[..., Path]) -> None:
     folder = video_folder(1, {"copy.mp4": "push the square again"})
     (folder / "copy.mp4").write_bytes((folder / "clip0.mp4").read_bytes())
-    clips = open_source(SourceConfig(path=str(folder))).list_clips()
+    clips = list(open_source(SourceConfig(path=str(folder))).list_clips())
     assert [c.problem for c in mark_duplicates(clips)] == [
         None,
         ("list", "same content as clip0.mp4"),
@@ -101,16 +101,16 @@ def test_the_same_content_under_two_names_counts_once(video_folder: Callable[...
 
 def test_ids_follow_content_and_not_names(video_folder: Callable[..., Path]) -> None:
     folder = video_folder(1)
-    before = open_source(SourceConfig(path=str(folder))).list_clips()[0]
+    before = next(iter(open_source(SourceConfig(path=str(folder))).list_clips()))
     (folder / "clip0.mp4").rename(folder / "other.mp4")
     (folder / "captions.csv").write_text("file,caption\nother.mp4,push\n")
-    after = open_source(SourceConfig(path=str(folder))).list_clips()[0]
+    after = next(iter(open_source(SourceConfig(path=str(folder))).list_clips()))
     assert (before.clip_id, before.recording_id) == (after.clip_id, after.recording_id)
 
 
 def test_lerobot_episodes_share_a_file_and_have_several_cameras(tmp_path: Path) -> None:
     source = lerobot(tmp_path)
-    clips = source.list_clips()
+    clips = list(source.list_clips())
     assert [(c.episode_index, c.camera) for c in clips] == [
         (n, camera) for n in range(3) for camera in ("top", "wrist")
     ]
@@ -129,10 +129,10 @@ def test_lerobot_episodes_share_a_file_and_have_several_cameras(tmp_path: Path) 
 def test_one_camera_can_be_chosen_and_an_unknown_one_is_an_error(tmp_path: Path) -> None:
     lerobot(tmp_path)
     path = str(tmp_path / "set")
-    chosen = open_source(SourceConfig(path=path, cameras=("wrist",))).list_clips()
+    chosen = list(open_source(SourceConfig(path=path, cameras=("wrist",))).list_clips())
     assert {c.camera for c in chosen} == {"wrist"}
     with pytest.raises(UserError, match="top, wrist"):
-        open_source(SourceConfig(path=path, cameras=("front",))).list_clips()
+        list(open_source(SourceConfig(path=path, cameras=("front",))).list_clips())
 
 
 def test_lerobot_depth_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -141,14 +141,14 @@ def test_lerobot_depth_is_read_as_it_was_written(tmp_path: Path) -> None:
     depth[1][4, 3, 7] = np.nan
     depth[1][4, 3, 8] = 9.0
     source = lerobot(tmp_path, depth_m=depth)
-    clip = next(c for c in source.list_clips() if c.episode_index == 1 and c.camera == "top")
+    clip = next(c for c in list(source.list_clips()) if c.episode_index == 1 and c.camera == "top")
     read = source.open(clip).read_depth_m([4, 20])
     assert read is not None
     assert np.isnan(read[0, 3, 7])
     assert np.isinf(read[0, 3, 8])
     fine = np.isfinite(read[0]) & (depth[1][4] < 4.4)
     assert np.abs(read[0] - depth[1][4])[fine].max() < 0.001
-    wrist = next(c for c in source.list_clips() if c.camera == "wrist")
+    wrist = next(c for c in list(source.list_clips()) if c.camera == "wrist")
     assert source.open(wrist).read_depth_m([0]) is None
 
 
@@ -165,7 +165,7 @@ def test_depth_of_another_length_rejects_the_clip(tmp_path: Path) -> None:
     depth = [np.ones((n, 48, 64), np.float32) for n in (20, 21, 15)]
     source = lerobot(tmp_path, depth_m=depth)
     with pytest.raises(ClipRejected, match="56 frames, the 3 episodes in it together 63") as caught:
-        source.open(source.list_clips()[4]).read_depth_m([0])
+        source.open(list(source.list_clips())[4]).read_depth_m([0])
     assert caught.value.stage == "depth"
 
 
@@ -174,7 +174,7 @@ def test_depth_beside_a_video_is_read(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.full((10, 120, 160), 1500, np.uint16))
     (tmp_path / "captions.csv").write_text("file,caption,depth\na.mp4,push,a.npy\n")
     source = open_source(SourceConfig(path=str(tmp_path)))
-    depth = source.open(source.list_clips()[0]).read_depth_m([2, 3])
+    depth = source.open(next(iter(source.list_clips()))).read_depth_m([2, 3])
     assert depth is not None
     np.testing.assert_allclose(depth, 1.5)
 
@@ -191,10 +191,10 @@ def test_a_folder_named_video_is_found(tmp_path: Path) -> None:
     lerobot(tmp_path)
     (tmp_path / "set" / "videos").rename(tmp_path / "set" / "video")
     source = open_source(SourceConfig(path=str(tmp_path / "set")))
-    assert len(source.open(source.list_clips()[0]).times_s()) == 20
+    assert len(source.open(next(iter(source.list_clips()))).times_s()) == 20
     (tmp_path / "set" / "video").rename(tmp_path / "set" / "films")
     with pytest.raises(UserError, match="looked for videos/"):
-        open_source(SourceConfig(path=str(tmp_path / "set"))).list_clips()
+        list(open_source(SourceConfig(path=str(tmp_path / "set"))).list_clips())
 
 
 def test_an_episodes_id_does_not_depend_on_its_position(tmp_path: Path) -> None:
