@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +31,7 @@ from dynaflip.platform.triplets.work_folder import ClipFile, StoredClip, WorkFol
 
 _NAME_LETTERS = 16
 _CLIPS_COMING = 8  # from a bucket
+_CLIPS_AT_ONCE = 32_768  # in the driver's memory
 
 
 @dataclass(frozen=True)
@@ -50,35 +51,77 @@ def plan_parts(clips: Iterable[StoredClip], part_bytes: float, made_by: str = ""
         made_by: changes with settings, which make other triplets of the same clips.
     """
     kept = [clip for clip in clips if clip.file is not None]
-    parts: list[list[StoredClip]] = []
-    for split in sorted({clip.summary["split"] for clip in kept}):
-        filled = part_bytes
-        mine = (clip for clip in kept if clip.summary["split"] == split)
-        for clip in sorted(mine, key=_place):
-            if filled + clip.bytes > part_bytes:
-                parts.append([])
-                filled = 0
-            parts[-1].append(clip)
-            filled += clip.bytes
-    return [Part(_name(part, made_by), tuple(part)) for part in parts]
+    ordered = sorted(kept, key=lambda clip: (clip.summary["split"], *_place(clip)))
+    return list(parts_of(ordered, part_bytes, made_by))
 
 
-def compact(parts: list[Part], work: WorkFolder) -> None:
-    """Write the parts that are missing: on Ray where there are several."""
+def parts_of(clips: Iterable[StoredClip], part_bytes: float, made_by: str = "") -> Iterator[Part]:
+    """The same of clips that come in the order of their places: one part is in memory."""
+    part: list[StoredClip] = []
+    filled, split = 0.0, ""
+    for clip in clips:
+        full = filled + clip.bytes > part_bytes or clip.summary["split"] != split
+        if part and full:
+            yield Part(_name(part, made_by), tuple(part))
+            part, filled = [], 0.0
+        part.append(clip)
+        filled, split = filled + clip.bytes, clip.summary["split"]
+    if part:
+        yield Part(_name(part, made_by), tuple(part))
+
+
+def compact(
+    parts: Iterable[Part],
+    work: WorkFolder,
+    summary_of: Callable[[StoredClip], Mapping[str, Any]] = lambda clip: clip.summary,
+) -> list[str]:
+    """Write the parts that are missing: on Ray where there are several.
+
+    Args:
+        parts: to write, or already there.
+        work: folder of the work.
+        summary_of: the whole summary of a part's clip.
+
+    Returns:
+        The names of all parts.
+    """
     done = set(place.names(work.done))
-    missing = {part.name: part for part in parts if _done(work, part.name).name not in done}
-    items = [{"part": _description(part, work)} for part in missing.values()]
-    if len(items) > 1:
-        clips = sum(len(part.clips) for part in missing.values())
-        print(f"writing {clips} clips to {len(items)} Parquet files", flush=True)
-    for written in _write_all(items):
-        part = missing[written["name"]]
-        summaries = [
-            {**clip.summary, "at": at}
-            for clip, at in zip(part.clips, written["positions"], strict=True)
-        ]
-        text = json.dumps({"clips": summaries, "index": written["index"]})
-        place.write(_done(work, part.name), text)
+    names: list[str] = []
+
+    def missing() -> Iterator[Part]:
+        for part in parts:
+            names.append(part.name)
+            if _done(work, part.name).name not in done:
+                yield part
+
+    for several in _batches(missing()):
+        items = [{"part": _description(part, work)} for part in several.values()]
+        if len(items) > 1:
+            clips = sum(len(part.clips) for part in several.values())
+            print(f"writing {clips} clips to {len(items)} Parquet files", flush=True)
+        for written in _write_all(items):
+            part = several[written["name"]]
+            summaries = [
+                {**summary_of(clip), "at": at}
+                for clip, at in zip(part.clips, written["positions"], strict=True)
+            ]
+            text = json.dumps({"clips": summaries, "index": written["index"]})
+            place.write(_done(work, part.name), text)
+    return names
+
+
+def _batches(parts: Iterator[Part]) -> Iterator[dict[str, Part]]:
+    """Parts by name, some at a time."""
+    batch: dict[str, Part] = {}
+    clips = 0
+    for part in parts:
+        batch[part.name] = part
+        clips += len(part.clips)
+        if clips >= _CLIPS_AT_ONCE:
+            yield batch
+            batch, clips = {}, 0
+    if batch:
+        yield batch
 
 
 def read_index(work: WorkFolder) -> FileIndex:
@@ -156,7 +199,7 @@ def _description(part: Part, work: WorkFolder) -> str:
             "file": str(clip.file),
             "row_group": clip.row_group,
             "clip_id": clip.summary["clip_id"],
-            "rows": len(clip.summary["rows"]),
+            "rows": clip.rows,
         }
         for clip in part.clips
     ]

@@ -44,10 +44,10 @@ class Destination(Protocol):
         """Finish a publication that was cut short."""
 
     def work(self, key: str) -> WorkFolder:
-        """The unfinished work of a key; made if it is missing."""
+        """The unfinished work of a key, which may not be there yet."""
 
-    def recover(self, key: str, work_key: str) -> None:
-        """Publish work that was whole when its process was killed."""
+    def recover(self, key: str) -> bool:
+        """Publish work that was whole when its process was killed; whether there was some."""
 
     def publish(self, work: WorkFolder, manifest: dict[str, Any], parts: Iterable[str]) -> None:
         """Make finished work the folder's set.
@@ -99,21 +99,16 @@ class FolderDestination:
 
     def work(self, key: str) -> WorkFolder:
         """A hidden folder beside the final one."""
-        work = self._work(key)
-        for part in (work.triplets, work.done, work.shards, work.attempts):
-            assert isinstance(part, Path)
-            part.mkdir(parents=True, exist_ok=True)
-        return work
-
-    def _work(self, key: str) -> WorkFolder:
         return WorkFolder(self.folder.parent / f".{self.folder.name}.{key[:KEY_LETTERS]}")
 
-    def recover(self, key: str, work_key: str) -> None:
-        """Rename a work folder that has its manifest."""
-        work = self._work(key).path
+    def recover(self, key: str) -> bool:
+        """Rename a work folder that has its manifest, which is written last."""
+        work = self.work(key).path
         assert isinstance(work, Path)
-        if read_finished(work).get("work_key") == work_key:
-            replace_folder(work, self.folder)
+        if not _is_ours(work):
+            return False
+        replace_folder(work, self.folder)
+        return True
 
     def publish(self, work: WorkFolder, manifest: dict[str, Any], parts: Iterable[str]) -> None:
         """Write the manifest, and rename the folder."""
@@ -163,8 +158,9 @@ class BucketDestination:
         """The folder of the set that the work will become."""
         return WorkFolder(self.folder / _SETS / key[:KEY_LETTERS], self.folder / TRIPLETS)
 
-    def recover(self, key: str, work_key: str) -> None:
+    def recover(self, key: str) -> bool:
         """Nothing: the manifest makes the set."""
+        return False
 
     def publish(self, work: WorkFolder, manifest: dict[str, Any], parts: Iterable[str]) -> None:
         """Write the manifest, and delete the set before it.

@@ -1,14 +1,15 @@
 """Recordings to a triplet folder, on Ray Data.
 
-Ray Data runs the stages (:mod:`.stage_graph`) over shards of clips. The last one writes a shard's
-Parquet file and then its clips' summaries, so an interrupted job resumes. When all are done,
-:mod:`.publish` compacts them to large files, and the folder or the bucket's prefix shows the new
-set in one moment (:mod:`.destination`).
+The source is listed while its first clips are in work (:mod:`.listing`). Ray Data runs the stages
+(:mod:`.stage_graph`) over shards of clips. The last one writes a shard's Parquet file and then its
+clips' summaries, so an interrupted job resumes. When all are done, :mod:`.publish` compacts them to
+large files, and the folder or the bucket's prefix shows the new set in one moment
+(:mod:`.destination`).
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from contextlib import closing
 from typing import Any
 
 from dynaflip.errors import UserError
@@ -16,18 +17,23 @@ from dynaflip.files import file_lock
 from dynaflip.platform.config_loader import to_dict
 from dynaflip.platform.paths import home
 from dynaflip.platform.triplets import place
-from dynaflip.platform.triplets.clips import Clip, content_hash
+from dynaflip.platform.triplets.clips import content_hash
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.destination import Destination, destination_of
 from dynaflip.platform.triplets.flow.tracker_3d_checks import AdapterWatch
+from dynaflip.platform.triplets.ledger import Ledger
+from dynaflip.platform.triplets.listing import Listing
 from dynaflip.platform.triplets.models.actor import check_models, digests_of_models
 from dynaflip.platform.triplets.progress import Progress
 from dynaflip.platform.triplets.publish import Outcome, publish
+from dynaflip.platform.triplets.ray_tasks import cluster_cpus
 from dynaflip.platform.triplets.report.cautions import small_set_lines
 from dynaflip.platform.triplets.reuse import (
-    adopt_clips,
+    can_adopt,
+    finished_work,
     read_finished,
     temporary_rejections,
+    without_input,
     work_key,
     work_of,
     write_manifest,
@@ -35,13 +41,10 @@ from dynaflip.platform.triplets.reuse import (
 from dynaflip.platform.triplets.sources.formats import Mix, open_sources
 from dynaflip.platform.triplets.stage_graph import run_stages
 from dynaflip.platform.triplets.work_folder import (
-    StoredClip,
     WorkFolder,
     read_stored,
     stored_clip,
 )
-
-_LEAST_SHARDS = 16  # of a set that has as many clips
 
 
 def preprocess(config: PreprocessConfig, output: str) -> Outcome:
@@ -64,75 +67,99 @@ def preprocess(config: PreprocessConfig, output: str) -> Outcome:
 
 def _preprocess(config: PreprocessConfig, target: Destination) -> Outcome:
     target.restore()
-    folder = target.folder
     source = open_sources(config)
-    clips = source.list_clips()
-    if not clips:
-        raise UserError(f"source.path: {config.source.path} holds no recording")
     check_models(config)
     settings = to_dict(config)
-    made_from = work_of(settings, clips, digests_of_models(config))
-    key = work_key(made_from)
-    # Named by what the shards' numbers depend on as well: their size, and the folder that some
-    # are adopted from.
-    finished = read_finished(folder)
-    depends_on = [key, str(finished.get("work_key", "")), str(config.clips_per_shard)]
-    if "files" in finished:  # so that a set is never written over
-        depends_on.append(finished["files"])
-    adopted_from = content_hash(*depends_on)
-    target.recover(adopted_from, key)
-    finished = read_finished(folder)
-    again = temporary_rejections(folder) if finished.get("work_key") == key else 0
-    if finished.get("work_key") == key and not again:
-        return _reuse(target, finished, source, settings)
+    made_from = work_of(settings, digests_of_models(config))
+    if target.recover(_work_name(target, made_from, config)):
+        print(f"{target.folder} was whole when its run was stopped")
+    finished = read_finished(target.folder)
+    same = without_input(finished.get("made_from", {})) == made_from
+    again = temporary_rejections(target.folder) if same else 0
+    files = source.listing_digest()
+    if same and not again and files and finished.get("listing") == files:
+        return _reuse(target, finished, source, settings, files)
     if again:
         print(f"{again} clips were rejected for a temporary reason: they are tried again")
-    work = target.work(adopted_from)
-    adopted = adopt_clips(folder, made_from, clips)
-    stored = list(adopted.clips)
-    shards = _new_shards([clip.summary["clip_digest"] for clip in stored], clips, config)
-    stored += _read_done(work, shards)
-    progress = Progress("triplets", total=len(clips))
-    progress.update([clip.summary["stage"] for clip in stored])
-    done = set(place.names(work.shards))
-    missing = {n: s for n, s in shards.items() if work.shard_summaries(n).name not in done}
+    work = target.work(_work_name(target, made_from, config))
+    adopted = finished_work(target.folder) if can_adopt(finished, made_from) else None
+    with closing(Ledger(work.shards, adopted)) as ledger:
+        listing = Listing(source, ledger, config.clips_per_shard)
+        _make_all(listing, ledger, config, work, source, made_from["models"])
+        if not listing.clips:
+            raise UserError(f"source.path: {config.source.path} holds no recording")
+        made_from = {**made_from, "input": listing.digest()}
+        key = work_key(made_from)
+        files = files if source.is_listing_complete() else ""
+        if finished.get("work_key") == key and not again:
+            return _reuse(target, finished, source, settings, files)
+        ledger.forget_others()
+        if ledger.checksum() != (listing.clips, listing.checksum):
+            raise RuntimeError(
+                f"{listing.clips} clips are listed and {ledger.checksum()[0]} done, and they are "
+                f"not the same ones; nothing was published; delete {work.path} and run again"
+            )
+        about = {"settings": settings, "made_from": made_from, "work_key": key, "listing": files}
+        return publish(target, work, ledger, config, about | {"sources": source.about()})
+
+
+def _work_name(target: Destination, made_from: dict[str, Any], config: PreprocessConfig) -> str:
+    """Key of the work folder: of all but the input, which is known when it is listed.
+
+    It depends on the set that clips are adopted from as well, and on the size of shards.
+    """
+    finished = read_finished(target.folder)
+    depends_on = [work_key(made_from), str(finished.get("work_key", ""))]
+    # The last, so that a set in a bucket is never written over.
+    depends_on += [str(config.clips_per_shard), str(finished.get("files", ""))]
+    return content_hash(*depends_on)
+
+
+def _make_all(
+    listing: Listing,
+    ledger: Ledger,
+    config: PreprocessConfig,
+    work: WorkFolder,
+    source: Mix,
+    models: dict[str, str],
+) -> None:
+    """Make the clips that are listed and not done; the ledger has all of them then."""
+    progress = Progress("triplets")
     watch = AdapterWatch(config.track.tracker)
-    for summary in run_stages(missing, config, work, source, made_from["models"]):
-        watch.see(summary["stage"], summary["reason"])
-        stored.append(stored_clip(summary, work.shards))
-        progress.update([summary["stage"]])
+    there = set(place.names(work.shards))
+    for wave in listing.waves(cluster_cpus):
+        progress.expect(listing.clips, more=not listing.ended)
+        progress.update(listing.claimed(), earlier=True)
+        done = [path for s in wave if (path := work.shard_summaries(s.name)).name in there]
+        for text in place.read_texts(done):
+            clips = read_stored(text, work.shards)
+            ledger.add(clips)
+            progress.update([clip.summary["stage"] for clip in clips], earlier=True)
+        names = {path.stem for path in done}
+        missing = {s.name: list(s.clips) for s in wave if s.name not in names}
+        if missing:
+            for summary in run_stages(missing, config, work, source, models):
+                watch.see(summary["stage"], summary["reason"])
+                ledger.add([stored_clip(summary, work.shards)])
+                progress.update([summary["stage"]])
+    progress.expect(listing.clips, more=False)
+    progress.update(listing.claimed(), earlier=True)
     progress.close()
-    _check_complete(clips, stored)
-    about = {"settings": settings, "made_from": made_from, "work_key": key}
-    return publish(target, work, stored, adopted, config, about | {"sources": source.about()})
-
-
-def _new_shards(
-    adopted: list[str], clips: list[Clip], config: PreprocessConfig
-) -> dict[int, list[Clip]]:
-    """Shards of the clips whose digest is not among the adopted ones."""
-    held = Counter(adopted)
-    left = []
-    for clip in clips:
-        digest = clip.digest()
-        if held[digest]:
-            held[digest] -= 1
-        else:
-            left.append(clip)
-    # Small sets in small shards, so that every CPU has work.
-    size = max(1, min(config.clips_per_shard, len(left) // _LEAST_SHARDS))
-    return {n: left[i : i + size] for n, i in enumerate(range(0, len(left), size))}
 
 
 def _reuse(
-    target: Destination, manifest: dict[str, Any], source: Mix, settings: dict[str, Any]
+    target: Destination,
+    manifest: dict[str, Any],
+    source: Mix,
+    settings: dict[str, Any],
+    listing: str,
 ) -> Outcome:
     """Reuse the triplets; settings that change none of them are updated in the manifest."""
     target.tidy()  # an earlier run was killed just before it did
     sources = {
         name: {**manifest["sources"][name], **about} for name, about in source.about().items()
     }
-    new = {**manifest, "sources": sources, "settings": settings}
+    new = {**manifest, "sources": sources, "settings": settings, "listing": listing}
     if new != manifest:
         write_manifest(target.folder, new)
     return Outcome(
@@ -143,21 +170,3 @@ def _reuse(
         version=int(manifest["version"]),
         notes=tuple(small_set_lines(new)),
     )
-
-
-def _read_done(work: WorkFolder, shards: dict[int, list[Clip]]) -> list[StoredClip]:
-    there = set(place.names(work.shards))
-    done = [path for path in map(work.shard_summaries, shards) if path.name in there]
-    return [clip for text in place.read_texts(done) for clip in read_stored(text, work.shards)]
-
-
-def _check_complete(clips: list[Clip], stored: list[StoredClip]) -> None:
-    """Check that every clip is there once: published triplets miss none and hold none twice."""
-    wanted = Counter(clip.digest() for clip in clips)
-    found = Counter(clip.summary["clip_digest"] for clip in stored)
-    if wanted != found:
-        missing, extra = wanted - found, found - wanted
-        raise RuntimeError(
-            f"{missing.total()} clips are missing and {extra.total()} too many among the finished "
-            f"shards; nothing was published"
-        )

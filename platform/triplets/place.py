@@ -10,8 +10,9 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -107,10 +108,16 @@ def local_copy(path: Place) -> Iterator[Path]:
         copy.unlink(missing_ok=True)
 
 
-def read_texts(paths: Sequence[Place]) -> list[str]:
-    """The texts of small files, many requests at a time."""
+def read_texts(paths: Iterable[Place]) -> Iterator[str]:
+    """The texts of files in their order, many requests at a time; few of them are in memory."""
+    coming: deque[Future[str]] = deque()
     with ThreadPoolExecutor(_REQUESTS) as pool:
-        return list(pool.map(lambda path: path.read_text(), paths))
+        for path in paths:
+            coming.append(pool.submit(path.read_text))
+            if len(coming) == _REQUESTS:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
 
 
 def read_table(path: Place, columns: list[str] | None = None) -> pa.Table:
@@ -140,6 +147,7 @@ def copy(path: Place, to: Place) -> None:
         return
     assert isinstance(to, Path)
     if not to.exists():
+        to.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(path, to)
         except OSError:  # a file system without hard links

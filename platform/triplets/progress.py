@@ -12,23 +12,28 @@ _EVERY_S = 5.0
 class Progress:
     """Clips done, rejected and time left: one line in a terminal, one now and then in a log."""
 
-    def __init__(self, name: str, total: int) -> None:
+    def __init__(self, name: str, total: int = 0) -> None:
         self.name, self.total = name, total
-        self.done = 0
+        self.more = not total  # may come: the source is still being listed
+        self.done = self.fresh = 0
         self.rejected: Counter[str] = Counter()
         self.begin_s = self.shown_s = time.monotonic()
         self.terminal = sys.stdout.isatty()
-        self.skipped: int | None = None
 
-    def update(self, stages: list[str]) -> None:
+    def expect(self, total: int, *, more: bool) -> None:
+        """So many clips are listed, and whether more are to come."""
+        self.total, self.more = total, more
+
+    def update(self, stages: list[str], *, earlier: bool = False) -> None:
         """Count clips by the stage that rejected them, "" for those that gave triplets.
 
-        The first call counts those that an earlier run did.
+        Args:
+            stages: one a clip.
+            earlier: an earlier run made them.
         """
         self.done += len(stages)
+        self.fresh += 0 if earlier else len(stages)
         self.rejected.update(stage for stage in stages if stage)
-        if self.skipped is None:
-            self.skipped = self.done
         now_s = time.monotonic()
         if self.terminal or now_s - self.shown_s >= _EVERY_S:
             self.shown_s = now_s
@@ -42,14 +47,16 @@ class Progress:
 
     def _show(self, now_s: float) -> None:
         spent_s = now_s - self.begin_s
-        fresh = self.done - (self.skipped or 0)
-        rate = fresh / spent_s if spent_s > 0 else 0.0
+        rate = self.fresh / spent_s if spent_s > 0 else 0.0
         left = f"{(self.total - self.done) / rate:.0f} s left" if rate else "starting"
-        if self.done >= self.total:
+        if self.more:
+            left = "listing"
+        elif self.done >= self.total:
             left = f"{spent_s:.0f} s"
         stages = ", ".join(f"{stage} {n}" for stage, n in self.rejected.most_common())
         text = (
-            f"{self.name} {self.done}/{self.total} clips · {self.rejected.total()} rejected"
+            f"{self.name} {self.done}/{self.total}{'+' if self.more else ''} clips · "
+            f"{self.rejected.total()} rejected"
             f"{f' ({stages})' if stages else ''} · "
             f"{rate:.1f} clips/s · {left}"
         )

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import logging
+import sys
 from typing import Any
 
 from dynaflip.platform.cluster import start_ray
 
 _MAX_BLOCKS = 4096
+
+
+def cluster_cpus() -> int:
+    """CPUs of the Ray cluster; 1 as long as this process has not joined one."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return 1
+    return int(ray.cluster_resources().get("CPU", 1))
 
 
 def dataset_of(items: list[dict[str, Any]]) -> Any:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
 from dynaflip.platform.config_loader import flatten, to_dict
 from dynaflip.platform.s3_errors import NetworkError
 from dynaflip.platform.triplets import place
-from dynaflip.platform.triplets.clips import TEMPORARY_STAGES, Clip, content_hash
+from dynaflip.platform.triplets.clips import TEMPORARY_STAGES, content_hash
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.folder_index import TRIPLETS, set_files
 from dynaflip.platform.triplets.place import Place
 from dynaflip.platform.triplets.versions import STAGE_VERSIONS, versions_of
-from dynaflip.platform.triplets.work_folder import StoredClip, WorkFolder, read_stored
+from dynaflip.platform.triplets.work_folder import WorkFolder
 from dynaflip.renames import current_key
 
 # Settings that change no triplet; and those of sources, because each clip holds those that
@@ -31,11 +28,21 @@ _BESIDE = (
 )
 
 
-def work_of(settings: dict[str, Any], clips: list[Clip], models: dict[str, str]) -> dict[str, Any]:
-    """What a triplet folder is made from: settings that matter, input, models, stage versions."""
+def work_of(settings: dict[str, Any], models: dict[str, str], inputs: str = "") -> dict[str, Any]:
+    """What a triplet folder is made from: settings that matter, input, models, stage versions.
+
+    Args:
+        settings: of the job.
+        models: their digests by name.
+        inputs: digest of all clips, "" as long as they are not listed.
+    """
     flat = flatten({k: v for k, v in settings.items() if k not in _BESIDE})
-    inputs = hashlib.sha256("".join(clip.digest() for clip in clips).encode()).hexdigest()
     return {"settings": flat, "input": inputs, "models": models, "stages": dict(STAGE_VERSIONS)}
+
+
+def without_input(made_from: dict[str, Any]) -> dict[str, Any]:
+    """The same work on any clips."""
+    return {**made_from, "input": ""}
 
 
 def current_form(made_from: dict[str, Any]) -> dict[str, Any]:
@@ -89,63 +96,28 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return lines
 
 
-@dataclass(frozen=True)
-class Adopted:
-    """Clips of a finished folder that would be made again just the same.
+def can_adopt(finished: dict[str, Any], made_from: dict[str, Any]) -> bool:
+    """Whether clips of a finished folder that are listed as they were would be made just the same.
 
-    Args:
-        parts: summaries' JSON files of Parquet files whose clips are all wanted: both stay as
-            they are.
-        clips: of every such file, and the wanted ones of all others.
+    So an added recording costs its own time alone.
     """
-
-    parts: tuple[Place, ...] = ()
-    clips: tuple[StoredClip, ...] = ()
-
-    def loose(self) -> list[StoredClip]:
-        """Clips of files that hold others, too: they move to new files."""
-        whole = {part.stem for part in self.parts}
-        return [clip for clip in self.clips if clip.file is None or clip.file.stem not in whole]
-
-
-def adopt_clips(folder: Place, made_from: dict[str, Any], clips: list[Clip]) -> Adopted:
-    """Adopt the clips of a finished folder that would be made again just the same.
-
-    Those are the clips that are listed as they were, if settings and stages are the folder's own,
-    and that were not rejected for a temporary reason. So an added recording costs its own time
-    alone.
-    """
-    before = read_finished(folder).get("made_from", {})
+    before = finished.get("made_from", {})
     if any(before.get(name) != made_from[name] for name in ("settings", "stages")):
-        return Adopted()
+        return False
     # A model that was not there before made none of the clips: they name theirs.
-    if any(before["models"].get(n, digest) != digest for n, digest in made_from["models"].items()):
-        return Adopted()
-    wanted = Counter(clip.digest() for clip in clips)  # a file may be listed twice
-    parts, adopted = [], []
-    finished = finished_work(folder)
-    files = [finished.done / name for name in place.names(finished.done)]
-    for done, text in zip(files, place.read_texts(files), strict=True):
-        stored = read_stored(text, finished.triplets)
-        kept = []
-        for clip in stored:
-            digest = clip.summary["clip_digest"]
-            if wanted[digest] and clip.summary["stage"] not in TEMPORARY_STAGES:
-                wanted[digest] -= 1
-                kept.append(clip)
-        if kept and len(kept) == len(stored) and kept[0].file is not None:
-            parts.append(done)
-        adopted += kept
-    return Adopted(tuple(parts), tuple(adopted))
+    return all(
+        before["models"].get(n, digest) == digest for n, digest in made_from["models"].items()
+    )
 
 
-def link_parts(adopted: Adopted, work: WorkFolder) -> None:
-    """Give the work folder the adopted Parquet files, and then their summaries."""
+def link_parts(finished: WorkFolder, names: list[str], work: WorkFolder) -> None:
+    """Give the work folder Parquet files of a finished set, and then their summaries."""
     if work.parts is None:  # otherwise both sets have their Parquet files there
-        for done in adopted.parts:
-            file = done.parent.parent / TRIPLETS / f"{done.stem}.parquet"
-            place.copy(file, work.triplets / file.name)
-    place.copy_all([(done, work.done / done.name) for done in adopted.parts])
+        for name in names:
+            file = f"{name}.parquet"
+            place.copy(finished.triplets / file, work.triplets / file)
+    done = [f"{name}.json" for name in names]
+    place.copy_all([(finished.done / name, work.done / name) for name in done])
 
 
 def temporary_rejections(folder: Place) -> int:

@@ -47,7 +47,7 @@ Captioners = Mapping[str, LoadedCaptioner]
 
 
 def process_shard(
-    number: int,
+    name: str,
     clips: list[Clip],
     source: Source,
     config: PreprocessConfig,
@@ -60,11 +60,20 @@ def process_shard(
     Clips that came without caption are first given one by the captioner of their
     ``caption_kind``.
 
+    Args:
+        name: of the shard: other clips have another.
+        clips: its clips.
+        source: that opens them.
+        config: settings.
+        work: folder of the work.
+        depth_models: by the setting that names them.
+        captioners: by the ``caption_kind`` of the clips that they are for.
+
     Returns:
         One summary for each clip: its triplets, or stage and reason of its rejection.
     """
     summaries = []
-    writer = _ShardWriter(work.shards, number)
+    writer = _ShardWriter(work.shards, name)
     for clip in clips:
         with _counted(work.attempts, clip) as rejection:
             summary, table = _summary(clip, source, config, rejection, depth_models, captioners)
@@ -75,7 +84,7 @@ def process_shard(
     positions = iter(writer.close())
     for summary in summaries:
         summary["at"] = None if summary["stage"] else next(positions)
-    place.write(work.shard_summaries(number), json.dumps({"clips": summaries}))
+    place.write(work.shard_summaries(name), json.dumps({"clips": summaries}))
     return summaries
 
 
@@ -169,8 +178,8 @@ def _printable(text: str) -> str:
 class _ShardWriter:
     """Parquet files of bounded size."""
 
-    def __init__(self, folder: Place, number: int) -> None:
-        self.folder, self.number = folder, number
+    def __init__(self, folder: Place, name: str) -> None:
+        self.folder, self.name = folder, name
         self.file: ClipFile | None = None
         self.files = 0
         self.bytes = 0
@@ -181,7 +190,7 @@ class _ShardWriter:
         if self.bytes + table.nbytes > _MAX_FILE_BYTES:
             self.close()
         if self.file is None:
-            path = self.folder / f"part-{self.number:05d}-{self.files:02d}.parquet"
+            path = self.folder / f"{self.name}-{self.files:02d}.parquet"
             self.file, self.files, self.bytes = ClipFile(path), self.files + 1, 0
         self.file.write(table)
         self.bytes += table.nbytes

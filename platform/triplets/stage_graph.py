@@ -16,16 +16,14 @@ from dynaflip.platform.triplets.work_folder import WorkFolder
 
 
 def run_stages(
-    shards: dict[int, list[Clip]],
+    shards: dict[str, list[Clip]],
     config: PreprocessConfig,
     work: WorkFolder,
     source: Source,
     models: dict[str, str],
 ) -> Iterator[dict[str, Any]]:
     """Yield a summary a clip as Ray Data finishes shards; ``models`` are their digests."""
-    if not shards:
-        return
-    items = [{"number": n, "clips": [c.to_json() for c in clips]} for n, clips in shards.items()]
+    items = [{"name": n, "clips": [c.to_json() for c in clips]} for n, clips in shards.items()]
     dataset = dataset_of(items)
     arguments = {"config": config, "folder": str(work.path), "source": source}
     # Most deaths of workers are not a clip's fault; `attempts` counts the clips that kill them.
@@ -51,5 +49,5 @@ def _shard_task(
     row: dict[str, Any], config: PreprocessConfig, folder: str, source: Source
 ) -> list[dict[str, str]]:
     clips = [Clip.from_json(text) for text in row["clips"]]
-    summaries = process_shard(row["number"], clips, source, config, WorkFolder(place_of(folder)))
+    summaries = process_shard(row["name"], clips, source, config, WorkFolder(place_of(folder)))
     return [{"summary": json.dumps(summary)} for summary in summaries]

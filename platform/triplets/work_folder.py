@@ -70,9 +70,9 @@ class WorkFolder:
         """One file for each clip in work, which outlives a worker that dies."""
         return self.path / "attempts"
 
-    def shard_summaries(self, number: int) -> Place:
+    def shard_summaries(self, name: str) -> Place:
         """The JSON file of a shard: written after its triplets, so where it is they are, too."""
-        return self.shards / f"part-{number:05d}.json"
+        return self.shards / f"{name}.json"
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,16 @@ class StoredClip:
         file: the Parquet file; None where the clip was rejected.
         row_group: within the file.
         bytes: of the row group on disk.
+        rows: its triplets.
+        number: in the ledger that it comes from.
     """
 
     summary: Mapping[str, Any]
     file: Place | None
     row_group: int = 0
     bytes: int = 0
+    rows: int = 0
+    number: int = 0
 
 
 def read_stored(text: str, folder: Place) -> list[StoredClip]:
@@ -113,7 +117,8 @@ def stored_clip(summary: Mapping[str, Any], folder: Place) -> StoredClip:
     at = summary["at"]
     if at is None:
         return StoredClip(summary, None)
-    return StoredClip(summary, folder / at["file"], at["row_group"], at["bytes"])
+    rows = len(summary["rows"])
+    return StoredClip(summary, folder / at["file"], at["row_group"], at["bytes"], rows)
 
 
 class ClipFile:

@@ -139,7 +139,7 @@ class ModelShards:
     def __call__(self, row: dict[str, Any]) -> list[dict[str, str]]:
         """Make a shard's triplets; one summary for each of its clips."""
         summaries = process_shard(
-            row["number"],
+            row["name"],
             [Clip.from_json(text) for text in row["clips"]],
             self.source,
             self.config,

@@ -37,8 +37,8 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards are made one after the other, without Ray."""
 
     def run(shards, config, work, source, models):
-        for number, clips in shards.items():
-            yield from process_shard(number, clips, source, config, work)
+        for name, clips in shards.items():
+            yield from process_shard(name, clips, source, config, work)
 
     monkeypatch.setattr(pipeline, "run_stages", run)
 

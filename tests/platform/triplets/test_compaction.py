@@ -229,7 +229,7 @@ def test_a_row_group_that_holds_another_clip_is_never_published(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, config = tmp_path / "out", settings(small, example_images=0)
-    stop_at("plan_parts", config, out, monkeypatch)
+    stop_at("parts_of", config, out, monkeypatch)
     (work,) = tmp_path.glob(".out.*")
     first, second = sorted((work / "shards").glob("*.parquet"))[:2]
     tables: list[pa.Table] = [pq.read_table(path) for path in (first, second)]

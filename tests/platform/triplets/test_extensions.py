@@ -162,11 +162,11 @@ def with_models(monkeypatch: pytest.MonkeyPatch) -> None:
         models: dict[str, str],
     ) -> Iterator[dict]:
         make = ModelShards(config, str(work.path), source, models)
-        for number, clips in shards.items():
-            row = {"number": number, "clips": [clip.to_json() for clip in clips]}
+        for name, clips in shards.items():
+            row = {"name": name, "clips": [clip.to_json() for clip in clips]}
             yield from (json.loads(done["summary"]) for done in make(row))
 
-    monkeypatch.setattr(pipeline, "_run", run)
+    monkeypatch.setattr(pipeline, "run_stages", run)
 
 
 def rows_of(folder: Path, *columns: str) -> list[dict]:

@@ -50,7 +50,7 @@ def test_other_shards_are_the_same_triplets_and_mix_with_none_that_are_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(pipeline, "_LEAST_SHARDS", 1)
-    folder, run = video_folder(3), pipeline._run
+    folder, run = video_folder(3), pipeline.run_stages
     shards_of = []
 
     def watched(shards, config, work, source, models):
@@ -61,12 +61,12 @@ def test_other_shards_are_the_same_triplets_and_mix_with_none_that_are_left(
         yield from run(dict(list(shards.items())[:1]), config, work, source, models)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "_run", watched)
+    monkeypatch.setattr(pipeline, "run_stages", watched)
     whole = preprocess(settings(folder), str(tmp_path / "whole"))
-    monkeypatch.setattr(pipeline, "_run", stop_after_one)
+    monkeypatch.setattr(pipeline, "run_stages", stop_after_one)
     with pytest.raises(KeyboardInterrupt):
         preprocess(settings(folder, clips_per_shard=1), str(tmp_path / "out"))
-    monkeypatch.setattr(pipeline, "_run", watched)
+    monkeypatch.setattr(pipeline, "run_stages", watched)
     other = preprocess(settings(folder, clips_per_shard=2), str(tmp_path / "out"))
     assert shards_of == [[3], [2, 1]]
     assert other.digest == whole.digest

@@ -115,9 +115,9 @@ def test_too_many_rejected_clips_fail_the_job_but_are_listed(
     assert not (tmp_path / "out" / "manifest.json").exists()
     assert len(pq.read_table(tmp_path / "out" / "rejected.parquet")) == 5
     # More is allowed by a setting, into the same folder; what was kept is not made again.
-    run, asked = pipeline._run, []
+    run, asked = pipeline.run_stages, []
     monkeypatch.setattr(
-        pipeline, "_run", lambda *a: (asked.extend(a[0].values()), (yield from run(*a)))[1]
+        pipeline, "run_stages", lambda *a: (asked.extend(a[0].values()), (yield from run(*a)))[1]
     )
     outcome = preprocess(settings(folder, max_rejected_share=0.8), str(tmp_path / "out"))
     assert not outcome.failure
@@ -158,7 +158,7 @@ def test_depth_problems_reject_the_clip(tmp_path: Path, ray_cluster: None) -> No
 
 def table_of(folder: Path, config: PreprocessConfig) -> pa.Table:
     source = open_source(config.source)
-    clip = source.list_clips()[0]
+    clip = next(iter(source.list_clips()))
     return clip_table(clip, source.open(clip), config)
 
 
@@ -209,7 +209,7 @@ def test_perturbations_of_another_split_are_rejected(
 ) -> None:
     config = settings(video_folder(1))
     source = open_source(config.source)
-    clip = source.list_clips()[0]
+    clip = next(iter(source.list_clips()))
     recording = source.open(clip)
     seen = replace(clip, factors=json.dumps(sample("pretrain", 3)))
     assert clip_table(seen, recording, config).num_rows > 0
@@ -241,11 +241,11 @@ def test_crashes_of_a_worker_cost_one_clip(
     for part in (work.shards, work.attempts):
         part.mkdir(parents=True)
     source = open_source(SourceConfig(path=str(folder)))
-    clips = source.list_clips()
+    clips = list(source.list_clips())
     (work.attempts / clips[0].clip_id).write_text(
         2 * "started\nFatal Python error\n"
     )  # what two dead workers left behind
-    summaries = process_shard(0, clips, source, settings(folder), work)
+    summaries = process_shard("part-0", clips, source, settings(folder), work)
     assert summaries[0]["stage"] == "crash"
     assert summaries[1]["rows"]
 

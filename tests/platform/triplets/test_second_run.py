@@ -22,12 +22,12 @@ pytestmark = pytest.mark.ray
 def test_two_runs_make_equal_triplets_and_a_third_reuses_them(
     video_folder: Callable[..., Path], tmp_path: Path, ray_cluster: None, monkeypatch
 ) -> None:
-    from dynaflip.platform.triplets import pipeline
+    from dynaflip.platform.triplets import listing, pipeline
 
-    run, shards = pipeline._run, []
-    monkeypatch.setattr(pipeline, "_LEAST_SHARDS", 1)
+    run, shards = pipeline.run_stages, []
+    monkeypatch.setattr(listing, "_LEAST_SHARDS", 1)
     monkeypatch.setattr(
-        pipeline, "_run", lambda *a: (shards.append(len(a[0])), (yield from run(*a)))[1]
+        pipeline, "run_stages", lambda *a: (shards.append(len(a[0])), (yield from run(*a)))[1]
     )
     folder = video_folder(3)
     first = preprocess(settings(folder), str(tmp_path / "a"))
@@ -60,14 +60,14 @@ def test_an_interrupted_job_resumes(
 
     folder = video_folder(4)
     whole = preprocess(settings(folder), str(tmp_path / "whole"))
-    run = pipeline._run
+    run = pipeline.run_stages
     asked: list[int] = []
-    monkeypatch.setattr(pipeline, "_run", stopped_after(2, run, asked))
+    monkeypatch.setattr(pipeline, "run_stages", stopped_after(2, run, asked))
     with pytest.raises(KeyboardInterrupt):
         preprocess(settings(folder), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr(
-        pipeline, "_run", lambda *a: (asked.append(len(a[0])), (yield from run(*a)))[1]
+        pipeline, "run_stages", lambda *a: (asked.append(len(a[0])), (yield from run(*a)))[1]
     )
     outcome = preprocess(settings(folder), str(tmp_path / "out"))
     assert asked == [4, 2]
@@ -86,9 +86,9 @@ def test_an_added_clip_is_the_only_one_made(
     lines = (folder / "captions.csv").read_text().splitlines()
     kept = [line for line in lines if not line.startswith("clip0")]
     (folder / "captions.csv").write_text("\n".join([*kept, "added.mp4,push again"]))
-    run, asked = pipeline._run, []
+    run, asked = pipeline.run_stages, []
     monkeypatch.setattr(
-        pipeline, "_run", lambda *a: (asked.extend(a[0].values()), (yield from run(*a)))[1]
+        pipeline, "run_stages", lambda *a: (asked.extend(a[0].values()), (yield from run(*a)))[1]
     )
     outcome = preprocess(settings(folder), str(tmp_path / "out"))
     assert [[clip.path for clip in shard] for shard in asked] == [["added.mp4"]]
@@ -108,11 +108,11 @@ def test_an_interrupted_job_loses_no_clip_to_another_that_finished(
 
     folder = video_folder(6)
     captions = (folder / "captions.csv").read_text()
-    run = pipeline._run
-    monkeypatch.setattr(pipeline, "_run", stopped_after(3, run, []))
+    run = pipeline.run_stages
+    monkeypatch.setattr(pipeline, "run_stages", stopped_after(3, run, []))
     with pytest.raises(KeyboardInterrupt):
         preprocess(settings(folder), str(tmp_path / "out"))
-    monkeypatch.setattr(pipeline, "_run", run)
+    monkeypatch.setattr(pipeline, "run_stages", run)
     few = [line for line in captions.splitlines() if not line.startswith(("clip1", "clip4"))]
     (folder / "captions.csv").write_text("\n".join(few))
     for name in ("clip1.mp4", "clip4.mp4"):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import deque
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,16 @@ from triplet_recordings import settings
 
 from dynaflip.platform.config_loader import to_dict
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
+from dynaflip.platform.triplets.ledger import Ledger
+from dynaflip.platform.triplets.listing import Listing
 from dynaflip.platform.triplets.pipeline import preprocess
-from dynaflip.platform.triplets.reuse import adopt_clips, current_form, work_key, work_of
+from dynaflip.platform.triplets.reuse import (
+    can_adopt,
+    current_form,
+    read_finished,
+    work_key,
+    work_of,
+)
 from dynaflip.platform.triplets.sources.formats import open_sources
 from dynaflip.platform.triplets.versions import STAGE_VERSIONS
 from dynaflip.platform.triplets.work_folder import WorkFolder
@@ -21,7 +31,10 @@ from dynaflip.platform.triplets.work_folder import WorkFolder
 
 def made_from(models: dict[str, str], *sources: SourceConfig, **values) -> dict:
     config = PreprocessConfig(sources=sources, depth="plane", **values)
-    return work_of(to_dict(config), open_sources(config).list_clips(), models)
+    with closing(Ledger(Path("shards"))) as ledger:
+        listing = Listing(open_sources(config), ledger, config.clips_per_shard)
+        deque(listing.shards(), maxlen=0)
+    return work_of(to_dict(config), models, listing.digest())
 
 
 def test_settings_that_change_no_triplet_are_not_in_the_key(
@@ -70,18 +83,29 @@ def test_an_added_source_leaves_the_files_of_the_others(
     finished.done.mkdir(parents=True)
     config = PreprocessConfig(sources=(first,), depth="plane")
     at = {"file": "part-a.parquet", "row_group": 0, "bytes": 1}
+    about = {"split": "train", "stage": "", "reason": "", "rows": [], "at": at}
     summaries = [
-        {"clip_digest": clip.digest(), "stage": "", "at": at}
+        {
+            "clip_digest": clip.digest(),
+            "clip_id": clip.clip_id,
+            "recording_id": clip.recording_id,
+            **about,
+        }
         for clip in open_sources(config).list_clips()
     ]
     (finished.done / "part-a.json").write_text(json.dumps({"clips": summaries}))
     manifest = {"made_from": made_from(before, first)}
     (finished.path / "manifest.json").write_text(json.dumps(manifest))
+    work = made_from(now, first, second)
+    assert can_adopt(read_finished(finished.path), work) == adopted
     every = open_sources(PreprocessConfig(sources=(first, second), depth="plane")).list_clips()
-    found = adopt_clips(finished.path, made_from(now, first, second), every)
-    assert [clip.summary for clip in found.clips] == (summaries if adopted else [])
-    assert len(found.parts) == adopted
-    assert not found.loose()
+    with closing(Ledger(tmp_path / "shards", finished)) as ledger:
+        claims = [ledger.claim(clip.digest()) for clip in every]
+        ledger.forget_others()
+        assert claims == [""] * len(summaries) + [None] * (len(claims) - len(summaries))
+        assert list(ledger.summaries()) == summaries
+        assert ledger.whole_parts() == ["part-a"]
+        assert not list(ledger.to_place())
 
 
 # Of the last code whose manifests held a hash of the code's files instead of stage versions.
