@@ -11,7 +11,7 @@ import hashlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
 
@@ -71,7 +71,7 @@ class Listing:
         waves = self._waves(cpus)
         pool = ThreadPoolExecutor(1, "listing")
         try:
-            coming = pool.submit(next, waves, [])
+            coming: Future[list[Shard]] = pool.submit(next, waves, [])
             while wave := coming.result():
                 coming = pool.submit(next, waves, [])
                 yield wave

@@ -201,12 +201,14 @@ def _make(number: int, clip: str) -> tuple[dict[str, Any], float]:
     """Summary of a clip, and the seconds that it took."""
     began_s = time.monotonic()
     if "models" in _worker:
-        (row,) = _worker["models"]({"number": number, "clips": [clip]})
+        (row,) = _worker["models"]({"name": f"part-{number}", "clips": [clip]})
         summary = json.loads(row["summary"])
     else:
         work = WorkFolder(Path(_worker["folder"]))
         clips = [Clip.from_json(clip)]
-        (summary,) = process_shard(number, clips, _worker["source"], _worker["config"], work)
+        (summary,) = process_shard(
+            f"part-{number}", clips, _worker["source"], _worker["config"], work
+        )
     return summary, time.monotonic() - began_s
 
 

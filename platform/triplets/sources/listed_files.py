@@ -75,7 +75,7 @@ class ListedFiles:
         """Fingerprints by name; a file that did not change is not opened again."""
         wanted = list(dict.fromkeys(names))
         known = self.remembered("fingerprint", wanted)
-        found = {name: Fingerprint(*text.split("\0")) for name, text in known.items()}
+        found = {name: _fingerprint_of(text) for name, text in known.items()}
         new = [name for name in wanted if name not in found]
         fresh = fingerprints(self.root, new, self.stamps)
         read = {name: one for name, one in fresh.items() if one.read}
@@ -119,6 +119,11 @@ class ListedFiles:
 
     def _key(self, name: str) -> bytes:
         return str(self.root / name).encode(errors="surrogatepass")
+
+
+def _fingerprint_of(text: str) -> Fingerprint:
+    digest, _, problem = text.partition("\0")
+    return Fingerprint(digest, problem)
 
 
 def _with_cache(use: Callable[[sqlite3.Connection], T]) -> T | None:
