@@ -16,6 +16,7 @@ Legend of shapes: S seeds, T tasks, C conditions, E episodes (initial states), R
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +35,16 @@ class Rate:
     high: float
     seeds: int
     episodes: int  # values behind it
+    error: float = 0.0  # standard error of the mean; 0 where no chance at all was seen
+    freedom: float = float("inf")  # degrees of freedom of the error
+    states: int = 1  # different initial states behind it
+
+    def p_value(self) -> float:
+        """Of no difference, two-sided: below 0.05 exactly where the interval holds no 0."""
+        if self.error > 0:
+            return float(2 * stats.t.sf(abs(self.value) / self.error, self.freedom))
+        # The probability at which Clopper and Pearson's bound on unseen states reaches 0.
+        return min(1.0, 2 * (1 - abs(self.value) / 2) ** self.states)
 
     def verdict(self) -> str:
         """For a paired difference: ``better``, ``worse`` or ``not distinguishable``."""
@@ -69,9 +80,11 @@ def _hierarchical(
     draws = resampled_means(success, resample_tasks=resample_tasks, seed=seed, resamples=resamples)
     by_state = np.asarray(success, np.float64).mean(axis=2)  # (S, T, E)
     seeds, tasks, episodes = by_state.shape
+    error, freedom = 0.0, float("inf")
     if draws.std() > 1e-9:
-        freedom = _degrees_of_freedom(by_state, resample_tasks)
-        spread = draws.std(ddof=1) * stats.t.ppf((1 + LEVEL) / 2, freedom)
+        freedom = satterthwaite(variance_parts(by_state, resample_tasks=resample_tasks))
+        error = float(draws.std(ddof=1))
+        spread = error * stats.t.ppf((1 + LEVEL) / 2, freedom)
     else:
         # No chance at all to be seen. Clopper and Pearson's bound for n of n initial states
         # bounds how many others may yet have been missed.
@@ -79,7 +92,8 @@ def _hierarchical(
         spread = missed * (1 - lowest)
     value = float(by_state.mean())
     low, high = max(value - spread, lowest), min(value + spread, 1.0)
-    return Rate(value, float(low), float(high), seeds, int(np.size(success)))
+    count = int(np.size(success))
+    return Rate(value, float(low), float(high), seeds, count, error, freedom, tasks * episodes)
 
 
 def resampled_means(
@@ -120,11 +134,15 @@ def resampled_means(
     return means
 
 
-def _degrees_of_freedom(by_state: np.ndarray, resample_tasks: bool) -> float:
-    """Satterthwaite's, from the parts of the mean's variance: (Σ V)² / Σ V²/f.
+def variance_parts(
+    by_state: np.ndarray, *, resample_tasks: bool = False
+) -> list[tuple[float, float]]:
+    """The parts of the mean's variance with their degrees of freedom: seeds, tasks, states.
+
+    A part with a single unit is left out: its variance cannot be measured.
 
     Args:
-        by_state: (S, T, E), of which the mean is not certain.
+        by_state: (S, T, E).
         resample_tasks: whether tasks are a part too.
     """
     seeds, tasks, episodes = by_state.shape
@@ -136,6 +154,15 @@ def _degrees_of_freedom(by_state: np.ndarray, resample_tasks: bool) -> float:
     if episodes > 1:
         within = by_state.mean(axis=0).var(axis=1, ddof=1).sum() / (tasks**2 * episodes)
         parts.append((within, tasks * (episodes - 1)))
+    return parts
+
+
+def satterthwaite(parts: Sequence[tuple[float, float]]) -> float:
+    """Degrees of freedom of a sum of variances: (Σ V)² / Σ V²/f.
+
+    Args:
+        parts: variances with their degrees of freedom, at least one.
+    """
     total = sum(variance for variance, _ in parts)
     if total == 0:  # the means of seeds and of states are alike, and the values are not
         return min(freedom for _, freedom in parts)

@@ -60,6 +60,25 @@ class Ranking:
         return float(stats.spearmanr(ours, theirs).statistic)
 
 
+def probability_best(
+    success: Mapping[str, np.ndarray], *, seed: int = 0, resamples: int = RESAMPLES
+) -> dict[str, float]:
+    """Share of the resamples in which each encoder is the best; ties share.
+
+    Seeds and initial states are resampled for all alike, so differences stay paired.
+
+    Args:
+        success: name → (S, T, C, E), the same tasks, conditions and episodes for all.
+        seed, resamples: of the bootstrap.
+    """
+    draws = np.stack(
+        [resampled_means(one, seed=seed, resamples=resamples) for one in success.values()]
+    )
+    best = np.isclose(draws, draws.max(axis=0), rtol=0, atol=1e-12)
+    shares = (best / best.sum(axis=0)).mean(axis=1)
+    return dict(zip(success, shares.tolist(), strict=True))
+
+
 def rank_variants(
     success: Mapping[str, np.ndarray], *, seed: int = 0, resamples: int = RESAMPLES
 ) -> Ranking:

@@ -28,6 +28,13 @@ from dynaflip.platform.evaluation.results import (
 from dynaflip.platform.evaluation.worker import SaliencyMaps
 from dynaflip.platform.provenance import git_commit, hardware
 
+# How the columns beside a plain verdict are meant.
+COMPARISONS = (
+    "Holm's correction keeps the chance of any false verdict among the comparisons of a table at "
+    "5 %; plain verdicts have that chance each. Best of all is the share of the resamples (of "
+    "policies and initial states) in which an encoder is the best of the table."
+)
+
 
 def sections_of(
     config: RolloutConfig, names: list[str], table: pl.DataFrame, unseen_tasks: list[str]
@@ -140,6 +147,7 @@ def facts_of(
 def notes_of(
     config: RolloutConfig,
     tested: list[EncoderUnderTest],
+    table: pl.DataFrame,
     unseen_tasks: list[str],
     test_evaluation: int,
 ) -> list[str]:
@@ -151,12 +159,36 @@ def notes_of(
         "Out of distribution is the mean over single factors. An episode ends "
         f"{config.steps_after_success} steps after it is first solved.",
     ]
+    notes.append(COMPARISONS)
+    notes += power_lines(config, [entry.name for entry in tested], table, MEASURES[0])
     notes += single_seed_notes(tested)
     if unseen_tasks:
         notes.append(f"tasks held out of pretraining: {', '.join(unseen_tasks)}")
     if test_evaluation:
         notes.append(f"this is evaluation {test_evaluation} on the test split in this store")
     return notes
+
+
+def power_lines(
+    config: RolloutConfig, names: list[str], table: pl.DataFrame, measure: str
+) -> list[str]:
+    """Which gains the design tells apart, with and without proprioception.
+
+    Args:
+        config: what was evaluated.
+        names: of the encoders under test.
+        table: a row per episode.
+        measure: column of the values.
+    """
+    lines: list[str] = []
+    for proprioception in config.proprioception:
+        by_name = {
+            name: successes(table, name, proprioception=proprioception, measure=measure)
+            for name in names
+        }
+        given = rollout_tables.GIVEN[proprioception]
+        lines += rollout_tables.power_notes(by_name, TRAINED, given)
+    return lines
 
 
 def _settings_text(settings: dict[str, Any]) -> str:

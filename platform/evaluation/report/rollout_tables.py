@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from dynaflip.eval.intervals.hierarchical_bootstrap import Rate, success_rate
+from dynaflip.eval.intervals.holm import family_verdicts
+from dynaflip.eval.intervals.power import design_of, power_line
+from dynaflip.eval.intervals.ranking import probability_best
 from dynaflip.eval.plots import condition_name
+from dynaflip.platform.evaluation.encoders_under_test import EXPERT, RANDOM_POLICY
 from dynaflip.platform.evaluation.report.tables import Section
 from dynaflip.platform.evaluation.results import (
     IN_DISTRIBUTION,
@@ -22,6 +29,8 @@ HEADLINE_COLUMNS = (
     "at the last step %",
     "trained - this, points",
     "verdict",
+    "verdict with Holm's correction",
+    "best of all, %",
     "tasks resampled",
     "at the last step, points",
 )
@@ -47,15 +56,21 @@ def headline_sections(
         fixed = compare_encoders(ever, reference, conditions)
         sampled = compare_encoders(ever, reference, conditions, resample_tasks=True)
         held = compare_encoders(last, reference, conditions)
+        together = family_verdicts(encoders_alone({n: c.difference for n, c in fixed.items()}))
+        best = probability_best(
+            encoders_alone({n: one.of_conditions(conditions) for n, one in ever.items()})
+        )
         for encoder, comparison in fixed.items():
             row = [encoder, percent(comparison.rate)]
             row.append(percent(held[encoder].rate))
             gain, wider = comparison.difference, sampled[encoder].difference
             at_last = held[encoder].difference
+            chance = f"{100 * best[encoder]:.0f}" if encoder in best else "-"
             if gain is None or wider is None or at_last is None:
-                row += ["-"] * 4
+                row += ["-", "-", "-", chance, "-", "-"]
             else:
-                row += [points(gain), gain.verdict(), points(wider), points(at_last)]
+                row += [points(gain), gain.verdict(), together.get(encoder, "-"), chance]
+                row += [points(wider), points(at_last)]
             section.rows.append(row)
         sections.append(section)
     return sections
@@ -94,6 +109,36 @@ def task_sections(by_name: dict[str, Successes], reference: str) -> list[Section
             section.rows.append(row)
         sections.append(section)
     return sections
+
+
+def power_notes(by_name: dict[str, Successes], reference: str, given: str) -> list[str]:
+    """A line for each group of conditions: which gain this design tells apart from none.
+
+    It is that of the comparison that varies most.
+
+    Args:
+        by_name: encoder's name → its successes.
+        reference: name of the encoder under test.
+        given: what policies are given, for the line.
+    """
+    first = by_name[reference]
+    notes = []
+    for name, conditions in groups(first.conditions).items():
+        values = {n: one.of_conditions(conditions) for n, one in by_name.items()}
+        gaps = {n: values[reference] - one for n, one in values.items() if n != reference}
+        designs = {n: design_of(gap).detectable() for n, gap in encoders_alone(gaps).items()}
+        if not designs or name not in (IN_DISTRIBUTION, OUT_OF_DISTRIBUTION):
+            continue
+        widest = max(designs, key=lambda n: designs[n])
+        if line := power_line(gaps[widest]):
+            notes.append(f"power, {name}, {given}: {line}; measured beside {widest}")
+    return notes
+
+
+def encoders_alone(by_name: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the policies that check the harness, and without what is None."""
+    harness = (EXPERT, RANDOM_POLICY)
+    return {n: value for n, value in by_name.items() if n not in harness and value is not None}
 
 
 def percent(rate: Rate) -> str:

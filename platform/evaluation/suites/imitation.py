@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 KIND = "imitation"  # the run's tag `kind`
 AGREEMENT = "agreement"  # column and metric: 1 − relative action error
 AGREEMENTS_FILE = "agreements.parquet"
+COLUMNS = (
+    "", "", "of the policy", "trained - this", "verdict", "verdict with Holm's correction",
+    "best of all, %",
+)  # fmt: skip
 
 NOTES = [
     "Shown is 100 less the action error: the mean over the expert's moments of max(0, 1 - squared "
@@ -130,13 +134,18 @@ def _report(
     from dynaflip.platform.evaluation.encoders_under_test import single_seed_notes
     from dynaflip.platform.evaluation.report.encoder_table import encoder_section
     from dynaflip.platform.evaluation.report.html_page import write_report
-    from dynaflip.platform.evaluation.report.rollout_report import facts_of
+    from dynaflip.platform.evaluation.report.rollout_report import (
+        COMPARISONS,
+        facts_of,
+        power_lines,
+    )
     from dynaflip.platform.evaluation.report.tables import as_text
     from dynaflip.platform.paths import home
 
     sections, metrics = _sections(config, tested, table)
     sections.append(encoder_section(tested))
-    notes = [*NOTES, *single_seed_notes(tested)]
+    power = power_lines(config, [entry.name for entry in tested], table, AGREEMENT)
+    notes = [*NOTES, COMPARISONS, *power, *single_seed_notes(tested)]
     path = home() / "reports" / f"{run.run_name}.html"
     write_report(
         path,
@@ -184,19 +193,27 @@ def _comparison_section(
     by_name: dict[str, Successes], proprioception: bool, metrics: dict[str, float]
 ) -> Section:
     """Each group of conditions: every encoder's score and how much better the reference is."""
+    from dynaflip.eval.intervals.holm import family_verdicts
+    from dynaflip.eval.intervals.ranking import probability_best
     from dynaflip.platform.evaluation.encoders_under_test import TRAINED
     from dynaflip.platform.evaluation.report import rollout_tables
     from dynaflip.platform.evaluation.report.tables import Section
     from dynaflip.platform.evaluation.results import compare_encoders, groups, metric_name
 
-    section = Section(
-        "100 - action error, %", columns=("", "", "of the policy", "trained - this", "verdict")
-    )
+    section = Section("100 - action error, %", columns=COLUMNS)
     for group, conditions in groups(by_name[TRAINED].conditions).items():
-        for name, comparison in compare_encoders(by_name, TRAINED, conditions).items():
+        compared = compare_encoders(by_name, TRAINED, conditions)
+        differences = {name: one.difference for name, one in compared.items()}
+        together = family_verdicts(rollout_tables.encoders_alone(differences))
+        values = {name: one.of_conditions(conditions) for name, one in by_name.items()}
+        best = probability_best(rollout_tables.encoders_alone(values))
+        for name, comparison in compared.items():
             gain = comparison.difference
-            beside = [rollout_tables.points(gain), gain.verdict()] if gain else ["-", "-"]
-            section.rows.append([group, name, rollout_tables.percent(comparison.rate), *beside])
+            row = [group, name, rollout_tables.percent(comparison.rate)]
+            row += [rollout_tables.points(gain), gain.verdict()] if gain else ["-", "-"]
+            row.append(together.get(name, "-"))
+            row.append(f"{100 * best[name]:.0f}" if name in best else "-")
+            section.rows.append(row)
             key = f"{metric_name(AGREEMENT, proprioception, group)}/{name.replace(' ', '_')}"
             metrics[key] = comparison.rate.value
     return section

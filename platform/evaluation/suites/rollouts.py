@@ -106,7 +106,7 @@ def _report(
         sections.append(section)
         metrics |= shares
     sections.append(encoder_section(tested))
-    notes = rollout_report.notes_of(config, tested, unseen_tasks, test_evaluation)
+    notes = rollout_report.notes_of(config, tested, table, unseen_tasks, test_evaluation)
     images = images_of(config, tested, jobs, table, saliency)
     path = home() / "reports" / f"{run.run_name}.html"
     write_report(
