@@ -28,6 +28,7 @@ from torch import Tensor
 
 from dynaflip.eval.intervals.cluster_bootstrap import cluster_mean
 from dynaflip.eval.metrics.embedding_spread import effective_rank, mean_squared_distance
+from dynaflip.losses.examples import Windows
 
 SCOPES = ("all", "task", "clip")
 
@@ -44,6 +45,7 @@ class Embeddings:
     clip: Tensor  # (B,) int64: one camera of one recording
     recording: Tensor  # (B,) int64
     swapped_within_task: float = float("nan")  # share of transitions, in [0, 1]
+    windows: Windows | None = None  # when the flows are
 
 
 def retrieval_report(
@@ -84,7 +86,8 @@ def report_of(
         ``task``, ``clip``, ``all_swapped``, ``task_swapped`` (shares in [0, 1]; 95 %
         interval over recordings), ``retrieval/<flow|language>_query/…`` for the two
         other directions over all, ``area/matched`` and ``area/shuffled`` (mean triangle
-        area), ``effective_rank/<modality>``, ``spread/<modality>``, ``gallery/size``
+        area), ``retrieval/clip/ceiling`` (top-1 of who tells apart all but overlapping windows),
+        ``effective_rank/<modality>``, ``spread/<modality>``, ``gallery/size``
         and ``gallery/swapped_within_task``. What the gallery cannot answer is left out
         (no clip with two transitions, one recording: no interval, no swap).
     """
@@ -93,6 +96,8 @@ def report_of(
     scores = image_scores(embeddings.language, embeddings.image, embeddings.flow, **weights)
     for scope in SCOPES:
         _add(metrics, scope, scores, candidate_mask(embeddings, scope), embeddings, seed)
+    if embeddings.windows is not None:
+        metrics["retrieval/clip/ceiling"] = _ceiling(embeddings)
     if embeddings.flow_swapped is not None:
         metrics["gallery/swapped_within_task"] = embeddings.swapped_within_task
         swapped = image_scores(
@@ -158,6 +163,7 @@ def embed_gallery(model: Any, gallery: dict[str, Any], *, chunk: int = 32) -> Em
         clip=gallery["clip"].cpu(),
         recording=gallery["recording"].cpu(),
         swapped_within_task=within,
+        windows=Windows.of(gallery) if "window_start_s" in gallery else None,
     )
 
 
@@ -257,6 +263,19 @@ def top1(scores: Tensor, mask: Tensor) -> tuple[np.ndarray, np.ndarray]:
     hits[alone] = torch.nan
     chance[alone] = torch.nan
     return hits.numpy(), chance.numpy()
+
+
+def _ceiling(embeddings: Embeddings) -> float:
+    """Expected top-1 within a clip of who can tell apart all windows but those that overlap.
+
+    Overlapping windows show much of one motion, and pretraining leaves them out of each other's
+    negatives by default. Where all windows of the clips overlap, this is chance.
+    """
+    windows = embeddings.windows
+    assert windows is not None
+    alike = windows[:, None].overlap(windows[None])  # (Q, C), of one clip
+    others = candidate_mask(embeddings, "clip").sum(1) > 1
+    return (1 / alike.sum(1).double())[others].mean().item()
 
 
 def swap_conditions(clip: Tensor, recording: Tensor, task: Tensor) -> Tensor | None:

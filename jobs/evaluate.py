@@ -3,13 +3,14 @@
     python jobs/evaluate.py --encoder models:/dynaflip-encoder@candidate
     python jobs/evaluate.py --suite rollouts --encoder URI --seeds 3
     python jobs/evaluate.py --suite imitation --encoder URI --episodes 5 --seeds 1
-    python jobs/evaluate.py compare RUN_A RUN_B
+    python jobs/evaluate.py compare RUN_A RUN_B [RUN_C …]
 
 A suite is one way to evaluate: `probes` (the default) scores the encoder beside its own
 initialisation in about a minute, `rollouts` measures success of policies in the simulator, and
 `imitation` the same policies' action error without rollouts. `--suite NAME --help` shows a
-suite's settings; `--suite class:MODULE:NAME` runs your own. `compare` pairs two runs of rollouts
-episode by episode. Results go to the terminal, to an HTML report and to MLflow.
+suite's settings; `--suite class:MODULE:NAME` runs your own. `compare` pairs runs of rollouts
+with the first of them, episode by episode. Results go to the terminal, to an HTML report, to one
+Parquet table and to MLflow.
 """
 
 from __future__ import annotations
@@ -77,23 +78,30 @@ def _description(suite: Suite) -> str:
 
 
 def _compare(argv: list[str]) -> int:
-    parser = job_parser("Pair two runs of rollouts episode by episode.", "evaluate.py compare")
+    parser = job_parser("Pair runs of rollouts episode by episode.", "evaluate.py compare")
     parser.add_argument("first", metavar="RUN_A", help="name or id of an MLflow run")
-    parser.add_argument("second", metavar="RUN_B", help="the run that it is compared with")
+    parser.add_argument("others", metavar="RUN_B", nargs="+", help="runs that it is compared with")
     args = parser.parse_args(argv)
 
-    from dynaflip.platform.evaluation.compare import compare
+    from dynaflip.platform.evaluation.compare import compare_runs
+    from dynaflip.platform.evaluation.report.tables import as_text
+    from dynaflip.platform.evaluation.report.terminal import show_sections
 
-    print(f"\n{compare(args.first, args.second)}")
+    sections = compare_runs(args.first, args.others)
+    show_sections(sections, as_text(sections))
     return 0
 
 
 def _show(outcome: Outcome) -> None:
-    print(f"\n{outcome.table}\n")
+    from dynaflip.platform.evaluation.report.terminal import show_sections
+
+    show_sections(outcome.sections, outcome.table)
     for note in outcome.notes:
         print(note)
     if outcome.report is not None:
         print(f"report: {outcome.report}")
+    if outcome.results is not None:
+        print(f"results: {outcome.results}")
     print(f"MLflow run: {outcome.run_name} ({outcome.run_id})")
 
 

@@ -22,6 +22,14 @@ def encoder_folder(path: Path, seed: int = 0) -> Path:
     return save_folder(path, model, info)
 
 
+def compared(*runs: str) -> str:
+    """What ``evaluate.py compare`` prints where the output is no terminal."""
+    from dynaflip.platform.evaluation.compare import compare_runs
+    from dynaflip.platform.evaluation.report.tables import as_text
+
+    return as_text(compare_runs(runs[0], runs[1:]))
+
+
 def tiny(encoder: Path, **changes: object) -> RolloutConfig:
     """Settings of a policy evaluation that takes seconds."""
     from dynaflip.eval.policies.config import BehaviourCloningConfig

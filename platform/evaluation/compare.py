@@ -1,16 +1,18 @@
-"""Compare two finished evaluations by rollouts, paired episode by episode."""
+"""Compare finished evaluations by rollouts with a first one, paired episode by episode."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dynaflip.errors import UserError
 from dynaflip.eval.expert_views import ALL_FACTORS
 from dynaflip.eval.intervals.hierarchical_bootstrap import Rate, paired_success, success_rate
+from dynaflip.eval.intervals.holm import family_verdicts
 from dynaflip.platform.evaluation.encoders_under_test import TRAINED
 from dynaflip.platform.evaluation.report.rollout_tables import GIVEN, percent, points
-from dynaflip.platform.evaluation.report.tables import Section, as_text
+from dynaflip.platform.evaluation.report.tables import Section
 from dynaflip.platform.evaluation.results import Successes, groups, successes
 from dynaflip.platform.evaluation.rollout_run import FinishedEvaluation, read_evaluation
 
@@ -127,28 +129,51 @@ def paired_groups(
     return paired
 
 
-def compare(first_run: str, second_run: str) -> str:
-    """The comparison as a table."""
-    first, second = read_evaluation(first_run), read_evaluation(second_run)
+def compare_runs(first_run: str, other_runs: Sequence[str]) -> list[Section]:
+    """Each run's encoder under test beside the first's, on what the two share.
+
+    Args:
+        first_run: name or id of an MLflow run.
+        other_runs: the runs that it is compared with, one or more.
+
+    Raises:
+        UserError: a run is no finished evaluation, or its episodes are no pairs with the first's.
+    """
+    first = read_evaluation(first_run)
+    others = [read_evaluation(run) for run in other_runs]
+    asked = [shared_proprioception(first, other) for other in others]
     sections = []
-    for proprioception in shared_proprioception(first, second):
-        section = Section(
-            f"Success %, {first.settings['encoder']} beside {second.settings['encoder']} "
-            f"({GIVEN[proprioception]})",
-            columns=("", first.run_name, second.run_name, "difference, points", "verdict"),
-        )
-        for group in paired_groups(first, second, proprioception=proprioception):
-            section.rows.append(
-                [
-                    group.name,
-                    percent(group.first),
-                    percent(group.second),
-                    points(group.difference),
-                    group.difference.verdict(),
-                ]
-            )
-        sections.append(section)
-    return as_text(sections)
+    for proprioception in first.settings["proprioception"]:
+        together = [o for o, shared in zip(others, asked, strict=True) if proprioception in shared]
+        if together:
+            sections.append(_comparison(first, together, proprioception=proprioception))
+    return sections
+
+
+def _comparison(
+    first: FinishedEvaluation, others: list[FinishedEvaluation], *, proprioception: bool
+) -> Section:
+    """A row a group of conditions and run; the comparisons of a group are one family."""
+    section = Section(
+        f"Success %, {first.settings['encoder']} ({first.run_name}) beside "
+        f"{'the encoders of other runs' if len(others) > 1 else others[0].settings['encoder']} "
+        f"({GIVEN[proprioception]})",
+        columns=(
+            "", "run", "its success %", first.run_name, "difference, points", "verdict",
+            "verdict with Holm's correction",
+        ),
+    )  # fmt: skip
+    by_group: dict[str, list[tuple[str, PairedGroup]]] = {}
+    for other in others:
+        for group in paired_groups(first, other, proprioception=proprioception):
+            by_group.setdefault(group.name, []).append((other.run_name, group))
+    for name, rows in by_group.items():
+        verdicts = family_verdicts({str(i): group.difference for i, (_, group) in enumerate(rows)})
+        for number, (run, group) in enumerate(rows):
+            rates = [percent(group.second), percent(group.first), points(group.difference)]
+            both = [group.difference.verdict(), verdicts[str(number)]]
+            section.rows.append([name, run, *rates, *both])
+    return section
 
 
 def _chosen(values: Successes, tasks: list[str], conditions: list[tuple[str, int]]) -> Any:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import polars as pl
 
+    from dynaflip.platform.evaluation.report.tables import Section
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -21,6 +23,8 @@ class Outcome:
     metrics: dict[str, float] = field(default_factory=dict)
     report: Path | None = None  # HTML
     episodes: pl.DataFrame | None = None  # a row per episode, where the suite has any
+    sections: list[Section] = field(default_factory=list)  # of the table, where they are known
+    results: Path | None = None  # Parquet, a row per encoder, task, factor, level, seed and metric
 
     def rows(self) -> pl.DataFrame:
         """The episodes of a suite that has them."""

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dynaflip.encoders.checkpoint import CONFIG
 from dynaflip.eval.envs.registry import DEFAULT_ENVIRONMENT
@@ -17,10 +17,14 @@ from dynaflip.platform.config_loader import config_digest
 from dynaflip.platform.evaluation.config import TUNING_SPLIT, ProbeSuiteConfig
 from dynaflip.platform.evaluation.encoders_under_test import EncoderUnderTest, resolve_others
 from dynaflip.platform.evaluation.outcome import Outcome
+from dynaflip.platform.evaluation.results_table import save_results
 from dynaflip.platform.paths import default_data, default_triplets, home, input_path
 from dynaflip.platform.tracking import registry
 from dynaflip.platform.triplets.schema import read_manifest
 from dynaflip.renames import first_settings
+
+if TYPE_CHECKING:
+    import polars as pl
 
 # Metrics that a registered version shows as tags.
 _HEADLINES = (
@@ -55,12 +59,14 @@ def find_score(config: ProbeSuiteConfig) -> Outcome | None:
     report = home() / "reports" / f"{run.run_name}.html"
     if table is None or not report.is_file():
         return None
+    results = report.with_suffix(".parquet")
     return Outcome(
         table.decode(),
         run.run_name,
         run.run_id,
         metrics=run.metrics,
         report=report,
+        results=results if results.is_file() else None,  # of before there were any
     )
 
 
@@ -108,6 +114,7 @@ def log_score(
     metrics: dict[str, float],
     table: str,
     path: Path,
+    results: pl.DataFrame,
 ) -> str:
     """Log the score as an MLflow run, and name it on the encoder's version.
 
@@ -119,6 +126,7 @@ def log_score(
         metrics: flat.
         table: plain text.
         path: of the HTML report.
+        results: of :func:`dynaflip.platform.evaluation.results_table.probe_results`.
 
     Returns:
         MLflow's id of the run.
@@ -142,6 +150,7 @@ def log_score(
         run.log_text(json.dumps(metrics, indent=1, sort_keys=True), "metrics.json")
         for file in sorted(path.parent.glob(f"{run_name}*")):
             run.log_file(file)
+        save_results(results, path, run)
     headlines = {key: f"{metrics[key]:.4g}" for key in _HEADLINES if key in metrics}
     marks = {"evaluation_run_id": run.run_id, **headlines}
     for version in versions:

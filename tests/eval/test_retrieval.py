@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,7 @@ from dynaflip.eval.retrieval import (
     top1,
 )
 from dynaflip.losses import energy as losses_energy
+from dynaflip.losses.examples import Windows
 
 TASKS, RECORDINGS, WINDOWS, WIDTH = 4, 5, 3, 32
 
@@ -48,6 +51,22 @@ def test_perfect_alignment_is_found_in_every_scope() -> None:
     for scope in ("all", "task", "clip", "all_swapped", "task_swapped", "flow_query"):
         assert report[f"retrieval/{scope}/top1"] == 1.0
     assert report["area/matched"] < 0.1 * report["area/shuffled"]
+
+
+def test_within_a_clip_overlapping_windows_set_a_ceiling() -> None:
+    task, clip, _ = labels()
+    points = unit((len(task), WIDTH), 5)
+    plain = embedded(points, points, points, None)
+    assert "retrieval/clip/ceiling" not in report_of(plain)
+    starts_s = torch.arange(WINDOWS).repeat(TASKS * RECORDINGS).double()
+    # By hand: windows apart are all told apart; where each overlaps its neighbours the middle one
+    # of three is one of three alike and the outer ones one of two; and all alike are chance.
+    ceilings = {0.5: 1.0, 1.5: (1 / 2 + 1 / 3 + 1 / 2) / 3, 9.0: 1 / 3}
+    for length_s, ceiling in ceilings.items():
+        windows = Windows(clip, torch.stack([starts_s, starts_s + length_s], 1))
+        found = report_of(replace(plain, windows=windows))
+        assert found["retrieval/clip/ceiling"] == pytest.approx(ceiling)
+    assert found["retrieval/clip/chance"] == pytest.approx(found["retrieval/clip/ceiling"])
 
 
 def test_random_embeddings_score_near_chance_and_the_interval_holds_it() -> None:

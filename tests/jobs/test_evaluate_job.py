@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from dynaflip.errors import UserError
@@ -118,6 +119,14 @@ def test_an_untrained_encoder_scores_as_its_own_initialisation(
             assert outcome.metrics[f"{name}/mean_cm"] > 0
             gap = outcome.metrics[f"{name}/trained_cm"] - outcome.metrics[f"{name}/siglip2_cm"]
             assert outcome.metrics[f"{name}/difference_from_siglip2_cm"] == pytest.approx(gap)
+    results = pl.read_parquet(outcome.results)
+    shown = results.filter(pl.col("metric") == "probe/hand", pl.col("encoder") == "siglip2")
+    assert dict(shown.select("factor", "level").iter_rows()) == {
+        "recorded": 0, "none": 0, "all": 3, "one": 3, "camera": 3,
+    }  # fmt: skip
+    assert shown["weights"].unique().item().endswith("siglip2")
+    chance = results.filter(pl.col("metric") == "retrieval/task/top1")["chance"]
+    assert chance.unique().item() == outcome.metrics["trained/retrieval/task/chance"]
     assert "same task" in outcome.table
     assert "all factors" in outcome.table
     page = outcome.report.read_text()

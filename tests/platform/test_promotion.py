@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from tiny_rollouts import encoder_folder
+from tiny_rollouts import compared, encoder_folder
 
 from dynaflip.errors import UserError
 from dynaflip.eval.envs.metaworld_tasks import TASK_SETS
@@ -106,7 +106,6 @@ def champion() -> str | None:
 
 
 def test_the_better_one_is_promoted_over_the_worse_and_not_the_other_way(store: Path) -> None:
-    from dynaflip.platform.evaluation.compare import compare
     from dynaflip.platform.promotion import promote
     from dynaflip.platform.tracking import registry
 
@@ -128,11 +127,16 @@ def test_the_better_one_is_promoted_over_the_worse_and_not_the_other_way(store: 
     assert champion() == good
     for runs, sign, verdict in (((good_run, worse_run), "+", "better"),
                                 ((worse_run, good_run), "-", "worse")):  # fmt: skip
-        (row,) = [line for line in compare(*runs).splitlines() if "out of distribution" in line]
+        (row,) = [line for line in compared(*runs).splitlines() if "out of distribution" in line]
         assert row.split()[-1] == verdict
         assert f" {sign}1" in row
 
-    best, _ = evaluated(store, inside=0.5, outside=0.6)
+    best, best_run = evaluated(store, inside=0.5, outside=0.6)
+    shown = compared(good_run, worse_run, best_run).splitlines()
+    rows = [line.split() for line in shown if line.strip().startswith("out of distribution")]
+    assert [row[3] for row in rows] == [worse_run, best_run]
+    verdicts = [" ".join(row[-2:]) for row in rows]  # plain, and with Holm's correction
+    assert verdicts == ["better better", "worse worse"]
     assert promote(NAME, best).promoted, "equal in distribution is enough"
     assert champion() == best
     evidence = json.loads(registry.version_tags(NAME, best)["champion_evidence"])
@@ -187,17 +191,16 @@ def test_a_new_factor_leaves_an_old_champion_s_evidence_valid(store: Path) -> No
 
 
 def test_policies_of_many_tasks_are_pairs_where_they_learnt_the_same_tasks(store: Path) -> None:
-    from dynaflip.platform.evaluation.compare import compare
 
     many = replace(CONFIG, multitask=True)
     _, five = evaluated(store, inside=0.5, outside=0.4, config=many)
     _, ten = evaluated(store, inside=0.5, outside=0.4, config=replace(many, tasks=("mt10",)))
     with pytest.raises(UserError, match=r"has tasks \['assembly-v3'"):
-        compare(five, ten)
+        compared(five, ten)
 
 
 def test_runs_whose_episodes_are_no_pairs_are_refused(store: Path) -> None:
-    from dynaflip.platform.evaluation.compare import compare, paired_groups
+    from dynaflip.platform.evaluation.compare import paired_groups
     from dynaflip.platform.evaluation.rollout_run import SIMULATOR_TAG, read_evaluation
 
     _, mine = evaluated(store, inside=0.5, outside=0.4)
@@ -207,8 +210,8 @@ def test_runs_whose_episodes_are_no_pairs_are_refused(store: Path) -> None:
     with pytest.raises(UserError, match=r"2 policies of these weights, policies-1 3: .* no pairs"):
         paired_groups(of_two, read_evaluation(theirs), proprioception=True)
     for run, simulator in ((mine, "mujoco 3.2.0"), (theirs, "mujoco 3.3.0")):
-        assert "out of distribution" in compare(mine, theirs)
+        assert "out of distribution" in compared(mine, theirs)
         run_id = read_evaluation(run).run_id
         client().set_tag(run_id, SIMULATOR_TAG, simulator)
     with pytest.raises(UserError, match=r"rolled out in mujoco 3.2.0, policies-1 in mujoco 3.3.0"):
-        compare(mine, theirs)
+        compared(mine, theirs)

@@ -87,7 +87,7 @@ class Imitation(Suite):
             with open_pool(environment(config.environment)) as pool:
                 fit_missing(jobs, pool)
                 results = compare_with_expert(jobs, pool)
-            return _report(config, tested, imitation_table(jobs, results), run)
+            return _report(config, tested, jobs, imitation_table(jobs, results), run)
 
 
 def imitation_table(
@@ -128,7 +128,11 @@ def imitation_table(
 
 
 def _report(
-    config: RolloutConfig, tested: list[EncoderUnderTest], table: pl.DataFrame, run: tracking.Run
+    config: RolloutConfig,
+    tested: list[EncoderUnderTest],
+    jobs: list[EvaluationJob],
+    table: pl.DataFrame,
+    run: tracking.Run,
 ) -> Outcome:
     """Write the report, and log it with the table of moments."""
     from dynaflip.platform.evaluation.encoders_under_test import single_seed_notes
@@ -140,6 +144,7 @@ def _report(
         power_lines,
     )
     from dynaflip.platform.evaluation.report.tables import as_text
+    from dynaflip.platform.evaluation.results_table import policy_results, save_results
     from dynaflip.platform.paths import home
 
     sections, metrics = _sections(config, tested, table)
@@ -162,7 +167,10 @@ def _report(
     with tempfile.TemporaryDirectory() as folder:
         table.write_parquet(Path(folder) / AGREEMENTS_FILE)
         run.log_file(Path(folder) / AGREEMENTS_FILE)
-    return Outcome(text, run.run_name, run.run_id, notes, metrics, path, table)
+    about = {"suite": "imitation", "run": run.run_name, "split": config.split}
+    frame = policy_results(table, jobs, (AGREEMENT,), environment=config.environment, **about)
+    saved = save_results(frame, path, run)
+    return Outcome(text, run.run_name, run.run_id, notes, metrics, path, table, sections, saved)
 
 
 def _sections(

@@ -21,6 +21,8 @@ from dynaflip.platform.evaluation.outcome import Outcome
 from dynaflip.platform.evaluation.suites.base import Suite
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from dynaflip.encoders.model import DynaFLIP
     from dynaflip.eval.labelled_frames import LabelledFrames
     from dynaflip.eval.metrics.probe_report import ProbeReport
@@ -43,6 +45,7 @@ class Probes(Suite):
             UserError: the encoder or the triplets do not exist, or the simulator cannot render.
         """
         from dynaflip.platform.evaluation.encoders_under_test import resolve_others
+        from dynaflip.platform.evaluation.retrieval_scopes import drop_meaningless
         from dynaflip.platform.evaluation.score_cache import resolved, score_digest
         from dynaflip.platform.tracking import registry
         from dynaflip.platform.triplets.report.cautions import small_set_lines
@@ -66,6 +69,7 @@ class Probes(Suite):
         began = time.monotonic()
         retrieval = score_retrieval(pair, config)
         print(f"retrieval scored in {time.monotonic() - began:.0f} s")
+        notes += drop_meaningless(retrieval, pair.info)
         began = time.monotonic()
         reason = _why_no_probes(config)
         probed = None
@@ -257,8 +261,43 @@ def _report(
     table = tables.as_text(sections)
     for name, _, data in images:
         path.with_name(f"{run_name}-{name}").write_bytes(data)
-    run_id = log_score(config, pair.info, digest, run_name, metrics, table, path)
-    return Outcome(table, run_name, run_id, notes, metrics, path)
+    results = _results(config, others, retrieval, probed, run_name)
+    run_id = log_score(config, pair.info, digest, run_name, metrics, table, path, results)
+    return Outcome(
+        table,
+        run_name,
+        run_id,
+        notes,
+        metrics,
+        path,
+        sections=sections,
+        results=path.with_suffix(".parquet"),
+    )
+
+
+def _results(
+    config: ProbeSuiteConfig,
+    others: Sequence[EncoderUnderTest],
+    retrieval: dict[str, dict[str, float]],
+    probed: Probed | None,
+    run_name: str,
+) -> pl.DataFrame:
+    from dynaflip.platform.evaluation.encoders_under_test import weights_digest
+    from dynaflip.platform.evaluation.results_table import probe_results
+
+    weights = {entry.name: entry.encoders[0] for entry in others}
+    named = {name: (encoder.name, encoder.digest) for name, encoder in weights.items()}
+    named["trained"] = (config.encoder, weights_digest(config.encoder))
+    return probe_results(
+        retrieval,
+        None if probed is None else probed.report,
+        named,
+        config.views.level,
+        suite="probes",
+        run=run_name,
+        split=TUNING_SPLIT,
+        environment=config.views.environment,
+    )
 
 
 def _images(

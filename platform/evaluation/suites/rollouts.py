@@ -96,6 +96,8 @@ def _report(
     from dynaflip.platform.evaluation.report.html_page import write_report
     from dynaflip.platform.evaluation.report.rollout_images import images_of
     from dynaflip.platform.evaluation.report.tables import as_text
+    from dynaflip.platform.evaluation.results import MEASURES
+    from dynaflip.platform.evaluation.results_table import policy_results, save_results
     from dynaflip.platform.paths import home
 
     unseen_tasks = _unseen_tasks(tested[0], config)
@@ -118,7 +120,12 @@ def _report(
         images=[(caption, data) for _, caption, data in images],
     )
     text = as_text(sections)
-    outcome = Outcome(text, run.run_name, run.run_id, notes, metrics, path, table)
+    about = {"suite": "rollouts", "run": run.run_name, "split": config.split}
+    frame = policy_results(table, jobs, MEASURES, environment=config.environment, **about)
+    results = save_results(frame, path, run)
+    outcome = Outcome(
+        text, run.run_name, run.run_id, notes, metrics, path, table, sections, results
+    )
     _log(outcome, run, images)
     return outcome
 

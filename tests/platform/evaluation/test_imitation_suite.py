@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from tiny_rollouts import encoder_folder, tiny
 
@@ -52,6 +53,16 @@ def test_the_expert_agrees_with_itself_and_a_policy_with_it_more_than_chance(
     assert row == ["dinov2", str(dinov2), "cls+mean", "28", "px", "apache-2.0"]
     assert "100 - action error" in outcome.table
     assert tracking.read_artifact(outcome.run_id, "table.txt")
+    logged = tracking.read_artifact(outcome.run_id, "results.parquet")
+    assert outcome.results is not None
+    assert logged == outcome.results.read_bytes()
+    results = pl.read_parquet(outcome.results)
+    # A row a policy and condition: 5 encoders x 2 seeds x 3 conditions.
+    assert len(results) == 30
+    for encoder_name in ("trained", "dinov2"):
+        own = results.filter((pl.col("encoder") == encoder_name) & (pl.col("factor") == "none"))
+        assert own["value"].mean() == pytest.approx(outcome.metrics[f"{name}/{encoder_name}"])
+    assert any(note.startswith("power, in distribution") for note in outcome.notes)
 
     again = Imitation().run(config)
     assert again.metrics == outcome.metrics

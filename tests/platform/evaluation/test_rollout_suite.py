@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 import pytest
 from checkout import REPOSITORY
-from tiny_rollouts import encoder_folder, tiny
+from tiny_rollouts import compared, encoder_folder, tiny
 
 from dynaflip.errors import UserError
 from dynaflip.platform.tracking.store import client
@@ -128,7 +128,6 @@ def test_runs_are_compared_in_pairs_and_promotion_asks_for_test(
     module_home: Path, ray_cluster: None
 ) -> None:
     from dynaflip.platform import tracking
-    from dynaflip.platform.evaluation.compare import compare
     from dynaflip.platform.evaluation.rollout_run import JOBS_TAG, count_test_evaluations
     from dynaflip.platform.evaluation.suites.rollouts import Rollouts
     from dynaflip.platform.promotion import RUN_TAG, promote
@@ -139,7 +138,7 @@ def test_runs_are_compared_in_pairs_and_promotion_asks_for_test(
     registered = _registered(encoder, run, module_home / "registered")
     uri = f"models:/{registry.DEFAULT_NAME}/{registered}"
     on_dev = Rollouts().run(tiny(encoder, check_harness=False))
-    shown = compare(on_dev.run_name, on_dev.run_id)
+    shown = compared(on_dev.run_name, on_dev.run_id)
     assert "+0.0" in shown
     assert "not distinguishable" in shown
     with pytest.raises(UserError, match=r"has not been evaluated on test; run python"):
@@ -154,7 +153,7 @@ def test_runs_are_compared_in_pairs_and_promotion_asks_for_test(
     assert [artifact.path for artifact in on_maker] == [f"evaluation/{on_test.report.name}"]
     assert any("evaluation 1 on the test split" in note for note in on_test.notes)
     with pytest.raises(UserError, match="split"):
-        compare(on_dev.run_name, on_test.run_name)
+        compared(on_dev.run_name, on_test.run_name)
     with pytest.raises(UserError, match=r"lack assembly-v3, .*camera.*headline\.yaml"):
         promote(registry.DEFAULT_NAME, str(registered))
     scored = registry.version_tags(registry.DEFAULT_NAME, str(registered))
@@ -189,7 +188,7 @@ def test_runs_are_compared_in_pairs_and_promotion_asks_for_test(
     with pytest.raises(UserError, match="one-policy has 1 policy of its weights"):
         promote(registry.DEFAULT_NAME, str(registered))
     with pytest.raises(UserError, match="no run nothing-like-it"):
-        compare("nothing-like-it", on_dev.run_name)
+        compared("nothing-like-it", on_dev.run_name)
 
 
 @pytest.mark.integration
