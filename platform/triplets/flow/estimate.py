@@ -5,13 +5,15 @@ N frames of the window, G = 20 grid points a side, K = 7 steps.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from dynaflip.platform.triplets.clips import Doubles, Floats
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.flow.config import TrackConfig
+from dynaflip.platform.triplets.flow.dragged_points import dragged_along
+from dynaflip.platform.triplets.flow.image_motion import explained_by_parallax
 from dynaflip.platform.triplets.flow.learned_tracker import (
     flow_in_3d,
     track_windows,
@@ -79,6 +81,7 @@ def flow_of_window(
                 window, points_px, moves, tracks, static, config
             )
         tracks = _pinned(tracks, static, moves, shape)
+        tracks = _without_dragged(tracks, window, points_px, moves, static.depth_noise, config)
     xyz_m, visible = tracks.xyz_m.reshape(*shape, 3), tracks.visible.reshape(shape)
     moving = moves.reshape(shape[1:])
     if config.rigid_smoothing.enabled:
@@ -144,6 +147,22 @@ def _aligned(
     return tracks, moves & ~static_after_all, found.known, misfit
 
 
+def _without_dragged(
+    tracks: Tracks3D,
+    window: RGBDWindow,
+    points_px: Floats,
+    moves: np.ndarray,
+    depth_noise: float,
+    config: PreprocessConfig,
+) -> Tracks3D:
+    """Tracks without trust in points that something drags along, or that parallax explains."""
+    lost = dragged_along(window, points_px, moves, depth_noise, config)
+    if window.background is not None:
+        end_px, inlier_px = tracks.tracks_px[-1], config.camera.inlier_px
+        lost |= moves & explained_by_parallax(window.background, points_px, end_px, inlier_px)
+    return replace(tracks, visible=tracks.visible & ~lost)
+
+
 def _pinned(
     tracks: Tracks3D, static: StaticPoints, moves: np.ndarray, shape: tuple[int, ...]
 ) -> Tracks3D:
@@ -165,11 +184,16 @@ def _tracked(
         tracks_px[:, follow], misses_px = _track(window, points_px[follow], config.track)
         trusted[:, follow] = np.isfinite(misses_px)
     grid = (len(window.frames), GRID, GRID)
+    # Without depth the background's motion is taken out here, in the image.
+    steady_px, intrinsics_px = tracks_px, window.intrinsics_px
+    if window.background is not None:
+        steady_px = window.background.all_back(tracks_px)
+        intrinsics_px = np.repeat(intrinsics_px[:1], len(tracks_px), axis=0)
     xyz_m, visible = lift_tracks(
-        tracks_px.reshape(*grid, 2),
+        steady_px.reshape(*grid, 2),
         trusted.reshape(grid),
         window.depth_m,
-        window.intrinsics_px,
+        intrinsics_px,
         window.poses,
         config.lifting,
     )
