@@ -154,7 +154,7 @@ class DraggedPointsConfig:
     colour_difference: float = 15.0
     """Surroundings look like the point where their mean colour difference (of 255) is smaller."""
 
-    min_moving_share: float = 0.8
+    min_moving_share: float = 0.75
     """A point is dropped where a smaller share of its look-alike surroundings moves."""
 
     corner: float = 60.0

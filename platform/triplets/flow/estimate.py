@@ -80,13 +80,16 @@ def flow_of_window(
             tracks, moves, aligned, misfit = _aligned(
                 window, points_px, moves, tracks, static, config
             )
-        tracks = _pinned(tracks, static, moves, shape)
         tracks = _without_dragged(tracks, window, points_px, moves, static.depth_noise, config)
+        tracks = _pinned(tracks, static, moves, shape)
     xyz_m, visible = tracks.xyz_m.reshape(*shape, 3), tracks.visible.reshape(shape)
     moving = moves.reshape(shape[1:])
     if config.rigid_smoothing.enabled:
         # Without the static test every point is tracked, and none can be outvoted.
-        visible = visible & ~outvoted(xyz_m[0], moving, visible[0], config.rigid_smoothing)
+        wrong = outvoted(xyz_m[0], moving, visible[0], config.rigid_smoothing)
+        if window.depth_m is None and config.dragged_points.enabled:
+            wrong &= ~moving  # on a plane all are neighbours: colour tells which belong together
+        visible = visible & ~wrong
     steps_m, steps_visible = at_steps(xyz_m, visible, times_s)
     steps_px, _ = at_steps(tracks.tracks_px.reshape(*shape, 2), visible, times_s)
     displacement_m = np.where(visible[0][..., None], steps_m - xyz_m[0], np.float32(0))
