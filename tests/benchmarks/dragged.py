@@ -57,7 +57,9 @@ def shaken(window: RGBDWindow, seed: int) -> RGBDWindow:
     matrix = np.array([[fx, 0, cx - 0.5], [0, fy, cy - 0.5], [0, 0, 1]])
     count, (height, width) = len(window.frames), window.frames.shape[1:3]
     far = np.linspace(0, 1, count)[:, None]
-    turns = np.radians(2.0) * (rng.normal(0, 0.6, 3) * far + rng.normal(0, 0.25, 3) * np.sin(9 * far))
+    turns = np.radians(2.0) * (
+        rng.normal(0, 0.6, 3) * far + rng.normal(0, 0.25, 3) * np.sin(9 * far)
+    )
     frames = []
     for frame, turn in zip(window.frames, turns, strict=True):
         homography = matrix @ cv2.Rodrigues(turn)[0] @ np.linalg.inv(matrix)

@@ -22,6 +22,7 @@ N frames, C corners, P points. The centre of the first pixel is at 0.5.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 
 import cv2
@@ -53,7 +54,9 @@ _PARALLAX_SHARE = 0.12
 _EPIPOLE_SHARE = 0.7
 _EPIPOLE_SIDES = 2
 _EPIPOLE_TRIALS = 300
-_MOST_BESIDE = 0.3  # of a motion's length, beside its epipolar line
+# Of a motion's length, beside its epipolar line: of corners, and of points, which are tracked
+# less exactly.
+_MOST_BESIDE, _MOST_BESIDE_OF_POINTS = 0.3, 0.5
 
 
 @dataclass(frozen=True)
@@ -115,8 +118,10 @@ def explained_by_parallax(
     """
     if background.epipole is None:
         return np.zeros(len(origin_px), bool)
-    from_px = background.moved(origin_px, -1)
-    return _toward(background.epipole[None], from_px, end_px.astype(np.float64), inlier_px)[0]
+    from_px, to_px = background.moved(origin_px, -1), end_px.astype(np.float64)
+    beside_px, length_px = _beside(background.epipole[None], from_px, to_px)
+    most_px = np.maximum(inlier_px, _MOST_BESIDE_OF_POINTS * length_px)
+    return (length_px > inlier_px) & (beside_px[0] <= most_px)
 
 
 def _tracked(
@@ -149,8 +154,8 @@ def _corners(grey: np.ndarray) -> Floats:
     height, width = grey.shape
     rows, columns = (np.linspace(0, size, _CELLS + 1).astype(int) for size in (height, width))
     found = []
-    for top, bottom in zip(rows[:-1], rows[1:], strict=True):
-        for left, right in zip(columns[:-1], columns[1:], strict=True):
+    for top, bottom in itertools.pairwise(rows):
+        for left, right in itertools.pairwise(columns):
             cell = strength[top:bottom, left:right]
             if not cell.size:
                 continue
@@ -194,7 +199,10 @@ class _Corners:
 
     def inliers(self, motions: Doubles) -> np.ndarray:
         """(N, C) bool: tracked, and where the motion takes it."""
-        missed = [apply_homography(m, self.tracks_px[0]) - at for m, at in zip(motions, self.tracks_px)]
+        missed = [
+            apply_homography(motion, self.tracks_px[0]) - at_px
+            for motion, at_px in zip(motions, self.tracks_px, strict=True)
+        ]
         return self.tracked & (np.linalg.norm(missed, axis=-1) <= self.config.inlier_px)
 
     def can_tell(self) -> bool:
@@ -232,15 +240,20 @@ class _Corners:
     def moved_px(self, inliers: np.ndarray) -> float:
         """Largest median motion of the inliers over frames."""
         moved_px = np.linalg.norm(self.tracks_px - self.tracks_px[0], axis=-1)
-        return max(
-            (float(np.median(far[some])) for far, some in zip(moved_px, inliers) if some.any()),
-            default=0.0,
-        )
+        medians = [
+            float(np.median(far_px[some]))
+            for far_px, some in zip(moved_px, inliers, strict=True)
+            if some.any()
+        ]
+        return max(medians, default=0.0)
 
     def epipole(self, motion: Doubles) -> Doubles | None:
         """(3,) the point of the last frame that parallax is away from; None: no parallax."""
         tracked = self.tracked[-1]
-        from_px, to_px = apply_homography(motion, self.tracks_px[0, tracked]), self.tracks_px[-1, tracked]
+        from_px, to_px = (
+            apply_homography(motion, self.tracks_px[0, tracked]),
+            self.tracks_px[-1, tracked],
+        )
         off = np.linalg.norm(to_px - from_px, axis=1) > self.config.inlier_px
         if off.sum() < max(_MIN_CORNERS, _PARALLAX_SHARE * len(off)):
             return None
@@ -263,7 +276,7 @@ class _Corners:
 
 def _homography(before_px: Doubles, after_px: Doubles, inlier_px: float) -> Doubles | None:
     """The (3, 3) homography of most points, or None."""
-    found, inliers = cv2.findHomography(
+    found, _ = cv2.findHomography(
         before_px, after_px, cv2.USAC_MAGSAC, inlier_px, maxIters=2000, confidence=0.999
     )
     for _ in range(2):
@@ -286,8 +299,13 @@ def _lines(from_px: Doubles, to_px: Doubles) -> Doubles:
 
 def _toward(epipoles: Doubles, from_px: Doubles, to_px: Doubles, inlier_px: float) -> np.ndarray:
     """(T, P) bool: the motion is longer than ``inlier_px``, and toward or away from (T, 3)."""
+    beside_px, length_px = _beside(epipoles, from_px, to_px)
+    return (length_px > inlier_px) & (beside_px <= np.minimum(inlier_px, _MOST_BESIDE * length_px))
+
+
+def _beside(epipoles: Doubles, from_px: Doubles, to_px: Doubles) -> tuple[Doubles, Doubles]:
+    """(T, P) distances of the ends from the lines of (T, 3) epipoles, and (P,) motions' lengths."""
     lines = np.cross(epipoles[:, None], np.insert(from_px, 2, 1.0, axis=1))
     lines /= np.linalg.norm(lines[..., :2], axis=-1, keepdims=True) + 1e-12
-    beside = np.abs((lines * np.insert(to_px, 2, 1.0, axis=1)).sum(-1))
-    length = np.linalg.norm(to_px - from_px, axis=1)
-    return (length > inlier_px) & (beside <= np.minimum(inlier_px, _MOST_BESIDE * length))
+    beside_px = np.abs((lines * np.insert(to_px, 2, 1.0, axis=1)).sum(-1))
+    return beside_px, np.linalg.norm(to_px - from_px, axis=1)
