@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -87,10 +88,10 @@ def fit_background(frames: Frames, track: TrackConfig, config: CameraConfig) -> 
         return ImageFit("none", None, 0.0)
     whole = np.ones(len(corners_px), bool)
     static = np.tile(np.eye(3), (len(frames), 1, 1))
-    fits = [static, *(corners.fitted(some) for some in (whole, sides.any(0)))]
+    fits = [static, *(corners.fitted(some) for some in (whole, corners.rim))]
     motions = [fit for fit in fits if fit is not None]
     agreeing = [corners.inliers(motion) for motion in motions]
-    rims = [corners.share(inliers, sides.any(0)) for inliers in agreeing]
+    rims = [corners.share(inliers, corners.rim) for inliers in agreeing]
     # Of equal ones the simplest: a static camera, then what most corners do.
     best = int(np.argmax(np.array(rims) >= max(rims) - _EQUAL_SHARE))
     share = corners.share(agreeing[best], whole)
@@ -182,6 +183,11 @@ class _Corners:
     sides: np.ndarray
     config: CameraConfig
 
+    @property
+    def rim(self) -> np.ndarray:
+        """(C,) bool: on any side."""
+        return np.asarray(self.sides.any(0))
+
     def fitted(self, chosen: np.ndarray) -> Doubles | None:
         """(N, 3, 3) homographies of the chosen (C,) corners; None where too few are tracked."""
         out = [np.eye(3)]
@@ -226,7 +232,7 @@ class _Corners:
     def rival_share(self, inliers: np.ndarray) -> float:
         """Share of the rim's corners that agree with another motion at the end."""
         others = self.tracked[-1] & ~inliers[-1]
-        rim = self.sides.any(0)
+        rim = self.rim
         if (others & rim).sum() < 2 * _MIN_ON_SIDE:
             return 0.0
         start_px, end_px = self.tracks_px[0, others], self.tracks_px[-1, others]
@@ -276,9 +282,8 @@ class _Corners:
 
 def _homography(before_px: Doubles, after_px: Doubles, inlier_px: float) -> Doubles | None:
     """The (3, 3) homography of most points, or None."""
-    found, _ = cv2.findHomography(
-        before_px, after_px, cv2.USAC_MAGSAC, inlier_px, maxIters=2000, confidence=0.999
-    )
+    fit: Any = cv2.findHomography  # its type stub knows no doubles
+    found, _ = fit(before_px, after_px, cv2.USAC_MAGSAC, inlier_px, maxIters=2000, confidence=0.999)
     for _ in range(2):
         # Neither a mirror image nor another size: not what half a second of a camera does.
         if found is None or not 0.25 < np.linalg.det(found[:2, :2]) < 4:
@@ -286,8 +291,8 @@ def _homography(before_px: Doubles, after_px: Doubles, inlier_px: float) -> Doub
         near = np.linalg.norm(apply_homography(found, before_px) - after_px, axis=1) <= inlier_px
         if near.sum() < 8:
             return None
-        found, _ = cv2.findHomography(before_px[near], after_px[near], 0)
-    return found
+        found, _ = fit(before_px[near], after_px[near], 0)
+    return None if found is None else np.asarray(found, np.float64)
 
 
 def _lines(from_px: Doubles, to_px: Doubles) -> Doubles:

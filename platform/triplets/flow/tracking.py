@@ -99,11 +99,10 @@ class LucasKanade(PairTracker):
         self, before: np.ndarray, after: np.ndarray, at: Floats, near: Floats
     ) -> tuple[Floats, np.ndarray]:
         """As :meth:`step`, from positions (P, 2) in ``after`` that are nearly right."""
-        start = np.ascontiguousarray(near[:, None], np.float32)
+        start = np.array(near[:, None], np.float32)  # a copy: OpenCV writes into it
         flags = cv2.OPTFLOW_USE_INITIAL_FLOW
-        there, found, _ = cv2.calcOpticalFlowPyrLK(
-            before, after, at[:, None], start.copy(), flags=flags, **self.options
-        )
+        follow: Any = cv2.calcOpticalFlowPyrLK
+        there, found, _ = follow(before, after, at[:, None], start, flags=flags, **self.options)
         return there[:, 0], found[:, 0] > 0
 
 
