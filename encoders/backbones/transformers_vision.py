@@ -31,7 +31,7 @@ from dynaflip.errors import UserError
 
 _POOLING = "dynaflip_pooling"  # key of a description
 # Weights that the frame embedding does not read; whoever pools by the pooler must ask for it.
-_UNREAD = ("pooler.", "mask_token")
+_UNREAD = ("pooler.", "mask_token", "num_batches_tracked", "position_ids")
 
 
 class TransformersBackbone(Backbone):
@@ -75,6 +75,8 @@ class TransformersBackbone(Backbone):
         """
         name = config.name
         settings = hub.load_config(name)
+        if hasattr(settings, "mask_ratio"):
+            settings.mask_ratio = 0.0  # MAE hides patches at random in use, too
         from transformers import AutoModel
 
         if config.pretrained:
@@ -140,7 +142,7 @@ class TransformersBackbone(Backbone):
 
 def _of_image_half(unfilled: Sequence[str], network: nn.Module) -> tuple[str, ...]:
     """Those of a model's unfilled weights that its image half has."""
-    own = {name for name, _ in network.named_parameters()}
+    own = {name for name, _ in [*network.named_parameters(), *network.named_buffers()]}
     bare = (name.removeprefix("vision_model.") for name in unfilled)
     return tuple(name for name in bare if name in own)
 

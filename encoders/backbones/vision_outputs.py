@@ -85,15 +85,20 @@ def embedding_and_tokens(
     return torch.cat([pooled, tokens.mean(1)], -1), tokens
 
 
-def network_inputs(network: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
+def network_inputs(network: Any, pixels: Tensor) -> dict[str, Tensor]:
     """The arguments of a network for images (B, 3, px, px): the images, or their patches.
 
     SigLIP2's variant of any aspect ratio takes patches (B, P, p·p·3), row by row, with a mask of
-    those that are none and the grid's shape.
+    those that are none and the grid's shape. MAE orders its patches by noise (B, P): here they
+    keep their order.
     """
-    if "spatial_shapes" not in inspect.signature(network.forward).parameters:
+    takes, config = inspect.signature(network.forward).parameters, network.config
+    if "noise" in takes and getattr(config, "mask_ratio", None) is not None:
+        patches = (pixels.shape[2] // config.patch_size) * (pixels.shape[3] // config.patch_size)
+        order = torch.arange(patches, dtype=pixels.dtype, device=pixels.device)
+        return {"pixel_values": pixels, "noise": order.expand(len(pixels), -1)}
+    if "spatial_shapes" not in takes:
         return {"pixel_values": pixels}
-    config: Any = network.config
     patch_px, (count, channels, px, _) = config.patch_size, pixels.shape
     if px % patch_px:
         raise ValueError(f"{px} px is no multiple of its patch of {patch_px} px")

@@ -92,6 +92,27 @@ def test_exported_folders_are_read_without_their_code(tmp_path: Path) -> None:
             file.unlink()
 
 
+@torch.no_grad()
+def test_mae_shows_all_of_its_patches_in_their_order(tmp_path: Path) -> None:
+    import transformers as hf
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = hf.ViTMAEConfig(**sizes, intermediate_size=32, image_size=64, patch_size=16)
+    hf.ViTMAEModel(config).save_pretrained(tmp_path)
+    encoder = open_outside_model(str(tmp_path), image_px=64)
+    assert pooling_of(encoder) == "cls+mean"
+    pixels = encoder.preprocess(IMAGES.byte())
+    whole = hf.ViTMAEModel.from_pretrained(tmp_path, mask_ratio=0.0).eval()
+    hidden = whole(pixel_values=pixels).last_hidden_state  # patches in a random order
+    close = {"atol": 1e-5, "rtol": 1e-4}
+    expected = torch.cat([hidden[:, 0], hidden[:, 1:].mean(1)], -1)
+    torch.testing.assert_close(encoder(IMAGES.byte()), expected, **close)
+    # A patch that is changed changes its own token most, in every image.
+    pixels[:, :, 16:32, 32:48] += 5
+    moved = (encoder.features(pixels)[1] - encoder.tokens(IMAGES.byte())).norm(dim=-1)
+    assert moved.argmax(1).tolist() == [4 + 2] * 3
+
+
 def test_what_would_be_wrong_in_silence_is_refused(tmp_path: Path) -> None:
     import transformers as hf
     from safetensors.torch import load_file, save_file

@@ -111,18 +111,36 @@ def test_a_hub_id_is_pinned_and_its_copy_needs_the_hub_no_more(
     assert len(model_hub.requests) == asked
 
 
-def test_options_and_names_that_do_not_fit_are_refused(home: Path, tmp_path: Path) -> None:
-    import transformers as hf
+RESTLESS = """
+import torch
 
+from dynaflip.encoders.backbones.base import Backbone
+
+
+class Restless(Backbone):
+    @classmethod
+    def from_settings(cls, config):
+        backbone = cls()
+        backbone.scale = torch.nn.Parameter(torch.ones(1))
+        return backbone
+
+    def forward(self, pixels):
+        tokens = torch.rand(len(pixels), 4, 6)
+        return tokens.mean(1) * self.scale, tokens
+"""
+
+
+def test_options_and_names_that_do_not_fit_are_refused(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     encoder = str(encoder_folder(tmp_path / "encoder"))
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    masked = hf.ViTMAEConfig(**sizes, intermediate_size=32, image_size=64, patch_size=8)
-    hf.ViTMAEModel(masked).save_pretrained(tmp_path / "masked")
+    (tmp_path / "restless_net.py").write_text(RESTLESS)
+    monkeypatch.syspath_prepend(str(tmp_path))
     for entry, said in {
         f"mine[mean]={encoder}": "an encoder of this package, .* leave the options out",
         f"initial={encoder}": "initial is the name of a baseline",
         f"two={encoder},{encoder}": "two has several encoders",
-        f"masked={tmp_path}/masked": "masked: encoder: the same image gave other features",
+        "own=class:restless_net:Restless": "own: encoder: the same image gave other features",
         "effnet[mean]=efficientnet-lite0": "effnet: efficientnet-lite0: it has its own pooling",
     }.items():
         with pytest.raises(UserError, match=said):
