@@ -160,7 +160,7 @@ def _comparison(
         f"({GIVEN[proprioception]})",
         columns=(
             "", "run", "its success %", first.run_name, "difference, points", "verdict",
-            "verdict with Holm's correction",
+            "verdict, Holm",
         ),
     )  # fmt: skip
     by_group: dict[str, list[tuple[str, PairedGroup]]] = {}

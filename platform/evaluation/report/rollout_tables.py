@@ -29,7 +29,7 @@ HEADLINE_COLUMNS = (
     "at the last step %",
     "trained - this, points",
     "verdict",
-    "verdict with Holm's correction",
+    "verdict, Holm",
     "best of all, %",
     "tasks resampled",
     "at the last step, points",

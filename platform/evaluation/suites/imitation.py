@@ -29,7 +29,7 @@ KIND = "imitation"  # the run's tag `kind`
 AGREEMENT = "agreement"  # column and metric: 1 − relative action error
 AGREEMENTS_FILE = "agreements.parquet"
 COLUMNS = (
-    "", "", "of the policy", "trained - this", "verdict", "verdict with Holm's correction",
+    "", "", "of the policy", "trained - this", "verdict", "verdict, Holm",
     "best of all, %",
 )  # fmt: skip
 

@@ -111,3 +111,13 @@ def test_a_terminal_gets_tables_and_a_file_plain_text() -> None:
     assert "50.0 [40.0, 60.0]" in terminal.getvalue()
     assert "\x1b[32m better" in terminal.getvalue()
     assert "Success %" in terminal.getvalue()
+    # Where it does not fit, columns go below, beside their rows' names, and no cell breaks.
+    narrow = io.StringIO()
+    console = Console(
+        file=narrow, force_terminal=True, width=30, markup=False, highlight=False,
+        color_system=None,
+    )  # fmt: skip
+    show_sections([section], text, console=console)
+    lines = [line.split() for line in narrow.getvalue().splitlines()]
+    assert ["a", "50.0", "[40.0,", "60.0]"] in lines
+    assert ["a", "better"] in lines
