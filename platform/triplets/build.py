@@ -16,6 +16,7 @@ from dynaflip.platform.triplets.clip_reader import ClipReader, reduced_size
 from dynaflip.platform.triplets.clips import (
     Clip,
     ClipRejected,
+    Floats,
     Frames,
     Recording,
     WindowRejected,
@@ -68,14 +69,35 @@ def clip_table(
     Raises:
         ClipRejected: the clip is rejected; with stage and reason.
     """
-    if clip.problem:
-        raise ClipRejected(*clip.problem)
-    _check_for_pretraining(clip)
-    config = replace(
+    model = depth_models.get(settings_of(clip, config).depth)
+    reader = read_clip(clip, recording, config, model)
+    return triplets_of(clip, reader, left_out=left_out)
+
+
+def settings_of(clip: Clip, config: PreprocessConfig) -> PreprocessConfig:
+    """The settings of a clip: those of its own source come first."""
+    return replace(
         config,
         depth=clip.depth or config.depth,
         flow_window_s=clip.flow_window_s or config.flow_window_s,
     )
+
+
+def read_clip(
+    clip: Clip,
+    recording: Recording,
+    config: PreprocessConfig,
+    depth_model: DepthModel | None = None,
+) -> ClipReader:
+    """Read all of a clip that its triplets are made of; models have not been asked yet.
+
+    Raises:
+        ClipRejected: it cannot be read, or has no window.
+    """
+    if clip.problem:
+        raise ClipRejected(*clip.problem)
+    _check_for_pretraining(clip)
+    config = settings_of(clip, config)
     times_s = recording.times_s()
     transitions = sample_transitions(
         times_s,
@@ -88,21 +110,38 @@ def clip_table(
         seed=config.seed,
         image_pair=config.image_pair,
     )
-    depth_model = depth_models.get(config.depth)
-    reader = ClipReader(recording, config, transitions, times_s, depth_model)
+    return ClipReader(
+        recording, config, transitions, times_s, depth_model, captioned=is_captioned(clip)
+    )
+
+
+def triplets_of(
+    clip: Clip, reader: ClipReader, tracker: Any = None, left_out: LeftOut | None = None
+) -> pa.Table:
+    """Build the triplets of a clip that has been read.
+
+    Args:
+        clip: with its caption.
+        reader: of the clip, with its depth model.
+        tracker: the tracker of whole windows, or its answers; None: loaded where it is named.
+        left_out: takes the rejected windows.
+
+    Raises:
+        ClipRejected: no window is left.
+    """
     rows = []
     reasons: LeftOut = {} if left_out is None else left_out
-    for transition in transitions:
+    for transition in reader.windows:
         try:
-            rows.append(_row(clip, recording, config, reader, transition))
+            rows.append(_row(clip, reader, transition, tracker))
         except WindowRejected as rejection:
-            t_s = float(times_s[transition.start])
-            window_s = float(times_s[transition.end]) - t_s
+            t_s = float(reader.times_s[transition.start])
+            window_s = float(reader.times_s[transition.end]) - t_s
             reasons.setdefault(f"{rejection.stage}: {rejection.reason}", []).append((t_s, window_s))
     if not rows:
         most, windows = max(reasons.items(), key=lambda item: len(item[1]))
         raise ClipRejected(
-            "filter", f"no window is left: {most}, {len(windows)} of {len(transitions)}"
+            "filter", f"no window is left: {most}, {len(windows)} of {len(reader.windows)}"
         )
     unique = {row["triplet_id"]: row for row in rows}
     return _to_table(list(unique.values()))
@@ -119,22 +158,16 @@ def _check_for_pretraining(clip: Clip) -> None:
         )
 
 
-def _row(
-    clip: Clip,
-    recording: Recording,
-    config: PreprocessConfig,
-    reader: ClipReader,
-    transition: Transition,
-) -> dict[str, Any]:
-    indices = reader.windows[transition]
+def _row(clip: Clip, reader: ClipReader, transition: Transition, tracker: Any) -> dict[str, Any]:
+    config, indices = reader.config, reader.windows[transition]
     times_s = reader.times_s[indices]
     frames = reader.tracked_frames(indices)
     check_images(frames, config.filter)
     height, width = frames.shape[1:3]
     if flow_in_3d(config):
-        found = _tracked_in_3d(config, reader, indices, frames)
+        found = _tracked_in_3d(reader, indices, frames, tracker)
     else:
-        found = _tracked(clip, recording, config, reader, indices, frames)
+        found = _tracked(clip, reader, indices, frames, tracker)
     flow, median_m = found.flow, found.median_depth
     moving = np.linalg.norm(flow.displacement_m[-1], axis=-1) > MOVING_SHARE_OF_DEPTH * median_m
     moving_share = float((moving & flow.visible[-1]).mean())
@@ -142,7 +175,7 @@ def _row(
     stored_w, stored_h = reduced_size(reader.frame_px, config.image_px)
     scale = np.array([stored_w / width, stored_h / height], np.float32)
     follower = transition.r3m_next if config.image_pair == "r3m" else transition.end
-    caption = _caption(clip, recording, transition)
+    caption = clip.captions[0] if is_captioned(clip) else reader.caption(transition)
     group = clip.caption_group or normalise_caption(caption)
     r3m_s = [float(reader.times_s[i]) for i in transition.r3m]
     t_s, window_s = float(times_s[0]), float(times_s[-1] - times_s[0])
@@ -180,46 +213,46 @@ def _row(
 
 
 def _tracked(
-    clip: Clip,
-    recording: Recording,
-    config: PreprocessConfig,
-    reader: ClipReader,
-    indices: list[int],
-    frames: Frames,
+    clip: Clip, reader: ClipReader, indices: list[int], frames: Frames, tracker: Any
 ) -> TrackedWindow:
     """Flow of a window from 2D tracks and depth, or from the simulator."""
     height, width = frames.shape[1:3]
-    times_s = reader.times_s[indices]
+    config, times_s = reader.config, reader.times_s[indices]
     cameras = reader.cameras(indices, width, height)
     depth_m, depth_scale = reader.depth_m(indices, frames)
     window = RGBDWindow(frames, depth_m, cameras.intrinsics_px, cameras.poses, depth_scale)
     window, camera = compensate_camera(window, config)
     origin_px = grid_on_first_frame(window, config)
     if config.flow_source == "simulator":
-        state = recording.simulator_state(indices)
+        state = reader.simulator_state(indices)
         size_px = (width, height)
         flow = simulator_flow(clip, times_s, cameras.poses, state, origin_px, size_px)
     else:
-        flow = flow_of_window(window, times_s, origin_px, config)
+        flow = flow_of_window(window, times_s, origin_px, config, tracker)
     median_m = 1.0 if depth_m is None else float(np.median(depth_m[0][np.isfinite(depth_m[0])]))
     focal_kind = "assumed" if cameras.assumed else "recorded"
     return TrackedWindow(flow, camera, median_m, depth_scale, cameras.intrinsics_px, focal_kind)
 
 
 def _tracked_in_3d(
-    config: PreprocessConfig, reader: ClipReader, indices: list[int], frames: Frames
+    reader: ClipReader, indices: list[int], frames: Frames, tracker: Any
 ) -> TrackedWindow:
     """Flow of a window from a 3D tracker, with what was recorded."""
+    config, name = reader.config, reader.config.track.tracker
+    origin_px = grid_for_3d(reader, indices, frames)
+    given, recorded_m = reader.to_track(indices, frames, origin_px.reshape(-1, 2))
+    tracker = tracker or load_tracker(name)
+    tracks = track_3d(tracker, name, [given])[0]
+    return flow_of_tracks(tracks, given, tracker.scale, recorded_m, origin_px, config)
+
+
+def grid_for_3d(reader: ClipReader, indices: list[int], frames: Frames) -> Floats:
+    """(G, G, 2) the points that a 3D tracker is given, on a window's first frame."""
     height, width = frames.shape[1:3]
     cameras = reader.cameras(indices, width, height)
     # A motion grid asks where colours change, which needs neither depth nor poses.
     window = RGBDWindow(frames, None, cameras.intrinsics_px, None, "relative")
-    origin_px = grid_on_first_frame(window, config)
-    given, recorded_m = reader.to_track(indices, frames, origin_px.reshape(-1, 2))
-    name = config.track.tracker
-    tracker = load_tracker(name)
-    tracks = track_3d(tracker, name, [given])[0]
-    return flow_of_tracks(tracks, given, tracker.scale, recorded_m, origin_px, config)
+    return grid_on_first_frame(window, reader.config)
 
 
 def _depth_kind(config: PreprocessConfig) -> str:
@@ -239,13 +272,6 @@ def _flow_columns(flow: Flow, scale: np.ndarray) -> dict[str, Any]:
         "tracks_px": flow.tracks_px * scale,
         "visible_share": float(flow.visible[-1].mean()),
     }
-
-
-def _caption(clip: Clip, recording: Recording, transition: Transition) -> str:
-    """The captioner's caption of the clip, or the recording's at that frame."""
-    if is_captioned(clip):
-        return clip.captions[0]
-    return recording.caption_at(transition.start, transition.draw)
 
 
 def _identity(clip: Clip, config: PreprocessConfig) -> dict[str, Any]:

@@ -16,13 +16,13 @@ from dynaflip.platform.triplets.clips import (
     Recording,
     UnknownDepthUnit,
 )
-from dynaflip.platform.triplets.config import PreprocessConfig
+from dynaflip.platform.triplets.config import WITHOUT_MODEL, PreprocessConfig
 from dynaflip.platform.triplets.flow.learned_tracker import flow_in_3d
 from dynaflip.platform.triplets.flow.lifting import assumed_intrinsics_px
 from dynaflip.platform.triplets.flow.tracker_3d import WindowToTrack
 from dynaflip.platform.triplets.flow.tracking import thin_frames
 from dynaflip.platform.triplets.models import DepthModel
-from dynaflip.platform.triplets.models.depth import align_depth
+from dynaflip.platform.triplets.models.depth import align_depth, depth_of_window
 from dynaflip.platform.triplets.thumbnails import encode_thumbnails, thumbnail_frames
 from dynaflip.platform.triplets.windows import Transition
 
@@ -31,17 +31,21 @@ _NEAREST_SCENE_M, _FURTHEST_SCENE_M = 0.02, 100.0
 
 
 class ClipReader:
-    """Frames, depth, cameras and stored images of a clip's windows; each frame is decoded once.
+    """Frames, depth, cameras, captions and stored images of a clip's windows.
+
+    All of it is read when it is made, each frame once; then the recording is let go, so that a
+    reader can be pickled and travel from the stage that decodes to the next ones.
 
     Args:
         recording: of the clip.
         config: settings of the clip's source.
         transitions: windows that will be read.
         times_s: (N,) time of every frame of the recording.
-        depth_model: where depth is estimated.
+        depth_model: where depth is estimated; may also be set later (:attr:`depth_model`).
+        captioned: whether a captioner captions the clip, so that the recording is not asked.
 
     Raises:
-        ClipRejected: a frame or its depth cannot be read.
+        ClipRejected: a frame, its depth or its caption cannot be read.
     """
 
     def __init__(
@@ -50,36 +54,47 @@ class ClipReader:
         config: PreprocessConfig,
         transitions: list[Transition],
         times_s: Doubles,
-        depth_model: DepthModel | None,
+        depth_model: DepthModel | None = None,
+        *,
+        captioned: bool = False,
     ) -> None:
-        self.recording, self.config, self.times_s = recording, config, times_s
+        self.config, self.times_s, self.depth_model = config, times_s, depth_model
         self.windows = {t: self._window(t) for t in transitions}
         tracked = sorted({i for window in self.windows.values() for i in window})
         shown = {i for t in transitions for i in (*t.r3m, t.end)}
         self._small = thumbnail_frames(times_s)
         self.indices = sorted({*tracked, *shown, *self._small})
         short_side_px = max(config.track.short_side_px, config.image_px)
-        frames = recording.read_frames(self.indices, short_side_px)
-        self.frame_px = (frames.shape[2], frames.shape[1])
+        self.frames = recording.read_frames(self.indices, short_side_px)
+        self.frame_px = (self.frames.shape[2], self.frames.shape[1])
         self._position = {index: n for n, index in enumerate(self.indices)}
-        self.frames = frames
-        self._jpegs: dict[int, bytes] = {}
-        self.depth_model = depth_model
-        self._depth: Floats | None = None
-        self._depth_position: dict[int, int] = {}
-        if config.depth == "auto":
-            self._read_depth(tracked, needed=not flow_in_3d(config))
+        self._tracked_position = {index: n for n, index in enumerate(tracked)}
         self._tracked_size = reduced_size(self.frame_px, config.track.short_side_px)
+        self._jpegs: dict[int, bytes] = {}
+        self._depth: Floats | None = None
+        if config.depth == "auto":
+            self._read_depth(recording, tracked, needed=not flow_in_3d(config))
+        self._starts: dict[int, Floats] = {}
+        self._starts_problem: ClipRejected | None = None
+        if self._may_be_aligned():
+            self._read_starts(recording, sorted({t.start for t in transitions}))
+        self._cameras = recording.cameras(tracked)
+        self._state: Doubles | None = None
+        if config.flow_source == "simulator":
+            self._state = recording.simulator_state(tracked)
+        self._captions: dict[Transition, str] = {}
+        if not captioned:
+            self._captions = {t: recording.caption_at(t.start, t.draw) for t in transitions}
 
     def _window(self, t: Transition) -> list[int]:
         indices = list(range(t.start, t.end + 1))
         chosen = thin_frames(self.times_s[indices], self.config.track.min_frame_gap_s)
         return [indices[n] for n in chosen]
 
-    def _read_depth(self, indices: list[int], *, needed: bool) -> None:
+    def _read_depth(self, recording: Recording, indices: list[int], *, needed: bool) -> None:
         """Read recorded depth; a 3D tracker does without, or with holes in it."""
         try:
-            depth = self.recording.read_depth_m(indices)
+            depth = recording.read_depth_m(indices)
         except UnknownDepthUnit:
             if needed:
                 raise
@@ -95,8 +110,29 @@ class ClipReader:
             self._check_depth(depth, indices)
         if np.isfinite(depth).any():
             _check_metres(depth)
-        self._depth = depth
-        self._depth_position = {index: n for n, index in enumerate(indices)}
+        self._depth = _resize_depth(depth, self._tracked_size)
+
+    def _may_be_aligned(self) -> bool:
+        """Whether depth comes from a model whose scale may be relative."""
+        if self.depth_model is not None:
+            return self.config.align_depth and self.depth_model.scale != "metric"
+        return self.config.align_depth and self.config.depth not in WITHOUT_MODEL
+
+    def _read_starts(self, recording: Recording, indices: list[int]) -> None:
+        """Read the recorded depth of windows' first frames, which relative depth is aligned with.
+
+        What is wrong with it is told only where a model's depth turns out to be relative.
+        """
+        try:
+            measured = recording.read_depth_m(indices)
+            if measured is not None:
+                _check_covers(measured, self.frame_px)
+                measured = _resize_depth(measured, self._tracked_size)
+                self._starts = dict(zip(indices, measured, strict=True))
+        except UnknownDepthUnit:  # as if there were none; the rows say "relative"
+            pass
+        except ClipRejected as problem:
+            self._starts_problem = problem
 
     def _check_depth(self, depth: Floats, indices: list[int]) -> None:
         missing = np.isnan(depth).mean(axis=(1, 2))
@@ -120,25 +156,22 @@ class ClipReader:
         """(N, H, W) depth of a window at the tracker's size (None for the plane) and its scale."""
         if self.config.depth == "plane":
             return None, "relative"
-        size = (frames.shape[2], frames.shape[1])
         if self.depth_model is None:
-            assert self._depth is not None
-            recorded = self._depth[[self._depth_position[i] for i in window]]
-            return _resize_depth(recorded, size), "metric"
-        depth = self.depth_model(frames)
+            return self._recorded_m(window), "metric"
+        depth, scale = depth_of_window(self.depth_model, frames)
         self._check_depth(depth, window)
-        if self.depth_model.scale == "relative" and self.config.align_depth:
-            try:
-                measured = self.recording.read_depth_m(window[:1])
-            except UnknownDepthUnit:  # as if there were none; the rows say "relative"
-                measured = None
-            aligned = None
-            if measured is not None:
-                _check_covers(measured, self.frame_px)
-                aligned = align_depth(depth, _resize_depth(measured, size)[0])
+        if scale == "relative" and self.config.align_depth:
+            if self._starts_problem is not None:
+                raise self._starts_problem
+            measured = self._starts.get(window[0])
+            aligned = None if measured is None else align_depth(depth, measured)
             if aligned is not None:
                 return aligned, "aligned"
-        return depth, self.depth_model.scale
+        return depth, scale
+
+    def _recorded_m(self, window: list[int]) -> Floats:
+        assert self._depth is not None
+        return self._depth[[self._tracked_position[i] for i in window]]
 
     def to_track(
         self, window: list[int], frames: Frames, points_px: Floats
@@ -146,10 +179,7 @@ class ClipReader:
         """Input of a 3D tracker, and the recorded depth that its tracks are compared with."""
         height, width = frames.shape[1:3]
         cameras = self.cameras(window, width, height)
-        recorded = None
-        if self._depth is not None:
-            recorded = self._depth[[self._depth_position[i] for i in window]]
-            recorded = _resize_depth(recorded, (width, height))
+        recorded = None if self._depth is None else self._recorded_m(window)
         depth_m, scale = recorded, "metric"
         if self.depth_model is not None:
             depth_m, scale = self.depth_m(window, frames)
@@ -178,14 +208,26 @@ class ClipReader:
 
     def cameras(self, window: list[int], width: int, height: int) -> Cameras:
         """Intrinsics (of a width × height image) and poses of a window."""
-        known = self.recording.cameras(window)
+        known = self._cameras
         if known is None:
             guess = np.tile(assumed_intrinsics_px(height, width), (len(window), 1))
             return Cameras(guess, (width, height), None, assumed=True)
         _check_same_view(known.frame_px, self.frame_px)
         x, y = width / known.frame_px[0], height / known.frame_px[1]
-        scaled = known.intrinsics_px * np.array([x, y, x, y])
-        return Cameras(scaled, (width, height), known.poses, known.assumed)
+        at = [self._tracked_position[i] for i in window]
+        scaled = known.intrinsics_px[at] * np.array([x, y, x, y])
+        poses = None if known.poses is None else known.poses[at]
+        return Cameras(scaled, (width, height), poses, known.assumed)
+
+    def simulator_state(self, window: list[int]) -> Doubles | None:
+        """(N, Q) state of the simulation at a window's frames, or None: none is recorded."""
+        if self._state is None:
+            return None
+        return self._state[[self._tracked_position[i] for i in window]]
+
+    def caption(self, transition: Transition) -> str:
+        """The recording's caption at a window's first frame."""
+        return self._captions[transition]
 
 
 def reduced_size(size_px: tuple[int, int], short_side_px: int) -> tuple[int, int]:

@@ -63,13 +63,16 @@ def load_tracker(name: str) -> Any:
     return made
 
 
-def track_windows(frames: Frames, origin_px: Floats, name: str) -> tuple[Floats, np.ndarray]:
+def track_windows(
+    frames: Frames, origin_px: Floats, name: str, tracker: Any = None
+) -> tuple[Floats, np.ndarray]:
     """Track points with a tracker of whole windows.
 
     Args:
         frames: (N, H, W, 3) uint8.
         origin_px: (P, 2), pixel centres at +0.5.
         name: as in ``track.tracker``.
+        tracker: the one of that name, or its answers; None: it is loaded.
 
     Returns:
         (N, P, 2) positions and (N, P) 0 where the point is visible, infinite elsewhere.
@@ -77,7 +80,8 @@ def track_windows(frames: Frames, origin_px: Floats, name: str) -> tuple[Floats,
     Raises:
         ClipRejected: it failed, or its tracks have another shape.
     """
-    made = asked("track", name, lambda: load_tracker(name)(frames, origin_px))
+    ask = tracker or load_tracker(name)
+    made = asked("track", name, lambda: ask(frames, origin_px))
     if not isinstance(made, tuple) or len(made) != 2:
         hint = ": a 3D tracker says dimensions = 3" if isinstance(made, WindowTracks3D) else ""
         given = type(made).__name__

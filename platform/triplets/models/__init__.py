@@ -30,20 +30,33 @@ CAPTIONERS = ExtensionPoint(
 class DepthModel(Protocol):
     """A monocular depth model. Made without arguments, or with ARGUMENT for ``NAME:ARGUMENT``.
 
-    ``scale`` is ``metric`` (metres) or ``relative`` (any scale, one for the whole window). A
-    static method ``check(argument)``, where there is one, raises UserError before work begins.
+    ``scale`` says what its numbers are:
+
+    * ``metric``: metres. Frames come in batches that mix windows and clips;
+    * ``inverse``: inverse depth of any one scale, in such batches, too. Each window's is turned
+      into depth with the median of its first frame at 1;
+    * ``relative``: depth of one unknown scale for each call, which is one window.
+
+    A model that is metric, and needs a window's frames together and in order, such as one for
+    videos, has ``by_window = True``. A static method ``check(argument)``, where there is one,
+    raises UserError before work begins; a method ``use_precision(name)`` is called with float32,
+    float16 or bfloat16 before the first frame.
     """
 
     scale: str
 
     def __call__(self, frames: Frames, /) -> Floats:
-        """(N, H, W, 3) uint8 RGB images of a window to (N, H, W) float32 z-depth."""
+        """(B, H, W, 3) uint8 RGB frames of one size to (B, H, W) float32; infinite is far away,
+        NaN unknown. A frame's depth must not depend on the others of its batch, but where the
+        frames are those of one window."""
 
 
 class Captioner(Protocol):
     """A captioning model. Made without arguments, or with ARGUMENT for ``NAME:ARGUMENT``.
 
     A static method ``check(argument)``, where there is one, raises UserError before work begins.
+    A method ``describe_all(images, prompts) -> list[str]``, where there is one, is given several
+    clips at once.
     """
 
     def describe(self, image: Frames, prompt: str, /) -> str:

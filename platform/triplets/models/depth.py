@@ -2,9 +2,9 @@
 
 Models of metric depth (ZoeDepth, DepthPro, metric DepthAnything) give metres.
 The others give inverse depth up to a scale and a shift (Ranftl et al. 2022); it is turned into
-depth with the first frame's median at 1, and called ``relative``. Where a frame also has recorded
-depth (a sensor with holes, a few frames of it), scale and shift follow from a robust line through
-(model's inverse, recorded inverse).
+depth with the median of a window's first frame at 1, and called ``relative``. Where a frame also
+has recorded depth (a sensor with holes, a few frames of it), scale and shift follow from a robust
+line through (model's inverse, recorded inverse).
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from dynaflip.platform.triplets.clips import Floats, Frames
+from dynaflip.platform.triplets.clips import ClipRejected, Floats, Frames
+from dynaflip.platform.triplets.models import DepthModel
+from dynaflip.platform.triplets.user_models import asked
 
 _MIN_PIXELS = 50
 _ITERATIONS = 10
@@ -34,7 +36,7 @@ class TransformersDepth:
         name: folder or hub id, which may name a revision (``OWNER/NAME@REVISION``); weights
             are read from safetensors alone.
 
-    ``scale`` is metric or relative.
+    ``scale`` is metric or inverse.
     """
 
     @staticmethod
@@ -60,23 +62,65 @@ class TransformersDepth:
         self.model = model.to(self.device).eval()
         config = self.model.config
         metric = getattr(config, "depth_estimation_type", "") == "metric"
-        self.scale = "metric" if metric or config.model_type in _METRIC_TYPES else "relative"
+        self.scale = "metric" if metric or config.model_type in _METRIC_TYPES else "inverse"
 
-    def __call__(self, frames: Frames) -> Floats:
-        """(N, H, W, 3) uint8 to (N, H, W) depth: metres, or 1 at the first frame's median."""
+    def use_precision(self, precision: str) -> None:
+        """Compute in ``float32``, ``float16`` or ``bfloat16``; depth comes as float32 anyway."""
         import torch
 
-        size = frames.shape[1:3]
-        out = []
+        self.model = self.model.to(getattr(torch, precision))
+
+    def __call__(self, frames: Frames) -> Floats:
+        """(B, H, W, 3) uint8 to (B, H, W): metres, or inverse depth of any scale."""
+        import torch
+
+        inputs = self.processor(images=list(frames), return_tensors="pt").to(self.device)
+        inputs = inputs.to(self.model.dtype)  # of the pixels; what is no float stays as it is
         with torch.inference_mode():
-            for frame in frames:
-                inputs = self.processor(images=frame, return_tensors="pt").to(self.device)
-                found = self.processor.post_process_depth_estimation(
-                    self.model(**inputs), target_sizes=[size]
-                )[0]["predicted_depth"]
-                out.append(found.float().cpu().numpy())
-        depth = np.stack(out).astype(np.float32)
-        return depth if self.scale == "metric" else depth_of_inverse(depth)
+            found = self.processor.post_process_depth_estimation(
+                self.model(**inputs), target_sizes=[frames.shape[1:3]] * len(frames)
+            )
+        maps = [one["predicted_depth"].float().cpu().numpy() for one in found]
+        return np.stack(maps).astype(np.float32)
+
+
+def depth_of_window(model: DepthModel, frames: Frames) -> tuple[Floats, str]:
+    """Depth of a window's frames by a model, and its scale: metric or relative.
+
+    Args:
+        model: of any ``scale``.
+        frames: (N, H, W, 3) uint8 RGB.
+
+    Returns:
+        (N, H, W) float32 z-depth: metres, or of one unknown scale for the window.
+
+    Raises:
+        ClipRejected: the model failed, or what it gave has another shape.
+    """
+    depth = answer_of(model, frames)
+    if model.scale == "inverse":
+        return depth_of_inverse(depth), "relative"
+    return depth, model.scale
+
+
+def answer_of(model: DepthModel, frames: Frames) -> Floats:
+    """What a model says of frames, (N, H, W) float32, in the model's own scale.
+
+    Raises:
+        ClipRejected: it failed, or what it gave has another shape.
+    """
+    name = type(model).__name__
+    depth = np.asarray(asked("depth", name, lambda: model(frames)), np.float32)
+    if depth.shape != frames.shape[:3]:
+        raise ClipRejected(
+            "depth", f"{name} gave depth of shape {depth.shape} for frames of {frames.shape}"
+        )
+    return depth
+
+
+def works_by_window(model: DepthModel) -> bool:
+    """Whether a model must be given the frames of one window together."""
+    return model.scale == "relative" or bool(getattr(model, "by_window", False))
 
 
 def depth_of_inverse(inverse: Floats) -> Floats:

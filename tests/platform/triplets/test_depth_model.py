@@ -53,7 +53,8 @@ def test_a_model_gives_depth_of_the_images_size(model_folder: Path) -> None:
     depth = model(frames)
     assert depth.shape == (3, 60, 80)
     assert depth.dtype == np.float32
-    assert model.scale == model_folder.name.rstrip("0123456789")
+    kinds = {"relative": "inverse", "metric": "metric"}
+    assert model.scale == kinds[model_folder.name.rstrip("0123456789")]
 
 
 def test_inverse_depth_becomes_depth_with_median_one() -> None:
