@@ -7,6 +7,7 @@ hold the number of their frame in the first pixel, by which the tracker finds it
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,13 +79,21 @@ def _focal_px(points_m: np.ndarray, pixels: np.ndarray, valid: np.ndarray, width
     return float((x * (pixels[valid, 0] - width_px / 2)).sum() / (x * x).sum())
 
 
+class InMillimetres(TrueTracker):
+    """The exact tracks in another unit than it says."""
+
+    def __call__(self, window: WindowToTrack) -> WindowTracks3D:
+        tracks = super().__call__(window)
+        return replace(tracks, points_cam_m=1000 * tracks.points_cam_m, poses=None)
+
+
 class Simulated:
-    """A source of two clips of the episode."""
+    """A source of the episode, as two clips or as many as ``source.max_clips``."""
 
     format = "simulated"
 
     def __init__(self, config: SourceConfig) -> None:
-        self.name = "simulated"
+        self.name, self.count = "simulated", config.max_clips or 2
 
     def list_clips(self) -> list[Clip]:
         return [
@@ -102,7 +111,7 @@ class Simulated:
                 episode_index=n,
                 extra=json.dumps({"layout_seed": SEED}),
             )
-            for n in range(2)
+            for n in range(self.count)
         ]
 
     def open(self, clip: Clip) -> SimulatedRecording:

@@ -62,28 +62,33 @@ def test_true_tracks_give_the_simulators_flow() -> None:
     assert set(table["focal_kind"].to_pylist()) == {"estimated"}
 
 
-@pytest.mark.ray
-@pytest.mark.sim
-@pytest.mark.integration
-def test_a_3d_tracker_through_the_whole_job(tmp_path: Path) -> None:
+def job(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """``jobs/preprocess.py`` on the simulated source, beside this folder's modules."""
     paths = [Path(__file__).parent, REPOSITORY / "tests", REPOSITORY]
     environment = {
         **os.environ,
-        "DYNAFLIP_HOME": str(tmp_path / "home"),
+        "DYNAFLIP_HOME": str(folder / "home"),
         "PYTHONPATH": os.pathsep.join(map(str, paths)),
     }
-    (tmp_path / "data").mkdir()
-    words = ["--source", str(tmp_path / "data"), "--output", str(tmp_path / "out")]
-    words += ["--source.format", "class:simulated_tracker:Simulated", "--track.tracker", TRACKER]
-    words += ["--draws_per_clip", "1", "--image_px", "64", "--filter.min_moving_share", "0"]
-    done = subprocess.run(
-        [sys.executable, str(REPOSITORY / "jobs" / "preprocess.py"), *words],
+    (folder / "data").mkdir()
+    given = ["--source", str(folder / "data"), "--output", str(folder / "out")]
+    given += ["--source.format", "class:simulated_tracker:Simulated", "--draws_per_clip", "1"]
+    given += ["--image_px", "64", "--filter.min_moving_share", "0"]
+    return subprocess.run(
+        [sys.executable, str(REPOSITORY / "jobs" / "preprocess.py"), *given, *words],
         env=environment,
         capture_output=True,
         text=True,
         check=False,
         timeout=300,
     )
+
+
+@pytest.mark.ray
+@pytest.mark.sim
+@pytest.mark.integration
+def test_a_3d_tracker_through_the_whole_job(tmp_path: Path) -> None:
+    done = job(tmp_path, "--track.tracker", TRACKER)
     assert done.returncode == 0, done.stdout + done.stderr
     made = pq.read_table(tmp_path / "out" / "triplets")
     exact = exact_table()
@@ -91,3 +96,18 @@ def test_a_3d_tracker_through_the_whole_job(tmp_path: Path) -> None:
     order = [ids.index(name) for name in exact["triplet_id"].to_pylist()]
     assert_same_flow(made.take(order), exact)
     assert set(made["flow_source"].to_pylist()) == {TRACKER}
+
+
+@pytest.mark.ray
+@pytest.mark.sim
+@pytest.mark.integration
+def test_a_wrong_adapter_ends_the_job_early(tmp_path: Path) -> None:
+    name = "class:simulated_tracker:InMillimetres"
+    done = job(tmp_path, "--track.tracker", name, "--source.max_clips", "20")
+    assert done.returncode == 2, done.stdout + done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1
+    assert f"the first 8 clips were all rejected because of {name}" in said[0]
+    assert "in metres, but their median depth is" in said[0]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
