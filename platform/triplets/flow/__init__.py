@@ -32,8 +32,10 @@ TRACKERS_3D = ExtensionPoint("tracker_3d", {}, contract=f"{_HERE}.tracker_3d.Tra
 def tracker_point(name: str) -> ExtensionPoint:
     """The extension point that resolves a ``track.tracker``; both resolve ``class:MODULE:NAME``."""
     base = split_argument(name)[0]
-    in_3d = not base.startswith(CLASS_PREFIX) and TRACKERS_3D.knows(base)
-    return TRACKERS_3D if in_3d and not TRACKERS.knows(base) else TRACKERS
+    # Asked for every window: what is built in or a class needs no look at the packages.
+    if base in TRACKERS.table or base.startswith(CLASS_PREFIX) or TRACKERS.knows(base):
+        return TRACKERS
+    return TRACKERS_3D if TRACKERS_3D.knows(base) else TRACKERS
 
 
 class Tracker(Protocol):
