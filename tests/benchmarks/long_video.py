@@ -17,8 +17,9 @@ from pathlib import Path
 import av
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "platform" / "triplets"))
-from growth import PeakMemory
+from peak_memory import PeakMemory
 from triplet_recordings import textured
 
 from dynaflip.platform.cluster import start_ray
