@@ -110,6 +110,11 @@ def _other(uri: str, entry: EncoderEntry, backbone: str | None) -> Encoder:
     from dynaflip.encoders.outside_models import is_outside_model, source_of
     from dynaflip.platform.evaluation.outside_encoders import outside_folder
 
+    if Path(uri).is_file():
+        raise UserError(
+            f"encoders: {entry.name}: {uri} is a file; give the encoder's folder, or one of "
+            "`dynaflip export URI FOLDER --format transformers`"
+        )
     if not is_outside_model(uri):
         if entry.options():
             raise UserError(

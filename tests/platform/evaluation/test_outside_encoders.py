@@ -111,6 +111,16 @@ def test_a_hub_id_is_pinned_and_its_copy_needs_the_hub_no_more(
     assert len(model_hub.requests) == asked
 
 
+def test_probes_take_baselines_by_name_and_the_initialisation_once(
+    home: Path, tmp_path: Path
+) -> None:
+    encoder = str(encoder_folder(tmp_path / "encoder"))
+    words = ("initialisation", "imagenet", "random")
+    found = others(ProbeSuiteConfig(encoder=encoder, encoders=words))
+    assert list(found) == ["imagenet", "random"]  # beside the initialisation that is always there
+    assert found["imagenet"].encoders[0].digest != found["random"].encoders[0].digest
+
+
 RESTLESS = """
 import torch
 
@@ -138,6 +148,7 @@ def test_options_and_names_that_do_not_fit_are_refused(
     monkeypatch.syspath_prepend(str(tmp_path))
     for entry, said in {
         f"mine[mean]={encoder}": "an encoder of this package, .* leave the options out",
+        f"file={tmp_path}/restless_net.py": "is a file; give the encoder's folder",
         f"initial={encoder}": "initial is the name of a baseline",
         f"two={encoder},{encoder}": "two has several encoders",
         "own=class:restless_net:Restless": "own: encoder: the same image gave other features",
