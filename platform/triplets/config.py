@@ -10,6 +10,7 @@ from dynaflip.checks import above, at_least, one_of, share, within
 from dynaflip.platform.triplets.flow.config import (
     AlignmentConfig,
     CameraConfig,
+    DraggedPointsConfig,
     LiftingConfig,
     RigidSmoothingConfig,
     StaticPointsConfig,
@@ -216,6 +217,7 @@ class PreprocessConfig:
     """Compensation of the camera's motion."""
 
     static_points: StaticPointsConfig = field(default_factory=StaticPointsConfig)
+    dragged_points: DraggedPointsConfig = field(default_factory=DraggedPointsConfig)
     """Test for static points."""
 
     rgbd_alignment: AlignmentConfig = field(default_factory=AlignmentConfig)

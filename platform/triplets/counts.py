@@ -32,7 +32,8 @@ class _Tally:
     """Numbers that add up."""
 
     def __init__(self) -> None:
-        self.read = self.kept = self.triplets = self.assumed_focal = 0
+        self.read = self.kept = self.triplets = self.assumed_focal = self.mostly_moving = 0
+        self.camera_motion: Counter[str] = Counter()
         # Exact, so that they do not depend on the order.
         self.visible = self.moving = Fraction()
         self.splits = {split: Counter[str]() for split in _SPLITS}
@@ -57,6 +58,9 @@ class _Tally:
         self.assumed_focal += summary["assumed_focal"]
         self.visible += Fraction(summary["visible"])
         self.moving += Fraction(summary["moving"])
+        # Clips that were made before November 2026 do not say these two.
+        self.mostly_moving += bool(summary.get("mostly_moving", False))
+        self.camera_motion.update(summary.get("camera_motion", {}))
         self.splits[summary["split"]].update(clips=1, triplets=triplets)
         source["kept"] += 1
         source["triplets"] += triplets
@@ -102,6 +106,8 @@ def _counts(tally: _Tally, ledger: Ledger) -> dict[str, Any]:
         "windows_left_out_at": _windows(tally.left_out_at),
         "tasks": ledger.count_tasks(),
         "assumed_focal": tally.assumed_focal,
+        "mostly_moving": tally.mostly_moving,
+        "camera_motion": dict(sorted(tally.camera_motion.items())),
         "visible_share": float(tally.visible) / max(1, tally.triplets),
         "moving_share": float(tally.moving) / max(1, tally.triplets),
     }

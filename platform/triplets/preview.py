@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -91,40 +91,40 @@ def open_and_draw(config: PreprocessConfig, count: int) -> tuple[Mix, Drawn]:
     """
     source = open_sources(config)
     check_models(config)
-    drawn = draw_clips(source, count, config.seed)
+    pairs = zip(source.sources.values(), source.configs, strict=True)
+    drawn = draw_clips([Mix([one], [own]) for one, own in pairs], count, config.seed)
     if not drawn.clips:
         raise UserError(f"source.path: {config.source.path} holds no recording")
     return source, drawn
 
 
-def draw_clips(source: Source, count: int, seed: int, limit_s: float = _LIST_S) -> Drawn:
+def draw_clips(sources: Sequence[Source], count: int, seed: int, limit_s: float = _LIST_S) -> Drawn:
     """Draw clips that are spread over sources, cameras and recordings.
 
     A hash decides, so that a clip is drawn whatever the order of listing. Of every camera of a
     source ``count`` clips are held, and no more.
 
     Args:
-        source: to list; an iterator is left when the time is over.
+        sources: to list; each is left when its share of the time is over.
         count: how many.
         seed: another one draws others.
-        limit_s: for listing, seconds.
+        limit_s: for listing all of them, seconds.
     """
     began_s = time.monotonic()
     held: dict[tuple[str, str], list[tuple[int, int, Clip]]] = {}
     listed: Counter[str] = Counter()
     complete = True
-    for clip in source.list_clips():
-        listed[clip.source] += 1
-        rank = int(content_hash(str(seed), clip.clip_id, clip.path), 16)
-        some = held.setdefault((clip.source, clip.camera), [])
-        # A heap of the smallest: the largest of them is on top.
-        if len(some) < count:
-            heapq.heappush(some, (-rank, listed.total(), clip))
-        else:
-            heapq.heappushpop(some, (-rank, listed.total(), clip))
-        if time.monotonic() - began_s > limit_s:
-            complete = False
-            break
+    for number, source in enumerate(sources, 1):
+        for clip in source.list_clips():
+            listed[clip.source] += 1
+            rank = int(content_hash(str(seed), clip.clip_id, clip.path), 16)
+            some = held.setdefault((clip.source, clip.camera), [])
+            # A heap of the smallest ranks: the largest of them is on top.
+            push = heapq.heappush if len(some) < count else heapq.heappushpop
+            push(some, (-rank, listed.total(), clip))
+            if time.monotonic() - began_s > limit_s * number / len(sources):
+                complete = False
+                break
     by_camera = [
         [clip for _, _, clip in sorted(held[key], reverse=True, key=lambda one: one[0])]
         for key in sorted(held)

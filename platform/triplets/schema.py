@@ -91,10 +91,16 @@ TRIPLET_SCHEMA = pa.schema(
         pa.field("depth_kind", pa.string(), nullable=False),
         # metric | relative | aligned (relative, brought to metres by scale and shift)
         pa.field("depth_scale", pa.string(), nullable=False),
-        # pose (recorded) | tracker (a 3D tracker's poses) | fit | none (assumed static) |
-        # failed (kept uncompensated)
+        # Removed: pose (recorded) | tracker (a 3D tracker's poses) | fit (in 3D, by depth) | image
+        # (without depth, by one homography a frame) | image+parallax (the same, but near and far
+        # move differently, which it cannot remove; points that this explains are not trusted).
+        # Tested: static (the camera stood still). Not removed: none (not tested, or too little
+        # texture to tell) | failed (tested, and nothing fits). Folders made before the camera's
+        # motion was fitted without depth say `none` for all of depth `plane`, and `fit` for a
+        # camera that stood still.
         pa.field("camera_motion", pa.string(), nullable=False),
-        # Of a fit, the smallest share of points over the window that agree; null for others.
+        # Of fit, image, static and failed, the smallest share over the window of the points that
+        # agree; null for others.
         pa.field("camera_inlier_share", pa.float32(), nullable=True),
         pa.field("grid", pa.string(), nullable=False),  # uniform | motion (lines closer there)
         # Shares in [0, 1], over grid points.

@@ -6,6 +6,7 @@ import faulthandler
 import json
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from dynaflip.platform.triplets.digest import row_digests
 from dynaflip.platform.triplets.models import Captioner, DepthModel
 from dynaflip.platform.triplets.models.captioner import needs_caption, with_caption
 from dynaflip.platform.triplets.place import Place
+from dynaflip.platform.triplets.report.cautions import mostly_moving
 from dynaflip.platform.triplets.schema import interpolated_steps
 from dynaflip.platform.triplets.work_folder import ClipFile, WorkFolder
 
@@ -119,6 +121,8 @@ def _summary(
         summary["moving"] = sum(table["moving_share"].to_pylist())
         summary["short_side_px"] = min(table["width_px"][0].as_py(), table["height_px"][0].as_py())
         summary["interpolated"] = interpolated_steps(table)
+        summary["mostly_moving"] = mostly_moving(table)
+        summary["camera_motion"] = dict(Counter(table["camera_motion"].to_pylist()))
         summary["assumed_focal"] = table["focal_kind"].to_pylist().count("assumed")
     except ClipRejected as error:
         summary |= {"stage": error.stage, "reason": _printable(error.reason)}

@@ -23,7 +23,8 @@ STAGE_VERSIONS: dict[str, int] = {
     "static_points": 1,
     "rgbd_alignment": 1,  # surface patches, and their alignment with later frames
     "rigid_smoothing": 1,
-    "camera_motion": 1,
+    "dragged_points": 2,  # points that a moving object drags along
+    "camera_motion": 2,
     "simulator_flow": 1,  # flow_source: simulator
     "depth_models": 1,  # depth of a model, and its alignment with recorded depth
     "captions": 1,  # captions of a template or a captioner

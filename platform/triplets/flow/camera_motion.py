@@ -1,10 +1,11 @@
-"""Camera motion from images and depth, where no pose was recorded.
+"""Camera motion: recorded, or from images and depth, or (without depth) from images alone.
 
 Points all over the image are tracked and lifted; the rigid motion that most of them share
 from the first frame to each later one is the camera's, because most of a scene is static.
 RANSAC over three points (Fischler and Bolles 1981) finds it, and RGB-D alignment of the
 whole image as one patch (rgbd_alignment.py) refines it. The share of points that agree is
-stored with the triplet.
+stored with the triplet. Without depth the background's motion in the image is taken out
+(image_motion.py).
 
 L lattice points, N frames.
 """
@@ -18,6 +19,7 @@ import numpy as np
 from dynaflip.platform.triplets.clips import Doubles, Floats, WindowRejected
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.flow.config import CameraConfig
+from dynaflip.platform.triplets.flow.image_motion import fit_background
 from dynaflip.platform.triplets.flow.lifting import (
     back_project,
     move_points,
@@ -46,11 +48,12 @@ _STILL_PX = 0.25
 @dataclass(frozen=True)
 class CameraFit:
     """``poses`` (N, 4, 4): camera n to the first camera's frame, metres (identity throughout
-    when it is static); ``inlier_share``: of the points in view, the smallest share over
+    when it is ``static``); ``inlier_share``: of the points in view, the smallest share over
     frames that a frame shows where the camera's motion alone takes them."""
 
     poses: Doubles
     inlier_share: float
+    static: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,8 @@ def compensate_camera(
     """The window with the camera poses that its flow is compensated by, and their origin.
 
     Recorded poses are in metres: beside depth of another scale they would move the world by a
-    wrong amount. A fit has the scale of the depth that it is made from.
+    wrong amount. A fit has the scale of the depth that it is made from; without depth it is one
+    of the background in the image.
 
     Raises:
         WindowRejected: no recorded pose that fits the depth where one is asked for, or none can
@@ -86,17 +90,41 @@ def compensate_camera(
         )
     if motion != "fitted" and window.poses is not None and in_metres:
         return window, CameraKnown("pose")
+    window = replace(window, poses=None)
     if window.depth_m is None:
-        if motion == "fitted":
-            raise WindowRejected("camera", "camera.motion=fitted needs depth")
-        return replace(window, poses=None), CameraKnown("none")
+        return _compensated_in_image(window, config)
     fit = fit_camera(window, config)
     if fit is None or fit.inlier_share < config.camera.min_inlier_share:
-        if config.camera.on_failure == "reject":
-            raise WindowRejected("camera", "no motion of the camera fits (camera.min_inlier_share)")
-        share = fit.inlier_share if fit else 0.0
-        return replace(window, poses=None), CameraKnown("failed", share)
-    return replace(window, poses=fit.poses), CameraKnown("fit", fit.inlier_share)
+        reason = "no motion of the camera fits (camera.min_inlier_share)"
+        return _failed(window, fit.inlier_share if fit else 0.0, reason, config.camera)
+    kind = "static" if fit.static else "fit"
+    return replace(window, poses=fit.poses), CameraKnown(kind, fit.inlier_share)
+
+
+def _compensated_in_image(
+    window: RGBDWindow, config: PreprocessConfig
+) -> tuple[RGBDWindow, CameraKnown]:
+    fit = fit_background(window.frames, config.track, config.camera)
+    if fit.kind == "none":
+        if config.camera.motion == "auto":
+            return window, CameraKnown("none")
+        reason = "too little texture to see the camera's motion (camera.motion=fitted)"
+        return _failed(window, 0.0, reason, config.camera)
+    if fit.kind == "failed":
+        reason = (
+            "no motion of the background fits the image (camera.min_inlier_share); "
+            "with a model's depth it may (depth)"
+        )
+        return _failed(window, fit.inlier_share, reason, config.camera)
+    return replace(window, background=fit.background), CameraKnown(fit.kind, fit.inlier_share)
+
+
+def _failed(
+    window: RGBDWindow, inlier_share: float, reason: str, config: CameraConfig
+) -> tuple[RGBDWindow, CameraKnown]:
+    if config.on_failure == "reject":
+        raise WindowRejected("camera", reason)
+    return window, CameraKnown("failed", inlier_share)
 
 
 def fit_camera(window: RGBDWindow, config: PreprocessConfig) -> CameraFit | None:
@@ -131,9 +159,10 @@ def fit_camera(window: RGBDWindow, config: PreprocessConfig) -> CameraFit | None
             found = refine(whole, found, view, level, iterations, config.rgbd_alignment)
         motions.append(_matrix(found, whole))
         share = min(share, _inlier_share(whole, found, view, config))
-    if _is_static(whole, motions, window):
+    static = _is_static(whole, motions, window)
+    if static:
         motions = [np.eye(4)] * len(motions)
-    return CameraFit(np.stack([np.linalg.inv(m) for m in motions]), share)
+    return CameraFit(np.stack([np.linalg.inv(m) for m in motions]), share, static)
 
 
 def _lattice(window: RGBDWindow, search_px: int) -> tuple[Doubles, SurfacePatches]:

@@ -80,15 +80,17 @@ class CameraConfig:
     """Compensation of the camera's motion."""
 
     motion: str = "auto"
-    """auto: the recorded pose (where depth is in metres, too), else a fit, else (without depth)
-    none. recorded, fitted or none: only that; clips without it are rejected."""
+    """auto: the recorded pose (where depth is in metres, too), else a fit: in 3D where there is
+    depth, else of the background in the image. recorded, fitted or none: only that; clips
+    without it are rejected."""
 
     on_failure: str = "reject"
     """reject: leave out windows whose camera cannot be fitted. uncompensated: keep them as if the
     camera were static (column camera_motion: failed)."""
 
     min_inlier_share: float = 0.4
-    """A fit fails where a smaller share of the points agrees."""
+    """A fit fails where a smaller share of the points agrees; in the image also where a smaller
+    share of those at its rim does."""
 
     inlier_px: float = 1.0
     """Largest miss of an inlier in the image."""
@@ -134,6 +136,35 @@ class StaticPointsConfig:
     def __post_init__(self) -> None:
         at_least(self, 0, "patch_radius_px", "max_colour_difference", "without_depth")
         at_least(self, 0, "max_depth_difference", "min_static_gain")
+
+
+@dataclass(frozen=True)
+class DraggedPointsConfig:
+    """Test for points that are dragged along beside a moving object (see dragged_points.py).
+
+    Defaults were tuned on 24 simulated windows at 224 px.
+    """
+
+    enabled: bool = True
+    """Drop points that seem to move while what looks like them around them rests."""
+
+    radius_px: int = 24
+    """Radius of the surroundings in the tracked image."""
+
+    colour_difference: float = 15.0
+    """Surroundings look like the point where their mean colour difference (of 255) is smaller."""
+
+    min_moving_share: float = 0.75
+    """A point is dropped where a smaller share of its look-alike surroundings moves."""
+
+    corner: float = 60.0
+    """Stronger corners are kept whatever their surroundings do: smaller eigenvalue of the mean
+    outer product of slopes over 5 × 5 pixels, in squared grey levels per pixel."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "radius_px")
+        at_least(self, 0, "colour_difference", "corner")
+        share(self, "min_moving_share")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ N frames of the window, G = 20 grid points a side, K = 7 steps.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ import numpy as np
 from dynaflip.platform.triplets.clips import Doubles, Floats
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.flow.config import TrackConfig
+from dynaflip.platform.triplets.flow.dragged_points import dragged_along
+from dynaflip.platform.triplets.flow.image_motion import explained_by_parallax
 from dynaflip.platform.triplets.flow.learned_tracker import (
     flow_in_3d,
     track_windows,
@@ -84,12 +86,16 @@ def flow_of_window(
             tracks, moves, aligned, misfit = _aligned(
                 window, points_px, moves, tracks, static, config
             )
+        tracks = _without_dragged(tracks, window, points_px, moves, static.depth_noise, config)
         tracks = _pinned(tracks, static, moves, shape)
     xyz_m, visible = tracks.xyz_m.reshape(*shape, 3), tracks.visible.reshape(shape)
     moving = moves.reshape(shape[1:])
     if config.rigid_smoothing.enabled:
         # Without the static test every point is tracked, and none can be outvoted.
-        visible = visible & ~outvoted(xyz_m[0], moving, visible[0], config.rigid_smoothing)
+        wrong = outvoted(xyz_m[0], moving, visible[0], config.rigid_smoothing)
+        if window.depth_m is None and config.dragged_points.enabled:
+            wrong &= ~moving  # on a plane all are neighbours: colour tells which belong together
+        visible = visible & ~wrong
     steps_m, steps_visible = at_steps(xyz_m, visible, times_s)
     steps_px, _ = at_steps(tracks.tracks_px.reshape(*shape, 2), visible, times_s)
     displacement_m = np.where(visible[0][..., None], steps_m - xyz_m[0], np.float32(0))
@@ -150,6 +156,22 @@ def _aligned(
     return tracks, moves & ~static_after_all, found.known, misfit
 
 
+def _without_dragged(
+    tracks: Tracks3D,
+    window: RGBDWindow,
+    points_px: Floats,
+    moves: np.ndarray,
+    depth_noise: float,
+    config: PreprocessConfig,
+) -> Tracks3D:
+    """Tracks without trust in points that something drags along, or that parallax explains."""
+    lost = dragged_along(window, points_px, moves, depth_noise, config)
+    if window.background is not None:
+        end_px, inlier_px = tracks.tracks_px[-1], config.camera.inlier_px
+        lost |= moves & explained_by_parallax(window.background, points_px, end_px, inlier_px)
+    return replace(tracks, visible=tracks.visible & ~lost)
+
+
 def _pinned(
     tracks: Tracks3D, static: StaticPoints, moves: np.ndarray, shape: tuple[int, ...]
 ) -> Tracks3D:
@@ -175,11 +197,16 @@ def _tracked(
         tracks_px[:, follow], misses_px = _track(window, points_px, follow, config.track, tracker)
         trusted[:, follow] = np.isfinite(misses_px)
     grid = (len(window.frames), GRID, GRID)
+    # Without depth the background's motion is taken out here, in the image.
+    steady_px, intrinsics_px = tracks_px, window.intrinsics_px
+    if window.background is not None:
+        steady_px = window.background.all_back(tracks_px)
+        intrinsics_px = np.repeat(intrinsics_px[:1], len(tracks_px), axis=0)
     xyz_m, visible = lift_tracks(
-        tracks_px.reshape(*grid, 2),
+        steady_px.reshape(*grid, 2),
         trusted.reshape(grid),
         window.depth_m,
-        window.intrinsics_px,
+        intrinsics_px,
         window.poses,
         config.lifting,
     )

@@ -71,7 +71,7 @@ def check_settings(config: PreprocessConfig) -> None:
             f"auto, or name a model whose depth the tracker is given"
         )
     same = PreprocessConfig()
-    unused = ("static_points", "rgbd_alignment", "rigid_smoothing")
+    unused = ("static_points", "dragged_points", "rgbd_alignment", "rigid_smoothing")
     changed = [section for section in unused if getattr(config, section) != getattr(same, section)]
     of_track = ("use_depth", "lk_window_px", "lk_levels", "max_backward_error_px")
     changed += [

@@ -106,7 +106,10 @@ def compare_with_static_scene(
         expected_m = (
             move_points(world_m, window.from_first(n)) if window.poses is not None else world_m
         )
-        at_px = static_px[n] = project(expected_m, window.intrinsics_px[n])
+        at_px = project(expected_m, window.intrinsics_px[n])
+        if window.background is not None:
+            at_px = window.background.moved(points, n)
+        static_px[n] = at_px
         inside = ((at_px >= 0) & (at_px < (width, height))).all(1) & (expected_m[:, 2] > 0)
         patches = _colour_patches(frames[n], at_px, config.patch_radius_px)
         change[n] = np.abs(patches - reference).mean(axis=(1, 2))

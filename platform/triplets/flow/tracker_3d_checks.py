@@ -31,6 +31,9 @@ _ROTATION_ERROR = 0.01  # half precision is no better
 # The share of points that stand still at least, and the camera motions (of the depth) too small
 # to tell the direction of poses by.
 _STILL, _LEAST_MOTION = 0.2, 0.002
+_RATIO = 2.0  # by how much another reading of the poses must be better
+_MIN_JUDGED = 8  # points
+_DEPTH_WEIGHT = 0.25
 _OTHER_AXES = np.diag([1.0, -1.0, -1.0, 1.0])  # y up and z back, as in OpenGL
 _FIRST_CLIPS = 8
 
@@ -170,6 +173,11 @@ def _check_first_frame(
         hint = "; they are in the world's frame, and the camera's is wanted"
     elif scale := _image_scale(first, used_px[0], asked, seen, most_px):
         hint = f"; its intrinsics are of an image {scale:.3g} times as large"
+    elif focal_px := _focal_px(first, used_px[0], asked, seen, most_px):
+        hint = (
+            f"; they would be there with a focal length of {focal_px:.4g} px in place of "
+            f"{used_px[0, 0]:.4g} px: return intrinsics_px"
+        )
     off_px = np.median(np.linalg.norm(project(first, used_px[0]) - asked, axis=-1)[off])
     raise ClipRejected(
         STAGE,
@@ -198,6 +206,18 @@ def _image_scale(
         return None
     off_px = np.linalg.norm(at_px / scale - asked[seen], axis=-1)
     return scale if (off_px > most_px).mean() <= _MOST_MISSES else None
+
+
+def _focal_px(
+    first: Doubles, used_px: Doubles, asked: Doubles, seen: np.ndarray, most_px: float
+) -> float | None:
+    """The focal length that the points were made with, where that explains the misses."""
+    at_px, wanted_px = (pixels[seen] - used_px[2:] for pixels in (project(first, used_px), asked))
+    ratio = float((at_px * wanted_px).sum() / max((wanted_px * wanted_px).sum(), 1e-9))
+    if ratio <= 0:
+        return None
+    off_px = np.linalg.norm(at_px / ratio - wanted_px, axis=-1)
+    return float(used_px[0]) / ratio if (off_px > most_px).mean() <= _MOST_MISSES else None
 
 
 def _rotations(poses: Doubles, name: str) -> Doubles:
@@ -232,49 +252,65 @@ def pose_contradiction(tracks: WindowTracks3D, poses: Doubles) -> str:
         poses: (N, 4, 4) camera to world in the scale of the points; the tracker's or recorded.
     """
     inverse = np.linalg.inv(poses)
-    relative = inverse[:1] @ poses  # camera n to the first camera
-    n = _most_moved(tracks, relative)
-    both = tracks.visible[0] & tracks.visible[n]
-    if n == 0 or both.sum() < 8:
-        return ""
-    first, later = tracks.points_cam_m[0][both], tracks.points_cam_m[n][both]
-    depth = first[:, 2]
-
-    def rest(motion: Doubles) -> float:
-        """How far the stillest points move, as a share of their depth."""
-        off = np.linalg.norm(move_points(later, motion) - first, axis=-1) / depth
-        return float(np.quantile(off, _STILL))
-
-    moved = np.linalg.norm(move_points(later, relative[n]) - later, axis=-1) / depth
-    swapped = poses[0] @ inverse[n]
+    as_given = inverse[:1] @ poses  # camera n to the first camera
+    swapped = poses[:1] @ inverse
+    still = np.tile(np.eye(4), (len(poses), 1, 1))
     readings = {
         "as world-to-camera (give camera-to-world)": swapped,
-        "with y and z the other way round (OpenCV's axes are wanted)": _OTHER_AXES
-        @ relative[n]
-        @ _OTHER_AXES,
-        "as world-to-camera with y and z the other way round": _OTHER_AXES @ swapped @ _OTHER_AXES,
-        "to stand still (are the points in the camera of each frame, in the poses' unit?)": np.eye(
-            4
-        ),
+        "with y and z the other way round (OpenCV's axes are wanted)": _flipped(as_given),
+        "as world-to-camera with y and z the other way round": _flipped(swapped),
+        "to stand still (are the points in the camera of each frame, in the poses' unit?)": still,
     }
-    as_given = rest(relative[n])
-    words, best = min(
-        ((text, rest(motion)) for text, motion in readings.items()), key=lambda one: one[1]
+    points, seen = tracks.points_cam_m, tracks.visible & tracks.visible[0]
+    moved = np.linalg.norm(_apart(_moved(points, as_given), points), axis=-1)
+    sizes = np.array(
+        [np.median(m[s]) if s.any() else 0.0 for m, s in zip(moved, seen, strict=True)]
     )
-    motion = float(np.median(moved))
-    if motion < _LEAST_MOTION or as_given <= max(3 * best, 0.3 * motion):
+    # A frame counts by how far its camera is from the first; in the mean, noise goes away.
+    weights = seen * sizes[:, None]
+    judged = weights.sum(0) > 0
+    if judged.sum() < _MIN_JUDGED:
+        return ""
+    weights = weights[:, judged] / weights[:, judged].sum(0)
+
+    def rest(motions: Doubles) -> float:
+        """How far the stillest points move, as a share of their depth."""
+        off = _apart(_moved(points, motions), points[:1])[:, judged]
+        return float(
+            np.quantile(np.linalg.norm((off * weights[..., None]).sum(0), axis=-1), _STILL)
+        )
+
+    given = rest(as_given)
+    words, best = min(((text, rest(one)) for text, one in readings.items()), key=lambda one: one[1])
+    size = float((sizes**2).sum() / sizes.sum())
+    if size < _LEAST_MOTION or given <= max(_RATIO * best, 0.3 * min(size, 1.0)):
         return ""
     return (
-        f"the stillest points move by {as_given:.1%} of their depth under the poses, and by "
-        f"{best:.1%} if the camera is taken {words}"
+        f"the stillest points move by {given:.2%} of their depth under the poses, and by "
+        f"{best:.2%} if the camera is taken {words}"
     )
 
 
-def _most_moved(tracks: WindowTracks3D, relative: Doubles) -> int:
-    """The frame whose camera is furthest from the first, by how far it moves the points."""
-    first = tracks.points_cam_m[0][tracks.visible[0]]
-    moved = [np.linalg.norm(move_points(first, one) - first, axis=-1).mean() for one in relative]
-    return int(np.argmax(moved))
+def _flipped(motions: Doubles) -> Doubles:
+    """Motions (N, 4, 4) in cameras whose y points up and z back."""
+    return _OTHER_AXES @ motions @ _OTHER_AXES
+
+
+def _moved(points: Doubles, motions: Doubles) -> Doubles:
+    """(N, P, 3) points, each frame's by its (4, 4) motion."""
+    return np.stack([move_points(p, one) for p, one in zip(points, motions, strict=True)])
+
+
+def _apart(points: Doubles, others: Doubles) -> Doubles:
+    """(N, P, 3) how far points are from others: across the image and in depth, over the depth.
+
+    Depth counts less: a tracker knows it worse than the direction.
+    """
+    z, other_z = (
+        np.maximum(p[..., 2:], 1e-3 * np.abs(others[..., 2:]) + 1e-9) for p in (points, others)
+    )
+    across = points[..., :2] / z - others[..., :2] / other_z
+    return np.concatenate([across, _DEPTH_WEIGHT * (z - other_z) / other_z], axis=-1)
 
 
 class AdapterWatch:

@@ -95,6 +95,16 @@ class LucasKanade(PairTracker):
         there, found, _ = follow(before, after, at[:, None], None, **self.options)
         return there[:, 0], found[:, 0] > 0
 
+    def refine(
+        self, before: np.ndarray, after: np.ndarray, at: Floats, near: Floats
+    ) -> tuple[Floats, np.ndarray]:
+        """As :meth:`step`, from positions (P, 2) in ``after`` that are nearly right."""
+        start = np.array(near[:, None], np.float32)  # a copy: OpenCV writes into it
+        flags = cv2.OPTFLOW_USE_INITIAL_FLOW
+        follow: Any = cv2.calcOpticalFlowPyrLK
+        there, found, _ = follow(before, after, at[:, None], start, flags=flags, **self.options)
+        return there[:, 0], found[:, 0] > 0
+
 
 class DenseInverseSearch(PairTracker):
     """OpenCV's DIS optical flow (Kroeger et al. 2016) on grey, read at the points."""

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 _MORE = "add recordings"
+# Of the trusted points of a clip's median triplet; of clips, from which on it is said.
+MOSTLY_MOVING, _MANY_CLIPS = 0.8, 0.1
+# Values of the column camera_motion that leave the camera's motion in the flow.
+_NOT_REMOVED = ("none", "failed")
+_SEE = "see 'Hand-held videos' in docs/own-videos.md"
 
 
 def small_set_lines(manifest: Mapping[str, Any]) -> list[str]:
@@ -81,4 +89,37 @@ def interpolated_lines(counts: Mapping[str, Any]) -> list[str]:
                 f"{name}: {share:.0%} of the flow steps are interpolated, because its frames are "
                 f"far apart: they carry no loss (column flow_measured, lifting.measured_within)"
             )
+    return lines
+
+
+def mostly_moving(triplets: pa.Table) -> bool:
+    """Whether more than 80 % of the trusted points of a clip's median triplet move."""
+    moving, visible = (
+        triplets[name].to_numpy().astype(float) for name in ("moving_share", "visible_share")
+    )
+    return bool(np.median(moving / np.maximum(visible, 1e-6)) > MOSTLY_MOVING)
+
+
+def camera_lines(counts: Mapping[str, Any]) -> list[str]:
+    """What of the camera's motion is, or may be, left in the flow.
+
+    Args:
+        counts: ``kept`` clips, ``mostly_moving`` ones, and triplets by ``camera_motion``; older
+            manifests lack the last two.
+    """
+    lines = []
+    clips, moving = counts["kept"], counts.get("mostly_moving", 0)
+    kinds = counts.get("camera_motion", {})
+    left = {kind: kinds[kind] for kind in _NOT_REMOVED if kinds.get(kind)}
+    if moving > _MANY_CLIPS * clips:
+        lines.append(
+            f"in {moving} of {clips} clips more than {MOSTLY_MOVING:.0%} of the trusted points "
+            f"move: the camera probably moves, and its motion is in the flow; {_SEE}"
+        )
+    if left:
+        parts = ", ".join(f"{kind} {number}" for kind, number in left.items())
+        lines.append(
+            f"in {sum(left.values())} of {sum(kinds.values())} triplets the camera's motion is not "
+            f"removed (camera_motion: {parts}); {_SEE}"
+        )
     return lines

@@ -8,7 +8,11 @@ import polars as pl
 
 from dynaflip.platform.triplets import place
 from dynaflip.platform.triplets.place import Place
-from dynaflip.platform.triplets.report.cautions import interpolated_lines, small_set_lines
+from dynaflip.platform.triplets.report.cautions import (
+    camera_lines,
+    interpolated_lines,
+    small_set_lines,
+)
 from dynaflip.platform.triplets.report.example_cards import LEGEND, example
 from dynaflip.platform.triplets.report.examples import read_examples
 from dynaflip.platform.triplets.report.html_parts import (
@@ -55,7 +59,13 @@ def write_card(found: Inspection, examples: int) -> Place:
                 "windows left out": sum(counts.get("windows_left_out", {}).values()),
             }
         ),
-        *notes([*small_set_lines(manifest), *interpolated_lines(counts)]),
+        *notes(
+            [
+                *small_set_lines(manifest),
+                *interpolated_lines(counts),
+                *camera_lines(found.camera_counts()),
+            ]
+        ),
         "<h2>By source and split</h2>",
         table(shares_in_words(found.counts())),
         "<h2>Where flow, depth and camera motion are from</h2>",

@@ -20,7 +20,12 @@ from dynaflip.platform.triplets import place
 from dynaflip.platform.triplets.clips import normalise_caption
 from dynaflip.platform.triplets.folder_index import parquet_files, set_files
 from dynaflip.platform.triplets.place import Place, place_of
-from dynaflip.platform.triplets.report.cautions import interpolated_lines, small_set_lines
+from dynaflip.platform.triplets.report.cautions import (
+    MOSTLY_MOVING,
+    camera_lines,
+    interpolated_lines,
+    small_set_lines,
+)
 from dynaflip.platform.triplets.report.copies import Copies, copies_across, read_looks
 from dynaflip.platform.triplets.schema import read_manifest
 
@@ -86,6 +91,17 @@ class Inspection:
         """How flow, depth and camera motion came about."""
         names = ["flow_source", "depth_kind", "depth_scale", "camera_motion", "focal_kind", "grid"]
         return self.rows.group_by(names).agg(pl.len().alias("triplets")).sort(names)
+
+    def camera_counts(self) -> dict[str, Any]:
+        """As :func:`camera_lines` takes them; from the rows, so that older folders have them."""
+        share = pl.col("moving_share") / pl.col("visible_share").clip(1e-6)
+        by_clip = self.rows.group_by("clip_id").agg(share.median().alias("moving"))
+        kinds = self.rows["camera_motion"].value_counts(sort=True)
+        return {
+            "kept": len(by_clip),
+            "mostly_moving": int((by_clip["moving"] > MOSTLY_MOVING).sum()),
+            "camera_motion": dict(kinds.iter_rows()),
+        }
 
     def reasons(self) -> pl.DataFrame:
         """Rejected clips by source, stage and reason, the most frequent first; one's path."""
@@ -232,6 +248,7 @@ def inspection_lines(found: Inspection) -> list[str]:
         f"points trusted to the end: {_spread(visible)}",
     ]
     lines += interpolated_lines(counts)
+    lines += camera_lines(found.camera_counts())
     if len(fitted):
         lines.append(f"points that agree with the fitted camera: {_spread(fitted)}")
     lines += [

@@ -15,6 +15,7 @@ from dynaflip.platform.config_loader import flatten, to_dict
 from dynaflip.platform.settings_text import commented_yaml
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.preview import Drawn, Made, Thumbnail
+from dynaflip.platform.triplets.report.cautions import interpolated_lines
 from dynaflip.platform.triplets.report.data_card import captions, histograms, in_words, notes
 from dynaflip.platform.triplets.report.example_cards import LEGEND, example
 from dynaflip.platform.triplets.report.examples import read_examples
@@ -177,6 +178,7 @@ def _notes(found: Preview, kept: int) -> list[str]:
             f"{share:.0%} of these clips are rejected: with more than max_rejected_share="
             f"{found.config.max_rejected_share:g} the job would fail"
         )
+    lines += interpolated_lines({"sources": _by_source(found.made)})
     spoken = {caption for one in found.made for caption in one.clip.captions}
     if len(found.made) > 1 and len(spoken) == 1:
         lines.append(
@@ -184,6 +186,16 @@ def _notes(found: Preview, kept: int) -> list[str]:
             "captions, source.captioner)"
         )
     return lines
+
+
+def _by_source(made: Sequence[Made]) -> dict[str, dict[str, float]]:
+    """Triplets of each source, and how many of them are interpolated."""
+    out: dict[str, dict[str, float]] = {}
+    for one in made:
+        counts = out.setdefault(one.clip.source, {"triplets": 0, "interpolated": 0.0})
+        counts["triplets"] += len(one.summary["rows"])
+        counts["interpolated"] += one.summary["interpolated"]
+    return out
 
 
 def _left_out(made: Sequence[Made]) -> dict[str, int]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from pathlib import Path
 
+from dynaflip.platform.cluster import available_cpus
 from dynaflip.platform.paths import home
 from dynaflip.platform.triplets import preview
 from dynaflip.platform.triplets.config import PreprocessConfig
@@ -18,6 +20,7 @@ from dynaflip.platform.triplets.report.preview_page import (
 )
 
 _MOST_WINDOWS = 12  # left out, shown
+_BUSY = 1.5  # processes that want to run, for each CPU
 
 
 def run_preview(config: PreprocessConfig, count: int, path: Path | None) -> Path:
@@ -47,6 +50,8 @@ def run_preview(config: PreprocessConfig, count: int, path: Path | None) -> Path
             print(clip_line(one))
             made.append(one)
         workers, where = preview.workers_of_job(config)
+        if os.getloadavg()[0] > _BUSY * available_cpus():
+            where += ", busy with other work just now"
         found = Preview(
             name,
             config,

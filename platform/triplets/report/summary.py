@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dynaflip.platform.triplets.clips import TEMPORARY_STAGES
 from dynaflip.platform.triplets.publish import Outcome
-from dynaflip.platform.triplets.report.cautions import interpolated_lines
+from dynaflip.platform.triplets.report.cautions import camera_lines, interpolated_lines
 from dynaflip.platform.triplets.reuse import finished_work
 
 _MAX_REASONS = 8
@@ -44,6 +44,7 @@ def summary_lines(outcome: Outcome, seconds: float) -> list[str]:
             f"the image is assumed (53°)"
         )
     lines += interpolated_lines(counts)
+    lines += camera_lines(counts)
     if len(counts["sources"]) > 1:
         lines += [
             f"{name:<22}{n['triplets']:>8}{n['kept']:>8} of {n['clips']}"

@@ -68,7 +68,7 @@ class Trails:
         values = np.linspace(-self.limit if signed else 0, self.limit, 9)
         css = [f"rgb({r},{g},{b})" for r, g, b in colours(values, self.limit, signed)]
         if not signed:
-            return css, ["0", f"{self.limit:.3g} of the image's short side"]
+            return css, ["0", f"{100 * self.limit:.3g} % of the image's short side"]
         far = metres(self.limit) if self.unit == "m" else f"{100 * self.limit:.3g} % of the depth"
         return css, [f"{far} closer to the camera", f"{far} farther"]
 

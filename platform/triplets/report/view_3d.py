@@ -75,7 +75,7 @@ def turned_view(row: dict[str, Any], side_px: int) -> str:
     trails = trails_of(row)
     path = _path_m(row)
     shown = trails.steps > 0
-    middle, span = _frame(path, trails, context=1.0)
+    middle, span = _frame(path, trails, context=1.5)
     whole = np.clip((path - middle) / span, -2, 2) * _UNITS
     colours = _hex(trails.colours())
     points = []
@@ -98,7 +98,7 @@ def drawn_views(row: dict[str, Any], side_px: int) -> tuple[str, str]:
         side_px: of each square on the page.
     """
     trails, path = trails_of(row), _path_m(row)
-    middle, span = _frame(path, trails, context=0.0)
+    middle, span = _frame(path, trails, context=1.0)
     at = (path - middle) / span + 0.5
     bar = _scale_bar(row, span)
     above = _view(at[..., 0], 1 - at[..., 2], trails, ("right", "away"), bar, side_px)
@@ -107,9 +107,14 @@ def drawn_views(row: dict[str, Any], side_px: int) -> tuple[str, str]:
 
 
 def _frame(path: Floats, trails: Trails, context: float) -> tuple[Floats, float]:
-    """Middle (3,) and side of the cube to show: what moves, and a share of what is around it.
+    """Middle (3,) and side of the cube to show: what moves, and what is around it.
 
     Some points may be lost in the distance: a fifth at either end does not count.
+
+    Args:
+        path: (K + 1, G, G, 3) metres.
+        trails: of the same points.
+        context: most that the cube grows to hold the surroundings, as a factor.
     """
     shown = trails.steps > 0
     movers = trails.moving & shown
@@ -117,9 +122,9 @@ def _frame(path: Floats, trails: Trails, context: float) -> tuple[Floats, float]
     if not len(focus):
         return np.zeros(3, np.float32), 1.0
     low, high = np.percentile(focus, [20, 80], axis=0)
-    around = np.ptp(np.percentile(path[0][shown], [20, 80], axis=0), axis=0)
-    span = max(float((high - low).max()) * 2.4, context * float(around.max()), 1e-6)
-    return np.asarray((low + high) / 2, np.float32), span
+    around = float(np.ptp(np.percentile(path[0][shown], [20, 80], axis=0), axis=0).max())
+    span = max(float((high - low).max()) * 2.4, 1e-6)
+    return np.asarray((low + high) / 2, np.float32), max(span, min(around, context * span))
 
 
 def _path_m(row: dict[str, Any]) -> Floats:

@@ -12,8 +12,11 @@ _DEPTH_SCALES = {
 _CAMERA_MOTIONS = {
     "pose": "removed by the recorded camera pose",
     "tracker": "removed by the camera poses that the 3D tracker found",
-    "fit": "removed by a fit to the background",
-    "none": "not removed: the camera is taken to stand still",
+    "fit": "removed by a fit to the background in 3D",
+    "image": "removed in the image, by a fit to the background",
+    "image+parallax": "removed in the image, but for near and far moving differently",
+    "static": "none: the camera stood still, by a test",
+    "none": "not removed, and not known whether the camera moved",
     "failed": "not removed: no fit was found",
 }
 _FOCAL_KINDS = {

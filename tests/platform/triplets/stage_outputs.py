@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rgbd_windows import HEIGHT, INTRINSICS_PX, WIDTH, egg, wall
+from shaken_videos import shaken_square
 from triplet_recordings import moving_square, numbered, textured, write_video
 
 from dynaflip.platform.lerobot.depth_codec import decode_depth_m
@@ -25,6 +26,7 @@ from dynaflip.platform.triplets.build import clip_table
 from dynaflip.platform.triplets.clips import Cameras, Clip, normalise_caption
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
 from dynaflip.platform.triplets.flow import (
+    dragged_points,
     lifting,
     rigid_smoothing,
     static_points,
@@ -35,6 +37,7 @@ from dynaflip.platform.triplets.flow.camera_motion import compensate_camera, fit
 from dynaflip.platform.triplets.flow.config import TrackConfig
 from dynaflip.platform.triplets.flow.estimate import flow_of_window
 from dynaflip.platform.triplets.flow.grid import grid_on_first_frame
+from dynaflip.platform.triplets.flow.image_motion import fit_background
 from dynaflip.platform.triplets.flow.simulator import simulator_flow
 from dynaflip.platform.triplets.flow.window import RGBDWindow
 from dynaflip.platform.triplets.models.depth import align_depth, depth_of_inverse
@@ -329,12 +332,32 @@ def camera(folder: Path) -> Outputs:
     assert fit is not None
     moved, known = compensate_camera(window, CONFIG)
     assert moved.poses is not None
+    shaken = shaken_square(8)
+    image = fit_background(shaken.frames, CONFIG.track, CONFIG.camera)
+    assert image.background is not None
+    moved_px = np.stack([image.background.moved(POINTS_PX, n) for n in range(8)])
     return {
+        "image_kind": [image.kind],
+        "image_inlier_share": np.array([image.inlier_share]),
+        "image_moved_px": moved_px,
         "rotations_fitted": fit.poses[:, :3, :3],
         "shifts_fitted": fit.poses[:, :3, 3],
         "inlier_share": np.array([fit.inlier_share]),
         "kind": [known.kind],
         "compensated_fitted": moved.poses[:, :3, 3],
+    }
+
+
+def dragged(folder: Path) -> Outputs:
+    """An egg of one colour over ground that is half plain, and points on both as if they moved."""
+    window = noisy(egg(), step=0.0)
+    window.frames[:, HEIGHT // 2 :][window.depth_m[:, HEIGHT // 2 :] > 1.9] = (90, 110, 90)
+    moves = np.zeros(len(POINTS_PX), bool)
+    moves[::3] = True
+    found = dragged_points.dragged_along(window, POINTS_PX, moves, 0.0, CONFIG)
+    return {
+        "dragged": found,
+        "corners": dragged_points.corner_strength(window.frames[0], POINTS_PX),
     }
 
 
@@ -433,6 +456,7 @@ OUTPUTS: dict[str, Callable[[Path], Outputs]] = {
     "static_points": static,
     "rgbd_alignment": alignment,
     "rigid_smoothing": smoothing,
+    "dragged_points": dragged,
     "camera_motion": camera,
     "simulator_flow": simulator,
     "depth_models": depth_models,

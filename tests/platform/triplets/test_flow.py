@@ -80,8 +80,10 @@ def test_the_origin_of_camera_motion_is_recorded() -> None:
     poses = np.tile(np.eye(4), (6, 1, 1))
     known = replace(wall(), poses=poses)
     assert compensate_camera(known, PreprocessConfig())[1].kind == "pose"
+    assert compensate_camera(wall(), PreprocessConfig())[1].kind == "fit"
+    assert compensate_camera(wall(shift_m=0.0), PreprocessConfig())[1].kind == "static"
     flat = replace(wall(), depth_m=None)
-    assert compensate_camera(flat, PreprocessConfig())[1].kind == "none"
+    assert compensate_camera(flat, PreprocessConfig())[1].kind == "image"
     with pytest.raises(WindowRejected, match="no pose recorded"):
         compensate_camera(wall(), PreprocessConfig(camera=CameraConfig(motion="recorded")))
     assert (
@@ -102,7 +104,7 @@ def test_a_recorded_pose_is_taken_where_depth_is_in_metres() -> None:
         assert window.poses is poses
     flat = replace(wall(), poses=poses, depth_m=None, depth_scale="relative")
     window, camera = compensate_camera(flat, config)
-    assert (window.poses, camera.kind) == (None, "none")
+    assert (window.poses, camera.kind) == (None, "image")
     with pytest.raises(WindowRejected, match="the recorded pose is in metres"):
         compensate_camera(flat, replace(config, camera=recorded))
     # A model's depth, half as large as the truth: so is the motion that is fitted with it.

@@ -48,7 +48,7 @@ CLIPS += [clip(n, "b", "top") for n in range(20)]
 
 
 def test_clips_are_drawn_from_all_sources_cameras_and_recordings() -> None:
-    drawn = draw_clips(Listed(CLIPS), 12, seed=0)
+    drawn = draw_clips([Listed(CLIPS)], 12, seed=0)
     assert drawn.complete
     assert drawn.listed == {"a": 600, "b": 20}
     assert set(Counter((c.source, c.camera) for c in drawn.clips).values()) == {4}
@@ -57,19 +57,19 @@ def test_clips_are_drawn_from_all_sources_cameras_and_recordings() -> None:
 
 
 def test_a_draw_depends_on_seed_and_clips_alone() -> None:
-    drawn = draw_clips(Listed(CLIPS), 12, seed=0).clips
-    assert draw_clips(Listed(CLIPS[::-1]), 12, seed=0).clips == drawn
-    assert draw_clips(Listed(CLIPS), 12, seed=1).clips != drawn
-    few = draw_clips(Listed(CLIPS[:5]), 12, seed=0).clips
+    drawn = draw_clips([Listed(CLIPS)], 12, seed=0).clips
+    assert draw_clips([Listed(CLIPS[::-1])], 12, seed=0).clips == drawn
+    assert draw_clips([Listed(CLIPS)], 12, seed=1).clips != drawn
+    few = draw_clips([Listed(CLIPS[:5])], 12, seed=0).clips
     assert sorted(c.clip_id for c in few) == sorted(c.clip_id for c in CLIPS[:5])
 
 
 def test_a_huge_source_is_not_listed_to_its_end() -> None:
     source = Listed(CLIPS)
-    drawn = draw_clips(source, 2, seed=0, limit_s=0.0)
+    drawn = draw_clips([source, Listed(CLIPS[-20:])], 2, seed=0, limit_s=0.0)
     assert not drawn.complete
     assert source.looked_at < len(CLIPS)
-    assert drawn.listed.total() == source.looked_at
+    assert drawn.listed == {"a": source.looked_at, "b": 1}  # no source is left out
 
 
 def test_the_whole_set_is_reckoned_by_source() -> None:

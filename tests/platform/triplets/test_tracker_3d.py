@@ -245,6 +245,12 @@ WRONG: dict[str, tuple[Change, str]] = {
         lambda t: replace(t, intrinsics_px=t.intrinsics_px * 518 / 128),
         r"miss the pixel.*of an image 4\.05 times as large",
     ),
+    "an unknown focal length": (
+        lambda t: replace(
+            t, points_cam_m=t.points_cam_m * [128 / 90, 128 / 90, 1], intrinsics_px=None
+        ),
+        r"miss the pixel.*focal length of 7\d\.\d+ px in place of 128 px: return intrinsics_px",
+    ),
     "reverse": (
         lambda t: replace(
             t,
