@@ -64,6 +64,8 @@ def _choose_authentication() -> None:
         return
     named = any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
     if _joins():
+        # 20 times 40 s is what Ray waits for a cluster that lets nobody in without its token.
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
         if named or Path(os.path.expanduser("~/.ray/auth_token")).is_file():
             os.environ["RAY_AUTH_MODE"] = "token"
         return
@@ -165,13 +167,30 @@ def _check_address(address: str) -> None:
             f"RAY_ADDRESS={address} is where `ray job submit` hands jobs in; to run this on that "
             "cluster give HEAD:6379 (or ray://HEAD:10001), or unset it to run on this machine"
         )
+    if address == "auto":
+        address = _found_by_ray()
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():  # "auto" finds its own
-        return
+    if not (host and port.isdigit()):
+        if "://" in address:  # an addressing of Ray's own
+            return
+        raise UserError(f"RAY_ADDRESS={address}: give HEAD:6379, ray://HEAD:10001, auto or local")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
     except OSError as error:
         raise UserError(_nobody(address, f" ({error.strerror or error})")) from None
+
+
+def _found_by_ray() -> str:
+    """The cluster that `auto` stands for."""
+    from ray._private.services import get_ray_address_from_environment
+
+    try:
+        found = get_ray_address_from_environment("auto", None)
+    except ConnectionError:
+        found = None
+    if not found:
+        raise UserError(_nobody("auto"))
+    return str(found)
 
 
 # A cluster that asks for a token drops connections without it as if it were none.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 
 from dynaflip.errors import UserError
@@ -40,6 +41,9 @@ _SQLITE = {
     "unable to open database file": _RIGHTS,
     "database is locked": "another process holds it; network file systems may hold it for ever",
 }
+# Last lines of a traceback: an error of ours, and one of the system with the file that it names.
+_USERS = re.compile(r"^dynaflip\.errors\.\w+: (.+)$", re.MULTILINE)
+_SYSTEMS = re.compile(r"^\w+Error: \[Errno (\d+)\](?:[^'\n]*'([^'\n]+)')?", re.MULTILINE)
 
 
 def in_one_line(error: BaseException) -> str | None:
@@ -51,13 +55,29 @@ def in_one_line(error: BaseException) -> str | None:
         if isinstance(one, UserError):
             return str(one)
         if isinstance(one, OSError) and one.errno in _REMEDIES:
-            where = f"{os.fsdecode(one.filename)}: " if one.filename else ""
-            # pyarrow writes a number and details around the system's own words.
-            return f"{where}{os.strerror(one.errno)}: {_REMEDIES[one.errno]}{_AGAIN}"
+            return _line(one.errno, os.fsdecode(one.filename or ""))
         for said, remedy in _SQLITE.items():
             if said in str(one):
                 return f"{said}: {remedy}{_AGAIN}"
+        if type(one).__name__.startswith("RayTaskError") and (line := _told(str(one))):
+            return line
     return None
+
+
+def _told(text: str) -> str | None:
+    """The same of what a Ray task raised, where Ray Data hands on nothing but its text."""
+    if users := _USERS.findall(text):
+        return str(users[-1])
+    for number, where in reversed(_SYSTEMS.findall(text)):
+        if int(number) in _REMEDIES:
+            return _line(int(number), where)
+    return None
+
+
+def _line(number: int, where: str) -> str:
+    # Not in the words of the error: pyarrow writes numbers and details around the system's.
+    before = f"{where}: " if where else ""
+    return f"{before}{os.strerror(number)}: {_REMEDIES[number]}{_AGAIN}"
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

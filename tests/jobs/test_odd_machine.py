@@ -136,6 +136,31 @@ def test_what_a_machine_refuses_is_one_line_wherever_it_comes_from(
     assert "readonly database" in str(in_one_line(wrap(locked)))
 
 
+class RayTaskError(Exception):
+    """As Ray Data hands it on: with nothing but the text of what a task raised."""
+
+
+@pytest.mark.parametrize(
+    ("raised", "line"),
+    [
+        (
+            "OSError: [Errno 28] Error writing bytes to file. Detail: [errno 28] No space left",
+            "No space left on device: free some space",
+        ),
+        ("PermissionError: [Errno 13] Permission denied: '/a/b'", "/a/b: Permission denied: "),
+        ("dynaflip.errors.StoreError: cannot write s3://a: full", "cannot write s3://a: full"),
+        ("KeyError: 'a'", None),
+        ("FileNotFoundError: [Errno 2] No such file or directory: '/a'", None),
+    ],
+)
+def test_what_a_task_of_ray_data_raised_is_read_from_its_text(
+    raised: str, line: str | None
+) -> None:
+    error = RayTaskError(f"ray::task()\n  File a.py, line 3\n{raised}\n\nThe above exception …")
+    assert (in_one_line(error) or "").startswith(line or "")
+    assert (in_one_line(error) is None) == (line is None)
+
+
 @pytest.mark.parametrize("error", [KeyError("a"), FileNotFoundError(errno.ENOENT, "x", "y")])
 def test_mistakes_of_the_program_keep_their_traceback(error: Exception) -> None:
     assert in_one_line(error) is None
@@ -151,3 +176,16 @@ def test_a_temporary_folder_that_is_not_there_is_not_given_to_ray(
         assert str(cluster._short_temporary_folder()).startswith("/tmp/ray-")
     monkeypatch.setenv("TMPDIR", "/tmp")
     assert cluster._short_temporary_folder() is None
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("my-cluster", "give HEAD:6379"),
+        (":6379", "give HEAD:6379"),
+        ("127.0.0.1:9", "no Ray cluster"),
+    ],
+)
+def test_an_address_of_no_cluster_is_one_line(address: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        cluster._check_address(address)

@@ -179,7 +179,22 @@ def _process_group(rank: int, workers: int, wanted: str) -> Iterator[str]:
     if workers == 1:
         yield device
         return
-    dist.init_process_group("nccl" if gpus else "gloo", rank=rank, world_size=workers)
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # not torchrun's: perhaps left in the shell
+        print(
+            f"WORLD_SIZE={workers}, RANK={rank}: waiting for {workers - 1} other processes at "
+            f"MASTER_ADDR; unset WORLD_SIZE and RANK if they are left from something else",
+            flush=True,
+        )
+    try:
+        dist.init_process_group("nccl" if gpus else "gloo", rank=rank, world_size=workers)
+    except (dist.DistError, ValueError) as error:
+        where = f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"
+        raise UserError(
+            f"WORLD_SIZE={workers} and RANK={rank} in the environment say that this is one of "
+            f"{workers} processes, and the others are not met at MASTER_ADDR {where} "
+            f"({' '.join(str(error).split())[:80]}); start it with torchrun, or unset WORLD_SIZE "
+            "and RANK"
+        ) from None
     try:
         yield device
     finally:

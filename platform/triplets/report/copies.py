@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from dynaflip.platform.triplets.folder_index import name_hash
 from dynaflip.platform.triplets.near_duplicates import MOST_CLIPS, Look, near_duplicates
 
-_COLUMNS = ["clip_id", "recording_id", "source", "split", "clip_thumbnails"]
+_COLUMNS = ["recording_id", "source", "split", "clip_thumbnails"]
 _HASHES = 16**8
 
 
@@ -49,25 +49,31 @@ class Copies:
         return [found]
 
 
-def read_looks(path: Path, clips: int) -> list[Look]:
+def read_looks(file: pq.ParquetFile, clips: int) -> list[Look]:
     """The clips of a Parquet file that are in the sample of the set; none of older folders.
 
     Args:
-        path: a local file.
+        file: with a row group a clip.
         clips: of the whole set, whose sample is chosen by a hash of their ids.
     """
     most = _HASHES * MOST_CLIPS / max(clips, MOST_CLIPS)
-    found = []
-    with pq.ParquetFile(path) as file:
-        if "clip_thumbnails" not in file.schema_arrow.names:
-            return []
-        for number in range(file.num_row_groups):
-            clip_id = file.read_row_group(number, ["clip_id"])["clip_id"][0].as_py()
-            if int(name_hash(clip_id)[:8], 16) < most:
-                row = file.read_row_group(number, _COLUMNS).slice(0, 1).to_pylist()[0]
-                names = ("recording_id", "source", "split", "clip_thumbnails")
-                found.append(Look(*(row[name] for name in names)))
-    return found
+    if "clip_thumbnails" not in file.schema_arrow.names:
+        return []
+    # Several row groups in one call: of a bucket's file, they are asked for side by side.
+    ids = file.read(columns=["clip_id"])["clip_id"]
+    sizes = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
+    firsts = np.cumsum([0, *sizes[:-1]])
+    chosen = [
+        number
+        for number, first in enumerate(firsts)
+        if int(name_hash(ids[int(first)].as_py())[:8], 16) < most
+    ]
+    if not chosen:
+        return []
+    table = file.read_row_groups(chosen, columns=_COLUMNS)
+    at = np.cumsum([0, *(sizes[number] for number in chosen[:-1])])
+    rows = table.take(at).select(_COLUMNS).to_pylist()
+    return [Look(*row.values()) for row in rows]
 
 
 def copies_across(looks: Sequence[Look], of_train: int) -> Copies:

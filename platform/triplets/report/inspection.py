@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -182,19 +181,19 @@ def inspect_files(
     rows, looks = [], []
     clips = int(manifest["counts"].get("kept", 0))
     for path in files:
-        with place.local_copy(path) as local:
-            rows.append(_plain_rows(local))
-            looks += read_looks(local, clips)
-            motion += _motion(local)
+        with place.open_parquet(path) as file:
+            rows.append(_plain_rows(file))
+            looks += read_looks(file, clips)
+            motion += _motion(file)
     plain = pl.concat(rows)
     of_train = plain.filter(pl.col("split") == "train")["clip_id"].n_unique()
     copies = copies_across(looks, of_train) if looks else None
     return Inspection(root, manifest, plain, rejected, motion, tuple(files), copies)
 
 
-def _plain_rows(path: Path) -> pl.DataFrame:
-    lacking = set(_ADDED) - set(pq.read_schema(path).names)
-    found = _polars(pq.read_table(path, columns=[n for n in _PLAIN if n not in lacking]))
+def _plain_rows(file: pq.ParquetFile) -> pl.DataFrame:
+    lacking = set(_ADDED) - set(file.schema_arrow.names)
+    found = _polars(file.read(columns=[n for n in _PLAIN if n not in lacking]))
     return found.with_columns(pl.lit(_ADDED[name]).alias(name) for name in sorted(lacking)).select(
         _PLAIN
     )
@@ -206,20 +205,17 @@ def _polars(table: pa.Table) -> pl.DataFrame:
     return found
 
 
-def _motion(path: Path) -> np.ndarray:
+def _motion(file: pq.ParquetFile) -> np.ndarray:
     """Trusted points by how far they go; the last bin holds all that is further."""
     out = np.zeros(len(MOTION_BINS), dtype=np.int64)
     names = ["flow_displacement_m", "flow_visible", "median_depth_m"]
-    with pq.ParquetFile(path) as file:
-        for number in range(file.num_row_groups):
-            table = file.read_row_group(number, columns=names)
-            moved_m, visible = (
-                table[name].combine_chunks().to_numpy_ndarray()[:, -1] for name in names[:2]
-            )
-            depth_m = table["median_depth_m"].to_numpy()[:, None, None]
-            share = np.linalg.norm(moved_m, axis=-1) / depth_m
-            bins = np.digitize(share[visible.astype(bool)], MOTION_BINS) - 1
-            out += np.bincount(bins, minlength=len(MOTION_BINS))
+    # All row groups at once: of a bucket's file, they are asked for side by side.
+    for batch in file.read(columns=names).to_batches():
+        moved_m, visible = (batch[name].to_numpy_ndarray()[:, -1] for name in names[:2])
+        depth_m = batch["median_depth_m"].to_numpy()[:, None, None]
+        share = np.linalg.norm(moved_m, axis=-1) / depth_m
+        bins = np.digitize(share[visible.astype(bool)], MOTION_BINS) - 1
+        out += np.bincount(bins, minlength=len(MOTION_BINS))
     return out
 
 

@@ -22,6 +22,7 @@ from dynaflip.platform.triplets.pipeline import preprocess
 from dynaflip.platform.triplets.report.inspection import inspect_folder
 from dynaflip.platform.triplets.report.summary import summary_lines
 from dynaflip.platform.triplets.reuse import read_finished
+from dynaflip.platform.triplets.report.inspection import inspect_folder
 from dynaflip.platform.triplets.schema import TRAINING_COLUMNS, read_manifest
 
 Make = Callable[..., PreprocessConfig]
@@ -236,3 +237,14 @@ def test_a_clip_that_kills_its_workers_is_counted_in_the_bucket(proxy: Failures)
     assert Notes(folder, "clip").read() == "started\n"
     first.remove()
     assert Notes(folder, "clip").read() == ""
+
+
+def test_a_set_is_inspected_without_its_images(make: Make, proxy: Failures) -> None:
+    preprocess(make(), prefix("looked"))
+    size = sum(stat.st_size for _, stat in S3Path.parse(prefix("looked")).entries())
+    before = proxy.bytes_sent
+    found = inspect_folder(prefix("looked"))
+    assert len(found.rows) == found.manifest["counts"]["triplets"]
+    assert found.motion.sum() > 0
+    print(f"{proxy.bytes_sent - before} of {size} bytes")
+    assert proxy.bytes_sent - before < 0.8 * size
