@@ -22,7 +22,6 @@ from dynaflip.platform.triplets.pipeline import preprocess
 from dynaflip.platform.triplets.report.inspection import inspect_folder
 from dynaflip.platform.triplets.report.summary import summary_lines
 from dynaflip.platform.triplets.reuse import read_finished
-from dynaflip.platform.triplets.report.inspection import inspect_folder
 from dynaflip.platform.triplets.schema import TRAINING_COLUMNS, read_manifest
 
 Make = Callable[..., PreprocessConfig]
