@@ -40,6 +40,7 @@ EXTENSION_POINTS: dict[str, str] = {
     "backbone": "dynaflip.encoders.backbones:BACKBONES",
     "factor": "dynaflip.eval.perturbations:FACTOR_TABLE",
     "policy_head": "dynaflip.eval.policies.registry:HEADS",
+    "readout": "dynaflip.eval.policies.registry:READOUTS",
     "environment": "dynaflip.eval.envs.registry:ENVIRONMENTS",
     "suite": "dynaflip.platform.evaluation.suites.registry:SUITES",
 }

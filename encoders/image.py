@@ -104,6 +104,22 @@ class ImageEncoder(nn.Module):
         grid = self.token_grid
         return self.tokens(images).transpose(1, 2).unflatten(2, grid)
 
+    def feature_maps(self, images: Any, scales: int | None = None) -> list[Tensor]:
+        """Feature maps of several scales, the coarsest first, which is :meth:`token_map`.
+
+        Args:
+            images: as of :meth:`forward`.
+            scales: how many at most; None = all that the backbone has.
+
+        Returns:
+            (B, C, rows, columns) each.
+
+        Raises:
+            UserError: as :meth:`token_map`.
+        """
+        pixels = self._checked(images).to(next(self.parameters()).dtype)
+        return self.backbone.feature_maps(pixels)[:scales]
+
     def preprocess(self, images: Any) -> Tensor:
         """Check, resize and normalise: images → (B, 3, px, px) float32."""
         pre = self.preprocessing

@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dynaflip.encoders.config import ImageConfig
+from dynaflip.errors import UserError
 
 
 class Backbone(nn.Module):
@@ -93,6 +94,24 @@ class Backbone(nn.Module):
         """
         side = math.isqrt(count)
         return (side, side) if side * side == count else None
+
+    def feature_maps(self, pixels: Tensor) -> list[Tensor]:
+        """Feature maps of normalised pixels, each (B, C, rows, columns), the coarsest first.
+
+        By default the spatial tokens alone, as one map; a hierarchical network adds those of
+        its earlier stages.
+
+        Raises:
+            UserError: the tokens have no grid.
+        """
+        tokens = self(pixels)[1]
+        grid = self.token_grid(tokens.shape[1])
+        if grid is None:
+            raise UserError(
+                f"backbone {type(self).__name__}: its {tokens.shape[1]} tokens are no square grid; "
+                "it must give token_grid (rows, columns)"
+            )
+        return [tokens.transpose(1, 2).unflatten(2, grid)]
 
     def blocks(self) -> nn.ModuleList:
         """The repeated blocks; their activations can be recomputed to save memory.

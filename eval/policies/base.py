@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dynaflip.eval.metrics.probes import RELATIVE_STD_FLOOR
-from dynaflip.eval.policies.config import STD_FLOOR
+if TYPE_CHECKING:
+    from dynaflip.eval.policies.readouts.base import Reader
+    from dynaflip.eval.policies.readouts.token_store import TokenStore
 
 
 class Head(Protocol):
@@ -49,6 +50,10 @@ class PolicyHead:
     """``load(state_dict, settings)`` makes a fitted head again; the widths of its input and of the
     actions follow from its own weights."""
 
+    trains_readout: bool = False
+    """Whether ``fit`` reads batches by :class:`dynaflip.eval.policies.inputs.HeadInputs` and trains
+    its parameters with its own. A head that does not is given pooled features alone."""
+
 
 @dataclass(frozen=True)
 class Demonstrations:
@@ -58,11 +63,13 @@ class Demonstrations:
     positions ignores its encoder.
     """
 
-    features: np.ndarray  # (N, D) float32, frozen
+    features: np.ndarray  # (N, D) float32, frozen; D = 0 where a read-out reads tokens instead
     proprioception: np.ndarray  # (N, P) float32
     actions: np.ndarray  # (N, A) float32
     episode: np.ndarray  # (N,) int
     context: np.ndarray | None = None  # (N, C) float32: the task in words, of several tasks
+    tokens: TokenStore | None = None  # of the N frames, frozen
+    reader: Reader | None = None  # of the tokens; a fit trains it in place
 
     @property
     def action_dim(self) -> int:
@@ -103,42 +110,6 @@ def join(
     """Inputs of a head: features, then what the robot knows of itself, then the task's words."""
     parts = [part for part in (features, proprioception, context) if part is not None]
     return np.concatenate(parts, axis=1).astype(np.float32, copy=False)
-
-
-class StdFloorNorm(nn.Module):
-    """Standardises (B, I) by fixed means and stds, with a floor under the features' stds."""
-
-    running_mean: Tensor  # (I,), named as BatchNorm's
-    spread: Tensor  # (I,), the stds; the name is that of stored policies
-
-    def __init__(self, input_dim: int) -> None:
-        super().__init__()
-        self.register_buffer("running_mean", torch.zeros(input_dim))
-        self.register_buffer("spread", torch.ones(input_dim))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """(B, I) → (B, I)."""
-        return (inputs - self.running_mean) / self.spread
-
-    def set_statistics(self, inputs: Tensor, feature_dim: int) -> None:
-        """Take the statistics of all inputs (N, I), whose first columns are the features."""
-        std = inputs.std(0)
-        features = std[:feature_dim]
-        floor = RELATIVE_STD_FLOOR * features.square().mean().sqrt()
-        std[:feature_dim] = features.clamp(min=float(floor))
-        self.running_mean.copy_(inputs.mean(0))
-        self.spread.copy_(std.clamp(min=1e-8))
-
-
-def input_norm(kind: str, input_dim: int) -> nn.Module:
-    """The layer that a head's inputs pass first: one of ``config.INPUT_NORMS``."""
-    return StdFloorNorm(input_dim) if kind == STD_FLOOR else nn.BatchNorm1d(input_dim)
-
-
-def set_statistics(norm: nn.Module, inputs: Tensor, feature_dim: int) -> None:
-    """Give a norm its statistics before the fit, where it does not gather them during it."""
-    if isinstance(norm, StdFloorNorm):
-        norm.set_statistics(inputs, feature_dim)
 
 
 def seeded(seed: int) -> torch.Generator:

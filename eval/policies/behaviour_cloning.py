@@ -14,14 +14,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from dynaflip.eval.policies.base import (
-    Demonstrations,
-    PolicyHead,
-    input_norm,
-    seeded,
-    set_statistics,
-)
+from dynaflip.eval.policies.base import Demonstrations, PolicyHead, seeded
 from dynaflip.eval.policies.config import BehaviourCloningConfig
+from dynaflip.eval.policies.inputs import HeadInputs
+from dynaflip.eval.policies.norms import input_norm
 
 
 class BehaviourCloning(nn.Module):
@@ -57,28 +53,31 @@ def fit_behaviour_cloning(
 ) -> BehaviourCloning:
     """Fit to demonstrations of a task (or of several, with their words as context).
 
-    The learning rate falls as a cosine; equal arguments give equal weights on one thread.
+    Their read-out, where they have one, learns with it, in place. The learning rate falls as a
+    cosine; equal arguments give equal weights on one thread.
     """
-    inputs = torch.from_numpy(demonstrations.inputs(use_proprioception))
+    inputs = HeadInputs(demonstrations, use_proprioception)
     actions = torch.from_numpy(demonstrations.chunks(config.chunk))
     generator = seeded(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = BehaviourCloning(inputs.shape[1], demonstrations.action_dim, config)
-    set_statistics(network.norm, inputs, demonstrations.features.shape[1])
+        network = BehaviourCloning(inputs.width, demonstrations.action_dim, config)
+    inputs.set_statistics(network.norm)
+    trained = nn.ModuleList([network, *inputs.trained])
     optimizer = torch.optim.AdamW(
-        network.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
+        trained.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
-    network.train()
+    trained.train()
     for _ in range(config.steps):
         rows = torch.randint(len(inputs), (config.batch_size,), generator=generator)
-        loss = nn.functional.mse_loss(network(inputs[rows]), actions[rows])
+        loss = nn.functional.mse_loss(network(inputs.rows(rows)), actions[rows])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         schedule.step()
-    return network.eval()
+    trained.eval()
+    return network
 
 
 def load_behaviour_cloning(
@@ -92,4 +91,6 @@ def load_behaviour_cloning(
     return network.eval()
 
 
-HEAD = PolicyHead(BehaviourCloningConfig, fit_behaviour_cloning, load_behaviour_cloning)
+HEAD = PolicyHead(
+    BehaviourCloningConfig, fit_behaviour_cloning, load_behaviour_cloning, trains_readout=True
+)

@@ -14,14 +14,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from dynaflip.eval.policies.base import (
-    Demonstrations,
-    PolicyHead,
-    input_norm,
-    seeded,
-    set_statistics,
-)
+from dynaflip.eval.policies.base import Demonstrations, PolicyHead, seeded
 from dynaflip.eval.policies.config import DiffusionConfig
+from dynaflip.eval.policies.inputs import HeadInputs
+from dynaflip.eval.policies.norms import input_norm
 
 
 class _Block(nn.Module):
@@ -108,36 +104,43 @@ def fit_diffusion(
     use_proprioception: bool,
     seed: int,
 ) -> DiffusionPolicy:
-    """Fit to demonstrations; the weights are averaged over the last steps (EMA 0.995)."""
-    inputs = torch.from_numpy(demonstrations.inputs(use_proprioception))
+    """Fit to demonstrations; the weights are averaged over the last steps (EMA 0.995).
+
+    Their read-out, where they have one, learns with it, in place.
+    """
+    inputs = HeadInputs(demonstrations, use_proprioception)
     chunks = torch.from_numpy(demonstrations.chunks(config.chunk))
     generator = seeded(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = DiffusionPolicy(inputs.shape[1], demonstrations.action_dim, config)
-    set_statistics(network.norm, inputs, demonstrations.features.shape[1])
+        network = DiffusionPolicy(inputs.width, demonstrations.action_dim, config)
+    inputs.set_statistics(network.norm)
+    trained = nn.ModuleList([network, *inputs.trained])
     optimizer = torch.optim.AdamW(
-        network.parameters(), lr=config.lr, weight_decay=config.weight_decay
+        trained.parameters(), lr=config.lr, weight_decay=config.weight_decay
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
     average = torch.optim.swa_utils.AveragedModel(
-        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995), use_buffers=True
+        trained, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995), use_buffers=True
     )
-    network.train()
+    trained.train()
     for _ in range(config.steps):
         rows = torch.randint(len(inputs), (config.batch_size,), generator=generator)
         step = torch.randint(config.diffusion_steps, (config.batch_size,), generator=generator)
         noise = torch.randn(config.batch_size, *chunks.shape[1:], generator=generator)
         signal = network.alpha_bar[step][:, None, None]
         noisy = signal.sqrt() * chunks[rows] + (1 - signal).sqrt() * noise
-        loss = nn.functional.mse_loss(network(noisy, step, network.encode(inputs[rows])), noise)
+        loss = nn.functional.mse_loss(
+            network(noisy, step, network.encode(inputs.rows(rows))), noise
+        )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         schedule.step()
-        average.update_parameters(network)
-    network.load_state_dict(average.module.state_dict())
-    return network.eval()
+        average.update_parameters(trained)
+    trained.load_state_dict(average.module.state_dict())
+    trained.eval()
+    return network
 
 
 def load_diffusion(weights: Mapping[str, Tensor], config: DiffusionConfig) -> DiffusionPolicy:
@@ -148,7 +151,7 @@ def load_diffusion(weights: Mapping[str, Tensor], config: DiffusionConfig) -> Di
     return network.eval()
 
 
-HEAD = PolicyHead(DiffusionConfig, fit_diffusion, load_diffusion)
+HEAD = PolicyHead(DiffusionConfig, fit_diffusion, load_diffusion, trains_readout=True)
 
 
 def _sinusoids(step: Tensor, width: int) -> Tensor:

@@ -1,10 +1,12 @@
 """A frozen encoder and a fitted head, acting together; and what an encoder must hold to.
 
-Legend of shapes: B episodes, H, W image size, D feature width, T steps, A action width.
+Legend of shapes: B episodes, H, W image size, D feature width, V values of all tokens of an image,
+T steps, A action width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,16 +14,18 @@ import torch
 
 from dynaflip.errors import UserError
 from dynaflip.eval.policies.base import Head, join
+from dynaflip.eval.policies.readouts.base import Reader, TokenGrid, flatten, grids_of
 from dynaflip.eval.rollout import Observation
 
 
 class EncoderPolicy:
-    """Images → features → actions.
+    """Images → features (or tokens, read by a fitted read-out) → actions.
 
     Args:
         encoder: :class:`dynaflip.encoders.image.ImageEncoder`, or anything that maps
             (B, H, W, 3) uint8 to (B, D).
         head: fitted on features of this very encoder.
+        reader: the read-out that was fitted with the head, where it reads tokens.
         use_proprioception: whether the head was given proprioception.
         context: (C,) of the task's words, where the head serves several tasks.
     """
@@ -33,16 +37,18 @@ class EncoderPolicy:
         *,
         use_proprioception: bool,
         context: np.ndarray | None = None,
+        reader: Reader | None = None,
     ) -> None:
-        self.encoder, self.head = encoder, head
+        self.encoder, self.head, self.reader = encoder, head, reader
         self.use_proprioception, self.context = use_proprioception, context
         self._first: tuple[np.ndarray, np.ndarray] | None = None
 
     def act(self, observation: Observation) -> np.ndarray:
         """(B, T, A) in [-1, 1]."""
-        features = features_of(self.encoder, observation.images)
+        seen = self._see(observation.images)
         if self._first is None:
-            self._first = observation.images[:1].copy(), features[:1]
+            self._first = observation.images[:1].copy(), seen[:1]
+        features = seen if self.reader is None else self._read(seen)
         context = None
         if self.context is not None:
             context = np.tile(self.context, (len(features), 1))
@@ -56,25 +62,34 @@ class EncoderPolicy:
             UserError: its features are others now, so the encoder knows more than the image.
         """
         if self._first is not None:
-            image, features = self._first
-            _same(features, features_of(self.encoder, image))
+            image, seen = self._first
+            _same(seen, self._see(image))
+
+    def _see(self, images: np.ndarray) -> np.ndarray:
+        """What the frozen encoder gives: (B, D), or (B, V) for a read-out."""
+        if self.reader is None:
+            return features_of(self.encoder, images)
+        seen, grids = tokens_of(self.encoder, images, len(self.reader.grids))
+        if grids != self.reader.grids:
+            raise UserError(
+                f"encoder: its tokens have the grids {_words(grids)}, and the read-out was fitted "
+                f"on {_words(self.reader.grids)}"
+            )
+        return seen
+
+    @torch.no_grad()
+    def _read(self, seen: np.ndarray) -> np.ndarray:
+        assert self.reader is not None
+        return self.reader(torch.from_numpy(seen)).numpy()
 
 
-@torch.no_grad()
 def features_of(encoder: Any, images: np.ndarray) -> np.ndarray:
     """Features of images (B, H, W, 3) uint8: (B, D) float32.
 
     Raises:
         UserError: the encoder does not take the images, or gives something else.
     """
-    try:
-        features = encoder(torch.from_numpy(np.ascontiguousarray(images)))
-    except UserError:
-        raise
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"encoder: it fails on images of shape {images.shape} ({reason})") from None
-    features = features.float().cpu().numpy()
+    features = _ask(encoder, images).float().cpu().numpy()
     if features.ndim != 2 or len(features) != len(images):
         raise UserError(
             f"encoder: for images of shape {images.shape} it gives features of shape "
@@ -85,20 +100,63 @@ def features_of(encoder: Any, images: np.ndarray) -> np.ndarray:
     return features
 
 
-def check_encoder(encoder: Any, images: np.ndarray) -> None:
+def tokens_of(
+    encoder: Any, images: np.ndarray, scales: int
+) -> tuple[np.ndarray, tuple[TokenGrid, ...]]:
+    """Tokens of images (B, H, W, 3) uint8: (B, V) float32, and the grid of each scale.
+
+    Args:
+        encoder: :class:`dynaflip.encoders.image.ImageEncoder`.
+        images: (B, H, W, 3) uint8.
+        scales: how many feature maps are asked for; an encoder that has fewer gives all it has.
+
+    Raises:
+        UserError: the encoder does not take the images, or its tokens have no grid.
+    """
+    if not hasattr(encoder, "feature_maps"):
+        raise UserError("readout: this encoder has no feature_maps; set readout to pooled")
+    maps = _ask(lambda batch: encoder.feature_maps(batch, scales), images)
+    tokens = flatten([one.float().cpu() for one in maps]).numpy()
+    if not np.isfinite(tokens).all():
+        raise UserError(f"encoder: tokens of images of shape {images.shape} are not finite")
+    return tokens, grids_of(maps)
+
+
+@torch.no_grad()
+def _ask(function: Callable[[torch.Tensor], Any], images: np.ndarray) -> Any:
+    """What a function of an encoder gives for images.
+
+    Raises:
+        UserError: it fails.
+    """
+    try:
+        return function(torch.from_numpy(np.ascontiguousarray(images)))
+    except UserError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"encoder: it fails on images of shape {images.shape} ({reason})") from None
+
+
+def check_encoder(encoder: Any, images: np.ndarray, scales: int | None = None) -> None:
     """Refuse an encoder whose features of an image are not a function of that image.
 
     Args:
         encoder: as of :class:`EncoderPolicy`.
         images: (B, H, W, 3) uint8, B at least 2.
+        scales: check that many scales of its tokens, instead of its features.
 
     Raises:
         UserError: it fails on them, or an image's features depend on the others of its
             batch or on when it is asked.
     """
-    together = features_of(encoder, images)
-    _same(together[:1], features_of(encoder, images[:1]))
-    _same(together, features_of(encoder, images))
+
+    def see(some: np.ndarray) -> np.ndarray:
+        return features_of(encoder, some) if scales is None else tokens_of(encoder, some, scales)[0]
+
+    together = see(images)
+    _same(together[:1], see(images[:1]))
+    _same(together, see(images))
 
 
 def _same(before: np.ndarray, after: np.ndarray) -> None:
@@ -108,3 +166,7 @@ def _same(before: np.ndarray, after: np.ndarray) -> None:
             "encoder: the same image gave other features at another moment or in another "
             "batch; an encoder may read its image alone"
         )
+
+
+def _words(grids: tuple[TokenGrid, ...]) -> str:
+    return ", ".join(f"{rows}x{columns}x{channels}" for rows, columns, channels in grids)

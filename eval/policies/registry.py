@@ -1,4 +1,4 @@
-"""Which policy heads there are, by name. Imports torch only when a head is asked for."""
+"""Which policy heads and read-outs there are, by name. Imports torch only when one is asked for."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dynaflip.plugins import ExtensionPoint
 
 if TYPE_CHECKING:
     from dynaflip.eval.policies.base import PolicyHead
+    from dynaflip.eval.policies.readouts.base import ReadOut
 
 HEADS = ExtensionPoint(
     "policy_head",
@@ -19,6 +20,16 @@ HEADS = ExtensionPoint(
         "diffusion": "dynaflip.eval.policies.diffusion:HEAD",
     },
     contract="dynaflip.eval.policies.base.PolicyHead",
+)
+
+READOUTS = ExtensionPoint(
+    "readout",
+    {
+        "pooled": "dynaflip.eval.policies.readouts.base:POOLED_READOUT",
+        "attentive": "dynaflip.eval.policies.readouts.attentive:READOUT",
+        "spatial_softmax": "dynaflip.eval.policies.readouts.spatial_softmax:READOUT",
+    },
+    contract="dynaflip.eval.policies.readouts.base.ReadOut",
 )
 
 
@@ -47,12 +58,51 @@ def head_settings(name: str, values: Mapping[str, Any], setting: str = "head_set
     Raises:
         UserError: an unknown field, or a value that the dataclass refuses.
     """
-    kind = policy_head(name).settings
+    return _settings(policy_head(name).settings, f"head {name}", values, setting)
+
+
+def read_out(name: str, setting: str = "readout") -> ReadOut:
+    """The read-out of a name.
+
+    Raises:
+        UserError: there is none, or it is no
+            :class:`~dynaflip.eval.policies.readouts.base.ReadOut`.
+    """
+    from dynaflip.eval.policies.readouts.base import ReadOut
+
+    readout = READOUTS.resolve(name, setting)
+    if not isinstance(readout, ReadOut):
+        raise UserError(f"{setting}: {name} is a {type(readout).__name__}, not a ReadOut")
+    return readout
+
+
+def readout_settings(
+    name: str, values: Mapping[str, Any], setting: str = "readout_settings"
+) -> Any:
+    """The settings of a read-out from plain values; as :func:`head_settings`."""
+    return _settings(read_out(name).settings, f"read-out {name}", values, setting)
+
+
+def check_reads(head: str, readout: str) -> None:
+    """Refuse a head that cannot train a read-out.
+
+    Raises:
+        UserError: it is given one.
+    """
+    if read_out(readout).build is not None and not policy_head(head).trains_readout:
+        raise UserError(
+            f"readout: head {head} reads pooled features alone (its PolicyHead does not say "
+            f"trains_readout), so it cannot be given {readout}"
+        )
+
+
+def _settings(kind: type[Any], owner: str, values: Mapping[str, Any], setting: str) -> Any:
     known = [field.name for field in dataclasses.fields(kind)]
     for key in values:
         if key not in known:
             raise UserError(
-                f"{setting}.{key}: head {name} has no such setting; it has: {', '.join(known)}"
+                f"{setting}.{key}: {owner} has no such setting; it has: "
+                f"{', '.join(known) or 'none'}"
             )
     try:
         return kind(**values)

@@ -1,0 +1,82 @@
+"""Tokens of many frames on disk: half precision, mapped, so that memory holds a batch of them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dynaflip.errors import UserError
+
+_CHUNK = 64  # frames that are in memory at a time where all are gone through
+
+
+class TokenStore:
+    """Rows (N, V) in a nameless temporary file, which is gone with this object or its process.
+
+    Args:
+        frames: N.
+        sizes: number of values of each scale of a frame; V is their sum.
+
+    Raises:
+        UserError: the temporary folder has no room for them.
+    """
+
+    def __init__(self, frames: int, sizes: Sequence[int]) -> None:
+        self.sizes = tuple(sizes)
+        self._file = tempfile.TemporaryFile(prefix="dynaflip-tokens-")  # noqa: SIM115
+        need = 2 * frames * sum(sizes)
+        try:
+            # Reserved now: a mapped page for which there is no room kills the process later.
+            os.posix_fallocate(self._file.fileno(), 0, max(need, 1))
+        except OSError as error:
+            self._file.close()
+            raise UserError(
+                f"readout: the tokens of {frames} frames need {need / 1e9:.2f} GB in "
+                f"{tempfile.gettempdir()} ({error.strerror}); set TMPDIR to a larger folder, or "
+                "fewer scales or demonstrations"
+            ) from None
+        self._values = np.memmap(self._file, np.float16, "r+", shape=(frames, sum(sizes)))
+        self._scale = np.ones(sum(sizes), np.float32)
+        self._written = 0
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def append(self, rows: np.ndarray) -> None:
+        """Add rows (B, V) float32.
+
+        The first ones decide the unit of each scale, a power of two, so that half precision has
+        its 11 bits for encoders of large and of tiny values.
+
+        Raises:
+            UserError: a value is more than 65,504 times as large as they usually are.
+        """
+        if self._written == 0:
+            parts = np.split(rows, np.cumsum(self.sizes)[:-1], axis=1)
+            units = [2.0 ** np.round(np.log2(max(_rms(part), 1e-30))) for part in parts]
+            self._scale = np.repeat(np.array(units, np.float32), self.sizes)
+        with np.errstate(over="ignore"):
+            half = (rows / self._scale).astype(np.float16)
+        if not np.isfinite(half).all():
+            raise UserError("encoder: some tokens are 65,504 times as large as others")
+        self._values[self._written : self._written + len(rows)] = half
+        self._written += len(rows)
+
+    def rows(self, rows: Tensor) -> Tensor:
+        """Chosen frames (B,) int → (B, V) float32."""
+        return torch.from_numpy(self._values[rows.numpy()].astype(np.float32) * self._scale)
+
+    def columns(self, start: int, stop: int) -> Iterator[Tensor]:
+        """Some values of all frames, (B, stop − start) float32 at a time."""
+        for first in range(0, len(self), _CHUNK):
+            part = self._values[first : first + _CHUNK, start:stop].astype(np.float32)
+            yield torch.from_numpy(part * self._scale[start:stop])
+
+
+def _rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.square(values, dtype=np.float64).mean()))
