@@ -3,6 +3,7 @@
     python jobs/preprocess.py preview --source data/demo
     python jobs/preprocess.py --source data/demo --output data/triplets
     python jobs/preprocess.py inspect data/triplets
+    python jobs/preprocess.py merge data/triplets data/more --output data/both
 
 Reads LeRobot (v3.0, v2.1), RLDS, Something-Something V2, Ego4D-style narrations, a folder of
 videos with captions, or a format of your own (`source.format`), from a folder or s3://, one
@@ -11,7 +12,7 @@ manifest.json.
 
 ``preview`` makes a dozen clips with the same settings and shows them, what is rejected, and what
 the whole would cost. ``inspect`` prints what a triplet folder holds, writes data_card.html into it
-and logs it as a data set.
+and logs it as a data set. ``merge`` makes the union of finished folders.
 """
 
 from __future__ import annotations
@@ -177,9 +178,40 @@ def preview(argv: list[str]) -> int:
     return 0
 
 
+def merge(argv: list[str]) -> int:
+    """Make the union of finished triplet folders; nothing is encoded again.
+
+        python jobs/preprocess.py merge triplets/bridge triplets/droid --output triplets/both
+
+    Clips that two folders hold alike come once. Where they hold other triplets of a clip, say which
+    folder's are taken. The folders stay as they are.
+    """
+    parser = job_parser(merge.__doc__ or "", prog="preprocess.py merge")
+    parser.add_argument("folders", nargs="+", help="or s3://bucket/prefix")
+    parser.add_argument("--output", metavar="PATH", required=True, help="or s3://bucket/prefix")
+    parser.add_argument(
+        "--prefer", metavar="FOLDER", help="whose triplets are taken where another's differ"
+    )
+    args = parser.parse_args(argv)
+    default = paths.default_triplets()
+    folders = [paths.input_path(name, default) for name in args.folders]
+    prefer = paths.input_path(args.prefer, default) if args.prefer else ""
+    output = paths.output_path(args.output, default, setting="--output")
+
+    from dynaflip.platform.triplets.merge import merge_folders
+    from dynaflip.platform.triplets.report.summary import summary_lines
+
+    began_s = time.monotonic()
+    outcome, lines = merge_folders(folders, output, prefer)
+    for line in [*lines, *summary_lines(outcome, time.monotonic() - began_s)]:
+        print(line)
+    return 0
+
+
 # The first word of the command line → what it runs.
 SUBCOMMANDS: dict[str, Callable[[list[str]], int]] = {
     "inspect": inspect,
+    "merge": merge,
     "preview": preview,
 }
 

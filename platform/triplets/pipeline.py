@@ -74,6 +74,12 @@ def _preprocess(config: PreprocessConfig, target: Destination) -> Outcome:
     if target.recover(_work_name(target, made_from, config)):
         print(f"{target.folder} was whole when its run was stopped")
     finished = read_finished(target.folder)
+    if "merged" in finished:
+        names = " and ".join(one["folder"] for one in finished["merged"])
+        raise UserError(
+            f"--output: {target.folder} was merged from {names}: preprocess into one of them, and "
+            f"merge again"
+        )
     same = without_input(finished.get("made_from", {})) == made_from
     again = temporary_rejections(target.folder) if same else 0
     files = source.listing_digest()

@@ -77,14 +77,51 @@ def publish(
         about: entries of the manifest: settings, made_from, work_key, sources, listing.
     """
     counts, digest = count(ledger)
-    _write_rejected(work, ledger)
+    write_rejected(work, ledger)
     if failure := _failure(counts, config.max_rejected_share):
         failed = _set_aside(target, work)
         failure += f"; all of them: {failed / 'rejected.parquet'}"
         return Outcome(failed, counts, digest, failure=failure)
-    parts, index = _compact(target, work, ledger, config, counts, about["work_key"])
-    examples = work.path / "pictures" / "examples.png"
-    write_examples([work.triplets / name for name in parts], examples, config.example_images)
+    whole = ledger.whole_parts()
+    link_parts(finished_work(target.folder), whole, work)
+    parts = parts_of(ledger.to_place(), config.part_mb * 2**20, about["work_key"])
+    names = {*whole, *compact(parts, work, ledger.summary_of)}
+    return finish(target, work, ledger, names, about, (counts, digest), config.example_images)
+
+
+def finish(
+    target: Destination,
+    work: WorkFolder,
+    ledger: Ledger,
+    names: set[str],
+    about: dict[str, Any],
+    counted: tuple[dict[str, Any], str],
+    examples: int,
+) -> Outcome:
+    """Index the Parquet files of a set, write all else of it and then its manifest and name.
+
+    Args:
+        target: where it goes.
+        work: that holds the files, their summaries and the table of rejected clips.
+        ledger: of every clip.
+        names: of the Parquet files, without suffix.
+        about: as of :func:`publish`.
+        counted: of the ledger: :func:`.counts.count`.
+        examples: images of flow in ``pictures/examples.png``.
+    """
+    counts, digest = counted
+    _remove_others(work, names)
+    _write_rejected_summaries(work, ledger)
+    index = read_index(work)
+    if pc.sum(index.clips["rows"]).as_py() != counts["triplets"]:
+        raise RuntimeError(
+            f"{work.triplets} holds {pc.sum(index.clips['rows'])} triplets instead of "
+            f"{counts['triplets']}; nothing was published; delete {work.path} and run again"
+        )
+    files = [f"{name}.parquet" for name in sorted(names)]
+    summary = write_index(work.path / INDEX, index)
+    image = work.path / "pictures" / "examples.png"
+    write_examples([work.triplets / name for name in files], image, examples)
     before = read_finished(target.folder)
     same = (before.get("digest"), before.get("work_key")) == (digest, about["work_key"])
     version = int(before.get("version", 0)) + (0 if same else 1)
@@ -99,40 +136,15 @@ def publish(
         "version": version,
         "changed": changed,
         "counts": counts,
-        "index": index,
+        "index": summary,
         **about,
         "sources": sources,
     }
-    target.publish(work, manifest, parts)
+    target.publish(work, manifest, files)
     notes = tuple(small_set_lines(manifest))
     return Outcome(
         target.folder, counts, digest, version=version, changed=tuple(changed), notes=notes
     )
-
-
-def _compact(
-    target: Destination,
-    work: WorkFolder,
-    ledger: Ledger,
-    config: PreprocessConfig,
-    counts: dict[str, Any],
-    made_by: str,
-) -> tuple[list[str], dict[str, Any]]:
-    """Write large Parquet files and their index; the files' names, and the index's summary."""
-    whole = ledger.whole_parts()
-    link_parts(finished_work(target.folder), whole, work)
-    parts = parts_of(ledger.to_place(), config.part_mb * 2**20, made_by)
-    names = {*whole, *compact(parts, work, ledger.summary_of)}
-    _remove_others(work, names)
-    _write_rejected_summaries(work, ledger)
-    index = read_index(work)
-    if pc.sum(index.clips["rows"]).as_py() != counts["triplets"]:
-        raise RuntimeError(
-            f"{work.triplets} holds {pc.sum(index.clips['rows'])} triplets instead of "
-            f"{counts['triplets']}; nothing was published; delete {work.path} and run again"
-        )
-    files = [f"{name}.parquet" for name in sorted(names)]
-    return files, write_index(work.path / INDEX, index)
 
 
 def _remove_others(work: WorkFolder, names: set[str]) -> None:
@@ -146,7 +158,8 @@ def _remove_others(work: WorkFolder, names: set[str]) -> None:
                 file.unlink()
 
 
-def _write_rejected(work: WorkFolder, ledger: Ledger) -> None:
+def write_rejected(work: WorkFolder, ledger: Ledger) -> None:
+    """Write ``rejected.parquet``."""
     summaries = ledger.summaries(rejected_only=True)
     tables = [REJECTED_SCHEMA.empty_table()]
     while some := list(islice(summaries, _REJECTED_AT_ONCE)):
