@@ -16,9 +16,8 @@ import numpy as np
 from dynaflip.platform.config_loader import config_digest
 from dynaflip.platform.demonstrations.config import CollectConfig
 from dynaflip.platform.paths import home
-from dynaflip.platform.triplets.clips import Cameras, Clip
+from dynaflip.platform.triplets.clips import Cameras, Clip, content_hash
 from dynaflip.platform.triplets.config import SourceConfig
-from dynaflip.platform.triplets.digest import digest_of
 from dynaflip.platform.triplets.flow.estimate import Flow
 from dynaflip.platform.triplets.flow.simulator import simulator_flow
 from dynaflip.platform.triplets.flow.tracking import grid_px
@@ -127,7 +126,7 @@ def windows(root: Path, frames: int, *, per_clip: int) -> Iterator[Window]:
 
 
 def _truth(root: Path, clip: Clip, recording, indices: list[int], cameras: Cameras) -> Flow:
-    key = digest_of([clip.clip_id, str(indices)])[:24]
+    key = content_hash(clip.clip_id, str(indices))[:24]
     path = root.with_name(f"{root.name}-truth") / f"{key}.npz"
     if path.exists():
         with np.load(path) as kept:

@@ -89,8 +89,8 @@ class CameraConfig:
     camera were static (column camera_motion: failed)."""
 
     min_inlier_share: float = 0.4
-    """A fit fails where a smaller share of the points agrees; in the image also where a smaller
-    share of those at its rim does."""
+    """A fit fails where a smaller share of the points agrees. In the image the rim counts as much
+    as the whole, and either needs half of it."""
 
     inlier_px: float = 1.0
     """Largest miss of an inlier in the image."""

@@ -47,8 +47,8 @@ _MOST_MISSED_PX = 0.5  # forward and back between the first frame and a later on
 _EQUAL_SHARE = 0.05
 # Another motion of so large a part of the rim as the best one's: which is the background?
 _RIVAL_SHARE = 0.5
-# The camera counts as static where its motion would move the image by no more (median).
-_STILL_PX = 0.25
+# The camera counts as static where the image moves by no more (median of what agrees).
+_STILL_PX = 0.5
 # Parallax: so many of the corners miss the homography, so many of these agree with an
 # epipole, and they lie on so many sides.
 _PARALLAX_SHARE = 0.12
@@ -64,7 +64,8 @@ _MOST_BESIDE, _MOST_BESIDE_OF_POINTS = 0.3, 0.5
 class ImageFit:
     """``kind``: ``static``, ``image``, ``image+parallax``, ``failed``, or ``none`` where too
     little texture reaches the rim to tell; ``background``: its motion, for the kinds ``image…``;
-    ``inlier_share``: the smallest share over frames of the corners that agree."""
+    ``inlier_share``: the smallest share over frames of the corners that agree, the mean of that
+    of all and that of the rim's."""
 
     kind: str
     background: Background | None
@@ -92,14 +93,19 @@ def fit_background(frames: Frames, track: TrackConfig, config: CameraConfig) -> 
     motions = [fit for fit in fits if fit is not None]
     agreeing = [corners.inliers(motion) for motion in motions]
     rims = [corners.share(inliers, corners.rim) for inliers in agreeing]
+    if corners.moved_px(agreeing[0]) > _STILL_PX:
+        rims[0] = 0.0  # no camera that stands still
     # Of equal ones the simplest: a static camera, then what most corners do.
     best = int(np.argmax(np.array(rims) >= max(rims) - _EQUAL_SHARE))
-    share = corners.share(agreeing[best], whole)
-    if min(share, rims[best]) < config.min_inlier_share or not corners.on_sides(agreeing[best]):
+    of_all = corners.share(agreeing[best], whole)
+    share = (of_all + rims[best]) / 2
+    enough = share >= config.min_inlier_share
+    enough &= min(of_all, rims[best]) >= config.min_inlier_share / 2
+    if not enough or not corners.on_sides(agreeing[best]):
         return ImageFit("failed", None, share)
     if corners.moved_px(agreeing[best]) <= _STILL_PX:
         return ImageFit("static", None, share)
-    if best == 0 or corners.rival_share(agreeing[best]) > _RIVAL_SHARE * rims[best]:
+    if corners.rival_share(agreeing[best]) > _RIVAL_SHARE * rims[best]:
         return ImageFit("failed", None, share)
     epipole = corners.epipole(motions[best][-1])
     kind = "image" if epipole is None else "image+parallax"

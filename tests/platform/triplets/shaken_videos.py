@@ -9,7 +9,7 @@ import numpy as np
 from triplet_recordings import textured
 
 from dynaflip.platform.triplets.flow.lifting import assumed_intrinsics_px
-from dynaflip.platform.triplets.flow.window import RGBDWindow, apply_homography
+from dynaflip.platform.triplets.flow.window import RGBDWindow
 
 HEIGHT, WIDTH = 168, 224
 STEP_PX = 2.0  # of the square, a frame, to the right
@@ -116,6 +116,3 @@ def boxes_at_depths(frames: int = 12, shift_px: float = 6.0) -> RGBDWindow:
         images.append(image)
     intrinsics_px = np.tile(assumed_intrinsics_px(HEIGHT, WIDTH), (frames, 1))
     return RGBDWindow(np.stack(images), None, intrinsics_px, None, "relative")
-
-
-__all__ = ["HEIGHT", "STEP_PX", "WIDTH", "Shaken", "apply_homography"]

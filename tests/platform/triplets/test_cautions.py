@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shaken_videos import hand, shaken_square
 from triplet_recordings import moving_square, settings, write_video
 
 from dynaflip.platform.training.data.index import read_index
-from dynaflip.platform.triplets.flow.config import LiftingConfig
+from dynaflip.platform.triplets.flow.config import CameraConfig, LiftingConfig
 from dynaflip.platform.triplets.pipeline import preprocess
-from dynaflip.platform.triplets.report.cautions import small_set_lines
+from dynaflip.platform.triplets.report.cautions import camera_lines, small_set_lines
+from dynaflip.platform.triplets.report.inspection import inspect_folder, inspection_lines
 from dynaflip.platform.triplets.report.summary import summary_lines
 from dynaflip.platform.triplets.split import share_for_two, split_of
 
@@ -94,3 +96,40 @@ def test_interpolated_steps_are_counted_by_source(tmp_path: Path) -> None:
     assert any("slow: 57% of the flow steps are interpolated" in s for s in summary_lines(found, 1))
     lenient = settings(videos, lifting=LiftingConfig(measured_within=2.0))
     assert preprocess(lenient, str(tmp_path / "all")).counts["sources"]["slow"]["interpolated"] == 0
+
+
+def test_where_nearly_all_points_move_it_is_said() -> None:
+    counts = {
+        "kept": 40,
+        "mostly_moving": 37,
+        "camera_motion": {"image": 70, "none": 6, "failed": 4},
+    }
+    moving, left = camera_lines(counts)
+    assert "in 37 of 40 clips more than 80% of the trusted points move" in moving
+    assert "in 10 of 80 triplets the camera's motion is not removed" in left
+    assert "none 6, failed 4" in left
+    usual = {"kept": 40, "mostly_moving": 3, "camera_motion": {"image": 20, "static": 60}}
+    assert camera_lines(usual) == []
+    assert camera_lines({"kept": 40}) == []
+
+
+def test_the_job_and_inspect_say_what_of_the_camera_is_left(tmp_path: Path) -> None:
+    for number in range(2):
+        shaken = shaken_square(16, hand(16, turn_deg=3.0, shift_px=12.0, seed=number))
+        write_video(tmp_path / "videos" / f"{number}.mp4", shaken.frames)
+    lines = ["file,caption", "0.mp4,push", "1.mp4,pull"]
+    (tmp_path / "videos" / "captions.csv").write_text("\n".join(lines) + "\n")
+    said = {}
+    for motion in ("auto", "none"):
+        config = settings(tmp_path / "videos", camera=CameraConfig(motion=motion))
+        outcome = preprocess(config, str(tmp_path / motion))
+        job = [line for line in summary_lines(outcome, 1.0) if "Hand-held" in line]
+        found = inspect_folder(str(tmp_path / motion))
+        seen = [line for line in inspection_lines(found) if "Hand-held" in line]
+        said[motion] = (job, set(found.rows["camera_motion"]))
+        assert job == seen
+    assert said["auto"] == ([], {"image"})
+    (moving, left), kinds = said["none"]
+    assert "in 2 of 2 clips more than 80% of the trusted points move" in moving
+    assert "triplets the camera's motion is not removed (camera_motion: none " in left
+    assert kinds == {"none"}
