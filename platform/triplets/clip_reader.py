@@ -23,11 +23,14 @@ from dynaflip.platform.triplets.flow.tracker_3d import WindowToTrack
 from dynaflip.platform.triplets.flow.tracking import thin_frames
 from dynaflip.platform.triplets.models import DepthModel
 from dynaflip.platform.triplets.models.depth import align_depth, depth_of_window
+from dynaflip.platform.triplets.models.depth_checks import (
+    FURTHEST_SCENE_M,
+    NEAREST_SCENE_M,
+    check_metric,
+    check_scale,
+)
 from dynaflip.platform.triplets.thumbnails import encode_thumbnails, thumbnail_frames
 from dynaflip.platform.triplets.windows import Transition
-
-# Median depth of a scene: closer is inside the lens, further are millimetres read as metres.
-_NEAREST_SCENE_M, _FURTHEST_SCENE_M = 0.02, 100.0
 
 
 class ClipReader:
@@ -76,7 +79,7 @@ class ClipReader:
             self._read_depth(recording, tracked, needed=not flow_in_3d(config))
         self._starts: dict[int, Floats] = {}
         self._starts_problem: ClipRejected | None = None
-        if self._may_be_aligned():
+        if config.depth not in WITHOUT_MODEL:
             self._read_starts(recording, sorted({t.start for t in transitions}))
         self._cameras = recording.cameras(tracked)
         self._state: Doubles | None = None
@@ -112,14 +115,8 @@ class ClipReader:
             _check_metres(depth)
         self._depth = _resize_depth(depth, self._tracked_size)
 
-    def _may_be_aligned(self) -> bool:
-        """Whether depth comes from a model whose scale may be relative."""
-        if self.depth_model is not None:
-            return self.config.align_depth and self.depth_model.scale != "metric"
-        return self.config.align_depth and self.config.depth not in WITHOUT_MODEL
-
     def _read_starts(self, recording: Recording, indices: list[int]) -> None:
-        """Read the recorded depth of windows' first frames, which relative depth is aligned with.
+        """Read the recorded depth of windows' first frames: a model's depth is held against it.
 
         What is wrong with it is told only where a model's depth turns out to be relative.
         """
@@ -158,8 +155,11 @@ class ClipReader:
             return None, "relative"
         if self.depth_model is None:
             return self._recorded_m(window), "metric"
+        check_scale(self.depth_model, self.config.depth)
         depth, scale = depth_of_window(self.depth_model, frames)
         self._check_depth(depth, window)
+        if scale == "metric":
+            check_metric(depth, self._starts.get(window[0]), self.config.depth)
         if scale == "relative" and self.config.align_depth:
             if self._starts_problem is not None:
                 raise self._starts_problem
@@ -183,6 +183,8 @@ class ClipReader:
         depth_m, scale = recorded, "metric"
         if self.depth_model is not None:
             depth_m, scale = self.depth_m(window, frames)
+            start = self._starts.get(window[0])
+            recorded = None if start is None else start[None]
         intrinsics_px = None if cameras.assumed else cameras.intrinsics_px
         times_s = self.times_s[window]
         given = WindowToTrack(
@@ -272,7 +274,7 @@ def _check_covers(depth: Floats, frame_px: tuple[int, int]) -> None:
 def _check_metres(depth: Floats) -> None:
     """Recorded depth of no scene that a camera shows is in other units than metres."""
     median_m = float(np.median(depth[np.isfinite(depth)]))
-    if not _NEAREST_SCENE_M <= median_m <= _FURTHEST_SCENE_M:
+    if not NEAREST_SCENE_M <= median_m <= FURTHEST_SCENE_M:
         raise ClipRejected(
             "depth",
             f"the median of the recorded depth is {median_m:.4g} m: it is in another unit, or no "

@@ -30,9 +30,8 @@ from dynaflip.platform.triplets.flow.lifting import (
 )
 from dynaflip.platform.triplets.flow.tracker_3d import STAGE, WindowToTrack, WindowTracks3D
 from dynaflip.platform.triplets.flow.tracker_3d_checks import checked, pose_contradiction
+from dynaflip.platform.triplets.models.depth_checks import FURTHEST_SCENE_M, NEAREST_SCENE_M
 
-# Median depth of a scene: closer is inside the lens, further are millimetres read as metres.
-_NEAREST_M, _FURTHEST_M = 0.02, 100.0
 # Two statements about depth or focal length contradict each other beyond this share.
 _AGREES = 0.1
 _MIN_COMPARED = 12  # points with recorded depth
@@ -98,7 +97,8 @@ def flow_of_tracks(
         tracks: as the tracker gave them.
         window: what it was given.
         scale: of the tracker, metric or relative.
-        recorded_m: (N, H, W) recorded depth of the tracked image, or None.
+        recorded_m: (N, H, W) recorded depth of the tracked image (the first frame is looked at),
+            or None.
         origin_px: (G, G, 2) the points on frame t: ``window.points_px`` as a grid.
         config: settings.
 
@@ -168,7 +168,7 @@ def _scale(
     name, seen = config.track.tracker, tracks.visible[0]
     z = tracks.points_cam_m[0, :, 2]
     median = float(np.median(z[seen]))
-    if scale == "metric" and not _NEAREST_M <= median <= _FURTHEST_M:
+    if scale == "metric" and not NEAREST_SCENE_M <= median <= FURTHEST_SCENE_M:
         raise ClipRejected(
             STAGE,
             f"{name} says that its points are in metres, but their median depth is {median:.4g}",

@@ -5,12 +5,29 @@ from __future__ import annotations
 import numpy as np
 
 from dynaflip.platform.triplets.clips import ClipRejected, Floats
+from dynaflip.platform.triplets.models import DepthModel
 
 # Median depth of a scene: closer is inside the lens, further are millimetres read as metres.
 NEAREST_SCENE_M, FURTHEST_SCENE_M = 0.02, 100.0
 # Models of metric depth miss by a third on foreign scenes; beyond this factor it is the unit.
 _MOST_OFF = 2.0
 _MIN_PIXELS = 50
+
+
+SCALES = ("metric", "relative", "inverse")
+
+
+def check_scale(model: DepthModel, name: str) -> None:
+    """Refuse a model that does not say what its numbers are.
+
+    Raises:
+        ClipRejected: with what ``scale`` may be.
+    """
+    scale = getattr(model, "scale", None)
+    if scale not in SCALES:
+        raise ClipRejected(
+            "depth", f"{name} has scale {scale!r}, not one of {', '.join(map(repr, SCALES))}"
+        )
 
 
 def check_metric(depth: Floats, recorded_m: Floats | None, name: str) -> None:
@@ -26,7 +43,7 @@ def check_metric(depth: Floats, recorded_m: Floats | None, name: str) -> None:
     """
     known = np.isfinite(depth) & (depth > 0)
     if not known.any():
-        raise ClipRejected("depth", f"{name} gave no depth above 0")
+        raise ClipRejected("depth", f"{name} says that its depth is in metres, but none is above 0")
     median_m = float(np.median(depth[known]))
     if not NEAREST_SCENE_M <= median_m <= FURTHEST_SCENE_M:
         raise ClipRejected(

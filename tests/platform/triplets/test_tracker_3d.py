@@ -433,3 +433,52 @@ def test_pixels_and_depth_make_points() -> None:
     assert good.mean() > 0.9
     off = np.linalg.norm(points - truth.points_cam_m, axis=-1)[good]
     assert np.quantile(off, 0.95) < 0.01
+
+
+class TrueDepth:
+    """The scene's exact depth, by the number in the first pixel."""
+
+    scale = "metric"
+    factor = 1.0
+
+    def __call__(self, frames: np.ndarray) -> np.ndarray:
+        return np.stack([self.factor * scene_3d.depth_m(n) for n in frames[:, 0, 0, 0]])
+
+
+class FromDepth(Truth):
+    """The exact tracks, where the depth that it is given is exact as well."""
+
+    def __call__(self, window: WindowToTrack) -> WindowTracks3D:
+        assert window.depth_m is not None
+        numbers = window.frames[:, 0, 0, 0]
+        exact = np.stack([scene_3d.depth_m(n) for n in numbers])
+        np.testing.assert_allclose(window.depth_m, exact, rtol=1e-4)
+        return true_tracks(window)
+
+
+def test_a_3d_tracker_is_given_the_depth_of_a_model() -> None:
+    config = settings(f"class:{__name__}:FromDepth", depth=f"class:{__name__}:TrueDepth")
+    models = {config.depth: TrueDepth()}
+    table = clip_table(CLIP, SceneRecording(depth=True), config, models)
+    assert set(table["depth_kind"].to_pylist()) == {f"tracker+class:{__name__}:TrueDepth"}
+    assert errors_m(table)[1] < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("factor", "scale", "depth", "words"),
+    [
+        (1000, "metric", False, r"in metres, but its median is 1\d\d\d"),
+        (0.1, "metric", True, r"median is 0\.1\d+ m where the recording has 1\.\d+ m"),
+        (-1, "metric", False, "in metres, but none is above 0"),
+        (1, "feet", False, "has scale 'feet', not one of 'metric', 'relative', 'inverse'"),
+        (np.nan, "metric", False, "hold no depth"),
+    ],
+)
+def test_a_wrong_depth_model_is_refused(factor: float, scale: str, depth: bool, words: str) -> None:
+    model = TrueDepth()
+    model.factor, model.scale = factor, scale
+    config = replace(CONFIG, depth=f"class:{__name__}:TrueDepth")
+    with pytest.raises(ClipRejected) as caught:
+        clip_table(CLIP, SceneRecording(depth=depth), config, {config.depth: model})
+    assert caught.value.stage in ("depth", "filter")
+    assert re.search(words, caught.value.reason), caught.value.reason
