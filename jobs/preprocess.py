@@ -28,6 +28,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from inspect import cleandoc
 from pathlib import Path
 
 from dynaflip.errors import UserError
@@ -70,7 +71,7 @@ def make(argv: list[str]) -> int:
 
 def _settings_parser(description: str) -> argparse.ArgumentParser:
     """A parser of all settings of preprocessing, with the flag for its source."""
-    parser = config_parser(description, PreprocessConfig)
+    parser = config_parser(cleandoc(description), PreprocessConfig)
     parser.add_argument(
         "--source", metavar="PATH", help="recordings (default: data/demo in the home)"
     )
@@ -171,6 +172,7 @@ def preview(argv: list[str]) -> int:
 
     from dynaflip.platform.triplets.report.preview_run import run_preview
 
+    print(f"reading {', '.join(one.path for one in config.sources or (config.source,))}")
     default = paths.home() / "previews"
     page = args.output and paths.output_folder(args.output, default, setting="--output")
     written = run_preview(config, args.clips, Path(page) if page else None)

@@ -66,7 +66,7 @@ def write_card(found: Inspection, examples: int) -> Place:
                 *camera_lines(found.camera_counts()),
             ]
         ),
-        *notes(found.copies.lines() if found.copies else []),
+        *notes(found.copies.lines() if found.copies and found.copies.copied else []),
         "<h2>By source and split</h2>",
         table(shares_in_words(found.counts())),
         "<h2>Where flow, depth and camera motion are from</h2>",

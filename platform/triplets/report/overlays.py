@@ -126,15 +126,15 @@ class _Pen:
 
 def sheet(images: list[Frames], captions: list[str], columns: int = 4) -> Frames:
     """Images in rows with captions below, on dark ground."""
-    lines = 2
-    height = max(p.shape[0] for p in images) + 18 * lines + 8
     width = max(p.shape[1] for p in images) + 6
+    texts = [_wrapped(caption, max(8, width // 7), lines=2) for caption in captions]
+    height = max(p.shape[0] for p in images) + 18 * max(map(len, texts)) + 4
     rows = -(-len(images) // columns)
     out = np.full((rows * height, min(columns, len(images)) * width, 3), 24, dtype=np.uint8)
-    for n, (image, caption) in enumerate(zip(images, captions, strict=True)):
+    for n, (image, lines) in enumerate(zip(images, texts, strict=True)):
         y, x = n // columns * height, n % columns * width
         out[y : y + image.shape[0], x : x + image.shape[1]] = image
-        for k, text in enumerate(_wrapped(caption, max(8, width // 7), lines)):
+        for k, text in enumerate(lines):
             at = (x + 2, y + image.shape[0] + 15 + 18 * k)
             cv2.putText(out, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.4, (230,) * 3, 1, cv2.LINE_AA)
     return out
