@@ -31,6 +31,12 @@ from triplet_recordings import moving_square, write_video
 
 from dynaflip.platform.cluster import start_ray
 from dynaflip.platform.triplets.config import FilterConfig, PreprocessConfig, SourceConfig
+from dynaflip.platform.triplets.flow.config import (
+    CameraConfig,
+    RigidSmoothingConfig,
+    StaticPointsConfig,
+    TrackConfig,
+)
 from dynaflip.platform.triplets.pipeline import preprocess
 
 CPUS = 2
@@ -83,9 +89,14 @@ def settings(root: Path, max_clips: int = 0) -> PreprocessConfig:
         source=SourceConfig(path=str(root), max_clips=max_clips),
         depth="plane",
         draws_per_clip=1,
+        flow_window_s=0.2,
         image_px=64,
         part_mb=8,
         example_images=0,
+        track=TrackConfig(short_side_px=48, lk_levels=1),
+        camera=CameraConfig(motion="none"),
+        static_points=StaticPointsConfig(enabled=False),
+        rigid_smoothing=RigidSmoothingConfig(enabled=False),
         filter=FilterConfig(min_moving_share=0, max_cut_score=1, min_sharpness=0),
     )
 
