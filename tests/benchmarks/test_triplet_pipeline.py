@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import accuracy
 import growth
+import listing
 import long_video
 import numpy as np
 import pytest
@@ -47,6 +48,10 @@ def test_speed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_growth() -> None:
     growth.main(["--clips", "2000"])
+
+
+def test_listing_of_a_large_set() -> None:
+    listing.main()
 
 
 def test_a_video_of_an_hour_fits_a_small_machine(monkeypatch: pytest.MonkeyPatch) -> None:

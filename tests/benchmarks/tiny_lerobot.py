@@ -17,24 +17,30 @@ _WIDTHS = {"action": 7, "observation.state": 8, "timestamp": 1, "index": 1, "epi
 
 
 def write_set(
-    root: Path, episodes: int, video: Path, cameras: int = 1, size_px: tuple[int, int] = (96, 128)
+    root: Path,
+    episodes: int,
+    video: Path,
+    cameras: int = 1,
+    size_px: tuple[int, int] = (96, 128),
+    episodes_a_file: int = EPISODES_A_FILE,
 ) -> None:
     """Write a set, or lengthen one by whole files; each episode has statistics of its own.
 
     Args:
         root: folder of the set.
         episodes: how many it has then.
-        video: the file of :data:`EPISODES_A_FILE` episodes that stands for each of the set's.
+        video: a file of as many episodes as each of the set's, which all are copies of it.
         cameras: how many.
         size_px: height and width of the video.
+        episodes_a_file: in each of its files.
     """
     keys = [f"observation.images.cam{n}" for n in range(cameras)]
-    for number in range(-(-episodes // EPISODES_A_FILE)):
+    for number in range(-(-episodes // episodes_a_file)):
         table = root / _path("data", number, "parquet")
         if table.exists():
             continue
-        begin = number * EPISODES_A_FILE
-        indices = np.arange(begin, min(begin + EPISODES_A_FILE, episodes))
+        begin = number * episodes_a_file
+        indices = np.arange(begin, min(begin + episodes_a_file, episodes))
         for folder in ("data", "meta/episodes"):
             (root / _path(folder, number, "parquet")).parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(
