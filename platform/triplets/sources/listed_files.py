@@ -19,6 +19,7 @@ from dynaflip.platform.triplets.sources.locations import (
     Location,
     Stamp,
     fingerprints,
+    is_visible,
     list_stamps,
     location_of,
 )
@@ -80,9 +81,11 @@ class ListedFiles:
         fresh = fingerprints(self.root, new, self.stamps)
         read = {name: one for name, one in fresh.items() if one.read}
         self.remember("fingerprint", {n: f"{one.digest}\0{one.problem}" for n, one in read.items()})
-        # What could not be read may be readable the next time, with the same stamp.
-        self.complete &= all((name in read) == (name in self.stamps) for name in new)
-        self.complete &= not self._is_single or all(name in self.stamps for name in new)
+        for name in new:
+            # What could not be read may be readable the next time, with the same stamp; what is
+            # not listed may be there all the same.
+            seen = name in read if name in self.stamps else is_visible(name) and name not in read
+            self.complete &= seen and (name in self.stamps or not self._is_single)
         found |= fresh
         return {name: found[name] for name in wanted}
 

@@ -45,7 +45,7 @@ def list_files(root: Location) -> list[str]:
     Links to folders are followed, each folder once, so that a loop of them ends.
     """
     found = root.walk() if isinstance(root, S3Path) else _walk(root)
-    return sorted(filter(_is_visible, found))
+    return sorted(filter(is_visible, found))
 
 
 class Stamp(NamedTuple):
@@ -76,7 +76,7 @@ def list_stamps(root: Location, names: Sequence[str] = ()) -> dict[str, Stamp]:
         stamps = {name: Stamp(stat.st_size, stat.etag) for name, stat in found}
     else:
         stamps = {name: _stamp(root, name) for name in names or _walk(root)}
-    chosen = sorted(stamps) if names else sorted(filter(_is_visible, stamps))
+    chosen = sorted(stamps) if names else sorted(filter(is_visible, stamps))
     return {name: stamps[name] for name in chosen}
 
 
@@ -88,7 +88,8 @@ def _stamp(root: Path, name: str) -> Stamp:
     return Stamp(about.st_size, str(about.st_mtime_ns))
 
 
-def _is_visible(name: str) -> bool:
+def is_visible(name: str) -> bool:
+    """Whether a file is listed: those with a leading dot, and below such folders, are not."""
     return not any(part[:1] == "." for part in name.split("/"))
 
 
