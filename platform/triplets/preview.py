@@ -250,6 +250,7 @@ def whole_set_s(made: Iterable[Made], listed: Counter[str], workers: int) -> tup
     for one in made:
         by_source.setdefault(one.clip.source, []).append(one.seconds)
     everything = [second for seconds in by_source.values() for second in seconds]
+    workers = min(workers, listed.total())
     total, variance = 0.0, 0.0
     for name, clips in listed.items():
         seconds = by_source.get(name, everything)

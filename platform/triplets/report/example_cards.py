@@ -73,8 +73,8 @@ def _panels(row: dict[str, Any]) -> list[str]:
         panels.append(_image(seen, _TRAILS_PX, "trails as the image shows them: not removed"))
     else:
         shown = draw_tracks(row, 2 * _TRAILS_PX)
-        known = camera_is_removed(row["camera_motion"])
-        words = "the camera did not move" if known else "a motion of the camera is not removed"
+        still = camera_is_removed(row["camera_motion"])
+        words = "the camera stood still" if still else "the camera's motion, if any, is in them"
         panels.append(_image(shown, _TRAILS_PX, f"trails; {words}"))
     if has_depth(row):
         above, beside = drawn_views(row, _VIEW_PX)

@@ -15,7 +15,7 @@ from dynaflip.platform.config_loader import flatten, to_dict
 from dynaflip.platform.settings_text import commented_yaml
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.preview import Drawn, Made, Thumbnail
-from dynaflip.platform.triplets.report.cautions import interpolated_lines
+from dynaflip.platform.triplets.report.cautions import camera_lines, interpolated_lines
 from dynaflip.platform.triplets.report.data_card import captions, histograms, in_words, notes
 from dynaflip.platform.triplets.report.example_cards import LEGEND, example
 from dynaflip.platform.triplets.report.examples import read_examples
@@ -93,7 +93,8 @@ def cost_sentence(found: Preview) -> str:
     cost, drawn = found.cost, found.drawn
     total = drawn.listed.total()
     spread = f" ± {duration(cost.spread_s)}" if cost.spread_s >= 0.05 * cost.seconds else ""
-    whole = f"{total:,} clips on {cost.workers}: about {duration(cost.seconds)}{spread}"
+    clips = f"{total:,} {'clip' if total == 1 else 'clips'}"
+    whole = f"{clips} on {cost.workers}: about {duration(cost.seconds)}{spread}"
     if drawn.complete:
         return f"{whole}, reckoned from {len(found.made)}, without start and compaction"
     return (
@@ -158,6 +159,7 @@ def _flow(inspection: Inspection, found: Preview) -> list[str]:
     seconds = {one.clip.clip_id: one.seconds for one in found.made}
     rows = read_examples(inspection.files, len(found.made))
     return [
+        *notes(camera_lines(inspection.camera_counts())),
         "<h2>Where flow, depth and camera motion are from</h2>",
         table(in_words(inspection.ways())),
         "<h2>Triplets</h2><p>Of each clip the window with most motion, from most to least.</p>",

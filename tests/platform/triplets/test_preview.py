@@ -79,6 +79,8 @@ def test_the_whole_set_is_reckoned_by_source() -> None:
     assert spread_s > 0  # one clip says little of its source
     _, nothing_left = whole_set_s(made, Counter(a=2, b=1), workers=4)
     assert nothing_left == 0
+    one_s, _ = whole_set_s(made[:1], Counter(a=1), workers=8)
+    assert one_s == pytest.approx(2.0)  # no worker shares a clip with another
 
 
 @pytest.mark.parametrize(
