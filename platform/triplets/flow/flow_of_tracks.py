@@ -236,7 +236,8 @@ def _camera(
         if config.camera.on_failure == "reject":
             raise WindowRejected("camera", "no motion of the camera fits (camera.min_inlier_share)")
         return still, CameraKnown("failed", share)
-    return poses, CameraKnown("fit", share)
+    moved = bool(np.abs(poses - still).max() > 0)
+    return poses, CameraKnown("fit" if moved else "static", share)
 
 
 def fit_to_tracks(
@@ -250,7 +251,8 @@ def fit_to_tracks(
         config: tolerances and trials.
 
     Returns:
-        (N, 4, 4) camera n to the first camera, and the smallest share over frames of the visible
+        (N, 4, 4) camera n to the first camera (all the identity, where it stood still), and the
+        smallest share over frames of the visible
         points that agree; 0 where a frame has fewer than three.
     """
     count = len(tracks.points_cam_m)

@@ -100,6 +100,25 @@ class Right:
         return points_px + steps, np.ones((len(frames), len(points_px)), bool)
 
 
+class Nearer:
+    """The camera goes ahead by a tenth of the distance, and a bit of the scene goes aside."""
+
+    dimensions = 3
+    scale = "metric"
+
+    def __call__(self, window):
+        from dynaflip.platform.triplets.flow.tracker_3d import WindowTracks3D
+
+        count, height, width = window.frames.shape[:3]
+        x, y = ((window.points_px - [width / 2, height / 2]) / width).T
+        share = np.linspace(0, 1, count)[:, None, None]
+        aside = np.where(x > 0.25, 0.2, 0.0)[:, None] * [1, 0, 0]
+        ahead = np.array([0, 0, 0.2])
+        points = 2 * np.stack([x, y, np.ones_like(x)], -1) + share * (aside - ahead)
+        intrinsics = np.tile([width, width, width / 2, height / 2], (count, 1))
+        return WindowTracks3D(points, np.ones((count, len(x)), bool), None, intrinsics)
+
+
 class Ramp:
     """Further at the top."""
 
@@ -130,6 +149,7 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (about / "entry_points.txt").write_text(
         "[dynaflip.source]\narrays = arrays_of_others:Arrays\n"
         "[dynaflip.tracker]\nright = arrays_of_others:Right\n"
+        "[dynaflip.tracker_3d]\nnearer = arrays_of_others:Nearer\n"
         "[dynaflip.depth_model]\nramp = arrays_of_others:Ramp\n"
         "[dynaflip.captioner]\nsizes = arrays_of_others:Sizes\n"
     )
@@ -207,6 +227,20 @@ def test_a_tracker_and_its_name_in_the_triplets(
     code.write_text(code.read_text() + "\n# another version\n")
     assert list(before) == [given]
     assert digests_of_models(config) != before, "other code makes other triplets"
+
+
+@pytest.mark.parametrize("given", ["nearer", "class:arrays_of_others:Nearer"])
+def test_a_3d_tracker_and_its_name_in_the_triplets(
+    outside: Path, video_folder: Callable[..., Path], tmp_path: Path, with_models: None, given: str
+) -> None:
+    source = SourceConfig(path=str(video_folder(1)))
+    config = PreprocessConfig(source=source, track=TrackConfig(tracker=given), draws_per_clip=1)
+    check_models(config)
+    assert list(digests_of_models(config)) == [given]
+    made = preprocess(config, str(tmp_path / "out"))
+    assert made.counts["kept"] == 1, pq.read_table(made.folder / "rejected.parquet").to_pylist()
+    rows = rows_of(made.folder, "flow_source", "depth_kind", "camera_motion")
+    assert {tuple(row.values()) for row in rows} == {(given, "tracker", "fit")}
 
 
 @pytest.mark.parametrize("given", ["ramp", "class:arrays_of_others:Ramp"])

@@ -149,6 +149,15 @@ def test_the_camera_is_fitted_to_tracks_without_poses() -> None:
         clip_table(CLIP, SceneRecording(), recorded)
 
 
+def test_a_camera_that_stood_still_is_called_static() -> None:
+    Wrong.change = staticmethod(
+        lambda t: replace(t, points_cam_m=in_world(t, np.linalg.inv(t.poses[0])), poses=None)
+    )
+    table = clip_table(CLIP, SceneRecording(), settings(f"class:{__name__}:Wrong"))
+    assert {row[3] for row in ways(table)} == {"static"}
+    assert errors_m(table)[1] < 1e-5
+
+
 Change = Callable[[WindowTracks3D], Any]
 
 
