@@ -8,6 +8,7 @@ held-out here was held out from pretraining.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from dynaflip.platform.lerobot.metadata import Episode
 from dynaflip.platform.triplets.clips import Clip, ClipRejected
 from dynaflip.platform.triplets.config import SourceConfig
 from dynaflip.platform.triplets.sources.lerobot import LeRobotSource
-from dynaflip.platform.triplets.split import split_of
+from dynaflip.platform.triplets.split import split_in
 
 HAND, OBJECT, JOINTS = PROPRIOCEPTION, OBJECT_POSITION, JOINT_ANGLES
 _AS_RECORDED = 1 << 20  # px: longer than any short side, and images are never enlarged
@@ -64,12 +65,12 @@ def labels_missing(folder: str) -> str | None:
     return f"{folder} has no {' and no '.join(missing)}" if missing else None
 
 
-def open_recordings(folder: str, heldout_share: float) -> Recordings:
+def open_recordings(folder: str, triplets: Mapping[str, Any]) -> Recordings:
     """List the unperturbed, still-camera recordings of a data set.
 
     Args:
         folder: LeRobot v3.0 data set with simulator labels.
-        heldout_share: as in preprocessing.
+        triplets: manifest of the triplets whose split is kept.
 
     Raises:
         UserError: none of them is in the training split.
@@ -80,7 +81,7 @@ def open_recordings(folder: str, heldout_share: float) -> Recordings:
     plain = [clip for clip in clips if clip.camera == camera and _is_plain(clip)]
     by_split: dict[str, list[Clip]] = {"train": [], "heldout": []}
     for clip in plain:
-        by_split[split_of(clip.recording_id, heldout_share)].append(clip)
+        by_split[split_in(triplets, clip.recording_id)].append(clip)
     if not by_split["train"]:
         raise UserError(
             f"--data: {folder} has no unperturbed recording in its training split "

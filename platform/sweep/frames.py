@@ -45,9 +45,12 @@ def make_frames(config: ScoreConfig, triplets: str) -> LabelledFrames:
     missing = labels_missing(data)
     if missing is not None:
         raise UserError(f"sweep.score.data: {missing}; trials are scored on labelled frames")
-    share = float(read_manifest(triplets)["settings"]["heldout_share"])
+    manifest = read_manifest(triplets)
     frames = make_probe_frames(
-        open_recordings(data, share), config.views, config.frames_per_episode, "sweep.score.views"
+        open_recordings(data, manifest),
+        config.views,
+        config.frames_per_episode,
+        "sweep.score.views",
     )
     test = frames.views.where(frames.views.condition != ALL_FACTORS)
     return concatenate([frames.train, test])

@@ -191,6 +191,11 @@ class PreprocessConfig:
     heldout_share: float = 0.2
     """Share of recordings held out from pretraining, by hash."""
 
+    join_near_duplicates: bool = False
+    """Put recordings whose clips are near copies of each other on one side of the split, among
+    20,000 clips at most. Needs the whole set to be made; recordings that are added later do not
+    move others, and are only reported."""
+
     seed: int = 0
     """Seed of the draw of frames, together with each clip's content."""
 

@@ -96,6 +96,19 @@ class Ledger:
             self._kept_parts = self._whole_parts()
             self._database.execute("delete from clips where wanted = 0")
 
+    def has_adopted(self) -> bool:
+        """Whether some clip is of the finished set."""
+        ((found,),) = self._select("select exists(select * from clips where part is not null)")
+        return bool(found)
+
+    def replace(self, clip: StoredClip, other: StoredClip) -> None:
+        """Take other triplets of a clip that :meth:`to_place` gave, in a file among the shards."""
+        values = _row(other, None)
+        with self._lock:
+            self._database.execute("delete from clips where number = ?", (clip.number,))
+            marks = ", ".join("?" * len(values))
+            self._database.execute(f"insert into clips values (null, {marks})", values)
+
     def whole_parts(self) -> list[str]:
         """Parquet files of the finished set, without suffix, whose clips are all wanted."""
         return self._kept_parts

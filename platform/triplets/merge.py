@@ -190,6 +190,10 @@ def _merge(
             "sources": _sources(inputs),
             "merged": [_about(one) for one in inputs],
         }
+        moved = {
+            k: v for one in inputs for k, v in one.manifest.get("moved_recordings", {}).items()
+        }
+        about |= {"moved_recordings": moved} if moved else {}
         write_rejected(work, ledger)
         counted, examples = count(ledger), PreprocessConfig().example_images
         outcome = finish(target, work, ledger, names, about, counted, examples)

@@ -20,6 +20,7 @@ from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.counts import count
 from dynaflip.platform.triplets.destination import Destination
 from dynaflip.platform.triplets.folder_index import INDEX, write_index
+from dynaflip.platform.triplets.joined_splits import join_near_duplicates
 from dynaflip.platform.triplets.ledger import Ledger
 from dynaflip.platform.triplets.place import Place
 from dynaflip.platform.triplets.report.cautions import small_set_lines
@@ -76,6 +77,9 @@ def publish(
         config: settings.
         about: entries of the manifest: settings, made_from, work_key, sources, listing.
     """
+    before = read_finished(target.folder).get("moved_recordings", {})
+    moved = join_near_duplicates(work, ledger, config, before)
+    about = {**about, "moved_recordings": moved} if moved else about
     counts, digest = count(ledger)
     write_rejected(work, ledger)
     if failure := _failure(counts, config.max_rejected_share):

@@ -8,12 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 
 def split_of(recording_id: str, heldout_share: float) -> str:
     """``"heldout"`` for about ``heldout_share`` of all recordings, else ``"train"``."""
     return "heldout" if _hash(recording_id) < heldout_share * 2**64 else "train"
+
+
+def split_in(manifest: Mapping[str, Any], recording_id: str) -> str:
+    """The split of a recording in a set: by hash, unless near copies moved it."""
+    share = float(manifest["settings"]["heldout_share"])
+    moved: Mapping[str, str] = manifest.get("moved_recordings", {})
+    return moved.get(recording_id) or split_of(recording_id, share)
 
 
 def share_for_two(recording_ids: Collection[str]) -> float | None:

@@ -74,8 +74,7 @@ class Probes(Suite):
         reason = _why_no_probes(config)
         probed = None
         if reason is None:
-            heldout_share = float(manifest["settings"]["heldout_share"])
-            probed = score_positions(pair, config, heldout_share, others)
+            probed = score_positions(pair, config, manifest, others)
             print(f"probes scored in {time.monotonic() - began:.0f} s")
         else:
             notes.append(f"probes skipped: {reason}")
@@ -168,7 +167,7 @@ def score_retrieval(pair: Pair, config: ProbeSuiteConfig) -> dict[str, dict[str,
 def score_positions(
     pair: Pair,
     config: ProbeSuiteConfig,
-    heldout_share: float,
+    triplets: dict[str, Any],
     others: Sequence[EncoderUnderTest] = (),
 ) -> Probed:
     """Fit probes on unperturbed training recordings; test them on held-out and rendered ones."""
@@ -184,7 +183,7 @@ def score_positions(
     from dynaflip.platform.evaluation.report.tables import INITIAL, PIXELS, TRAINED
 
     assert config.data is not None
-    recordings = open_recordings(config.data, heldout_share)
+    recordings = open_recordings(config.data, triplets)
     number = config.probes.frames_per_episode
     frames = make_probe_frames(recordings, config.views, number, "views")
     train, views, factors = frames.train, frames.views, frames.single_factors

@@ -46,6 +46,8 @@ class Copies:
                 f"; a sample, which holds {self.train:,} of {self.of_train:,} training clips: "
                 f"reckon with {self.of_train / self.train:.0f} times as many"
             )
+        if self.copied:
+            found += "; join_near_duplicates puts them on one side when the set is made anew"
         return [found]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -14,8 +16,11 @@ from triplet_recordings import textured, write_video
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
 from dynaflip.platform.triplets.near_duplicates import Look, near_duplicates
 from dynaflip.platform.triplets.pipeline import preprocess
+from dynaflip.platform.triplets.publish import Outcome
 from dynaflip.platform.triplets.report.copies import copies_across
 from dynaflip.platform.triplets.report.inspection import inspect_folder, inspection_lines
+from dynaflip.platform.triplets.schema import read_manifest
+from dynaflip.platform.triplets.split import split_in
 from dynaflip.platform.triplets.thumbnails import encode_thumbnails, thumbnail_frames
 
 EPISODES, FRAMES = 12, 30
@@ -77,7 +82,7 @@ def test_copies_are_found_and_other_episodes_of_the_scene_are_not(
     pairs = near_duplicates(looks, lambda a, b: a.split != b.split)
     assert pairs == [(n, EPISODES + i) for i, n in enumerate(copied)]
     (line,) = copies_across(looks, EPISODES).lines()
-    assert line == "held-out clips with a near copy in train: 3 of 7 (copy ↔ bridge: 3)"
+    assert line.startswith("held-out clips with a near copy in train: 3 of 7 (copy ↔ bridge: 3);")
     (sampled,) = copies_across(looks, 10 * EPISODES).lines()
     assert "12 of 120 training clips: reckon with 10 times as many" in sampled
 
@@ -99,18 +104,64 @@ def test_clips_without_motion_or_contrast_are_no_copies() -> None:
         assert near_duplicates([look(n, frames, "train", "bridge") for n in range(3)]) == []
 
 
-@pytest.mark.usefixtures("in_process", "in_order")
-def test_inspect_tells_of_copies_between_sources(tmp_path: Path) -> None:
-    for source, change in (("bridge", lambda f: f), ("bridge_copy", lambda f: f[:, 8:-8, 8:-8])):
-        for n in range(6):
-            write_video(tmp_path / source / f"{n}.mp4", change(episode(n)))
-    sources = tuple(
-        SourceConfig(path=str(tmp_path / name), caption_template="push {name}")
-        for name in ("bridge", "bridge_copy")
-    )
-    config = PreprocessConfig(
-        sources=sources, depth="plane", draws_per_clip=1, heldout_share=0.5, max_rejected_share=0.9
-    )
-    found = preprocess(config, str(tmp_path / "out"))
-    (line,) = (s for s in inspection_lines(inspect_folder(str(found.folder))) if "near copy" in s)
+@pytest.fixture
+def two_sources(tmp_path: Path, in_process: None, in_order: None) -> Callable[..., Outcome]:
+    """Make the triplets of numbered videos and of cropped copies of them, half of all held out."""
+
+    def make(numbers: range, **values: bool) -> Outcome:
+        changes = (("bridge", lambda f: f), ("bridge_copy", lambda f: f[:, 8:-8, 8:-8]))
+        for source, change in changes:
+            for n in numbers:
+                path = tmp_path / source / f"{n}.mp4"
+                if not path.exists():
+                    write_video(path, change(episode(n)))
+        sources = tuple(
+            SourceConfig(path=str(tmp_path / name), caption_template="push {name}")
+            for name in ("bridge", "bridge_copy")
+        )
+        config = PreprocessConfig(
+            sources=sources, depth="plane", draws_per_clip=1, heldout_share=0.5, example_images=0
+        )
+        return preprocess(replace(config, **values), str(tmp_path / "out"))
+
+    return make
+
+
+def sides(outcome: Outcome) -> dict[tuple[str, str], str]:
+    """The split of each video of each source."""
+    rows = inspect_folder(str(outcome.folder)).rows.unique(["source", "caption", "split"])
+    columns = (rows[name].to_list() for name in ("source", "caption", "split"))
+    return {(source, caption): split for source, caption, split in zip(*columns, strict=True)}
+
+
+def test_copies_are_joined_on_a_whole_rebuild_and_later_ones_only_told_of(
+    two_sources: Callable[..., Outcome],
+) -> None:
+    apart = two_sources(range(5))
+    hashed = sides(apart)
+    crossing = {c for _, c in hashed if hashed["bridge", c] != hashed["bridge_copy", c]}
+    assert crossing
+    (line,) = (s for s in inspection_lines(inspect_folder(str(apart.folder))) if "near copy" in s)
+    assert f"near copy in train: {len(crossing)} of" in line
     assert "↔" in line
+    joined = two_sources(range(5), join_near_duplicates=True)
+    together = sides(joined)
+    assert all(together["bridge", c] == together["bridge_copy", c] for _, c in together)
+    changed = {key for key in hashed if hashed[key] != together[key]}
+    assert {c for _, c in changed} == crossing
+    assert len(changed) == len(crossing)  # one of two moves to the other
+    manifest = read_manifest(str(joined.folder))
+    splits = {s["recording_id"]: s["split"] for s in summaries(joined)}
+    assert all(split_in(manifest, name) == split for name, split in splits.items())
+    assert len(manifest["moved_recordings"]) == len(crossing)
+    assert joined.digest != apart.digest
+    grown = two_sources(range(7), join_near_duplicates=True)
+    after = sides(grown)
+    assert {key: after[key] for key in together} == together
+    assert read_manifest(str(grown.folder))["moved_recordings"] == manifest["moved_recordings"]
+
+
+def summaries(outcome: Outcome) -> list[dict[str, str]]:
+    assert isinstance(outcome.folder, Path)
+    texts = [path.read_text() for path in (outcome.folder / "done").glob("part-*.json")]
+    return [clip for text in texts for clip in json.loads(text)["clips"]]
