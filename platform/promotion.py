@@ -275,7 +275,7 @@ def _evidence(
         group.name: [group.difference.value, group.difference.low, group.difference.high]
         for group in groups
     }
-    asked = ("episodes", "horizon_steps", "image_px", "adaptation", "head")
+    asked = ("episodes", "horizon_steps", "image_px", "adaptation", "head", "readout")
     return {
         "run_id": mine.run_id,
         "test_look": mine.test_evaluation,

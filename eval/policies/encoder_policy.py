@@ -14,7 +14,8 @@ import torch
 
 from dynaflip.errors import UserError
 from dynaflip.eval.policies.base import Head, join
-from dynaflip.eval.policies.readouts.base import Reader, TokenGrid, flatten, grids_of
+from dynaflip.eval.policies.readouts.base import Reader
+from dynaflip.eval.policies.readouts.grid import TokenGrid, flatten, grids_of
 from dynaflip.eval.rollout import Observation
 
 

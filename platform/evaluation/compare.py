@@ -10,6 +10,7 @@ from dynaflip.errors import UserError
 from dynaflip.eval.expert_views import ALL_FACTORS
 from dynaflip.eval.intervals.hierarchical_bootstrap import Rate, paired_success, success_rate
 from dynaflip.eval.intervals.holm import family_verdicts
+from dynaflip.eval.policies.readouts.config import POOLED
 from dynaflip.platform.evaluation.encoders_under_test import TRAINED
 from dynaflip.platform.evaluation.report.rollout_tables import GIVEN, percent, points
 from dynaflip.platform.evaluation.report.tables import Section
@@ -19,7 +20,7 @@ from dynaflip.platform.evaluation.rollout_run import FinishedEvaluation, read_ev
 # Settings that must be alike for episodes to be pairs.
 _PROTOCOL = (
     "environment", "split", "episodes", "horizon_steps", "steps_after_success", "image_px",
-    "demonstrations", "head", "multitask", "adaptation", "seed", "seeds",
+    "demonstrations", "head", "readout", "multitask", "adaptation", "seed", "seeds",
 )  # fmt: skip
 
 
@@ -41,7 +42,8 @@ def check_same_protocol(first: FinishedEvaluation, second: FinishedEvaluation) -
             f"{second.simulator}: their episodes are no pairs; evaluate both in one of them"
         )
     # What only some policies have is asked of those alone.
-    used = [str(first.settings["head"]), "head_settings"]
+    used = [str(first.settings["head"]), "head_settings", "readout_settings"]
+    used += [str(first.settings.get("readout") or POOLED)]
     used += ["end_to_end"] if first.settings["adaptation"] != "frozen" else []
     used += ["tasks"] if first.settings["multitask"] else []  # they all shape the one policy
     for key in (*_PROTOCOL, *used):
@@ -59,6 +61,8 @@ def _setting(run: FinishedEvaluation, key: str) -> Any:
         return run.environment.name
     if key == "tasks":
         return list(run.environment.tasks_of(run.settings["tasks"]))
+    if key == "readout":
+        return run.settings.get(key) or POOLED
     return run.settings.get(key) or None
 
 

@@ -10,7 +10,12 @@ from dynaflip.encoders.backbones import BACKBONES, own_class
 from dynaflip.eval.envs.registry import DEFAULT_ENVIRONMENT, environment
 from dynaflip.eval.perturbations import LEVELS
 from dynaflip.eval.policies.config import BehaviourCloningConfig, DiffusionConfig, EndToEndConfig
-from dynaflip.eval.policies.registry import HEADS
+from dynaflip.eval.policies.readouts.config import (
+    POOLED,
+    AttentiveConfig,
+    SpatialSoftmaxConfig,
+)
+from dynaflip.eval.policies.registry import HEADS, READOUTS
 from dynaflip.platform.evaluation.encoder_entries import BASELINES, read_entries
 
 ADAPTATIONS = ("frozen", "lora", "full")
@@ -149,6 +154,13 @@ class ProbeSuiteConfig(EvaluationConfig):
 class RolloutConfig(EvaluationConfig):
     """Settings of the suites ``rollouts`` and ``imitation``: policies on frozen encoders."""
 
+    ADDED: ClassVar[tuple[str, ...]] = (
+        *EvaluationConfig.ADDED,
+        "readout",
+        "readout_settings",
+        "attentive",
+        "spatial_softmax",
+    )
     RENAMED: ClassVar[dict[str, str]] = {"arms": "encoders"}
 
     encoder: str = "models:/dynaflip-encoder@candidate"
@@ -215,6 +227,14 @@ class RolloutConfig(EvaluationConfig):
     head_settings: dict[str, Any] = field(default_factory=dict)
     """Settings of a head that has no section below, by name."""
 
+    readout: str = "pooled"
+    """How the head reads every encoder: pooled (its own embedding), or by a small module over its
+    tokens that is trained with the head: attentive, spatial_softmax, an installed package's, or
+    class:MODULE:NAME."""
+
+    readout_settings: dict[str, Any] = field(default_factory=dict)
+    """Settings of a read-out that has no section below, by name."""
+
     adaptation: str = "frozen"
     """The encoder inside the policy: frozen, lora (low-rank additions are trained) or full (all of
     it; the random baseline is then trained from scratch). Hours on a CPU unless frozen."""
@@ -233,6 +253,8 @@ class RolloutConfig(EvaluationConfig):
 
     behaviour_cloning: BehaviourCloningConfig = field(default_factory=BehaviourCloningConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    attentive: AttentiveConfig = field(default_factory=AttentiveConfig)
+    spatial_softmax: SpatialSoftmaxConfig = field(default_factory=SpatialSoftmaxConfig)
     end_to_end: EndToEndConfig = field(default_factory=EndToEndConfig)
 
     def __post_init__(self) -> None:
@@ -242,6 +264,7 @@ class RolloutConfig(EvaluationConfig):
         self._check_environment()
         one_of(self, SPLITS, "split")
         self._check_head()
+        self._check_readout()
         one_of(self, ADAPTATIONS, "adaptation")
         self._check_adaptation()
         if self.image_px < 32 or self.image_px % 2:
@@ -271,14 +294,33 @@ class RolloutConfig(EvaluationConfig):
         section = getattr(self, self.head, None) if self.head in HEADS.table else None
         return self.head_settings if section is None else asdict(section)
 
+    def settings_of_readout(self) -> dict[str, Any]:
+        """The read-out's settings as plain values, from its section or ``readout_settings``."""
+        section = getattr(self, self.readout, None) if self.readout in READOUTS.table else None
+        return self.readout_settings if section is None else asdict(section)
+
     def _check_head(self) -> None:
         extension(self, HEADS, "head")
         if self.head_settings and self.head in HEADS.table:
             raise ValueError(f"head_settings: head {self.head} has a section of that name instead")
 
+    def _check_readout(self) -> None:
+        extension(self, READOUTS, "readout")
+        if self.readout_settings and self.readout in READOUTS.table:
+            has = "has no settings" if self.readout == POOLED else "has a section of that name"
+            raise ValueError(f"readout_settings: read-out {self.readout} {has}")
+        for name, usual in (
+            ("attentive", AttentiveConfig()),
+            ("spatial_softmax", SpatialSoftmaxConfig()),
+        ):
+            if self.readout != name and getattr(self, name) != usual:
+                raise ValueError(f"{name} is read with readout {name} alone, not {self.readout}")
+
     def _check_adaptation(self) -> None:
         if self.adaptation == "frozen":
             return
+        if self.readout != POOLED:
+            raise ValueError(f"readout {self.readout} goes with adaptation frozen")
         if self.multitask or self.head != "behaviour_cloning":
             raise ValueError(
                 f"adaptation {self.adaptation} goes with head behaviour_cloning and one task per "

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dynaflip.eval import perturbations
 from dynaflip.eval.envs.registry import DEFAULT_ENVIRONMENT, environment
 from dynaflip.eval.expert_views import ALL_FACTORS, UNPERTURBED
 from dynaflip.eval.policies.config import settings_to_hash
+from dynaflip.eval.policies.readouts.config import POOLED
 from dynaflip.eval.rollout import EpisodeStart
 from dynaflip.platform.evaluation.config import RolloutConfig
 from dynaflip.platform.evaluation.demonstrations import DemonstrationSet, collect_demonstrations
@@ -55,10 +56,12 @@ class PolicySpec:
     seed: int
     adaptation: str  # frozen, lora or full
     end_to_end: dict[str, Any]  # settings of the training, where it is not frozen
+    readout: str = POOLED
+    readout_settings: dict[str, Any] = field(default_factory=dict)
 
     def digest(self) -> str:
         """Equal for policies that are equal."""
-        recipe = {
+        recipe: dict[str, Any] = {
             "version": [ROLLOUT_VERSION, *versions_of(_LEARNING)],
             "encoder": self.encoder.digest,
             "demonstrations": [d.digest for d in self.demonstrations],
@@ -69,6 +72,8 @@ class PolicySpec:
             "seed": self.seed,
             "adaptation": [self.adaptation, self.end_to_end],
         }
+        if self.readout != POOLED:  # as before there were others
+            recipe["readout"] = [self.readout, self.readout_settings]
         return _digest(recipe)
 
 
@@ -118,10 +123,12 @@ def prepare(config: RolloutConfig) -> tuple[list[EncoderUnderTest], list[Evaluat
     Raises:
         UserError: a task, a head or an encoder does not exist, or the simulator cannot render.
     """
-    from dynaflip.eval.policies.registry import head_settings
+    from dynaflip.eval.policies.registry import check_reads, head_settings, readout_settings
 
     tasks = environment(config.environment).tasks_of(config.tasks)
     head_settings(config.head, config.settings_of_head())  # refused now, not in every worker
+    readout_settings(config.readout, config.settings_of_readout())
+    check_reads(config.head, config.readout)
     tested = resolve_encoders(config)
     return tested, plan_jobs(config, tested, collect_demonstrations(config, tasks))
 
@@ -199,6 +206,8 @@ def _policy(
         seed=seed,
         adaptation=config.adaptation,
         end_to_end={} if config.adaptation == "frozen" else asdict(config.end_to_end),
+        readout=config.readout,
+        readout_settings=config.settings_of_readout(),
     )
 
 

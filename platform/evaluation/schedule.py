@@ -63,7 +63,8 @@ def fit_missing(jobs: list[EvaluationJob], pool: ActorPool, *, quiet: bool = Fal
         spec = job.policy
         if spec.encoder.folder is None or cache.has_policy(spec):
             continue
-        key = (spec.encoder.digest, *(d.digest for d in spec.demonstrations))
+        shown = (d.digest for d in spec.demonstrations)
+        key = (spec.encoder.digest, *shown, spec.readout, repr(spec.readout_settings))
         groups.setdefault(key, {})[spec.digest()] = spec
     batches = [list(specs.values()) for specs in groups.values()]
     if not batches:

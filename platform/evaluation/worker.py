@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from dynaflip.eval.envs.registry import environment
-from dynaflip.eval.policies.config import BehaviourCloningConfig, EndToEndConfig
 from dynaflip.platform.evaluation.demonstrations import DemonstrationSet
 from dynaflip.platform.evaluation.encoders_under_test import EXPERT, RANDOM_POLICY, Encoder, load
 from dynaflip.platform.evaluation.plan import EvaluationJob, PolicySpec
-
-# On a CPU a small batch's activations stay in the cache: 64 images at once took 1.4 times as
-# long an image (EfficientNet-Lite0 at 112 px).
-FEATURE_BATCH = 16
+from dynaflip.platform.evaluation.policy_fits import (
+    FEATURE_BATCH,
+    encode_demonstrations,
+    fit_end_to_end_policy,
+    fit_policy,
+    fitted_policy,
+)
 
 CACHED_DEMONSTRATIONS = 5  # tasks whose decoded frames stay in memory
 CACHED_ENCODERS = 4
@@ -75,37 +77,15 @@ class Worker:
         self._frames: dict[str, Any] = {}
 
     def fit(self, specs: list[PolicySpec]) -> dict[str, dict[str, Any]]:
-        """Fit policies that share encoder and demonstrations: digest → state dict.
+        """Fit policies that share encoder, demonstrations and read-out: digest → state dict.
 
         Features are computed once for all of them, and in no minibatch.
         """
-        import numpy as np
-
-        from dynaflip.eval.policies.base import Demonstrations
-        from dynaflip.eval.policies.encoder_policy import check_encoder, features_of
-
-        encoder = self._encoder(specs[0].encoder)
         parts = [self._frames_of(d) for d in specs[0].demonstrations]
-        check_encoder(encoder, parts[0].images[:4])
         if specs[0].adaptation != "frozen":
-            return {spec.digest(): _fit_end_to_end(spec, parts[0]) for spec in specs}
-        words = _words(specs[0])
-        features, context, episode = [], [], []
-        for number, part in enumerate(parts):
-            for start in range(0, len(part.images), FEATURE_BATCH):
-                images = part.images[start : start + FEATURE_BATCH]
-                features.append(features_of(encoder, images))
-            if words is not None:
-                context.append(np.repeat(words[number : number + 1], len(part.images), 0))
-            episode.append(part.episode + 10**6 * number)
-        demonstrations = Demonstrations(
-            features=np.concatenate(features),
-            proprioception=np.concatenate([part.proprioception for part in parts]),
-            actions=np.concatenate([part.actions for part in parts]),
-            episode=np.concatenate(episode),
-            context=np.concatenate(context) if words is not None else None,
-        )
-        return {spec.digest(): _fit_head(spec, demonstrations).state_dict() for spec in specs}
+            return {spec.digest(): fit_end_to_end_policy(spec, parts[0]) for spec in specs}
+        shown = encode_demonstrations(self._encoder(specs[0].encoder), parts, specs[0])
+        return {spec.digest(): fit_policy(spec, shown) for spec in specs}
 
     def roll_out(self, job: EvaluationJob, weights: dict[str, Any] | None) -> JobResult:
         """Run a job's episodes with a fitted policy."""
@@ -234,7 +214,6 @@ class Worker:
         return self._encoders[encoder.digest]
 
     def _policy(self, job: EvaluationJob, weights: dict[str, Any] | None) -> Any:
-        from dynaflip.eval.policies.encoder_policy import EncoderPolicy
         from dynaflip.eval.policies.random_policy import RandomPolicy
 
         spec = job.policy
@@ -243,84 +222,11 @@ class Worker:
         if spec.encoder.name == RANDOM_POLICY:
             return RandomPolicy(spec.seed, environment(job.environment).action_dim)
         assert weights is not None
-        if spec.adaptation != "frozen":
-            encoder, head = _adapted(spec, weights)
-            return EncoderPolicy(encoder, head, use_proprioception=spec.use_proprioception)
-        words = _words(spec)
-        context = None
-        if words is not None:
-            context = words[[d.task for d in spec.demonstrations].index(job.task)]
-        return EncoderPolicy(
-            self._encoder(spec.encoder),
-            _head_of(spec, weights),
-            use_proprioception=spec.use_proprioception,
-            context=context,
-        )
+        return fitted_policy(spec, weights, self._encoder(spec.encoder), job.task)
 
 
 def _scene_spec(job: EvaluationJob) -> SceneSpec:
     return SceneSpec(job.environment, job.task, job.image_px)
-
-
-_ENCODER = "encoder."  # marks an adapted encoder's tensors beside the head's
-
-
-def _fit_end_to_end(spec: PolicySpec, frames: Any) -> dict[str, Any]:
-    """Tensors of head and encoder, trained together."""
-    from dynaflip.eval.policies.base import chunks_of
-    from dynaflip.eval.policies.end_to_end import fit_end_to_end
-
-    settings = BehaviourCloningConfig(**spec.head_settings)
-    encoder, head = fit_end_to_end(
-        load(spec.encoder),  # of its own: it is changed in place
-        frames.images,
-        frames.proprioception if spec.use_proprioception else None,
-        chunks_of(frames.actions, frames.episode, settings.chunk),
-        settings,
-        EndToEndConfig(**spec.end_to_end),
-        mode=spec.adaptation,
-        seed=spec.seed,
-    )
-    adapted = {_ENCODER + name: tensor for name, tensor in encoder.state_dict().items()}
-    return head.state_dict() | adapted
-
-
-def _adapted(spec: PolicySpec, weights: dict[str, Any]) -> tuple[Any, Any]:
-    encoder = load(spec.encoder)
-    encoder.load_state_dict(
-        {k.removeprefix(_ENCODER): v for k, v in weights.items() if k.startswith(_ENCODER)}
-    )
-    head = {k: v for k, v in weights.items() if not k.startswith(_ENCODER)}
-    return encoder.eval(), _head_of(spec, head)
-
-
-def _fit_head(spec: PolicySpec, demonstrations: Any) -> Any:
-    from dynaflip.eval.policies.registry import head_settings, policy_head
-
-    return policy_head(spec.head).fit(
-        demonstrations,
-        head_settings(spec.head, spec.head_settings),
-        use_proprioception=spec.use_proprioception,
-        seed=spec.seed,
-    )
-
-
-def _head_of(spec: PolicySpec, weights: dict[str, Any]) -> Any:
-    from dynaflip.eval.policies.registry import head_settings, policy_head
-
-    settings = head_settings(spec.head, spec.head_settings)
-    return policy_head(spec.head).load(weights, settings)
-
-
-def _words(spec: PolicySpec) -> Any:
-    """(tasks, C) float32 of the tasks' captions, or None where a policy serves one task."""
-    if len(spec.demonstrations) == 1:
-        return None
-    from dynaflip.encoders.config import LanguageConfig
-    from dynaflip.encoders.language import embed_captions
-
-    captions = [d.caption for d in spec.demonstrations]
-    return embed_captions(captions, LanguageConfig()).numpy()
 
 
 def _animation(images: list[Any]) -> bytes:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dynaflip.eval.policies.readouts.base import ReadOut, TokenGrid
+from dynaflip.eval.policies.readouts.base import ReadOut
+from dynaflip.eval.policies.readouts.grid import TokenGrid
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,9 @@ from dynaflip.errors import UserError
 from dynaflip.eval.policies.base import Demonstrations
 from dynaflip.eval.policies.encoder_policy import EncoderPolicy, check_encoder, tokens_of
 from dynaflip.eval.policies.readouts.attentive import Attentive
-from dynaflip.eval.policies.readouts.base import (
-    TokenGrid,
-    flatten,
-    grids_of,
-    load_reader,
-    new_reader,
-    reader_state,
-)
+from dynaflip.eval.policies.readouts.base import load_reader, new_reader, reader_state
 from dynaflip.eval.policies.readouts.config import AttentiveConfig, SpatialSoftmaxConfig
+from dynaflip.eval.policies.readouts.grid import TokenGrid, flatten, grids_of
 from dynaflip.eval.policies.readouts.spatial_softmax import SpatialSoftmax, expected_positions
 from dynaflip.eval.policies.readouts.token_store import TokenStore
 from dynaflip.eval.policies.registry import (
@@ -70,7 +64,7 @@ def demonstrations(
 ) -> Demonstrations:
     images, place = blobs()
     seen, grids = tokens_of(Cells(), images, scales)
-    store = TokenStore(len(seen), [grid.places * grid.channels for grid in grids])
+    store = TokenStore(len(seen), grids)
     for start in range(0, len(seen), 100):
         store.append(seen[start : start + 100])
     settings = readout_settings(readout, {**SMALL[readout], "scales": scales})
@@ -204,7 +198,7 @@ def test_attention_goes_to_the_token_that_tells_the_action() -> None:
     tokens[:, :, 0] = 0
     marked = rng.integers(0, 16, len(images))
     tokens[np.arange(len(images)), marked, 0] = 1
-    store = TokenStore(len(images), [48])
+    store = TokenStore(len(images), [TokenGrid(4, 4, 3)])
     store.append(tokens.reshape(len(images), 48))
     grids = [TokenGrid(4, 4, 3)]
     own = AttentiveConfig(width=16, heads=1)
@@ -222,7 +216,7 @@ def test_attention_goes_to_the_token_that_tells_the_action() -> None:
 def test_tokens_are_standardised_by_channel_with_a_floor_under_the_std() -> None:
     rng = np.random.default_rng(0)
     tokens = (5 + rng.normal(size=(150, 6, 2)) * [2, 1e-6]).astype(np.float32)
-    store = TokenStore(150, [12])
+    store = TokenStore(150, [TokenGrid(2, 3, 2)])
     store.append(tokens.reshape(150, 12))
     built = new_reader(
         read_out("spatial_softmax"), SpatialSoftmaxConfig(maps=1), [TokenGrid(2, 3, 2)],
@@ -238,7 +232,7 @@ def test_tokens_are_standardised_by_channel_with_a_floor_under_the_std() -> None
 @pytest.mark.parametrize("size", [1e-9, 1.0, 1e7])
 def test_stored_tokens_have_eleven_bits_whatever_their_size(size: float) -> None:
     values = size * np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
-    store = TokenStore(20, [4, 2])
+    store = TokenStore(20, [TokenGrid(2, 2, 1), TokenGrid(1, 1, 2)])
     store.append(values[:8])
     store.append(values[8:])
     rows = torch.tensor([13, 2])
@@ -257,7 +251,7 @@ def test_a_folder_without_room_for_the_tokens_is_named(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(UserError, match=r"10 frames need 0\.00 GB in .*No space.*set TMPDIR"):
-        TokenStore(10, [100])
+        TokenStore(10, [TokenGrid(10, 10, 1)])
 
 
 def test_an_encoder_whose_tokens_depend_on_its_batch_is_refused() -> None:

@@ -16,8 +16,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dynaflip.eval.policies.readouts.base import ReadOut, TokenGrid
+from dynaflip.eval.policies.readouts.base import ReadOut
 from dynaflip.eval.policies.readouts.config import AttentiveConfig
+from dynaflip.eval.policies.readouts.grid import TokenGrid
 
 
 class Attentive(nn.Module):

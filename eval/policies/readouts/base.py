@@ -10,33 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from dynaflip.eval.policies.norms import input_norm, set_token_statistics
 from dynaflip.eval.policies.readouts.config import PooledConfig
+from dynaflip.eval.policies.readouts.grid import TokenGrid
 from dynaflip.eval.policies.readouts.token_store import TokenStore
-
-
-class TokenGrid(NamedTuple):
-    """The tokens of one scale: rows × columns from the top left, each of some channels."""
-
-    rows: int
-    columns: int
-    channels: int
-
-    @property
-    def places(self) -> int:
-        """T."""
-        return self.rows * self.columns
-
-    def centres(self) -> Tensor:
-        """(T, 2): x to the right and y down of the tokens' centres, the image's edges at ±1."""
-        x = (torch.arange(self.columns) + 0.5) / self.columns * 2 - 1
-        y = (torch.arange(self.rows) + 0.5) / self.rows * 2 - 1
-        return torch.stack([x.repeat(self.rows), y.repeat_interleave(self.columns)], 1)
 
 
 class TokenPooling(Protocol):
@@ -92,8 +74,8 @@ class Reader(nn.Module):
         return width
 
     def forward(self, flat: Tensor) -> Tensor:
-        """All scales' values (B, V), of :func:`flatten` → (B, W)."""
-        scales = flat.split([grid.places * grid.channels for grid in self.grids], 1)
+        """All scales' values (B, V), as :func:`~.grid.flatten` gives them → (B, W)."""
+        scales = flat.split([grid.values for grid in self.grids], 1)
         tokens = []
         for values, grid, norm in zip(scales, self.grids, self.norms, strict=True):
             # A channel has one mean and std for all places, so that place is told by it.
@@ -105,19 +87,9 @@ class Reader(nn.Module):
         """Give norms that do not gather their statistics during the fit those of all frames."""
         start = 0
         for grid, norm in zip(self.grids, self.norms, strict=True):
-            stop = start + grid.places * grid.channels
+            stop = start + grid.values
             set_token_statistics(norm, partial(store.columns, start, stop), grid.channels)
             start = stop
-
-
-def flatten(maps: Sequence[Tensor]) -> Tensor:
-    """Feature maps S × (B, C, h, w) as the rows (B, V) that a :class:`Reader` reads."""
-    return torch.cat([one.flatten(2).transpose(1, 2).flatten(1) for one in maps], 1)
-
-
-def grids_of(maps: Sequence[Tensor]) -> tuple[TokenGrid, ...]:
-    """The grids of feature maps S × (B, C, h, w)."""
-    return tuple(TokenGrid(one.shape[2], one.shape[3], one.shape[1]) for one in maps)
 
 
 def new_reader(

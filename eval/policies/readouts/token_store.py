@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dynaflip.errors import UserError
+from dynaflip.eval.policies.readouts.grid import TokenGrid
 
 _CHUNK = 64  # frames that are in memory at a time where all are gone through
 
@@ -20,16 +21,17 @@ class TokenStore:
 
     Args:
         frames: N.
-        sizes: number of values of each scale of a frame; V is their sum.
+        grids: of the tokens of each scale of a frame.
 
     Raises:
         UserError: the temporary folder has no room for them.
     """
 
-    def __init__(self, frames: int, sizes: Sequence[int]) -> None:
-        self.sizes = tuple(sizes)
+    def __init__(self, frames: int, grids: Sequence[TokenGrid]) -> None:
+        self.grids = tuple(grids)
+        self._sizes = [grid.values for grid in grids]
         self._file = tempfile.TemporaryFile(prefix="dynaflip-tokens-")  # noqa: SIM115
-        need = 2 * frames * sum(sizes)
+        need = 2 * frames * sum(self._sizes)
         try:
             # Reserved now: a mapped page for which there is no room kills the process later.
             os.posix_fallocate(self._file.fileno(), 0, max(need, 1))
@@ -40,8 +42,8 @@ class TokenStore:
                 f"{tempfile.gettempdir()} ({error.strerror}); set TMPDIR to a larger folder, or "
                 "fewer scales or demonstrations"
             ) from None
-        self._values = np.memmap(self._file, np.float16, "r+", shape=(frames, sum(sizes)))
-        self._scale = np.ones(sum(sizes), np.float32)
+        self._values = np.memmap(self._file, np.float16, "r+", shape=(frames, sum(self._sizes)))
+        self._scale = np.ones(sum(self._sizes), np.float32)
         self._written = 0
 
     def __len__(self) -> int:
@@ -57,9 +59,9 @@ class TokenStore:
             UserError: a value is more than 65,504 times as large as they usually are.
         """
         if self._written == 0:
-            parts = np.split(rows, np.cumsum(self.sizes)[:-1], axis=1)
+            parts = np.split(rows, np.cumsum(self._sizes)[:-1], axis=1)
             units = [2.0 ** np.round(np.log2(max(_rms(part), 1e-30))) for part in parts]
-            self._scale = np.repeat(np.array(units, np.float32), self.sizes)
+            self._scale = np.repeat(np.array(units, np.float32), self._sizes)
         with np.errstate(over="ignore"):
             half = (rows / self._scale).astype(np.float16)
         if not np.isfinite(half).all():

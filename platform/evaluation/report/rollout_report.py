@@ -131,6 +131,7 @@ def facts_of(
         + (" of all tasks, told apart by captions" if config.multitask else ""),
         "encoder in the policy": config.adaptation,
         "policy's settings": _settings_text(config.settings_of_head()),
+        "read-out": f"{config.readout} {_settings_text(config.settings_of_readout())}".strip(),
         **tuned,
         "policies": f"{config.seeds} per encoder, {config.episodes} episodes per job",
         "proprioception": ", ".join(rollout_tables.GIVEN[p] for p in config.proprioception),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from tiny_rollouts import encoder_folder
 
+from dynaflip.errors import UserError
 from dynaflip.platform.actor_pool import ActorPool
 from dynaflip.platform.evaluation.config import RolloutConfig
 
@@ -41,7 +43,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(ActorPool, "run", run)
     monkeypatch.syspath_prepend(str(OUTSIDE))
-    for module in ("outside_environment", "outside_head"):
+    for module in ("outside_environment", "outside_head", "outside_readout"):
         monkeypatch.delitem(sys.modules, module, raising=False)
 
 
@@ -82,3 +84,47 @@ def test_simulator_factor_and_head_from_outside_go_through_a_whole_evaluation(
     before = {path: path.stat().st_mtime_ns for path in (home / "evaluation").rglob("*.json")}
     Rollouts().run(config(tmp_path / "encoder"))
     assert {p: p.stat().st_mtime_ns for p in (home / "evaluation").rglob("*.json")} == before
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("readout", "head"),
+    [
+        ("attentive", "diffusion"),
+        ("spatial_softmax", "behaviour_cloning"),
+        ("class:outside_readout:READOUT", "behaviour_cloning"),
+    ],
+)
+def test_read_outs_go_through_a_whole_evaluation(
+    home: Path, tmp_path: Path, readout: str, head: str
+) -> None:
+    from dynaflip.eval.policies.config import BehaviourCloningConfig, DiffusionConfig
+    from dynaflip.platform.evaluation.suites.rollouts import Rollouts
+
+    settings = replace(
+        config(encoder_folder(tmp_path / "encoder")),
+        check_harness=False,
+        head=head,
+        head_settings={},
+        behaviour_cloning=BehaviourCloningConfig(hidden_dim=16, layers=1, steps=20),
+        diffusion=DiffusionConfig(chunk=2, execute=1, hidden_dim=16, blocks=1, steps=20),
+        readout=readout,
+        readout_settings={"bottom": True} if readout.startswith("class:") else {},
+    )
+    outcome = Rollouts().run(settings)
+    assert {*outcome.rows()["factor"]} == {"none", FOG}
+    assert readout in outcome.report.read_text()
+    before = {path: path.stat().st_mtime_ns for path in (home / "evaluation").rglob("*")}
+    Rollouts().run(settings)
+    assert {p: p.stat().st_mtime_ns for p in (home / "evaluation").rglob("*")} == before
+
+
+def test_a_head_that_cannot_train_a_read_out_is_refused_before_anything_is_collected(
+    home: Path, tmp_path: Path
+) -> None:
+    from dynaflip.platform.evaluation.plan import prepare
+
+    given = replace(config(encoder_folder(tmp_path / "encoder")), readout="spatial_softmax")
+    with pytest.raises(UserError, match=r"readout: head class:outside_head:HEAD reads pooled"):
+        prepare(given)
+    assert not home.exists()

@@ -12,6 +12,7 @@ from dynaflip.errors import UserError
 from dynaflip.eval.envs.metaworld_tasks import ENVIRONMENT, TASK_SETS
 from dynaflip.eval.perturbations import belongs_to
 from dynaflip.eval.policies.config import BehaviourCloningConfig
+from dynaflip.eval.policies.readouts.config import AttentiveConfig, SpatialSoftmaxConfig
 from dynaflip.platform.evaluation.config import RolloutConfig, ViewsConfig
 from dynaflip.platform.evaluation.demonstrations import DemonstrationSet
 from dynaflip.platform.evaluation.encoders_under_test import (
@@ -89,6 +90,9 @@ def test_a_digest_changes_with_what_a_result_depends_on_and_with_nothing_else() 
         {"split": "test"},
         {"episodes": 3},
         {"head": "diffusion"},
+        {"readout": "attentive"},
+        {"readout": "spatial_softmax"},
+        {"readout": "spatial_softmax", "spatial_softmax": SpatialSoftmaxConfig(maps=8)},
         {"proprioception": (False,)},
         {"multitask": True},
         {
@@ -99,6 +103,23 @@ def test_a_digest_changes_with_what_a_result_depends_on_and_with_nothing_else() 
     ):
         assert jobs_of(replace(config, **change))[1].digest() != first.digest(), change
     assert len({job.digest() for job in jobs_of(config)}) == len(jobs_of(config))
+
+
+def test_settings_without_a_read_out_are_digested_as_before_there_was_one() -> None:
+    from dynaflip.renames import first_settings
+
+    pooled, attentive = RolloutConfig(), RolloutConfig(readout="attentive")
+    assert {"readout", "readout_settings", "attentive"}.isdisjoint(first_settings(pooled))
+    assert first_settings(attentive)["readout"] == "attentive"
+
+
+def test_a_read_out_s_settings_are_those_of_its_section_or_by_name() -> None:
+    chosen = RolloutConfig(readout="attentive", attentive=AttentiveConfig(width=8, heads=2))
+    own = {"scales": 1, "width": 8, "heads": 2, "queries": 1}
+    assert chosen.settings_of_readout() == own
+    assert jobs_of(chosen)[0].policy.readout_settings == own
+    outside = RolloutConfig(readout="class:a:B", readout_settings={"bottom": True})
+    assert outside.settings_of_readout() == {"bottom": True}
 
 
 def test_conditions_are_unperturbed_then_factors_by_level_then_all() -> None:
@@ -169,6 +190,21 @@ def test_an_environment_without_factors_has_one_condition(
         ({"head_settings": {"width": 3}}, "head_settings: head behaviour_cloning has a section"),
         ({"adaptation": "half"}, "adaptation must be one of frozen, lora, full"),
         ({"adaptation": "full", "head": "diffusion"}, "goes with head behaviour_cloning"),
+        ({"readout": "attention"}, "readout: there is no readout 'attention'.*known: pooled, "),
+        ({"readout_settings": {"maps": 3}}, "read-out pooled has no settings"),
+        (
+            {"readout": "attentive", "readout_settings": {"width": 8}},
+            "readout_settings: read-out attentive has a section of that name",
+        ),
+        (
+            {"attentive": AttentiveConfig(width=8)},
+            "attentive is read with readout attentive alone, not pooled",
+        ),
+        (
+            {"readout": "attentive", "spatial_softmax": SpatialSoftmaxConfig(maps=8)},
+            "spatial_softmax is read with readout spatial_softmax alone, not attentive",
+        ),
+        ({"readout": "attentive", "adaptation": "lora"}, "readout attentive goes with .* frozen"),
         ({"proprioception": ()}, "proprioception must be"),
     ],
 )

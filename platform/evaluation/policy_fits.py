@@ -1,0 +1,205 @@
+"""Fitting a policy of an evaluation, and making it again from its saved tensors.
+
+Legend of shapes: N frames of all demonstrations, D feature width, V values of a frame's tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from dynaflip.eval.policies.config import BATCH, BehaviourCloningConfig, EndToEndConfig
+from dynaflip.platform.evaluation.encoders_under_test import load
+from dynaflip.platform.evaluation.plan import PolicySpec
+
+if TYPE_CHECKING:
+    from dynaflip.eval.policies.base import Demonstrations, Head
+    from dynaflip.eval.policies.encoder_policy import EncoderPolicy
+    from dynaflip.eval.policies.readouts.token_store import TokenStore
+
+# On a CPU a small batch's activations stay in the cache: 64 images at once took 1.4 times as
+# long an image (EfficientNet-Lite0 at 112 px).
+FEATURE_BATCH = 16
+
+_ENCODER, _READOUT = "encoder.", "readout."  # mark their tensors beside the head's
+
+
+def encode_demonstrations(encoder: Any, parts: Sequence[Any], spec: PolicySpec) -> Demonstrations:
+    """What policies learn from: every image goes through the encoder once, and in no minibatch.
+
+    Args:
+        encoder: the frozen one.
+        parts: decoded frames of each task, as of ``spec.demonstrations``.
+        spec: any of the policies, which share encoder, demonstrations and read-out.
+
+    Raises:
+        UserError: the encoder does not do what an encoder must.
+    """
+    import numpy as np
+
+    from dynaflip.eval.policies.base import Demonstrations
+    from dynaflip.eval.policies.encoder_policy import check_encoder, features_of
+
+    scales, words = _scales(spec), words_of(spec)
+    check_encoder(encoder, parts[0].images[:4], scales)
+    batches = [
+        part.images[start : start + FEATURE_BATCH]
+        for part in parts
+        for start in range(0, len(part.images), FEATURE_BATCH)
+    ]
+    number = sum(len(part.images) for part in parts)
+    features, tokens = np.zeros((number, 0), np.float32), None
+    if scales is None:
+        features = np.concatenate([features_of(encoder, batch) for batch in batches])
+    else:
+        tokens = _store_tokens(encoder, batches, number, scales)
+    context = None
+    if words is not None:
+        context = np.repeat(words, [len(part.images) for part in parts], 0)
+    return Demonstrations(
+        features=features,
+        proprioception=np.concatenate([part.proprioception for part in parts]),
+        actions=np.concatenate([part.actions for part in parts]),
+        episode=np.concatenate([part.episode + 10**6 * i for i, part in enumerate(parts)]),
+        context=context,
+        tokens=tokens,
+    )
+
+
+def fit_policy(spec: PolicySpec, demonstrations: Demonstrations) -> dict[str, Any]:
+    """Tensors of a fitted head, and of the read-out that learnt with it."""
+    from dynaflip.eval.policies.readouts.base import new_reader, reader_state
+    from dynaflip.eval.policies.registry import head_settings, policy_head, read_out
+
+    settings, reader = head_settings(spec.head, spec.head_settings), None
+    if demonstrations.tokens is not None:
+        reader = new_reader(
+            read_out(spec.readout),
+            _readout_settings(spec),
+            demonstrations.tokens.grids,
+            norm=_token_norm(settings),
+            seed=spec.seed,
+        )
+    head = policy_head(spec.head).fit(
+        replace(demonstrations, reader=reader),
+        settings,
+        use_proprioception=spec.use_proprioception,
+        seed=spec.seed,
+    )
+    read = {} if reader is None else reader_state(reader)
+    return head.state_dict() | {_READOUT + name: tensor for name, tensor in read.items()}
+
+
+def fit_end_to_end_policy(spec: PolicySpec, frames: Any) -> dict[str, Any]:
+    """Tensors of head and encoder, trained together.
+
+    Raises:
+        UserError: the encoder does not do what an encoder must.
+    """
+    from dynaflip.eval.policies.base import chunks_of
+    from dynaflip.eval.policies.encoder_policy import check_encoder
+    from dynaflip.eval.policies.end_to_end import fit_end_to_end
+
+    settings = BehaviourCloningConfig(**spec.head_settings)
+    encoder = load(spec.encoder)  # of its own: it is changed in place
+    check_encoder(encoder, frames.images[:4])
+    encoder, head = fit_end_to_end(
+        encoder,
+        frames.images,
+        frames.proprioception if spec.use_proprioception else None,
+        chunks_of(frames.actions, frames.episode, settings.chunk),
+        settings,
+        EndToEndConfig(**spec.end_to_end),
+        mode=spec.adaptation,
+        seed=spec.seed,
+    )
+    adapted = {_ENCODER + name: tensor for name, tensor in encoder.state_dict().items()}
+    return head.state_dict() | adapted
+
+
+def fitted_policy(
+    spec: PolicySpec, weights: Mapping[str, Any], frozen: Any, task: str
+) -> EncoderPolicy:
+    """A policy that acts, from its tensors.
+
+    Args:
+        spec: what it is.
+        weights: of :func:`fit_policy` or :func:`fit_end_to_end_policy`.
+        frozen: its encoder, as long as it was not trained with the policy.
+        task: that it acts in, where it serves several.
+    """
+    from dynaflip.eval.policies.encoder_policy import EncoderPolicy
+    from dynaflip.eval.policies.readouts.base import load_reader
+    from dynaflip.eval.policies.registry import head_settings, policy_head, read_out
+
+    settings, words = head_settings(spec.head, spec.head_settings), words_of(spec)
+    adapted, read, of_head = _split(weights)
+    reader = None
+    if read:
+        norm = _token_norm(settings)
+        reader = load_reader(read_out(spec.readout), _readout_settings(spec), read, norm=norm)
+    encoder = frozen
+    if adapted:
+        encoder = load(spec.encoder)
+        encoder.load_state_dict(adapted)
+        encoder.eval()
+    head: Head = policy_head(spec.head).load(of_head, settings)
+    context = None if words is None else words[[d.task for d in spec.demonstrations].index(task)]
+    return EncoderPolicy(
+        encoder, head, use_proprioception=spec.use_proprioception, context=context, reader=reader
+    )
+
+
+def words_of(spec: PolicySpec) -> Any:
+    """(tasks, C) float32 of the tasks' captions, or None where a policy serves one task."""
+    if len(spec.demonstrations) == 1:
+        return None
+    from dynaflip.encoders.config import LanguageConfig
+    from dynaflip.encoders.language import embed_captions
+
+    captions = [d.caption for d in spec.demonstrations]
+    return embed_captions(captions, LanguageConfig()).numpy()
+
+
+def _store_tokens(encoder: Any, batches: Sequence[Any], number: int, scales: int) -> TokenStore:
+    """Tokens of all images, on disk."""
+    from dynaflip.eval.policies.encoder_policy import tokens_of
+    from dynaflip.eval.policies.readouts.token_store import TokenStore
+
+    store = None
+    for batch in batches:
+        tokens, grids = tokens_of(encoder, batch, scales)
+        store = store or TokenStore(number, grids)
+        store.append(tokens)
+    assert store is not None, "there are demonstrations"
+    return store
+
+
+def _scales(spec: PolicySpec) -> int | None:
+    """How many feature maps the read-out reads; None where it reads the embedding."""
+    from dynaflip.eval.policies.registry import read_out
+
+    if read_out(spec.readout).build is None:
+        return None
+    return getattr(_readout_settings(spec), "scales", 1)
+
+
+def _readout_settings(spec: PolicySpec) -> Any:
+    from dynaflip.eval.policies.registry import readout_settings
+
+    return readout_settings(spec.readout, spec.readout_settings)
+
+
+def _token_norm(head_settings: Any) -> str:
+    """Channels of tokens are standardised as the head's inputs are."""
+    return getattr(head_settings, "input_norm", BATCH)
+
+
+def _split(weights: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Tensors of the encoder, of the read-out, and of the head."""
+    parts: tuple[dict[str, Any], dict[str, Any], dict[str, Any]] = ({}, {}, {})
+    for name, tensor in weights.items():
+        part = 0 if name.startswith(_ENCODER) else 1 if name.startswith(_READOUT) else 2
+        parts[part][name.removeprefix((_ENCODER, _READOUT, "")[part])] = tensor
+    return parts
