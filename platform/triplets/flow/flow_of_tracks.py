@@ -243,7 +243,9 @@ def _camera(
 def fit_to_tracks(
     tracks: WindowTracks3D, intrinsics_px: Doubles, config: CameraConfig
 ) -> tuple[Doubles, float]:
-    """The camera's motion as the rigid motion that most points share (RANSAC over triples).
+    """The camera's motion as the rigid motion that fits ``min_inlier_share`` of the points best.
+
+    Triples of points are tried (least quantile of squares, after Rousseeuw 1984), and refined.
 
     Args:
         tracks: checked.
@@ -252,8 +254,8 @@ def fit_to_tracks(
 
     Returns:
         (N, 4, 4) camera n to the first camera (all the identity, where it stood still), and the
-        smallest share over frames of the visible
-        points that agree; 0 where a frame has fewer than three.
+        smallest share over frames of the visible points that agree; 0 where a frame has fewer
+        than three.
     """
     count = len(tracks.points_cam_m)
     poses, least = np.tile(np.eye(4), (count, 1, 1)), 1.0
@@ -266,30 +268,33 @@ def fit_to_tracks(
         before, after = first[both], tracks.points_cam_m[n, both]
         triples = rng.integers(0, len(both), (config.trials, 3))
         trials = rigid_fit(before[triples], after[triples], np.ones(triples.shape))
-        votes = np.stack([_agree(one, before, after, intrinsics_px[n], config) for one in trials])
-        inliers = votes[votes.sum(1).argmax()]
-        found = trials[votes.sum(1).argmax()]
+        trials = np.concatenate([np.eye(4)[None], trials])
+        misses = np.stack([_misses(one, before, after, intrinsics_px[n], config) for one in trials])
+        # Not by the number of inliers: what moves by less than the tolerance would be one, too,
+        # and a motion between its own and the camera's would win.
+        chosen = np.quantile(misses, max(config.min_inlier_share, 0.2), axis=1).argmin()
+        found, inliers = trials[chosen], misses[chosen] <= 1
         for _ in range(_REFINEMENTS):
             if inliers.sum() < 3:
                 return poses, 0.0
-            # What moves by less than the tolerance must not pull: the median inlier sets a scale.
+            # The median inlier sets the scale beyond which the others pull less.
             off = np.linalg.norm(move_points(before, found) - after, axis=-1) / after[:, 2]
             weights = inliers / (1 + (off / (1.5 * np.median(off[inliers]) + 1e-9)) ** 2) ** 2
             found = rigid_fit(before[None], after[None], weights[None])[0]
-            inliers = _agree(found, before, after, intrinsics_px[n], config)
+            inliers = _misses(found, before, after, intrinsics_px[n], config) <= 1
         least = min(least, float(inliers.mean()))
         poses[n] = np.linalg.inv(found)
     return _snapped(poses, tracks, intrinsics_px), least
 
 
-def _agree(
+def _misses(
     motion: Doubles, before: Doubles, after: Doubles, intrinsics_px: Doubles, config: CameraConfig
-) -> np.ndarray:
-    """(A,) bool: a point ends where the motion takes it, in the image and in depth."""
+) -> Doubles:
+    """(A,) how far a point ends from where the motion takes it, in tolerances (1: an inlier)."""
     moved = move_points(before, motion)
     off_px = np.linalg.norm(project(moved, intrinsics_px) - project(after, intrinsics_px), axis=-1)
-    off_depth = np.abs(moved[:, 2] - after[:, 2])
-    return (off_px <= config.inlier_px) & (off_depth <= config.inlier_depth_share * after[:, 2])
+    off_depth = np.abs(moved[:, 2] - after[:, 2]) / after[:, 2]
+    return np.maximum(off_px / config.inlier_px, off_depth / config.inlier_depth_share)
 
 
 def _snapped(poses: Doubles, tracks: WindowTracks3D, intrinsics_px: Doubles) -> Doubles:
