@@ -125,28 +125,30 @@ def draw_clips(sources: Sequence[Source], count: int, seed: int, limit_s: float 
             if time.monotonic() - began_s > limit_s * number / len(sources):
                 complete = False
                 break
-    by_camera = [
-        [clip for _, _, clip in sorted(held[key], reverse=True, key=lambda one: one[0])]
-        for key in sorted(held)
-    ]
-    clips = tuple(itertools.islice(_in_turn(by_camera), count))
+    by_source: dict[str, list[list[Clip]]] = {}
+    for (name, _), some in sorted(held.items(), key=lambda item: item[0]):
+        ranked = sorted(some, reverse=True, key=lambda one: one[0])
+        by_source.setdefault(name, []).append([clip for _, _, clip in ranked])
+    turns = _in_turn([_in_turn(cameras) for cameras in by_source.values()])
+    clips = tuple(_new_recordings_first(turns)[:count])
     return Drawn(clips, listed, complete, time.monotonic() - began_s)
 
 
-def _in_turn(by_camera: list[list[Clip]]) -> Iterator[Clip]:
-    """One clip of each camera after the other; further clips of a recording come last."""
-    turns = [
-        clip for turn in itertools.zip_longest(*by_camera) for clip in turn if clip is not None
-    ]
+def _in_turn(lists: list[list[Clip]]) -> list[Clip]:
+    """The first of each list, then the second of each, and so on."""
+    turns = itertools.zip_longest(*lists)
+    return [clip for turn in turns for clip in turn if clip is not None]
+
+
+def _new_recordings_first(clips: list[Clip]) -> list[Clip]:
+    """Clips in their order, but further ones of a recording after all others."""
     seen: set[str] = set()
-    later = []
-    for clip in turns:
-        if clip.recording_id in seen:
-            later.append(clip)
-        else:
-            seen.add(clip.recording_id)
-            yield clip
-    yield from later
+    first: list[Clip] = []
+    later: list[Clip] = []
+    for clip in clips:
+        (later if clip.recording_id in seen else first).append(clip)
+        seen.add(clip.recording_id)
+    return first + later
 
 
 def make_clips(

@@ -16,7 +16,14 @@ from triplet_recordings import settings, textured, write_video
 from dynaflip.errors import UserError
 from dynaflip.jobs.preprocess import main
 from dynaflip.platform.triplets.clips import Clip
-from dynaflip.platform.triplets.preview import Made, draw_clips, make_clips, whole_set_s
+from dynaflip.platform.triplets.config import PreprocessConfig
+from dynaflip.platform.triplets.preview import (
+    Made,
+    draw_clips,
+    make_clips,
+    whole_set_s,
+    workers_of_job,
+)
 from dynaflip.platform.triplets.report.preview_page import duration
 from dynaflip.platform.triplets.shard import process_shard
 from dynaflip.platform.triplets.sources.formats import open_sources
@@ -51,7 +58,8 @@ def test_clips_are_drawn_from_all_sources_cameras_and_recordings() -> None:
     drawn = draw_clips([Listed(CLIPS)], 12, seed=0)
     assert drawn.complete
     assert drawn.listed == {"a": 600, "b": 20}
-    assert set(Counter((c.source, c.camera) for c in drawn.clips).values()) == {4}
+    by_camera = Counter((c.source, c.camera) for c in drawn.clips)
+    assert by_camera == {("a", "front"): 3, ("a", "wrist"): 3, ("b", "top"): 6}
     assert len({c.recording_id for c in drawn.clips}) == 12
     assert sum(int(c.recording_id[1:]) >= 150 for c in drawn.clips if c.source == "a") > 0
 
@@ -153,3 +161,15 @@ def test_a_clip_that_kills_its_process_is_rejected_and_the_others_are_shown(
     (made,) = make_clips(source.list_clips(), source, config, tmp_path / "new")
     assert made.summary["stage"] == "crash"
     assert "fault in native code" in made.summary["reason"]
+
+
+@pytest.mark.ray
+def test_the_time_is_reckoned_for_the_cluster_that_is_named(
+    ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert workers_of_job(PreprocessConfig(depth="plane")) == (2, "2 CPUs of this cluster")
+    models = PreprocessConfig(depth=f"class:{__name__}:Crashes")
+    assert workers_of_job(models) == (1, "2 CPUs of this cluster")  # the driver keeps one
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert workers_of_job(PreprocessConfig())[1].endswith("CPUs of this machine")
