@@ -141,6 +141,41 @@ def test_a_folder_is_previewed_with_the_settings_of_the_job(
     assert [path.name for path in (home / "previews").iterdir()] == ["videos"]
 
 
+class Ramp:
+    """A depth model: the left is twice as far as the right."""
+
+    scale = "relative"
+
+    def __call__(self, frames: np.ndarray, /) -> np.ndarray:
+        ramp = np.linspace(2, 1, frames.shape[2], dtype=np.float32)
+        return np.broadcast_to(ramp, frames.shape[:3]).copy()
+
+
+class Says:
+    """A captioner."""
+
+    def describe(self, image: np.ndarray, prompt: str, /) -> str:
+        return f"<i>{len(prompt)} letters asked</i>"
+
+
+@pytest.mark.integration
+def test_models_are_those_of_the_job(
+    video_folder: Callable[..., Path], tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    folder = video_folder(1)
+    (folder / "captions.csv").write_text("file,caption\nclip0.mp4,\n")
+    words = ["--source", str(folder), "--source.captioner", f"class:{__name__}:Says"]
+    words += ["--source.captioner_prompt", "what?", "--depth", f"class:{__name__}:Ramp"]
+    page = tmp_path / "pages" / "models.html"
+    assert main(["preview", *words, "--draws_per_clip", "1", "--output", str(page)]) == 0
+    text = page.read_text()
+    assert "“&lt;i&gt;5 letters asked&lt;/i&gt;”" in text
+    assert "<canvas class=turn" in text
+    assert "% of the depth farther" in text
+    assert [path.name for path in page.parent.iterdir()] == ["models.html"]
+
+
 class Crashes:
     """A depth model that takes its process with it at every frame."""
 
