@@ -22,6 +22,9 @@ from dynaflip.platform.triplets.flow.tracking import PairTracker
 from dynaflip.platform.triplets.user_models import asked
 from dynaflip.plugins import split_argument
 
+# Tracks that miss their own point in the first frame: by how much (of the longer side, and at
+# least), and how many.
+_MISS_SHARE, _MISS_PX, _MOST_MISSES = 0.015, 3.0, 0.1
 _LIKELY = 0.5  # probability from which a point counts as visible
 
 
@@ -78,7 +81,8 @@ def track_windows(
         (N, P, 2) positions and (N, P) 0 where the point is visible, infinite elsewhere.
 
     Raises:
-        ClipRejected: it failed, or its tracks have another shape.
+        ClipRejected: it failed, its tracks have another shape or begin elsewhere, or its
+            visibility is a probability.
     """
     ask = tracker or load_tracker(name)
     made = asked("track", name, lambda: ask(frames, origin_px))
@@ -86,7 +90,7 @@ def track_windows(
         hint = ": a 3D tracker says dimensions = 3" if isinstance(made, WindowTracks3D) else ""
         given = type(made).__name__
         raise ClipRejected("track", f"{name} gave a {given}, not (tracks, visibility){hint}")
-    tracks_px, visible = np.asarray(made[0], np.float32), np.asarray(made[1], bool)
+    tracks_px, visible = np.asarray(made[0], np.float32), np.asarray(made[1])
     wanted = (len(frames), len(origin_px))
     if tracks_px.shape != (*wanted, 2) or visible.shape != wanted:
         raise ClipRejected(
@@ -94,10 +98,33 @@ def track_windows(
             f"{name} gave tracks {tracks_px.shape} and visibility {visible.shape} for "
             f"{wanted[0]} frames and {wanted[1]} points",
         )
+    if visible.dtype != bool and not np.isin(visible, (0, 1)).all():
+        raise ClipRejected(
+            "track",
+            f"{name} gave visibility from {np.nanmin(visible):.3g} to {np.nanmax(visible):.3g}, "
+            f"not bool: compare a probability with a threshold first",
+        )
+    visible = visible.astype(bool)
     height, width = frames.shape[1:3]
+    _check_start(tracks_px[0], origin_px, visible[0], max(height, width), name)
     inside = ((tracks_px >= 0) & (tracks_px <= (width, height))).all(-1)
     good = visible & inside & np.isfinite(tracks_px).all(-1)
     return np.where(good[..., None], tracks_px, origin_px), np.where(good, 0.0, np.inf)
+
+
+def _check_start(
+    first_px: Floats, origin_px: Floats, visible: np.ndarray, side_px: int, name: str
+) -> None:
+    """Refuse tracks of another resolution or order: they do not begin at their points."""
+    off_px = np.linalg.norm(first_px - origin_px, axis=-1)[visible]
+    miss = off_px > max(_MISS_PX, _MISS_SHARE * side_px)
+    if miss.sum() > _MOST_MISSES * len(miss):
+        raise ClipRejected(
+            "track",
+            f"{name}: {miss.mean():.0%} of the visible tracks do not begin at the point asked for, "
+            f"and are {np.median(off_px[miss]):.1f} px off in the median of these (are they in "
+            f"pixels of an image of another size, or in reverse order?)",
+        )
 
 
 class TorchScriptTracker:

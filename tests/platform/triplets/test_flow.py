@@ -185,6 +185,22 @@ class Broken:
         return np.zeros((0, 1, 2)), np.zeros((0, 1))
 
 
+class Doubtful:
+    """Gives the probability that a point is visible."""
+
+    def __call__(self, frames: np.ndarray, points_px: np.ndarray):
+        tracks_px = np.repeat(points_px[None], len(frames), axis=0)
+        return tracks_px, np.full(tracks_px.shape[:2], 0.3)
+
+
+class Larger:
+    """Gives pixels of an image of twice the size."""
+
+    def __call__(self, frames: np.ndarray, points_px: np.ndarray):
+        tracks_px = np.repeat(2 * points_px[None], len(frames), axis=0)
+        return tracks_px, np.ones(tracks_px.shape[:2])
+
+
 def test_a_torchscript_tracker_takes_the_place_of_the_built_in_one(tmp_path: Path) -> None:
     file = tmp_path / "shift.pt"
     torch.jit.script(ShiftTracker()).save(str(file))
@@ -218,6 +234,10 @@ def test_unusable_trackers_are_errors(tmp_path: Path) -> None:
         track_windows(frames, points, "class:test_flow:Missing")
     with pytest.raises(ClipRejected, match="for 4 frames and 3 points"):
         track_windows(frames, points, f"class:{__name__}:Broken")
+    with pytest.raises(ClipRejected, match=r"visibility from 0\.3 to 0\.3, not bool"):
+        track_windows(frames, points, f"class:{__name__}:Doubtful")
+    with pytest.raises(ClipRejected, match="100% of the visible tracks do not begin at the point"):
+        track_windows(frames, points, f"class:{__name__}:Larger")
 
 
 def test_relative_depth_is_aligned_to_metres_where_some_is_recorded() -> None:

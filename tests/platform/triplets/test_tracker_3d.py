@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -33,7 +34,11 @@ from dynaflip.platform.triplets.flow.tracker_3d import (
     points_from_depth,
     track_3d,
 )
-from dynaflip.platform.triplets.flow.tracker_3d_checks import AdapterWatch
+from dynaflip.platform.triplets.flow.tracker_3d_checks import (
+    AdapterWatch,
+    pose_contradiction,
+)
+from dynaflip.platform.triplets.flow.tracking import grid_px
 from dynaflip.platform.triplets.models.actor import check_models, digests_of_models
 
 CONFIG = PreprocessConfig(draws_per_clip=1, image_px=64)
@@ -346,6 +351,43 @@ def test_right_tracks_with_noise_are_kept() -> None:
     left_out: Counter[str] = Counter()
     clip_table(CLIP, SceneRecording(), settings(f"class:{__name__}:Wrong"), left_out=left_out)
     assert not [reason for reason in left_out if reason.startswith("tracker")]
+
+
+def shaken(window: WindowToTrack, rng: np.random.Generator) -> WindowTracks3D:
+    """Right tracks with the noise of a good model, poses included (5 mm a frame)."""
+    tracks = true_tracks(window)
+    size = tracks.visible.shape
+    points = tracks.points_cam_m * (1 + 0.01 * rng.normal(size=(*size, 1)))
+    points[..., :2] += 0.5 * rng.normal(size=(*size, 2)) * points[..., 2:] / INTRINSICS_PX[0]
+    poses = np.array(tracks.poses)
+    poses[1:, :3, 3] += 0.005 * rng.normal(size=(len(poses) - 1, 3))
+    return replace(tracks, points_cam_m=points, poses=poses)
+
+
+def test_the_direction_of_poses_shows_through_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cameras that turn by 0.1 rad and go 15 cm in half a second, each another way."""
+    rng = np.random.default_rng(0)
+    frames = SceneRecording().frames[5:16]
+    points_px = grid_px(scene_3d.HEIGHT, scene_3d.WIDTH).reshape(-1, 2)
+    window = WindowToTrack(frames, points_px, np.arange(11) / RATE_HZ)
+    refused, start = Counter[str](), scene_3d.pose(5)
+    for _ in range(12):
+        axis, way = (one / np.linalg.norm(one) for one in rng.normal(size=(2, 3)))
+
+        def pose(n: int, axis: np.ndarray = axis, way: np.ndarray = way) -> np.ndarray:
+            moved = np.eye(4)
+            moved[:3, :3] = cv2.Rodrigues(0.1 * (n - 5) / 10 * axis)[0]
+            moved[:3, 3] = 0.15 * (n - 5) / 10 * way
+            return start @ moved
+
+        monkeypatch.setattr(scene_3d, "pose", pose)
+        right = shaken(window, rng)
+        assert right.poses is not None
+        for name, poses in (("right", right.poses), ("inverse", np.linalg.inv(right.poses))):
+            tracks = replace(right, poses=poses)
+            refused[name] += bool(pose_contradiction(tracks, poses))
+    assert refused["right"] == 0
+    assert refused["inverse"] >= 11
 
 
 class Raises(Truth):
