@@ -10,6 +10,7 @@ import contextlib
 import os
 import random
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -55,6 +56,15 @@ def write_file(path: Path, data: bytes | str, *, mode: int | None = None) -> Non
         if mode is not None:
             unfinished.touch(mode)
         unfinished.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def takes_files(folder: Path) -> bool:
+    """Whether a file can be made in a folder; rights alone do not tell."""
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        return False
+    return True
 
 
 def move(source: Path, target: Path) -> None:

@@ -13,13 +13,13 @@ import random
 import secrets
 import socket
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from dynaflip.errors import UserError
+from dynaflip.files import takes_files
 from dynaflip.platform.paths import home, in_submitted_job
 
 # setdefault: whoever keeps the cluster may choose otherwise.
@@ -147,17 +147,9 @@ def _short_temporary_folder() -> str | None:
     Batch systems make names too long for sockets, and name folders that other machines have.
     """
     chosen = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or ""
-    if not chosen or (len(os.fsencode(chosen)) <= _LONGEST_TMPDIR and _takes_files(chosen)):
+    if not chosen or (len(os.fsencode(chosen)) <= _LONGEST_TMPDIR and takes_files(Path(chosen))):
         return None
     return f"/tmp/ray-{os.getuid()}"
-
-
-def _takes_files(folder: str) -> bool:
-    try:
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError:
-        return False
-    return True
 
 
 def _check_address(address: str) -> None:

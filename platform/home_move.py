@@ -56,12 +56,16 @@ def is_same_place(recorded: str, folder: Path) -> bool:
 
 
 def record_home(folder: Path) -> None:
-    """Write ``home.json``; a home that cannot be written stays without."""
+    """Write ``home.json``; a home that cannot be written stays without.
+
+    Beside it a list that keeps a home within a checkout out of Git and of what Ray uploads.
+    """
     text = json.dumps({"path": str(folder)}) + "\n"
     try:
         # One short write: who reads at this moment sees all of it or an empty file, which tells
         # nothing yet. Processes that start together write the same.
         (folder / MARKER).write_text(text)
+        (folder / ".gitignore").write_text("*\n")
     except OSError:
         return
 

@@ -11,9 +11,10 @@ import re
 from collections.abc import Iterator
 
 from dynaflip.errors import UserError
+from dynaflip.platform.s3_errors import NetworkError
 
 _FREE = "free some space, or name another disk (DYNAFLIP_HOME, --output, TMPDIR)"
-_RIGHTS = "choose a folder that you may write to (DYNAFLIP_HOME, --output, TMPDIR)"
+_RIGHTS = "give this user the right to it, or name another folder (DYNAFLIP_HOME, --output, TMPDIR)"
 _AGAIN = "; then run the same command again"
 # Errors of the system → what to do. Files that are not there are not among them: they are a
 # mistake of the program where the job has not found them before.
@@ -42,7 +43,7 @@ _SQLITE = {
     "database is locked": "another process holds it; network file systems may hold it for ever",
 }
 # Last lines of a traceback: an error of ours, and one of the system with the file that it names.
-_USERS = re.compile(r"^dynaflip\.errors\.\w+: (.+)$", re.MULTILINE)
+_USERS = re.compile(r"^dynaflip\.(?:errors|platform\.s3_errors)\.\w+: (.+)$", re.MULTILINE)
 _SYSTEMS = re.compile(r"^\w+Error: \[Errno (\d+)\](?:[^'\n]*'([^'\n]+)')?", re.MULTILINE)
 
 
@@ -52,7 +53,7 @@ def in_one_line(error: BaseException) -> str | None:
     A user's mistake that a Ray worker found counts too; Ray wraps it.
     """
     for one in _chain(error):
-        if isinstance(one, UserError):
+        if isinstance(one, (UserError, NetworkError)):
             return str(one)
         if isinstance(one, OSError) and one.errno in _REMEDIES:
             return _line(one.errno, os.fsdecode(one.filename or ""))

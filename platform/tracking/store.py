@@ -13,11 +13,13 @@ import socket
 import sys
 from collections.abc import Iterator
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from dynaflip.errors import StoreError, UserError
+from dynaflip.files import takes_files
 from dynaflip.platform.passwords import masked
 from dynaflip.platform.paths import mlflow_folder
 from dynaflip.platform.proxies import bypass_proxies_on_this_machine
@@ -152,6 +154,8 @@ def is_store_error(error: BaseException) -> bool:
 def _check_answers(uri: str) -> None:
     """Refuse a server that nobody answers at, before MLflow tries for minutes."""
     place = urlsplit(uri)
+    if place.scheme == "sqlite":
+        _check_file(Path(uri.removeprefix("sqlite:///")))
     if place.scheme not in ("http", "https") or not place.hostname:
         return
     if place.scheme in getproxies() and not proxy_bypass(place.hostname):
@@ -166,6 +170,13 @@ def _check_answers(uri: str) -> None:
             f"{_URI}={masked(uri)}: no server answers there ({why}); start it, or unset the "
             "variable to keep runs in DYNAFLIP_HOME"
         ) from None
+
+
+def _check_file(database: Path) -> None:
+    """Refuse a file that cannot be written, before SQLite's users try again for minutes."""
+    folder = database.parent
+    if folder.is_dir() and not (os.access(database, os.W_OK) or takes_files(folder)):
+        raise StoreError(f"{_URI}: {database} cannot be written; name a file that can")
 
 
 def _check_proxy(uri: str, scheme: str, host: str) -> None:

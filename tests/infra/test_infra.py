@@ -18,6 +18,8 @@ from checkout import REPOSITORY
 from dynaflip.errors import UserError
 from dynaflip.jobs import preprocess, pretrain, sweep
 from dynaflip.platform import cluster
+from dynaflip.platform.paths import home
+from dynaflip.platform.triplets.sources.folder import VIDEO_ENDINGS
 
 INFRA = REPOSITORY / "infra"
 SCHEMAS = REPOSITORY.parent / "shared" / "kuberay"
@@ -176,6 +178,23 @@ def test_an_upload_leaves_no_code_behind_and_takes_no_data() -> None:
     assert not [name for name in code if left_out(name)]
     for name in ("v/a.mp4", "t/triplets/p.parquet", "h/mlflow/mlflow.db", "mlruns/0/x", ".venv/x"):
         assert left_out(name), name
+    for ending in VIDEO_ENDINGS:
+        assert left_out(f"v/a{ending}"), ending
+
+
+def test_a_home_of_any_name_in_the_checkout_is_not_uploaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray._private.runtime_env.packaging import _dir_travel
+
+    (tmp_path / "code.py").touch()
+    monkeypatch.setenv("DYNAFLIP_HOME", str(tmp_path / "mine"))
+    (home() / "mlflow").mkdir()
+    (home() / "mlflow" / "report.html").touch()
+    found: list[str] = []
+    _dir_travel(tmp_path, [], lambda path: found.append(path.name), include_gitignore=True)
+    assert "code.py" in found
+    assert "report.html" not in found
 
 
 def test_a_server_s_port_is_free_and_not_one_that_the_system_hands_out(

@@ -149,6 +149,7 @@ class RayTaskError(Exception):
         ),
         ("PermissionError: [Errno 13] Permission denied: '/a/b'", "/a/b: Permission denied: "),
         ("dynaflip.errors.StoreError: cannot write s3://a: full", "cannot write s3://a: full"),
+        ("dynaflip.platform.s3_errors.AccessRefused: s3://a/b: no", "s3://a/b: no"),
         ("KeyError: 'a'", None),
         ("FileNotFoundError: [Errno 2] No such file or directory: '/a'", None),
     ],
