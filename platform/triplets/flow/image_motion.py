@@ -47,8 +47,9 @@ _MOST_MISSED_PX = 0.5  # forward and back between the first frame and a later on
 _EQUAL_SHARE = 0.05
 # Another motion of so large a part of the rim as the best one's: which is the background?
 _RIVAL_SHARE = 0.5
-# The camera counts as static where the image moves by no more (median of what agrees).
-_STILL_PX = 0.5
+# A camera stands still where corners move by no more; and where a fit does (median), because
+# fits jitter by as much.
+_STILL_PX, _JITTER_PX = 0.5, 0.25
 # Parallax: so many of the corners miss the homography, so many of these agree with an
 # epipole, and they lie on so many sides.
 _PARALLAX_SHARE = 0.12
@@ -92,9 +93,8 @@ def fit_background(frames: Frames, track: TrackConfig, config: CameraConfig) -> 
     fits = [static, *(corners.fitted(some) for some in (whole, corners.rim))]
     motions = [fit for fit in fits if fit is not None]
     agreeing = [corners.inliers(motion) for motion in motions]
+    agreeing[0] &= corners.moves_px() <= _STILL_PX
     rims = [corners.share(inliers, corners.rim) for inliers in agreeing]
-    if corners.moved_px(agreeing[0]) > _STILL_PX:
-        rims[0] = 0.0  # no camera that stands still
     # Of equal ones the simplest: a static camera, then what most corners do.
     best = int(np.argmax(np.array(rims) >= max(rims) - _EQUAL_SHARE))
     of_all = corners.share(agreeing[best], whole)
@@ -103,7 +103,11 @@ def fit_background(frames: Frames, track: TrackConfig, config: CameraConfig) -> 
     enough &= min(of_all, rims[best]) >= config.min_inlier_share / 2
     if not enough or not corners.on_sides(agreeing[best]):
         return ImageFit("failed", None, share)
-    if corners.moved_px(agreeing[best]) <= _STILL_PX:
+    moved_px = max(
+        float(np.median(far_px[some])) if some.any() else 0.0
+        for far_px, some in zip(corners.moves_px(), agreeing[best], strict=True)
+    )
+    if best == 0 or moved_px <= _JITTER_PX:
         return ImageFit("static", None, share)
     if corners.rival_share(agreeing[best]) > _RIVAL_SHARE * rims[best]:
         return ImageFit("failed", None, share)
@@ -249,15 +253,9 @@ class _Corners:
         agreeing = (missed_px <= self.config.inlier_px) & rim[others]
         return float(agreeing.sum() / max(1, (self.tracked[-1] & rim).sum()))
 
-    def moved_px(self, inliers: np.ndarray) -> float:
-        """Largest median motion of the inliers over frames."""
-        moved_px = np.linalg.norm(self.tracks_px - self.tracks_px[0], axis=-1)
-        medians = [
-            float(np.median(far_px[some]))
-            for far_px, some in zip(moved_px, inliers, strict=True)
-            if some.any()
-        ]
-        return max(medians, default=0.0)
+    def moves_px(self) -> Doubles:
+        """(N, C) how far each corner is from where it was."""
+        return np.asarray(np.linalg.norm(self.tracks_px - self.tracks_px[0], axis=-1))
 
     def epipole(self, motion: Doubles) -> Doubles | None:
         """(3,) the point of the last frame that parallax is away from; None: no parallax."""
