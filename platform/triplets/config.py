@@ -167,9 +167,9 @@ class PreprocessConfig:
     divided into equal segments, none shorter, and each is drawn from like a clip of its own. 0
     draws from every clip as a whole."""
 
-    max_segments: int = 10
-    """Most segments of a clip, so that no video outweighs all others; a longer one has longer
-    segments."""
+    max_segments: int = 5
+    """Most segments of a clip, so that no video outweighs all others, and fits in memory; a longer
+    one has longer segments."""
 
     image_pair: str = "window"
     """Second image of a pair. window: at t + flow window. r3m: the next of the drawn
