@@ -139,9 +139,9 @@ class PreprocessConfig:
     """Several sources in one set, each with its own settings; `source` stays empty then."""
 
     depth: str = "auto"
-    """auto: recorded depth, or the clip is rejected. plane: everything at 1 m, relative scale.
-    model:FOLDER-OR-HUB-ID: a transformers depth model (a hub id may be ID@REVISION).
-    class:MODULE:NAME: your own."""
+    """auto: recorded depth, or the clip is rejected (a 3D tracker does without). plane: everything
+    at 1 m, relative scale. model:FOLDER-OR-HUB-ID: a transformers depth model (a hub id may be
+    ID@REVISION). class:MODULE:NAME: your own."""
 
     align_depth: bool = True
     """Scale and shift a model's relative depth to metres where a window's first frame has recorded

@@ -29,7 +29,7 @@ from dynaflip.platform.triplets.flow.lifting import (
     sample_depth_m,
 )
 from dynaflip.platform.triplets.flow.tracker_3d import STAGE, WindowToTrack, WindowTracks3D
-from dynaflip.platform.triplets.flow.tracker_3d_checks import checked, pose_contradiction
+from dynaflip.platform.triplets.flow.tracker_3d_checks import checked, pose_contradiction, typed
 from dynaflip.platform.triplets.models.depth_checks import FURTHEST_SCENE_M, NEAREST_SCENE_M
 
 # Two statements about depth or focal length contradict each other beyond this share.
@@ -108,6 +108,7 @@ def flow_of_tracks(
     """
     name = config.track.tracker
     height, width = window.frames.shape[1:3]
+    tracks = typed(tracks, window, name)
     used_px, kind = _intrinsics(tracks, window)
     tracks = checked(tracks, window, used_px, name)
     if kind == "recorded" and tracks.intrinsics_px is not None:
@@ -130,11 +131,7 @@ def _intrinsics(tracks: WindowTracks3D, window: WindowToTrack) -> tuple[Doubles,
     """(N, 4) intrinsics that the points were made with, and the column ``focal_kind``."""
     count, height, width = window.frames.shape[:3]
     if tracks.intrinsics_px is not None:
-        given = np.asarray(tracks.intrinsics_px, np.float64)
-        kind = "recorded" if window.intrinsics_px is not None else "estimated"
-        if given.shape == (count, 4) and np.isfinite(given).all():
-            return given, kind
-        return np.ones((count, 4)), kind  # `checked` refuses them
+        return tracks.intrinsics_px, "estimated" if window.intrinsics_px is None else "recorded"
     if window.intrinsics_px is not None:
         return window.intrinsics_px, "recorded"
     return np.tile(assumed_intrinsics_px(height, width), (count, 1)), "assumed"

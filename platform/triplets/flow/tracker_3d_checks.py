@@ -41,19 +41,18 @@ _FIRST_CLIPS = 8
 def checked(
     tracks: WindowTracks3D, window: WindowToTrack, used_px: Doubles, name: str
 ) -> WindowTracks3D:
-    """The tracks with plain types: what is not finite is invisible, poses are exact rotations.
+    """The tracks, checked: what is not finite is invisible, poses are exact rotations.
 
     Args:
-        tracks: as the tracker gave them.
-        window: what it was given.
+        tracks: typed.
+        window: what the tracker was given.
         used_px: (N, 4) intrinsics that its points were made with.
         name: of the tracker, for the reason.
 
     Raises:
-        ClipRejected: the adapter is wrong, in shape, type, frame, axes or order in time.
+        ClipRejected: the adapter is wrong, in frame, axes, resolution or order in time.
         WindowRejected: the tracks contradict their own poses, or show nothing.
     """
-    tracks = _typed(tracks, window, name)
     tracks = _visible_where_known(tracks, name)
     _check_first_frame(tracks, window, used_px, name)
     if tracks.poses is not None:
@@ -65,7 +64,12 @@ def checked(
     return tracks
 
 
-def _typed(tracks: WindowTracks3D, window: WindowToTrack, name: str) -> WindowTracks3D:
+def typed(tracks: WindowTracks3D, window: WindowToTrack, name: str) -> WindowTracks3D:
+    """The tracks as arrays of the right shapes and types; cameras are finite.
+
+    Raises:
+        ClipRejected: something has another shape or type.
+    """
     count, points = len(window.frames), len(window.points_px)
     wanted = {
         "points_cam_m": (count, points, 3),
@@ -79,7 +83,7 @@ def _typed(tracks: WindowTracks3D, window: WindowToTrack, name: str) -> WindowTr
         if value is None and field in ("poses", "intrinsics_px"):
             arrays[field] = None
             continue
-        array = np.asarray(value)
+        array = _as_array(value, f"{name} gave {field}")
         if array.shape != shape:
             raise ClipRejected(
                 STAGE,
@@ -100,6 +104,16 @@ def _typed(tracks: WindowTracks3D, window: WindowToTrack, name: str) -> WindowTr
     return WindowTracks3D(
         known["points_cam_m"], visible, known.get("poses"), known.get("intrinsics_px")
     )
+
+
+def _as_array(value: object, what: str) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except Exception as error:  # a tensor on a GPU, or with gradients, says so in its own way
+        kind = type(value).__name__
+        raise ClipRejected(
+            STAGE, f"{what} as a {kind} that NumPy cannot read: give it an array"
+        ) from error
 
 
 def _check_bool(visible: np.ndarray, name: str) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import scene_3d
+import torch
 from scene_3d import INTRINSICS_PX, RATE_HZ, SceneRecording, Truth, true_tracks
 from stage_outputs import CLIP
 
@@ -203,6 +204,14 @@ WRONG: dict[str, tuple[Change, str]] = {
     "points first": (
         lambda t: replace(t, points_cam_m=t.points_cam_m.swapaxes(0, 1)),
         r"points_cam_m of shape \(400, \d+, 3\), not \(\d+, 400, 3\)",
+    ),
+    "with gradients": (
+        lambda t: replace(t, poses=torch.zeros(4, requires_grad=True)),
+        "gave poses as a Tensor that NumPy cannot read",
+    ),
+    "words": (
+        lambda t: replace(t, points_cam_m=t.points_cam_m.astype(str)),
+        "points_cam_m of type <U",
     ),
     "a batch of one": (lambda t: replace(t, visible=t.visible[None]), "visible of shape"),
     "3 x 4": (lambda t: replace(t, poses=t.poses[:, :3]), r"poses of shape \(\d+, 3, 4\), not"),
