@@ -17,7 +17,7 @@ from dynaflip.files import file_lock
 from dynaflip.platform.config_loader import to_dict
 from dynaflip.platform.paths import home
 from dynaflip.platform.triplets import place
-from dynaflip.platform.triplets.clips import content_hash
+from dynaflip.platform.triplets.clips import TEMPORARY_STAGES, content_hash
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.destination import Destination, destination_of
 from dynaflip.platform.triplets.flow.tracker_3d_checks import AdapterWatch
@@ -40,6 +40,7 @@ from dynaflip.platform.triplets.reuse import (
 )
 from dynaflip.platform.triplets.sources.formats import Mix, open_sources
 from dynaflip.platform.triplets.stage_graph import run_stages
+from dynaflip.platform.triplets.store_watch import StoreWatch
 from dynaflip.platform.triplets.work_folder import (
     WorkFolder,
     read_stored,
@@ -132,20 +133,25 @@ def _make_all(
     """Make the clips that are listed and not done; the ledger has all of them then."""
     progress = Progress("triplets")
     watch = AdapterWatch(config.track.tracker)
+    stores = StoreWatch(one.path for one in config.sources or (config.source,))
     there = set(place.names(work.shards))
     for wave in listing.waves(cluster_cpus):
         progress.expect(listing.clips, more=not listing.ended)
         progress.update(listing.claimed(), earlier=True)
         done = [path for s in wave if (path := work.shard_summaries(s.name)).name in there]
-        for text in place.read_texts(done):
+        names = set()
+        for path, text in zip(done, place.read_texts(done), strict=True):
             clips = read_stored(text, work.shards)
-            ledger.add(clips)
-            progress.update([clip.summary["stage"] for clip in clips], earlier=True)
-        names = {path.stem for path in done}
+            stages = [clip.summary["stage"] for clip in clips]
+            if not TEMPORARY_STAGES.intersection(stages):  # otherwise the shard is made again
+                names.add(path.stem)
+                ledger.add(clips)
+                progress.update(stages, earlier=True)
         missing = {s.name: list(s.clips) for s in wave if s.name not in names}
         if missing:
             for summary in run_stages(missing, config, work, source, models):
                 watch.see(summary["stage"], summary["reason"])
+                stores.see(summary["stage"])
                 ledger.add([stored_clip(summary, work.shards)])
                 progress.update([summary["stage"]])
     progress.expect(listing.clips, more=False)

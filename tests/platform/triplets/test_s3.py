@@ -19,7 +19,7 @@ from checkout import REPOSITORY
 from s3_server import BUCKET, Failures, upload
 from triplet_recordings import moving_square, textured, write_lerobot, write_video
 
-from dynaflip.errors import UserError
+from dynaflip.errors import RefusedError, UserError
 from dynaflip.platform import s3
 from dynaflip.platform.paths import cache_folder
 from dynaflip.platform.ranged_file import RangedFile
@@ -29,6 +29,7 @@ from dynaflip.platform.triplets.build import clip_table
 from dynaflip.platform.triplets.clips import ClipRejected
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
 from dynaflip.platform.triplets.digest import row_digests
+from dynaflip.platform.triplets.pipeline import preprocess
 from dynaflip.platform.triplets.sources.formats import open_sources
 from dynaflip.platform.triplets.sources.locations import fingerprint, list_files
 
@@ -311,3 +312,29 @@ def test_names_are_joined_and_listed(server: str, proxy: Failures, tmp_path: Pat
     proxy.rule = lambda path, number: "500"
     with pytest.raises(NetworkError, match=r"two\.txt"):
         (root / "two.txt").stat()
+
+
+@pytest.mark.integration
+def test_credentials_that_run_out_end_the_job_which_then_goes_on(
+    server: str,
+    proxy: Failures,
+    video_folder: Callable[..., Path],
+    in_process: None,
+    in_order: None,
+    tmp_path: Path,
+) -> None:
+    folder = video_folder(3)
+    source = SourceConfig(path=upload(server, folder, "runs-out"), name="same")
+    config = PreprocessConfig(
+        source=source, depth="plane", draws_per_clip=1, clips_per_shard=1, example_images=0
+    )
+    out = tmp_path / "out"
+    proxy.rule = lambda path, number: (
+        "expired" if list(tmp_path.glob(".out.*/shards/*.json")) else None
+    )
+    with pytest.raises(RefusedError, match=r"ExpiredToken.*renew.*run the same command again"):
+        preprocess(config, str(out))
+    assert not out.exists()
+    proxy.rule = lambda path, number: None
+    outcome = preprocess(config, str(out))
+    assert (outcome.counts["kept"], outcome.counts["rejected"]) == (3, 0)
