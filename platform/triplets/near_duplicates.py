@@ -1,8 +1,9 @@
 """Near-duplicates: clips that show nearly the same frames with the same motion.
 
-A set converted, scaled or cropped anew has other bytes and so other ids, and the split by hash puts
-half of its copies on the other side. Copies are looked for among at most :data:`MOST_CLIPS` clips
-by their thumbnails (:mod:`.thumbnails`), in two steps that both take time linear in the clips:
+A video converted, scaled or cropped anew has other bytes and so another id, and the split by hash
+may put it on the other side. Copies are looked for among at most :data:`MOST_CLIPS` clips
+by their thumbnails (:mod:`.thumbnails`), in two steps. The first takes n log n time, the second
+compares each clip with at most four others:
 
 1. *Candidates*: each clip's layout and motion, coarse, whole and under a few crops, is a point.
    Random projection trees (Dasgupta & Freund, STOC 2008) order the points so that near ones stand
@@ -61,7 +62,7 @@ class Likeness:
     """How much two clips are alike, laid over each other.
 
     Thresholds are set on the 144 recordings of the demo: they find 95 % or more of the copies that
-    were compressed, brightened or cropped, and 2 of the 792 pairs of different episodes of a task.
+    were compressed, brightened or cropped, and 3 of the 792 pairs of different episodes of a task.
 
     Args:
         motion: correlation, over all frames, of what each differs by from the clip's mean frame.

@@ -123,7 +123,7 @@ def main() -> None:
     print(f"{'different episodes':<24} {len(near_duplicates(looks))} of {pairs} pairs of one task")
     times_s = [seconds_of(looks, args.clips // 4), seconds_of(looks, args.clips)]
     print(
-        f"{args.clips // 4:,} clips: {times_s[0]:.0f} CPU s; {args.clips:,}: {times_s[1]:.0f}, "
+        f"{args.clips // 4:,} clips: {times_s[0]:.1f} CPU s; {args.clips:,}: {times_s[1]:.1f}, "
         f"{times_s[1] / times_s[0]:.2f} times as long for 4 times as many"
     )
 
