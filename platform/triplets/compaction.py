@@ -26,12 +26,14 @@ from dynaflip.platform.triplets.bucket_parquet import BucketParquet
 from dynaflip.platform.triplets.clips import content_hash
 from dynaflip.platform.triplets.folder_index import FileIndex, index_file, name_hash
 from dynaflip.platform.triplets.place import Place, place_of
-from dynaflip.platform.triplets.ray_tasks import dataset_of
+from dynaflip.platform.triplets.ray_tasks import cluster_cpus, dataset_of
 from dynaflip.platform.triplets.work_folder import ClipFile, StoredClip, WorkFolder
 
 _NAME_LETTERS = 16
 _CLIPS_COMING = 8  # from a bucket
-_CLIPS_AT_ONCE = 32_768  # in the driver's memory
+# Parts in work together: their clips are in the driver's memory.
+_CLIPS_AT_ONCE = 4096
+_PARTS_A_CPU = 4
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def _batches(parts: Iterator[Part]) -> Iterator[dict[str, Part]]:
     for part in parts:
         batch[part.name] = part
         clips += len(part.clips)
-        if clips >= _CLIPS_AT_ONCE:
+        if clips >= _CLIPS_AT_ONCE and len(batch) >= _PARTS_A_CPU * cluster_cpus():
             yield batch
             batch, clips = {}, 0
     if batch:

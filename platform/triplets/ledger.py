@@ -17,7 +17,7 @@ from dynaflip.platform.triplets.clips import TEMPORARY_STAGES
 from dynaflip.platform.triplets.folder_index import name_hash
 from dynaflip.platform.triplets.work_folder import StoredClip, WorkFolder, read_stored
 
-_CACHE_KIB = 32 << 10
+_CACHE_KIB = 8 << 10
 _TABLES = """
 create table clips (
     number integer primary key,

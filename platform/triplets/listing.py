@@ -21,9 +21,9 @@ from dynaflip.platform.triplets.ledger import Ledger
 _LEAST_SHARDS = 16  # of a set that has as many clips
 _NAME_LETTERS = 20
 # A wave ends with the longest of its shards: the more there are, the less do CPUs wait for it.
-_WAVE_SHARDS = 1024
+_WAVE_SHARDS = 512
 _WAVE_SHARDS_A_CPU = 64
-_WAVE_CLIPS = 4096
+_WAVE_CLIPS = 2048
 
 
 @dataclass(frozen=True)
