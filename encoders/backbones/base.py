@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,14 +104,21 @@ class Backbone(nn.Module):
         Raises:
             UserError: the tokens have no grid.
         """
-        tokens = self(pixels)[1]
+        return [self.as_map(self(pixels)[1])]
+
+    def as_map(self, tokens: Tensor) -> Tensor:
+        """Spatial tokens (B, P, D') as a feature map (B, D', rows, columns).
+
+        Raises:
+            UserError: they have no grid.
+        """
         grid = self.token_grid(tokens.shape[1])
         if grid is None:
             raise UserError(
                 f"backbone {type(self).__name__}: its {tokens.shape[1]} tokens are no square grid; "
                 "it must give token_grid (rows, columns)"
             )
-        return [tokens.transpose(1, 2).unflatten(2, grid)]
+        return tokens.transpose(1, 2).unflatten(2, grid)
 
     def blocks(self) -> nn.ModuleList:
         """The repeated blocks; their activations can be recomputed to save memory.
@@ -119,3 +126,19 @@ class Backbone(nn.Module):
         Without any the setting ``train.activation_checkpointing`` is refused.
         """
         return nn.ModuleList()
+
+
+def finer_maps(stages: Sequence[Tensor], coarsest: Tensor) -> list[Tensor]:
+    """What earlier stages of a hierarchical network see, beside its last feature map.
+
+    Args:
+        stages: outputs (B, C, rows, columns) of blocks or stages, in the network's order.
+        coarsest: the last feature map.
+
+    Returns:
+        The last output of each finer size, the coarsest first, up to four times as many rows:
+        beyond it features are edges and colours, and ever more of them.
+    """
+    rows = coarsest.shape[2]
+    last = {stage.shape[2]: stage for stage in stages if rows < stage.shape[2] <= 4 * rows}
+    return [last[size] for size in sorted(last)]

@@ -10,7 +10,7 @@ Shapes: B images, C channels, H×W pixels.
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dynaflip.encoders.backbones.base import Backbone
+from dynaflip.encoders.backbones.base import Backbone, finer_maps
 from dynaflip.encoders.config import ImageConfig
 from dynaflip.errors import UserError
 
@@ -179,16 +179,30 @@ class EfficientNetLite0Backbone(Backbone):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, px, px) → (B, 1280) and (B, ⌈px/32⌉², 1280)."""
+        tokens = self.network.head(self._run_blocks(pixels)).flatten(2).transpose(1, 2)
+        return tokens.mean(1), tokens
+
+    def feature_maps(self, pixels: Tensor) -> list[Tensor]:
+        """(B, 3, px, px) → maps of 1280, 112 and 40 channels, a cell 32, 16 and 8 px wide."""
+        outputs: list[Tensor] = []
+        last = self.network.head(self._run_blocks(pixels, outputs))
+        return [last, *finer_maps(outputs, last)]
+
+    def _run_blocks(self, pixels: Tensor, outputs: list[Tensor] | None = None) -> Tensor:
+        """What the last block gives; what each gives goes into ``outputs``, if it is kept."""
         network, frozen = self.network, self.frozen_blocks
+
+        def run(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
+            for block in blocks:
+                x = block(x)
+                if outputs is not None:
+                    outputs.append(x)
+            return x
+
         # Saliency asks for gradients of the pixels, through frozen blocks too.
         with torch.no_grad() if frozen and not pixels.requires_grad else nullcontext():
-            x = network.stem(pixels)
-            for block in network.blocks[:frozen]:
-                x = block(x)
-        for block in network.blocks[frozen:]:
-            x = block(x)
-        tokens = network.head(x).flatten(2).transpose(1, 2)
-        return tokens.mean(1), tokens
+            x = run(network.blocks[:frozen], network.stem(pixels))
+        return run(network.blocks[frozen:], x)
 
 
 def load_packaged_weights(network: EfficientNetLite0) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dynaflip.encoders import hub
-from dynaflip.encoders.backbones.base import Backbone
+from dynaflip.encoders.backbones.base import Backbone, finer_maps
 from dynaflip.encoders.backbones.block_order import freeze_first_blocks, repeated_blocks
 from dynaflip.encoders.backbones.native_images import normalisation
 from dynaflip.encoders.backbones.vision_outputs import (
@@ -25,6 +25,7 @@ from dynaflip.encoders.backbones.vision_outputs import (
     embedding_and_tokens,
     image_half,
     prefix_tokens,
+    tokens_and_stages,
 )
 from dynaflip.encoders.config import CLS_MEAN, ImageConfig
 from dynaflip.errors import UserError
@@ -138,6 +139,14 @@ class TransformersBackbone(Backbone):
         return embedding_and_tokens(
             self.network, pixels, self.prefix_tokens, self.call_settings, self.pooling
         )
+
+    def feature_maps(self, pixels: Tensor) -> list[Tensor]:
+        """The spatial tokens as a map, and those of a hierarchical network's earlier stages."""
+        tokens, stages = tokens_and_stages(
+            self.network, pixels, self.prefix_tokens, self.call_settings
+        )
+        last = self.as_map(tokens)
+        return [last, *finer_maps(stages, last)]
 
 
 def _of_image_half(unfilled: Sequence[str], network: nn.Module) -> tuple[str, ...]:

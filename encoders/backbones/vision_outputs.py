@@ -67,7 +67,7 @@ def embedding_and_tokens(
     out = network(**network_inputs(network, pixels), **settings)
     hidden = out.last_hidden_state
     pooled = getattr(out, "pooler_output", None)
-    tokens = hidden.flatten(2).transpose(1, 2) if hidden.ndim == 4 else hidden[:, prefix:]
+    tokens = spatial_tokens(hidden, prefix)
     if pooling == MEAN:
         return tokens.mean(1), tokens
     if pooling == POOLER:
@@ -83,6 +83,24 @@ def embedding_and_tokens(
     if hidden.ndim == 4 or pooled is None:
         return tokens.mean(1), tokens
     return torch.cat([pooled, tokens.mean(1)], -1), tokens
+
+
+def spatial_tokens(hidden: Tensor, prefix: int) -> Tensor:
+    """The last hidden state (B, N, D') or (B, D', rows, columns) → (B, P, D')."""
+    return hidden.flatten(2).transpose(1, 2) if hidden.ndim == 4 else hidden[:, prefix:]
+
+
+def tokens_and_stages(
+    network: nn.Module, pixels: Tensor, prefix: int, settings: Mapping[str, Any]
+) -> tuple[Tensor, list[Tensor]]:
+    """The spatial tokens, and the feature maps of a hierarchical network's stages in their order.
+
+    Arguments as of :func:`embedding_and_tokens`. A plain vision transformer has no such maps.
+    """
+    out = network(**network_inputs(network, pixels), **settings, output_hidden_states=True)
+    maps = getattr(out, "reshaped_hidden_states", None) or out.hidden_states or ()
+    stages = [one for one in maps if one.ndim == 4]
+    return spatial_tokens(out.last_hidden_state, prefix), stages
 
 
 def network_inputs(network: Any, pixels: Tensor) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -211,3 +211,26 @@ def test_an_environment_without_factors_has_one_condition(
 def test_settings_that_make_no_sense_are_refused(change: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         RolloutConfig(**change)
+
+
+def test_policies_of_different_read_outs_are_no_pairs() -> None:
+    import polars as pl
+
+    from dynaflip.platform.evaluation.compare import check_same_protocol
+    from dynaflip.platform.evaluation.rollout_run import FinishedEvaluation
+
+    def finished(name: str, **changes: object) -> FinishedEvaluation:
+        settings = asdict(tiny(Path("x"), **changes))
+        return FinishedEvaluation(name, name, settings, pl.DataFrame(), "", "3", "", ())
+
+    old = finished("old")
+    for added in ("readout", "readout_settings", "attentive", "spatial_softmax"):
+        del old.settings[added]  # of before there were read-outs
+    check_same_protocol(old, finished("new"))
+    attentive = finished("a", readout="attentive")
+    check_same_protocol(attentive, attentive)
+    with pytest.raises(UserError, match="old has readout pooled, a attentive"):
+        check_same_protocol(old, attentive)
+    other = finished("b", readout="attentive", attentive=AttentiveConfig(width=8))
+    with pytest.raises(UserError, match=r"a has attentive .*'width': 64.* b .*'width': 8"):
+        check_same_protocol(attentive, other)
