@@ -45,6 +45,8 @@ _MIN_ON_SIDE = 4  # a side with fewer corners has no vote
 _SIDES = 2  # of four: arms and people reach in from the others
 _MOST_MISSED_PX = 0.5  # forward and back between the first frame and a later one
 _EQUAL_SHARE = 0.05
+# Where so much of the rim rests in so many frames, no closer look is taken.
+_CLEAR_SHARE, _LOOKS = 0.6, 6
 # Another motion of so large a part of the rim as the best one's: which is the background?
 _RIVAL_SHARE = 0.5
 # A camera stands still where corners move by no more; and where a fit does (median), because
@@ -83,8 +85,11 @@ def fit_background(frames: Frames, track: TrackConfig, config: CameraConfig) -> 
     """
     images = tracker_images(frames, None)
     corners_px = _corners(images[0])
-    tracks_px, tracked = _tracked(images, corners_px, track)
     sides = _on_sides(corners_px, images[0].shape)
+    clear = _clearly_static(images, corners_px, sides, track, config)
+    if clear is not None:
+        return clear
+    tracks_px, tracked = _tracked(images, corners_px, track)
     corners = _Corners(tracks_px, tracked, sides, config)
     if not corners.can_tell():
         return ImageFit("none", None, 0.0)
@@ -135,23 +140,60 @@ def explained_by_parallax(
     return (length_px > inlier_px) & (beside_px[0] <= most_px)
 
 
+def _clearly_static(
+    images: list[np.ndarray],
+    corners_px: Floats,
+    sides: np.ndarray,
+    track: TrackConfig,
+    config: CameraConfig,
+) -> ImageFit | None:
+    """The answer for most cameras on a stand, from a few frames; None: look closer."""
+    looks = sorted({round(n) for n in np.linspace(0, len(images) - 1, _LOOKS)})
+    if len(corners_px) < _MIN_CORNERS:
+        return None
+    near_px = np.repeat(corners_px[None], len(looks), axis=0)
+    good = np.ones(near_px.shape[:2], bool)
+    tracks_px, tracked = _anchored([images[n] for n in looks], near_px, good, track)
+    corners = _Corners(tracks_px, tracked, sides, config)
+    resting = tracked & (corners.moves_px() <= _JITTER_PX)
+    of_rim, of_all = corners.share(resting, corners.rim), corners.share(resting, good[0])
+    if not corners.can_tell() or not corners.on_sides(resting):
+        return None
+    if of_rim < _CLEAR_SHARE or of_all < config.min_inlier_share:
+        return None
+    return ImageFit("static", None, (of_rim + of_all) / 2)
+
+
 def _tracked(
     images: list[np.ndarray], corners_px: Floats, track: TrackConfig
+) -> tuple[Doubles, np.ndarray]:
+    """(N, C, 2) tracks from frame to frame and (N, C) whether they hold."""
+    chained_px, misses_px = track_points(images, corners_px, replace(track, tracker="lk"))
+    return _anchored(images, chained_px, np.isfinite(misses_px), track)
+
+
+def _anchored(
+    images: list[np.ndarray], near_px: Floats, good: np.ndarray, track: TrackConfig
 ) -> tuple[Doubles, np.ndarray]:
     """(N, C, 2) tracks and (N, C) whether they hold.
 
     Tracks from frame to frame drift; each position is therefore refined by the first frame's
     surroundings of the corner, forward and back.
+
+    Args:
+        images: N.
+        near_px: (N, C, 2) positions that are nearly right; the first are exact.
+        good: (N, C) bool: which of them to refine; the others do not hold.
+        track: settings of Lucas-Kanade.
     """
-    chained_px, misses_px = track_points(images, corners_px, replace(track, tracker="lk"))
     half, refine = np.float32(0.5), LucasKanade(replace(track, lk_levels=1)).refine
-    tracks_px, tracked = chained_px.astype(np.float64), np.isfinite(misses_px)
-    start = corners_px - half
+    tracks_px, tracked = near_px.astype(np.float64), good.copy()
+    start = near_px[0] - half
     for n in range(1, len(images)):
         some = np.flatnonzero(tracked[n])
         if not len(some):
             continue
-        there, found = refine(images[0], images[n], start[some], chained_px[n, some] - half)
+        there, found = refine(images[0], images[n], start[some], near_px[n, some] - half)
         back, found_back = refine(images[n], images[0], there, start[some])
         off_px = np.linalg.norm(back - start[some], axis=1)
         tracked[n, some] = found & found_back & (off_px <= _MOST_MISSED_PX)
