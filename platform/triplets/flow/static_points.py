@@ -221,6 +221,8 @@ def _colour_patches(frame: Frames, points_px: np.ndarray, radius_px: int) -> Flo
     x = (points_px[:, :1] - 0.5 + dx.ravel()).astype(np.float32)
     y = (points_px[:, 1:] - 0.5 + dy.ravel()).astype(np.float32)
     border = cv2.BORDER_REPLICATE
+    if not len(x):  # an image too small for points of this kind
+        return np.zeros((*x.shape, 3), np.float32)
     parts = [
         cv2.remap(
             frame, x[n : n + _MOST_ROWS], y[n : n + _MOST_ROWS], cv2.INTER_LINEAR, None, border

@@ -18,6 +18,7 @@ from odd_lerobot import brightness, number
 from triplet_recordings import numbered, write_video
 
 from dynaflip.errors import UserError
+from dynaflip.platform.triplets.build import clip_table
 from dynaflip.platform.triplets.clip_reader import ClipReader
 from dynaflip.platform.triplets.clips import Clip, ClipRejected
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
@@ -181,3 +182,18 @@ def test_narrations_of_no_time_are_rejected(tmp_path: Path) -> None:
     assert "" in problems
     assert "no frame in its time (499.5 to 500.5 s)" in text
     assert "a narration" in text
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (2, 40), (40, 2)])
+def test_images_of_few_pixels_are_rejected_for_a_reason(
+    tmp_path: Path, shape: tuple[int, int]
+) -> None:
+    frames = np.random.default_rng(0).integers(0, 255, (30, *shape, 3), dtype=np.uint8)
+    write_video(tmp_path / "a.mp4", frames)
+    (tmp_path / "captions.csv").write_text("file,caption\na.mp4,push\n")
+    source = SourceConfig(path=str(tmp_path))
+    config = PreprocessConfig(source=source, depth="plane", draws_per_clip=1)
+    mix = open_sources(config)
+    (clip,) = mix.list_clips()
+    with pytest.raises(ClipRejected, match="no window is left"):
+        clip_table(clip, mix.open(clip), config)
