@@ -33,6 +33,7 @@ from dynaflip.platform.triplets.flow.learned_tracker import flow_in_3d, load_tra
 from dynaflip.platform.triplets.flow.lifting import measured_steps
 from dynaflip.platform.triplets.flow.simulator import simulator_flow
 from dynaflip.platform.triplets.flow.tracker_3d import track_3d
+from dynaflip.platform.triplets.flow.tracking import grid_px
 from dynaflip.platform.triplets.flow.window import RGBDWindow
 from dynaflip.platform.triplets.models import DepthModel
 from dynaflip.platform.triplets.models.captioner import is_captioned
@@ -219,9 +220,8 @@ def _tracked(
     height, width = frames.shape[1:3]
     config, times_s = reader.config, reader.times_s[indices]
     cameras = reader.cameras(indices, width, height)
-    depth_m, depth_scale = reader.depth_m(indices, frames)
-    window = RGBDWindow(frames, depth_m, cameras.intrinsics_px, cameras.poses, depth_scale)
-    window, camera = compensate_camera(window, config)
+    given = _window_of(reader, indices, frames)
+    window, camera = compensate_camera(given, config)
     origin_px = grid_on_first_frame(window, config)
     if config.flow_source == "simulator":
         state = reader.simulator_state(indices)
@@ -229,9 +229,10 @@ def _tracked(
         flow = simulator_flow(clip, times_s, cameras.poses, state, origin_px, size_px)
     else:
         flow = flow_of_window(window, times_s, origin_px, config, tracker)
-    median_m = 1.0 if depth_m is None else float(np.median(depth_m[0][np.isfinite(depth_m[0])]))
-    focal_kind = "assumed" if cameras.assumed else "recorded"
-    return TrackedWindow(flow, camera, median_m, depth_scale, cameras.intrinsics_px, focal_kind)
+    first_m = None if given.depth_m is None else given.depth_m[0]
+    median_m = 1.0 if first_m is None else float(np.median(first_m[np.isfinite(first_m)]))
+    scale, focal_kind = given.depth_scale, "assumed" if cameras.assumed else "recorded"
+    return TrackedWindow(flow, camera, median_m, scale, cameras.intrinsics_px, focal_kind)
 
 
 def _tracked_in_3d(
@@ -244,6 +245,26 @@ def _tracked_in_3d(
     tracker = tracker or load_tracker(name)
     tracks = track_3d(tracker, name, [given])[0]
     return flow_of_tracks(tracks, given, tracker.scale, recorded_m, origin_px, config)
+
+
+def grid_for_2d(reader: ClipReader, indices: list[int], frames: Frames) -> Floats:
+    """(G, G, 2) the points that a 2D tracker is given, on a window's first frame.
+
+    Raises:
+        WindowRejected: the window has no triplet, by its camera.
+    """
+    height, width = frames.shape[1:3]
+    if reader.config.grid == "uniform":
+        return grid_px(height, width)
+    window, _ = compensate_camera(_window_of(reader, indices, frames), reader.config)
+    return grid_on_first_frame(window, reader.config)
+
+
+def _window_of(reader: ClipReader, indices: list[int], frames: Frames) -> RGBDWindow:
+    height, width = frames.shape[1:3]
+    cameras = reader.cameras(indices, width, height)
+    depth_m, depth_scale = reader.depth_m(indices, frames)
+    return RGBDWindow(frames, depth_m, cameras.intrinsics_px, cameras.poses, depth_scale)
 
 
 def grid_for_3d(reader: ClipReader, indices: list[int], frames: Frames) -> Floats:

@@ -18,6 +18,7 @@ from dynaflip.platform.triplets.flow.config import (
 )
 from dynaflip.platform.triplets.models import CAPTIONERS, DEPTH_MODELS
 from dynaflip.platform.triplets.sources import SOURCES
+from dynaflip.platform.triplets.stage_config import StagesConfig
 from dynaflip.plugins import check_name, split_argument
 
 # Depth without a model: recorded, or everything at 1 m.
@@ -147,6 +148,10 @@ class PreprocessConfig:
     """Scale and shift a model's relative depth to metres where a window's first frame has recorded
     depth (column depth_scale: aligned)."""
 
+    depth_precision: str = "auto"
+    """Precision that depth models compute in: float32, float16, bfloat16, or auto: float16 on GPUs
+    and float32 on CPUs. A model of your own has it where it has `use_precision`."""
+
     flow_source: str = "tracked"
     """tracked: from images. simulator: exact flow of a simulated recording, for upper-bound
     experiments only."""
@@ -212,6 +217,9 @@ class PreprocessConfig:
     example_images: int = 12
     """Flow-overlay examples in pictures/examples.png."""
 
+    stages: StagesConfig = field(default_factory=StagesConfig)
+    """Resources of the stages that run models."""
+
     track: TrackConfig = field(default_factory=TrackConfig)
     """2D tracking."""
 
@@ -242,6 +250,7 @@ class PreprocessConfig:
         if self.sources and not any(source.weight for source in self.sources):
             raise ValueError("sources: at least one weight must be above 0")
         _check_depth(self.depth)
+        one_of(self, ("auto", "float32", "float16", "bfloat16"), "depth_precision")
         one_of(self, ("tracked", "simulator"), "flow_source")
         one_of(self, ("window", "r3m"), "image_pair")
         windows_s = [self.flow_window_s, *(source.flow_window_s for source in self.all_sources())]

@@ -149,7 +149,7 @@ def _make_all(
                 progress.update(stages, earlier=True)
         missing = {s.name: list(s.clips) for s in wave if s.name not in names}
         if missing:
-            for summary in run_stages(missing, config, work, source, models):
+            for summary in run_stages(missing, config, work, source, models, progress):
                 watch.see(summary["stage"], summary["reason"])
                 stores.see(summary["stage"])
                 ledger.add([stored_clip(summary, work.shards)])

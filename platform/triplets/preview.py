@@ -28,13 +28,13 @@ from dynaflip.platform.cluster import available_cpus
 from dynaflip.platform.triplets.clips import Clip, Frames, Recording, Source, content_hash
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.models.actor import (
-    ModelShards,
     check_models,
     digests_of_models,
     uses_models,
 )
 from dynaflip.platform.triplets.shard import process_shard
 from dynaflip.platform.triplets.sources.formats import Mix, open_sources
+from dynaflip.platform.triplets.stage_graph import ModelShards
 from dynaflip.platform.triplets.work_folder import WorkFolder
 
 _LIST_S = 20.0  # of a huge source only the clips that are listed by then are drawn from
@@ -203,8 +203,8 @@ def _make(number: int, clip: str) -> tuple[dict[str, Any], float]:
     """Summary of a clip, and the seconds that it took."""
     began_s = time.monotonic()
     if "models" in _worker:
-        (row,) = _worker["models"]({"name": f"part-{number}", "clips": [clip]})
-        summary = json.loads(row["summary"])
+        row = _worker["models"]({"name": f"part-{number}", "clips": [clip]})
+        (summary,) = json.loads(row["summaries"])
     else:
         work = WorkFolder(Path(_worker["folder"]))
         clips = [Clip.from_json(clip)]

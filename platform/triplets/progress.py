@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 
 _EVERY_S = 5.0
 
@@ -19,6 +20,10 @@ class Progress:
         self.rejected: Counter[str] = Counter()
         self.begin_s = self.shown_s = time.monotonic()
         self.terminal = sys.stdout.isatty()
+        # Of each stage how many work at a time, where stages are apart; and their seconds.
+        self.workers: dict[str, float] = {}
+        self.seconds: Counter[str] = Counter()
+        self.stages_began_s: float | None = None
 
     def expect(self, total: int, *, more: bool) -> None:
         """So many clips are listed, and whether more are to come."""
@@ -39,6 +44,22 @@ class Progress:
             self.shown_s = now_s
             self._show(now_s)
 
+    def busy(self, seconds: Mapping[str, float]) -> None:
+        """Count the seconds that workers of each stage were busy with a shard."""
+        self.seconds.update(seconds)
+        if self.stages_began_s is None:
+            self.stages_began_s = time.monotonic() - max(seconds.values(), default=0.0)
+
+    def busy_shares(self) -> dict[str, float]:
+        """Of each stage the share of time that its workers were busy; {} where there is but one."""
+        if self.stages_began_s is None or not self.workers:
+            return {}
+        spent_s = max(time.monotonic() - self.stages_began_s, 1e-9)
+        return {
+            stage: min(1.0, self.seconds[stage] / workers / spent_s)
+            for stage, workers in self.workers.items()
+        }
+
     def close(self) -> None:
         """Show the last state and end the line."""
         self._show(time.monotonic())
@@ -58,7 +79,18 @@ class Progress:
             f"{self.name} {self.done}/{self.total}{'+' if self.more else ''} clips · "
             f"{self.rejected.total()} rejected"
             f"{f' ({stages})' if stages else ''} · "
-            f"{rate:.1f} clips/s · {left}"
+            f"{rate:.1f} clips/s · {self._stages()}{left}"
         )
         print(f"\r{text:<78}" if self.terminal else text, end="" if self.terminal else "\n")
         sys.stdout.flush()
+
+    def _stages(self) -> str:
+        """How busy each stage is; the busiest limits the others."""
+        shares = self.busy_shares()
+        if not shares:
+            return ""
+        limits = max(shares, key=lambda stage: shares[stage])
+        return "".join(
+            f"{stage} {share:.0%}{' (limits)' if stage == limits else ''} · "
+            for stage, share in shares.items()
+        )

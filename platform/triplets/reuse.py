@@ -23,6 +23,7 @@ _BESIDE = (
     "example_images",
     "clips_per_shard",
     "part_mb",
+    "stages",
     "source",
     "sources",
 )

@@ -1,51 +1,37 @@
-"""The work of one Ray task as a plain function: a few clips to Parquet."""
+"""The work on a shard, a few clips, as plain functions: read them, make triplets, write Parquet."""
 
 from __future__ import annotations
 
-import faulthandler
 import json
-import sys
-import traceback
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from types import MappingProxyType
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from dynaflip.platform.triplets import place
-from dynaflip.platform.triplets.attempt_notes import Notes
-from dynaflip.platform.triplets.build import LeftOut, clip_table
-from dynaflip.platform.triplets.clips import Clip, ClipRejected, Source, out_of_resources
+from dynaflip.platform.triplets.build import LeftOut, read_clip, triplets_of
+from dynaflip.platform.triplets.clip_in_work import (
+    ClipInWork,
+    ModelStage,
+    noted,
+    printable,
+    rejecting,
+)
+from dynaflip.platform.triplets.clips import Clip, Source
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.digest import row_digests
-from dynaflip.platform.triplets.models import Captioner, DepthModel
-from dynaflip.platform.triplets.models.captioner import needs_caption, with_caption
+from dynaflip.platform.triplets.models.captioner import needs_caption, side_by_side
 from dynaflip.platform.triplets.place import Place
 from dynaflip.platform.triplets.report.cautions import mostly_moving
 from dynaflip.platform.triplets.schema import interpolated_steps
 from dynaflip.platform.triplets.work_folder import ClipFile, WorkFolder
 
 _MAX_FILE_BYTES = 100 << 20
-_STARTED = "started"
-_FAULT = "Fatal Python error"  # what faulthandler writes
-_MAX_FAULTS = 2
-_MAX_STARTS = 8
 
 
-@dataclass(frozen=True)
-class LoadedCaptioner:
-    """A captioner and the digest that its cached captions are found by."""
-
-    model: Captioner
-    digest: str
-
-
-# By the caption_kind of the clips that they are for.
-Captioners = Mapping[str, LoadedCaptioner]
+# A clip's summary, and its triplets: None where it is rejected.
+Made = tuple[dict[str, Any], pa.Table | None]
 
 
 def process_shard(
@@ -54,13 +40,9 @@ def process_shard(
     source: Source,
     config: PreprocessConfig,
     work: WorkFolder,
-    depth_models: Mapping[str, DepthModel] = MappingProxyType({}),
-    captioners: Captioners = MappingProxyType({}),
+    stages: Sequence[ModelStage] = (),
 ) -> list[dict[str, Any]]:
     """Make the triplets of some clips, and write them before their summaries.
-
-    Clips that came without caption are first given one by the captioner of their
-    ``caption_kind``.
 
     Args:
         name: of the shard: other clips have another.
@@ -68,18 +50,105 @@ def process_shard(
         source: that opens them.
         config: settings.
         work: folder of the work.
-        depth_models: by the setting that names them.
-        captioners: by the ``caption_kind`` of the clips that they are for.
+        stages: that ask models, in their order.
 
     Returns:
         One summary for each clip: its triplets, or stage and reason of its rejection.
     """
+    return write_shard(name, (_made(clip, source, config, work, stages) for clip in clips), work)
+
+
+def _made(
+    clip: Clip,
+    source: Source,
+    config: PreprocessConfig,
+    work: WorkFolder,
+    stages: Sequence[ModelStage],
+) -> Made:
+    """All stages of one clip."""
+    item = ClipInWork(clip)
+    with noted(item, work.attempts):
+        read_item(item, source, config)
+        for stage in stages:
+            if item.rejection is None:
+                stage([item])
+        return make_triplets(item)
+
+
+def read_item(item: ClipInWork, source: Source, config: PreprocessConfig) -> None:
+    """Read all of a clip that later stages need."""
+    if item.rejection is not None:
+        return
+    with rejecting(item):
+        recording = source.open(item.clip)
+        if needs_caption(item.clip):
+            item.shown = side_by_side(recording)
+        item.reader = read_clip(item.clip, recording, config)
+
+
+def make_triplets(item: ClipInWork) -> Made:
+    """The summary of a clip, and its triplets."""
+    left_out: LeftOut = {}
+    table = None
+    with rejecting(item):
+        if item.reader is not None:
+            table = triplets_of(item.clip, item.reader, item.tracker, left_out)
+            summary = _summary(item, left_out) | _about(table)
+    if item.rejection is not None:
+        stage, reason = item.rejection
+        return _summary(item, left_out) | {"stage": stage, "reason": reason}, None
+    return summary, table
+
+
+def _summary(item: ClipInWork, left_out: LeftOut) -> dict[str, Any]:
+    """Summary of a clip without triplets."""
+    clip = item.listed
+    return {
+        "clip_id": clip.clip_id,
+        "recording_id": clip.recording_id,
+        "clip_digest": clip.digest(),  # before its caption is made
+        "source": clip.source,
+        "path": printable(clip.path),
+        "stage": "",
+        "reason": "",
+        "split": "",
+        "tasks": [],
+        "rows": [],
+        "visible": 0.0,
+        "moving": 0.0,
+        "assumed_focal": 0,
+        "short_side_px": 0,
+        "interpolated": 0.0,
+        "left_out": {reason: len(windows) for reason, windows in left_out.items()},
+        # Of each reason the first window: [t in the file, length], seconds.
+        "left_out_at": {
+            reason: [clip.start_s + windows[0][0], windows[0][1]]
+            for reason, windows in left_out.items()
+        },
+    }
+
+
+def _about(table: pa.Table) -> dict[str, Any]:
+    """The parts of a summary that tell of triplets."""
+    return {
+        "rows": row_digests(table),
+        "split": table["split"][0].as_py(),
+        "tasks": sorted(set(table["task"].to_pylist())),
+        "visible": sum(table["visible_share"].to_pylist()),
+        "moving": sum(table["moving_share"].to_pylist()),
+        "short_side_px": min(table["width_px"][0].as_py(), table["height_px"][0].as_py()),
+        "interpolated": interpolated_steps(table),
+        "mostly_moving": mostly_moving(table),
+        "camera_motion": dict(Counter(table["camera_motion"].to_pylist())),
+        "assumed_focal": table["focal_kind"].to_pylist().count("assumed"),
+    }
+
+
+def write_shard(name: str, made: Iterable[Made], work: WorkFolder) -> list[dict[str, Any]]:
+    """Write the triplets of a shard's clips, and then their summaries, which are returned."""
     summaries = []
     writer = _ShardWriter(work.shards, name)
-    for clip in clips:
-        with _counted(work.attempts, clip) as rejection:
-            summary, table = _summary(clip, source, config, rejection, depth_models, captioners)
-        # Outside: what cannot be written is the job's problem and not the clip's.
+    for summary, table in made:
         if table is not None:
             writer.write(table)
         summaries.append(summary)
@@ -88,95 +157,6 @@ def process_shard(
         summary["at"] = None if summary["stage"] else next(positions)
     place.write(work.shard_summaries(name), json.dumps({"clips": summaries}))
     return summaries
-
-
-def _summary(
-    clip: Clip,
-    source: Source,
-    config: PreprocessConfig,
-    rejection: ClipRejected | None,
-    depth_models: Mapping[str, DepthModel],
-    captioners: Captioners,
-) -> tuple[dict[str, Any], pa.Table | None]:
-    """Summary of a clip and its triplets, None where it is rejected."""
-    summary: dict[str, Any] = {"clip_id": clip.clip_id, "recording_id": clip.recording_id}
-    summary |= {"clip_digest": clip.digest()}  # before its caption is made
-    summary |= {"source": clip.source, "path": _printable(clip.path), "stage": "", "reason": ""}
-    summary |= {"split": "", "tasks": [], "rows": [], "visible": 0.0, "moving": 0.0}
-    summary |= {"assumed_focal": 0, "short_side_px": 0, "interpolated": 0.0}
-    left_out: LeftOut = {}
-    table = None
-    try:
-        if rejection is not None:
-            raise rejection
-        recording = source.open(clip)
-        if needs_caption(clip):
-            captioner = captioners[clip.caption_kind]
-            clip = with_caption(clip, recording, captioner.model, captioner.digest)
-        table = clip_table(clip, recording, config, depth_models, left_out)
-        summary["rows"] = row_digests(table)
-        summary["split"] = table["split"][0].as_py()
-        summary["tasks"] = sorted(set(table["task"].to_pylist()))
-        summary["visible"] = sum(table["visible_share"].to_pylist())
-        summary["moving"] = sum(table["moving_share"].to_pylist())
-        summary["short_side_px"] = min(table["width_px"][0].as_py(), table["height_px"][0].as_py())
-        summary["interpolated"] = interpolated_steps(table)
-        summary["mostly_moving"] = mostly_moving(table)
-        summary["camera_motion"] = dict(Counter(table["camera_motion"].to_pylist()))
-        summary["assumed_focal"] = table["focal_kind"].to_pylist().count("assumed")
-    except ClipRejected as error:
-        summary |= {"stage": error.stage, "reason": _printable(error.reason)}
-    except Exception as error:
-        # One clip must not stop the job, whatever it holds. Nothing is hidden: the clip is
-        # rejected with the line of the error, and counts towards max_rejected_share.
-        at = traceback.extract_tb(error.__traceback__)[-1]
-        line = f"{Path(at.filename).name}:{at.lineno}"
-        reason = f"{type(error).__name__} at {line}: {error}".splitlines()[0]
-        stage = "machine" if out_of_resources(error) else "unexpected"
-        summary |= {"stage": stage, "reason": _printable(reason)}
-        table = None
-    summary["left_out"] = {reason: len(windows) for reason, windows in left_out.items()}
-    # Of each reason the first window: [t in the file, length], seconds.
-    summary["left_out_at"] = {
-        reason: [clip.start_s + windows[0][0], windows[0][1]]
-        for reason, windows in left_out.items()
-    }
-    return summary, table
-
-
-@contextmanager
-def _counted(attempts: Place, clip: Clip) -> Iterator[ClipRejected | None]:
-    """Note that a clip is in work; yield its rejection if workers died of it before.
-
-    A crash inside a decoder leaves its trace in the note and is the clip's fault. A worker
-    that was killed leaves none (out of memory, or the machine was stopped), and the clip gets
-    more attempts.
-    """
-    notes = Notes(attempts, clip.clip_id)
-    known = notes.read()
-    starts, faults = known.count(_STARTED), known.count(_FAULT)
-    if faults >= _MAX_FAULTS or starts >= _MAX_STARTS:
-        if faults >= _MAX_FAULTS:
-            stage, died = "crash", f"{faults} times of a fault in native code"
-        else:
-            stage, died = "machine", f"{starts} times, killed from outside"
-        yield ClipRejected(stage, f"the worker process died on this clip {died}")
-        return
-    traced = faulthandler.is_enabled()
-    with notes.begun(known + f"{_STARTED}\n") as file:
-        faulthandler.enable(file)
-        try:
-            yield None
-        finally:
-            faulthandler.disable()
-            if traced and sys.__stderr__ is not None:
-                faulthandler.enable(sys.__stderr__)
-    notes.remove()
-
-
-def _printable(text: str) -> str:
-    """Text that any table can hold: names on disk need not be UTF-8."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class _ShardWriter:

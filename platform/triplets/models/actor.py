@@ -1,14 +1,15 @@
-"""The Ray Data actor that holds a user's models (depth, tracker, captioner) and makes shards."""
+"""A user's models (depth, captions, tracks): checked early, named by digests, loaded in stages."""
 
 from __future__ import annotations
 
 import inspect
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
-from dynaflip.platform.triplets.clips import Clip, Source, content_hash
+from dynaflip.errors import UserError
+from dynaflip.platform.triplets.clip_in_work import ModelStage
+from dynaflip.platform.triplets.clips import content_hash
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.flow import TRACKERS, TRACKERS_3D, tracker_point
 from dynaflip.platform.triplets.flow.flow_of_tracks import check_settings
@@ -17,20 +18,20 @@ from dynaflip.platform.triplets.flow.learned_tracker import (
     load_tracker,
     tracks_windows,
 )
+from dynaflip.platform.triplets.model_stages import CaptionStage, DepthStage, TrackStage
 from dynaflip.platform.triplets.models import CAPTIONERS, DEPTH_MODELS
-from dynaflip.platform.triplets.place import place_of
-from dynaflip.platform.triplets.shard import LoadedCaptioner, process_shard
+from dynaflip.platform.triplets.models.captioner import LoadedCaptioner
 from dynaflip.platform.triplets.sources.locations import fingerprints, root_and_files
-from dynaflip.platform.triplets.work_folder import WorkFolder
+from dynaflip.platform.triplets.stage_config import ModelStageConfig
 from dynaflip.plugins import ExtensionPoint, split_argument
 
+CAPTIONS, DEPTH, TRACK = "captions", "depth", "track"  # names of stages
 _DEPTH, _CAPTIONER, _TRACKER = "depth", "source.captioner", "track.tracker"
 
 
 def uses_models(config: PreprocessConfig) -> bool:
     """Whether a model is loaded, so that actors serve better than tasks."""
-    models = config.depth_models() or config.captioners()
-    return bool(models) or tracks_windows(config.track.tracker)
+    return bool(stage_names(config))
 
 
 def check_models(config: PreprocessConfig) -> None:
@@ -44,10 +45,24 @@ def check_models(config: PreprocessConfig) -> None:
         check = getattr(point.resolve(base, setting), "check", None)
         if check is not None:
             check(argument)
+    _check_stages(config)
     if flow_in_3d(config):
         check_settings(config)
     if tracks_windows(config.track.tracker):
         load_tracker(config.track.tracker)
+
+
+def _check_stages(config: PreprocessConfig) -> None:
+    """Refuse settings of stages that the job does not have."""
+    names = stage_names(config)
+    for name in (CAPTIONS, DEPTH, TRACK):
+        if name not in names and getattr(config.stages, name) != ModelStageConfig():
+            raise UserError(f"stages.{name}: the settings name no model that runs there")
+    for name, setting in ((CAPTIONS, "stages.caption_batch"), (DEPTH, "stages.depth_batch")):
+        if name not in names and getattr(config.stages, setting.partition(".")[2]):
+            raise UserError(f"{setting}: the settings name no model that it is for")
+    if DEPTH not in names and config.depth_precision != "auto":
+        raise UserError("depth_precision: no depth model is named by depth")
 
 
 def digests_of_models(config: PreprocessConfig) -> dict[str, str]:
@@ -109,45 +124,62 @@ def _digest_of(model: str) -> str:
     return content_hash(*(part for name in names for part in (name, prints[name].digest)))
 
 
-class ModelShards:
-    """Loads its models once; a GPU is used where there is one."""
+def load_stages(
+    config: PreprocessConfig, digests: Mapping[str, str] | None = None
+) -> dict[str, ModelStage]:
+    """Load all models of the settings: their stages by name, in the order of work.
 
-    def __init__(
-        self,
-        config: PreprocessConfig,
-        folder: str,
-        source: Source,
-        digests: Mapping[str, str] | None = None,
-    ) -> None:
-        """Load the models.
+    Args:
+        config: the settings, which name them.
+        digests: of :func:`digests_of_models`, so that all actors load one commit.
+    """
+    return {name: load_stage(name, config, digests) for name in stage_names(config)}
 
-        Args:
-            config: the settings, which name them.
-            folder: of the work.
-            source: of the clips.
-            digests: of :func:`digests_of_models`, so that all actors load one commit.
-        """
-        self.config, self.folder, self.source = config, folder, source
-        self.depth_models = {
-            name: _load(DEPTH_MODELS, name, _DEPTH, digests)
-            for name in sorted(config.depth_models())
+
+def stage_names(config: PreprocessConfig) -> list[str]:
+    """The stages of the models that the settings name, in the order of work."""
+    wanted = {
+        CAPTIONS: bool(config.captioners()),
+        DEPTH: bool(config.depth_models()),
+        TRACK: tracks_windows(config.track.tracker),
+    }
+    return [name for name, there in wanted.items() if there]
+
+
+def load_stage(
+    name: str, config: PreprocessConfig, digests: Mapping[str, str] | None = None
+) -> ModelStage:
+    """Load the models of one stage; a GPU is used where this process has one."""
+    if name == CAPTIONS:
+        captioners = {kind: _captioner(kind, digests) for kind in sorted(config.captioners())}
+        batch = config.stages.caption_batch or (8 if _on_gpu() else 1)
+        return CaptionStage(captioners, batch)
+    if name == DEPTH:
+        models = {
+            model: _load(DEPTH_MODELS, model, _DEPTH, digests)
+            for model in sorted(config.depth_models())
         }
-        if tracks_windows(config.track.tracker):
-            load_tracker(config.track.tracker)
-        self.captioners = {name: _captioner(name, digests) for name in sorted(config.captioners())}
+        for model, loaded in models.items():
+            _set_precision(loaded, model, config.depth_precision)
+        return DepthStage(models, config.stages.depth_batch or (16 if _on_gpu() else 1))
+    return TrackStage(load_tracker(config.track.tracker), config.track.tracker)
 
-    def __call__(self, row: dict[str, Any]) -> list[dict[str, str]]:
-        """Make a shard's triplets; one summary for each of its clips."""
-        summaries = process_shard(
-            row["name"],
-            [Clip.from_json(text) for text in row["clips"]],
-            self.source,
-            self.config,
-            WorkFolder(place_of(self.folder)),
-            self.depth_models,
-            self.captioners,
-        )
-        return [{"summary": json.dumps(summary)} for summary in summaries]
+
+def _on_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _set_precision(model: Any, name: str, precision: str) -> None:
+    use = getattr(model, "use_precision", None)
+    if precision == "auto":
+        if use is not None and _on_gpu():
+            use("float16")
+    elif use is not None:
+        use(precision)
+    elif precision != "float32":
+        raise UserError(f"depth_precision: {name} has no other precision than its own")
 
 
 def _captioner(name: str, digests: Mapping[str, str] | None) -> LoadedCaptioner:

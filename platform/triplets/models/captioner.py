@@ -7,7 +7,8 @@ The model sees the clip's first, middle and last frame side by side. Captions ar
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from dynaflip.files import write_file
 from dynaflip.platform.paths import captions_folder
 from dynaflip.platform.triplets.clips import Clip, ClipRejected, Frames, Recording, content_hash
 from dynaflip.platform.triplets.models import Captioner
+from dynaflip.platform.triplets.user_models import asked
 
 _SHORT_SIDE_PX = 224
 _MAX_TOKENS = 32
@@ -35,31 +37,70 @@ def needs_caption(clip: Clip) -> bool:
     return clip.problem is None and not clip.captions and is_captioned(clip)
 
 
-def with_caption(clip: Clip, recording: Recording, captioner: Captioner, digest: str) -> Clip:
-    """The clip with a caption: the cached one, or a new one.
+@dataclass(frozen=True)
+class LoadedCaptioner:
+    """A captioner and the digest that its cached captions are found by."""
+
+    model: Captioner
+    digest: str
+
+
+def caption_clips(
+    clips: Sequence[Clip], shown: Sequence[Frames], captioner: LoadedCaptioner
+) -> list[Clip]:
+    """Clips with a caption: the cached one, or a new one.
 
     Args:
-        clip: without caption.
-        recording: of the clip.
-        captioner: asked with the clip's prompt.
-        digest: tells its captions from those of other models.
+        clips: without caption.
+        shown: :func:`side_by_side` of each.
+        captioner: asked with the clips' own prompts.
 
     Raises:
-        ClipRejected: the clip cannot be read, or the caption is empty.
+        ClipRejected: the captioner failed, or a caption is empty.
     """
+    files = [_cached(clip, captioner.digest) for clip in clips]
+    captions = {n: file.read_text() for n, file in enumerate(files) if file.exists()}
+    new = [n for n in range(len(clips)) if n not in captions]
+    if new:
+        prompts = [clips[n].captioner_prompt for n in new]
+        said = _describe_all(captioner.model, [shown[n] for n in new], prompts)
+        for n, caption in zip(new, said, strict=True):
+            write_file(files[n], caption)
+            captions[n] = caption
+    for n, clip in enumerate(clips):
+        if not captions[n]:
+            raise ClipRejected("caption", f"the caption of {clip.caption_kind} is empty")
+    return [replace(clip, captions=(captions[n],)) for n, clip in enumerate(clips)]
+
+
+def _cached(clip: Clip, digest: str) -> Path:
     key = content_hash(digest, clip.captioner_prompt, clip.clip_id)
-    cached = captions_folder() / key[:2] / f"{key}.txt"
-    try:
-        caption = cached.read_text()
-    except FileNotFoundError:
-        caption = captioner.describe(_side_by_side(recording), clip.captioner_prompt)
-        write_file(cached, caption)
-    if not caption:
-        raise ClipRejected("caption", f"the caption of {clip.caption_kind} is empty")
-    return replace(clip, captions=(caption,))
+    return captions_folder() / key[:2] / f"{key}.txt"
 
 
-def _side_by_side(recording: Recording) -> Frames:
+def _describe_all(model: Captioner, images: list[Frames], prompts: list[str]) -> list[str]:
+    name = type(model).__name__
+    several = getattr(model, "describe_all", None)
+    said = asked(
+        "caption",
+        name,
+        lambda: (
+            several(images, prompts)
+            if several
+            else [model.describe(*one) for one in zip(images, prompts, strict=True)]
+        ),
+    )
+    if len(said) != len(images) or not all(isinstance(caption, str) for caption in said):
+        raise ClipRejected("caption", f"{name} gave no caption for each of {len(images)} clips")
+    return list(said)
+
+
+def side_by_side(recording: Recording) -> Frames:
+    """(H, W, 3) uint8: a clip's first, middle and last frame.
+
+    Raises:
+        ClipRejected: it cannot be read.
+    """
     count = len(recording.times_s())
     if not count:
         raise ClipRejected("decode", "the clip has no frame")

@@ -14,8 +14,13 @@ from triplet_recordings import moving_square, write_video
 from dynaflip.errors import UserError
 from dynaflip.platform.paths import captions_folder
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
-from dynaflip.platform.triplets.models import CAPTIONERS, actor
-from dynaflip.platform.triplets.models.captioner import TransformersCaptioner, with_caption
+from dynaflip.platform.triplets.models import CAPTIONERS
+from dynaflip.platform.triplets.models.actor import load_stages
+from dynaflip.platform.triplets.models.captioner import (
+    TransformersCaptioner,
+    caption_clips,
+    side_by_side,
+)
 from dynaflip.platform.triplets.pipeline import preprocess
 from dynaflip.platform.triplets.sources.formats import open_sources
 
@@ -138,10 +143,10 @@ def test_each_source_has_its_own_prompt(tmp_path: Path, monkeypatch: pytest.Monk
             return f"asked {prompt}"
 
     monkeypatch.setitem(CAPTIONERS._loaded, "model", Echo)
-    shards = actor.ModelShards(config, str(tmp_path), mix)
-    (captioner,) = shards.captioners.values()  # a model is loaded once
+    stages = load_stages(config)
+    (captioner,) = stages["captions"].captioners.values()  # a model is loaded once
     captions = [
-        with_caption(clip, mix.open(clip), captioner.model, captioner.digest).captions
+        caption_clips([clip], [side_by_side(mix.open(clip))], captioner)[0].captions
         for clip in mix.list_clips()
     ]
     assert captions == [("asked a",), ("asked b",)]

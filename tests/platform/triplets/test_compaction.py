@@ -195,7 +195,7 @@ def test_the_others_of_a_file_that_lost_a_clip_move_without_being_made_again(
     kept = [line for line in lines if not line.startswith("clip0")]
     (small / "captions.csv").write_text("\n".join(kept))
     whole = preprocess(config, str(tmp_path / "anew"))
-    monkeypatch.setattr("dynaflip.platform.triplets.shard.clip_table", None)  # none is made
+    monkeypatch.setattr("dynaflip.platform.triplets.shard.read_clip", None)  # none is made
     outcome = preprocess(config, str(tmp_path / "out"))
     assert (outcome.version, outcome.counts["kept"]) == (2, 3)
     check(outcome.folder, whole.digest)

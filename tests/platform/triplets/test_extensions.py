@@ -20,9 +20,11 @@ from dynaflip.platform.triplets import flow, models, pipeline, sources
 from dynaflip.platform.triplets.clips import Source
 from dynaflip.platform.triplets.config import FilterConfig, PreprocessConfig, SourceConfig
 from dynaflip.platform.triplets.flow.config import TrackConfig
-from dynaflip.platform.triplets.models.actor import ModelShards, check_models, digests_of_models
+from dynaflip.platform.triplets.models.actor import check_models, digests_of_models
 from dynaflip.platform.triplets.pipeline import preprocess
+from dynaflip.platform.triplets.progress import Progress
 from dynaflip.platform.triplets.sources.formats import open_source
+from dynaflip.platform.triplets.stage_graph import ModelShards
 from dynaflip.platform.triplets.work_folder import WorkFolder
 from dynaflip.plugins import extension_points
 
@@ -180,11 +182,12 @@ def with_models(monkeypatch: pytest.MonkeyPatch) -> None:
         work: WorkFolder,
         source: Source,
         models: dict[str, str],
+        progress: Progress,
     ) -> Iterator[dict]:
         make = ModelShards(config, str(work.path), source, models)
         for name, clips in shards.items():
             row = {"name": name, "clips": [clip.to_json() for clip in clips]}
-            yield from (json.loads(done["summary"]) for done in make(row))
+            yield from json.loads(make(row)["summaries"])
 
     monkeypatch.setattr(pipeline, "run_stages", run)
 

@@ -11,7 +11,8 @@ from hub_server import Hub
 from tiny_depth_model import tiny_depth_model
 
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
-from dynaflip.platform.triplets.models.actor import ModelShards, digests_of_models
+from dynaflip.platform.triplets.models.actor import digests_of_models
+from dynaflip.platform.triplets.stage_graph import ModelShards
 
 
 def weights(model: Any) -> torch.Tensor:
@@ -31,6 +32,8 @@ def test_actors_load_the_commit_that_the_triplets_name(
     second = model_hub.push("lab/depth", tiny_depth_model(tmp_path / "b", seed=1))
     model_hub.requests.clear()
     other = ModelShards(config, str(tmp_path), None, digests)  # type: ignore[arg-type]
-    assert torch.equal(weights(one.depth_models[name]), weights(other.depth_models[name]))
+    assert torch.equal(
+        weights(one.stages["depth"].models[name]), weights(other.stages["depth"].models[name])
+    )
     assert model_hub.requests == [], "actors do not ask the hub"
     assert digests_of_models(config) == {written: second}, "other weights make other triplets"
