@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -152,8 +153,7 @@ class TrackStage:
         if self.dimensions == 3:
             return list(track_3d(self.tracker, self.name, windows))
         return [
-            asked("track", self.name, lambda w=w: self.tracker(w.frames, w.points_px))
-            for w in windows
+            asked("track", self.name, partial(self.tracker, w.frames, w.points_px)) for w in windows
         ]
 
 
@@ -183,7 +183,7 @@ def in_batches(
                 batch = len(some) // 2
                 print(f"memory ran out with {len(some)} at once: {batch} from now on ({error})")
             else:
-                answers += in_batches(ask, some, 1)
+                answers.extend(in_batches(ask, some, 1))
     return answers
 
 

@@ -91,7 +91,7 @@ def run_stages(
         progress.workers = {s.name: float(s.actors) or cpus / s.cpus for s in stages}
     # Most deaths of workers are not a clip's fault; `attempts` counts the clips that kill them.
     for stage in stages:
-        place = {"num_cpus": stage.cpus, "num_gpus": stage.gpus}
+        place: dict[str, Any] = {"num_cpus": stage.cpus, "num_gpus": stage.gpus}
         if stage.actors:
             pool = ray.data.ActorPoolStrategy(min_size=1, max_size=stage.actors)
             place |= {"fn_constructor_kwargs": dict(stage.arguments), "compute": pool}

@@ -26,7 +26,7 @@ def content_key(*arrays: np.ndarray) -> bytes:
     return digest.digest()
 
 
-@dataclass(frozen=True)
+@dataclass
 class KnownDepth:
     """A depth model's answers.
 
