@@ -183,7 +183,8 @@ def in_batches(
                 batch = len(some) // 2
                 print(f"memory ran out with {len(some)} at once: {batch} from now on ({error})")
             else:
-                answers.extend(in_batches(ask, some, 1))
+                alone = in_batches(ask, some, 1)
+                answers += alone
     return answers
 
 
