@@ -170,7 +170,8 @@ def _store_tokens(encoder: Any, batches: Sequence[Any], number: int, scales: int
     store = None
     for batch in batches:
         tokens, grids = tokens_of(encoder, batch, scales)
-        store = store or TokenStore(number, grids)
+        if store is None:
+            store = TokenStore(number, grids)
         store.append(tokens)
     assert store is not None, "there are demonstrations"
     return store

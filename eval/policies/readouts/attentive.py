@@ -33,34 +33,36 @@ class Attentive(nn.Module):
         self.width = settings.queries * width
         self.project = nn.ModuleList(nn.Linear(grid.channels, width) for grid in grids)
         self.query = nn.Parameter(torch.randn(settings.queries, width))
-        self.key = nn.Linear(width, width)
+        # A key's bias would add the same to all scores of a query.
+        self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width)
         places = torch.cat([_place_codes(grid.centres(), width) for grid in grids])
         self.register_buffer("places", places, persistent=False)
 
     def forward(self, tokens: list[Tensor]) -> Tensor:
         """S × (B, T, C) → (B, Q·W)."""
-        keys, values = self._keys_and_values(tokens)
-        found = self._attention(keys) @ values  # (B, M, Q, W / M)
+        x = self._placed(tokens)
+        read = (self._attention(x).flatten(1, 2) @ x).unflatten(1, (self.heads, -1))  # (B, M, Q, W)
+        # A mean of values is the value of the mean, which is one product an image, not one a token.
+        weight, bias = (part.unflatten(0, (self.heads, -1)) for part in self.value.parameters())
+        found = read @ weight.transpose(1, 2) + bias[:, None]  # (B, M, Q, W / M)
         return found.transpose(1, 2).flatten(1)
 
     def attention(self, tokens: list[Tensor]) -> Tensor:
         """How much of each token is read: (B, M, Q, T), summing to 1 over the tokens."""
-        return self._attention(self._keys_and_values(tokens)[0])
+        return self._attention(self._placed(tokens))
 
-    def _attention(self, keys: Tensor) -> Tensor:
+    def _attention(self, x: Tensor) -> Tensor:
+        """Softmax of the queries' products with the keys, the key's matrix taken to the query."""
         query = self.query.unflatten(1, (self.heads, -1)).transpose(0, 1)  # (M, Q, W / M)
-        return (query @ keys.transpose(2, 3) / math.sqrt(query.shape[-1])).softmax(-1)
+        asked = query @ self.key.weight.unflatten(0, (self.heads, -1))  # (M, Q, W)
+        scores = (x @ asked.flatten(0, 1).T).transpose(1, 2) / math.sqrt(query.shape[-1])
+        return scores.softmax(-1).unflatten(1, (self.heads, -1))
 
-    def _keys_and_values(self, tokens: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Both (B, M, T, W / M)."""
+    def _placed(self, tokens: list[Tensor]) -> Tensor:
+        """Tokens of all scales in one row, projected and with their places: (B, T, W)."""
         pairs = zip(self.project, tokens, strict=True)
-        x = torch.cat([project(scale) for project, scale in pairs], 1) + self.places
-        keys, values = (
-            layer(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for layer in (self.key, self.value)
-        )
-        return keys, values
+        return torch.cat([project(scale) for project, scale in pairs], 1) + self.places
 
 
 def _place_codes(centres: Tensor, width: int) -> Tensor:
