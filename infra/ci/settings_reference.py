@@ -25,6 +25,7 @@ JOBS = {
     "pretrain": "dynaflip.platform.training.config:PretrainConfig",
     "evaluate": "dynaflip.platform.evaluation.config:ProbeSuiteConfig",
     "evaluate --suite rollouts": "dynaflip.platform.evaluation.config:RolloutConfig",
+    "evaluate --suite offline": "dynaflip.platform.evaluation.offline_config:OfflineConfig",
     "sweep": "dynaflip.platform.sweep.config:SweepJobConfig",
     "ablate": "dynaflip.platform.ablation:AblationConfig",
 }

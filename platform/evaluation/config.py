@@ -269,8 +269,8 @@ class RolloutConfig(EvaluationConfig):
         self._check_adaptation()
         if self.image_px < 32 or self.image_px % 2:
             raise ValueError(f"image_px must be even and at least 32, not {self.image_px}")
-        _check_known("baselines", self.baselines, BASELINES)
-        _check_known("levels", self.levels, LEVELS)
+        check_known("baselines", self.baselines, BASELINES)
+        check_known("levels", self.levels, LEVELS)
         if not self.proprioception or len(set(self.proprioception)) < len(self.proprioception):
             raise ValueError("proprioception must be true, false, or both, each once")
         read_entries(self.encoders)
@@ -281,7 +281,7 @@ class RolloutConfig(EvaluationConfig):
             object.__setattr__(self, "tasks", spec.tasks_for("evaluate"))
         spec.tasks_of(self.tasks)
         spec.check_factors(self.factors)
-        _check_once("factors", self.factors)
+        check_once("factors", self.factors)
         if self.horizon_steps is None:
             object.__setattr__(self, "horizon_steps", spec.steps_for("evaluate"))
         elif self.horizon_steps > spec.horizon_steps:
@@ -335,7 +335,7 @@ class RolloutConfig(EvaluationConfig):
                 )
 
 
-def _check_known(setting: str, given: tuple, known: tuple) -> None:
+def check_known(setting: str, given: tuple, known: tuple) -> None:
     """Each value must be known, and given once.
 
     Raises:
@@ -344,10 +344,10 @@ def _check_known(setting: str, given: tuple, known: tuple) -> None:
     for name in given:
         if name not in known:
             raise ValueError(f"{setting}: there is no {name}; known: {', '.join(map(str, known))}")
-    _check_once(setting, given)
+    check_once(setting, given)
 
 
-def _check_once(setting: str, given: tuple) -> None:
+def check_once(setting: str, given: tuple) -> None:
     for name in given:
         if given.count(name) > 1:
             raise ValueError(f"{setting}: {name} is given twice")

@@ -12,6 +12,7 @@ from dynaflip.errors import UserError
 from dynaflip.platform.evaluation.config import ProbeSuiteConfig, RolloutConfig
 from dynaflip.platform.evaluation.encoder_entries import BASELINES, EncoderEntry, read_entries
 from dynaflip.platform.evaluation.initialisation import initialisation_of
+from dynaflip.platform.evaluation.offline_config import OfflineConfig
 from dynaflip.platform.paths import home
 from dynaflip.platform.tracking import registry
 
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 
 TRAINED = "trained"
 EXPERT, RANDOM_POLICY = "scripted expert", "random policy"
+NO_IMAGE = "no image"  # policies of the suite offline that are given everything but the image
 # Promotion and the probes' tables read these names, so no other encoder may take one.
-_RESERVED = (TRAINED, *BASELINES, EXPERT, RANDOM_POLICY, "initial", "raw pixels", "mean")
+_RESERVED = (TRAINED, *BASELINES, EXPERT, RANDOM_POLICY, "initial", "raw pixels", "mean", NO_IMAGE)
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class EncoderUnderTest:
         return self.encoders[seed % len(self.encoders)]
 
 
-def resolve_encoders(config: RolloutConfig) -> list[EncoderUnderTest]:
+def resolve_encoders(config: RolloutConfig | OfflineConfig) -> list[EncoderUnderTest]:
     """The encoder under test, the baselines, and the other encoders, in the table's order.
 
     Raises:
@@ -66,7 +68,7 @@ def resolve_encoders(config: RolloutConfig) -> list[EncoderUnderTest]:
         equal = len({encoder.digest for encoder in built}) == 1
         tested.append(EncoderUnderTest(baseline, tuple(built[:1] if equal else built)))
     tested += [_entry(e, config.backbone) for e in entries if e.baseline is None]
-    if config.check_harness:
+    if isinstance(config, RolloutConfig) and config.check_harness:
         without = [Encoder(name, None, name) for name in (EXPERT, RANDOM_POLICY)]
         tested += [EncoderUnderTest(encoder.name, (encoder,)) for encoder in without]
     _check_entries(tested, config.seeds)

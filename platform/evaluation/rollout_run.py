@@ -80,14 +80,15 @@ def open_rollout_run(
     return tracking.open_run(config.experiment, new_run_name(KIND), tags), number
 
 
-def count_test_evaluations(jobs_digest: str) -> int:
+def count_test_evaluations(jobs_digest: str, kind: str = KIND) -> int:
     """How many different evaluations on ``test`` this store has, this one included.
 
     Args:
         jobs_digest: of this evaluation. The same jobs again, after a kill or to see the table
             once more, are the same evaluation.
+        kind: tag of the suite's runs: each suite counts its own.
     """
-    runs = tracking.runs_with_tags({"kind": KIND, "perturbation_split": "test"})
+    runs = tracking.runs_with_tags({"kind": kind, "perturbation_split": "test"})
     return len({run.tags.get(JOBS_TAG, run.run_id) for run in runs} | {jobs_digest})
 
 

@@ -12,6 +12,7 @@ SUITES = ExtensionPoint(
         "probes": "dynaflip.platform.evaluation.suites.probes:Probes",
         "rollouts": "dynaflip.platform.evaluation.suites.rollouts:Rollouts",
         "imitation": "dynaflip.platform.evaluation.suites.imitation:Imitation",
+        "offline": "dynaflip.platform.evaluation.suites.offline:Offline",
     },
     contract="dynaflip.platform.evaluation.suites.base.Suite",
 )

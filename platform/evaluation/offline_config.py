@@ -1,0 +1,112 @@
+"""Settings of the suite ``offline``. Imports neither torch nor Ray: ``--help`` is quick."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from dynaflip.checks import at_least, extension, one_of, within
+from dynaflip.eval.image_perturbations import IMAGE_FACTORS
+from dynaflip.eval.perturbations import LEVELS
+from dynaflip.eval.policies.config import BehaviourCloningConfig, DiffusionConfig
+from dynaflip.eval.policies.registry import HEADS
+from dynaflip.platform.evaluation.config import (
+    SPLITS,
+    EvaluationConfig,
+    check_known,
+    check_once,
+)
+from dynaflip.platform.evaluation.encoder_entries import BASELINES, read_entries
+
+
+@dataclass(frozen=True)
+class OfflineConfig(EvaluationConfig):
+    """Settings of the suite ``offline``: policies on your own recordings, without a simulator."""
+
+    source: str = ""
+    """Your LeRobot data set, v3.0 or v2.1: a folder or s3:// prefix."""
+
+    cameras: tuple[str, ...] = ()
+    """Cameras that a policy sees, by name; their features are concatenated. Empty takes all."""
+
+    action: str = "action"
+    """Column of the actions, of any width."""
+
+    proprioception: tuple[str, ...] | None = None
+    """Columns of what the robot knows of itself, concatenated; none = observation.state where
+    there is one, and an empty list gives policies images alone."""
+
+    heldout_share: float = 0.2
+    """Share of recordings held out, by hash: as in preprocessing, so that what pretraining held
+    out is held out here too."""
+
+    train_episodes: int = 100
+    """Most episodes that policies learn from, chosen by hash."""
+
+    heldout_episodes: int = 50
+    """Most held-out episodes that they are tested on, chosen by hash."""
+
+    frames_per_episode: int = 50
+    """Most frames of an episode, evenly spaced. Where a head predicts several actions, they are
+    those of the next of these frames."""
+
+    image_px: int = 224
+    """Short side of decoded images, which are never enlarged; encoders then take their own size."""
+
+    baselines: tuple[str, ...] = ("initialization", "imagenet", "random")
+    """Baselines that are built here, as of the suite rollouts."""
+
+    encoders: tuple[str, ...] = ()
+    """More encoders to compare with: entries as of the suite rollouts."""
+
+    seeds: int = 3
+    """Policies per encoder, each with its own draw of initial weights and batches."""
+
+    split: str = "dev"
+    """Ranges that perturbations are drawn from: dev for everything that is tuned, test for
+    headlines. Every evaluation on test is counted."""
+
+    factors: tuple[str, ...] = ()
+    """Perturbations of the images, one at a time; empty takes all."""
+
+    levels: tuple[int, ...] = (3,)
+    """Strengths of the perturbation, 1…5."""
+
+    all_at_once: bool = True
+    """Whether all perturbations at once are a condition too."""
+
+    head: str = "behaviour_cloning"
+    """The policy on the frozen features: behaviour_cloning, diffusion, an installed package's, or
+    class:MODULE:NAME."""
+
+    head_settings: dict[str, Any] = field(default_factory=dict)
+    """Settings of a head that has no section below, by name."""
+
+    seed: int = 0
+    """Changes every draw of perturbations."""
+
+    behaviour_cloning: BehaviourCloningConfig = field(default_factory=BehaviourCloningConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 1, "train_episodes", "heldout_episodes", "seeds")
+        at_least(self, 2, "frames_per_episode")
+        at_least(self, 32, "image_px")
+        at_least(self, 0, "seed")
+        within(self, 0, 1, "heldout_share", ends="()")
+        one_of(self, SPLITS, "split")
+        extension(self, HEADS, "head")
+        if self.head_settings and self.head in HEADS.table:
+            raise ValueError(f"head_settings: head {self.head} has a section of that name instead")
+        check_known("baselines", self.baselines, BASELINES)
+        check_known("levels", self.levels, LEVELS)
+        check_once("factors", self.factors)
+        for name in self.factors:
+            IMAGE_FACTORS.check(name, "factors")
+        read_entries(self.encoders)
+
+    def settings_of_head(self) -> dict[str, Any]:
+        """The head's settings as plain values, from its section or ``head_settings``."""
+        section = getattr(self, self.head, None) if self.head in HEADS.table else None
+        return self.head_settings if section is None else asdict(section)

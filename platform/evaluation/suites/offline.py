@@ -1,0 +1,238 @@
+"""The suite ``offline``: policies on your own recordings, without a simulator."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from dynaflip.platform.evaluation.offline_config import OfflineConfig
+from dynaflip.platform.evaluation.outcome import Outcome
+from dynaflip.platform.evaluation.suites.base import Suite
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from dynaflip.eval.metrics.action_scale import ActionScale
+    from dynaflip.platform import tracking
+    from dynaflip.platform.evaluation.encoders_under_test import EncoderUnderTest
+    from dynaflip.platform.evaluation.offline_data import OfflineData
+    from dynaflip.platform.evaluation.offline_run import OfflinePlan
+
+KIND = "offline"  # the run's tag `kind`
+ERRORS_FILE = "action_errors.parquet"
+
+
+class Offline(Suite):
+    """Compare encoders on your own LeRobot data set, where there is no simulator.
+
+    Policies learn from training episodes on frozen features; their actions are compared with
+    those of held-out episodes, as recorded and under perturbations of the images.
+    """
+
+    settings: ClassVar[type] = OfflineConfig
+
+    def run(self, config: OfflineConfig) -> Outcome:
+        """Encode, fit, compare and log.
+
+        Raises:
+            UserError: the data set has no actions, too few episodes or episodes of several
+                widths, or an encoder does not exist.
+        """
+        from dynaflip.eval.policies.registry import head_settings
+        from dynaflip.platform import tracking
+        from dynaflip.platform.actor_pool import ActorPool
+        from dynaflip.platform.evaluation.encoders_under_test import resolve_encoders
+        from dynaflip.platform.evaluation.offline_data import read_offline
+        from dynaflip.platform.evaluation.offline_run import (
+            compute_features,
+            fit_and_test,
+            plan_offline,
+            with_no_image,
+        )
+        from dynaflip.platform.evaluation.offline_worker import OfflineWorker
+
+        head_settings(config.head, config.settings_of_head())  # refused now, not in every worker
+        data = read_offline(config)
+        tested = with_no_image(data, resolve_encoders(config))
+        plan = plan_offline(config, data)
+        run, test_evaluation = _open_run(config, data, plan, tested)
+        with tracking.ending(run):
+            run.log_settings(config)
+            with ActorPool(OfflineWorker, job="evaluate") as pool:
+                lost = compute_features(config, data, plan, tested, pool)
+                table, scale = fit_and_test(config, data, plan, tested, pool)
+            notes = [*data.notes, *(f"note: left out {reason}" for reason in lost)]
+            if test_evaluation:
+                notes.append(
+                    f"this is evaluation {test_evaluation} on the test split in this store"
+                )
+            outcome = _report(config, data, tested, table, scale, notes, run)
+            _mark_versions(config, data, tested, outcome)
+        return outcome
+
+
+def _open_run(
+    config: OfflineConfig, data: OfflineData, plan: OfflinePlan, tested: list[EncoderUnderTest]
+) -> tuple[tracking.Run, int]:
+    """Open the run, with its number among the evaluations on ``test`` (0 on dev)."""
+    from dynaflip.platform import tracking
+    from dynaflip.platform.evaluation.encoders_under_test import info_of
+    from dynaflip.platform.evaluation.offline_run import evaluation_digest
+    from dynaflip.platform.evaluation.rollout_run import (
+        JOBS_TAG,
+        TEST_TAG,
+        count_test_evaluations,
+    )
+    from dynaflip.platform.paths import new_run_name
+
+    digest = evaluation_digest(config, data, plan, tested)
+    encoders = tested[0].encoders
+    tags = {
+        "kind": KIND,
+        "encoder": config.encoder,
+        "encoder_run_id": info_of(encoders[0]).get("mlflow_run_id", ""),
+        "encoder_digest": ",".join(encoder.digest for encoder in encoders),
+        "perturbation_split": config.split,
+        "data": data.name,
+        JOBS_TAG: digest,
+    }
+    number = count_test_evaluations(digest, KIND) if config.split == "test" else 0
+    if number:
+        tags[TEST_TAG] = str(number)
+    return tracking.open_run(config.experiment, new_run_name(KIND), tags), number
+
+
+def _report(
+    config: OfflineConfig,
+    data: OfflineData,
+    tested: list[EncoderUnderTest],
+    table: pl.DataFrame,
+    scale: ActionScale,
+    notes: list[str],
+    run: tracking.Run,
+) -> Outcome:
+    """Write the report, and log it with the errors of every episode."""
+    from dynaflip.platform.evaluation.encoders_under_test import single_seed_notes
+    from dynaflip.platform.evaluation.report import offline_report
+    from dynaflip.platform.evaluation.report.encoder_table import encoder_section
+    from dynaflip.platform.evaluation.report.html_page import png_of, write_report
+    from dynaflip.platform.evaluation.report.tables import as_text
+    from dynaflip.platform.evaluation.results_table import save_results
+    from dynaflip.platform.paths import home
+
+    sections, metrics = offline_report.comparison_sections(table)
+    sections += [
+        offline_report.condition_section(table),
+        _strength_section(config, tested),
+        encoder_section(tested),
+    ]
+    notes = [*notes, *_constant_note(config, scale), *offline_report.notes_of(table)]
+    notes += single_seed_notes(tested)
+    figure = png_of(offline_report.error_figure(table))
+    path = home() / "reports" / f"{run.run_name}.html"
+    write_report(
+        path,
+        title=f"DynaFLIP: action error on {data.name}, {config.encoder}",
+        facts=_facts(config, data, scale),
+        sections=sections,
+        notes=notes,
+        images=[("Action error by condition", figure)],
+    )
+    text = as_text(sections)
+    run.log_metrics(metrics, step=0)
+    run.log_text(text, "table.txt")
+    run.log_file(path)
+    with tempfile.TemporaryDirectory() as folder:
+        table.write_parquet(Path(folder) / ERRORS_FILE)
+        (Path(folder) / "action_error.png").write_bytes(figure)
+        run.log_file(Path(folder) / ERRORS_FILE)
+        run.log_file(Path(folder) / "action_error.png", "images")
+    frame = offline_report.offline_results(
+        table,
+        {encoder.digest: encoder.name for entry in tested for encoder in entry.encoders},
+        proprioception=bool(data.train[0].proprioception.shape[1]),
+        suite=KIND,
+        run=run.run_name,
+        split=config.split,
+        environment=data.name,
+    )
+    saved = save_results(frame, path, run)
+    return Outcome(text, run.run_name, run.run_id, notes, metrics, path, table, sections, saved)
+
+
+def _strength_section(config: OfflineConfig, tested: list[EncoderUnderTest]) -> Any:
+    """What the splits draw at these levels, beside what pretraining's augmentation reaches."""
+    from dynaflip.eval.image_perturbations import IMAGE_FACTOR_NAMES, strength_rows
+    from dynaflip.platform.evaluation.encoders_under_test import info_of
+    from dynaflip.platform.evaluation.report.tables import Section
+
+    settings = info_of(tested[0].encoders[0]).get("config", {}).get("data")
+    columns = ("", "level", "dev", "test", "pretraining's augmentation")
+    rows = strength_rows(config.factors or IMAGE_FACTOR_NAMES, config.levels, settings)
+    return Section("Strength of the perturbations", rows, columns)
+
+
+def _constant_note(config: OfflineConfig, scale: ActionScale) -> list[str]:
+    constant = scale.constant()
+    if not constant:
+        return []
+    return [
+        f"note: entries {', '.join(map(str, constant))} of {config.action} are constant in the "
+        f"training episodes and left out; {int(scale.moving.sum())} of {len(scale.moving)} are "
+        "compared"
+    ]
+
+
+def _facts(config: OfflineConfig, data: OfflineData, scale: ActionScale) -> dict[str, str]:
+    from dynaflip.platform.provenance import git_commit, hardware
+
+    settings = config.settings_of_head()
+    moments = sum(len(episode.frames) for episode in data.heldout)
+    return {
+        "data set": config.source,
+        "recordings": f"{data.recordings[False]} to learn from, {data.recordings[True]} held out "
+        f"(heldout_share {config.heldout_share:g})",
+        "episodes used": f"{len(data.train)} to learn from, {len(data.heldout)} held out with "
+        f"{moments} moments",
+        "cameras": ", ".join(data.cameras),
+        "actions": f"{config.action}, {len(scale.moving)} entries, of which "
+        f"{int(scale.moving.sum())} move",
+        "proprioception": ", ".join(data.proprioception) or "none: images alone",
+        "policy": config.head,
+        "policy's settings": ", ".join(f"{key} {value}" for key, value in settings.items()),
+        "policies": f"{config.seeds} per encoder",
+        "perturbation split": config.split,
+        "levels": ", ".join(map(str, config.levels)),
+        "image": f"short side at most {config.image_px} px",
+        "git commit": git_commit(),
+        "hardware": hardware(),
+    }
+
+
+def _mark_versions(
+    config: OfflineConfig, data: OfflineData, tested: list[EncoderUnderTest], outcome: Outcome
+) -> None:
+    """Log the report on the runs that made the encoders, and the scores on their versions."""
+    from dynaflip.platform import tracking
+    from dynaflip.platform.evaluation.encoders_under_test import TRAINED, info_of
+    from dynaflip.platform.tracking import registry
+
+    scores = {
+        f"{KIND}_{config.split}/{key}": f"{value:.4g}"
+        for key, value in outcome.metrics.items()
+        if key.endswith(f"/{TRAINED}")
+    }
+    marks = {f"{KIND}_{config.split}_run_id": outcome.run_id}
+    marks[f"{KIND}_{config.split}_data"] = data.name
+    for encoder in tested[0].encoders:
+        made_by = info_of(encoder).get("mlflow_run_id")
+        if not made_by:
+            continue
+        if (maker := tracking.find_run(made_by)) is not None:  # it may be in another store
+            assert outcome.report is not None
+            maker.run.log_file(outcome.report, "evaluation")
+        for version in registry.versions_of_run(made_by):
+            own = [key for key in version.tags if key.startswith(f"{KIND}_{config.split}/")]
+            others = [key for key in own if key not in scores]
+            registry.set_version_tags(version.name, version.number, {**scores, **marks}, others)

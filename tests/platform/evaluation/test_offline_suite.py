@@ -1,0 +1,145 @@
+"""Evaluation on a user's own recordings: which are held out, mistakes, and the whole job."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from tiny_rollouts import encoder_folder
+
+from dynaflip.errors import UserError
+from dynaflip.platform.evaluation.offline_config import OfflineConfig
+from dynaflip.platform.evaluation.offline_data import read_offline
+from dynaflip.platform.triplets.config import SourceConfig
+from dynaflip.platform.triplets.sources.lerobot import LeRobotSource
+from dynaflip.platform.triplets.split import split_of
+from tests.encoders.outside_folders import outside_folder
+from tests.platform.evaluation.own_robot import CONSTANT, own_robot, write
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.mark.parametrize("version", ["v3.0", "v2.1"])
+def test_held_out_is_what_preprocessing_holds_out(tmp_path: Path, version: str) -> None:
+    path = write(tmp_path, version)
+    data = read_offline(OfflineConfig(source=path, heldout_share=0.4, frames_per_episode=4))
+    clips = LeRobotSource(SourceConfig(path=path)).list_clips()
+    expected = {c.episode_index for c in clips if split_of(c.recording_id, 0.4) == "heldout"}
+    assert {episode.index for episode in data.heldout} == expected
+    assert len(data.train) == 8 - len(expected)
+    one = data.train[0]
+    assert one.frames == (0, 3, 6, 9)
+    assert one.actions.shape == (4, 5)
+    rows = [r["action"] for r in own_robot().rows if r["episode_index"] == one.index]
+    np.testing.assert_allclose(one.actions, np.array(rows)[[0, 3, 6, 9]])
+    assert one.proprioception.shape == (4, 3)
+    alone = read_offline(OfflineConfig(source=path, heldout_share=0.4, proprioception=()))
+    assert alone.train[0].proprioception.shape == (10, 0)
+
+
+def test_few_episodes_are_chosen_by_content_and_not_by_place(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    few = read_offline(OfflineConfig(source=path, heldout_share=0.4, train_episodes=2))
+    more = read_offline(OfflineConfig(source=path, heldout_share=0.4, train_episodes=3))
+    assert [e.index for e in few.train] == [e.index for e in more.train[:2]]
+
+
+def test_mistakes_are_said_in_one_line(tmp_path: Path) -> None:
+    def refused(path: str, **changes: object) -> str:
+        with pytest.raises(UserError) as error:
+            read_offline(OfflineConfig(source=path, **changes))  # type: ignore[arg-type]
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    assert "give the folder" in refused("")
+    path = write(tmp_path / "sound")
+    said = refused(path, action="actions")
+    assert "action: " in said
+    assert "no column actions" in said
+    assert "observation.state" in said
+    assert "no column gripper" in refused(path, proprioception=("gripper",))
+    assert "no camera wrist" in refused(path, cameras=("wrist",))
+
+    two = write(tmp_path / "two", episodes=2)
+    assert "of 2 recordings" in refused(two, heldout_share=0.01)
+    assert "--heldout_share" in refused(two, heldout_share=0.01)
+    one = write(tmp_path / "one", episodes=1)
+    assert "record more episodes" in refused(one, heldout_share=0.5)
+
+    other = own_robot("v2.1")  # a file an episode, so that widths may differ
+    for row in other.rows:
+        if row["episode_index"] == 3:
+            row["action"] = row["action"][:4]
+    said = refused(str(other.write(tmp_path / "other")), heldout_share=0.4)
+    assert "of width 5" in said
+    assert "of 4" in said
+    assert "episode 3" in said
+
+    broken = own_robot()
+    for row in broken.rows:
+        row["action"] = [float("nan")] * 5
+    said = refused(str(broken.write(tmp_path / "broken")), heldout_share=0.4)
+    assert "8 cannot be used" in said
+    assert "no finite number" in said
+
+
+def test_an_episode_that_cannot_be_used_is_left_out_and_said(tmp_path: Path) -> None:
+    odd = own_robot()
+    odd.rows[0]["action"] = [float("inf")] * 5
+    data = read_offline(OfflineConfig(source=str(odd.write(tmp_path)), heldout_share=0.4))
+    assert len(data.train) + len(data.heldout) == 7
+    assert any("left out episode 0" in note for note in data.notes)
+
+
+def evaluate(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "jobs/evaluate.py"), "--suite", "offline", *words],
+        env={**os.environ, "DYNAFLIP_HOME": str(home), "PYTHONPATH": str(ROOT)},
+        cwd=home.parent,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.mark.integration
+def test_one_command_compares_two_encoders_on_own_recordings(tmp_path: Path) -> None:
+    words = ["--source", write(tmp_path / "data", episodes=12), "--heldout_share", "0.4"]
+    words += ["--encoder", str(encoder_folder(tmp_path / "encoder")), "--baselines", "[]"]
+    dinov2 = outside_folder("dinov2", tmp_path / "dinov2")
+    words += ["--encoders", f'["dinov2[28px]={dinov2}"]', "--factors", "light,blur"]
+    words += ["--split", "test", "--seeds", "2", "--behaviour_cloning.steps", "200"]
+    words += ["--behaviour_cloning.input_norm", "std_floor"]
+    home = tmp_path / "home"
+    done = evaluate(home, *words)
+    assert done.returncode == 0, done.stderr
+    (saved,) = (home / "reports").glob("*.parquet")
+    results = pl.read_parquet(saved)
+    # 3 encoders ("no image" is one) x 2 policies x 4 conditions x 2 metrics.
+    assert len(results) == 48
+    assert results["encoder"].unique(maintain_order=True).to_list() == [
+        "trained", "dinov2", "no image",
+    ]  # fmt: skip
+    clean = results.filter(
+        (pl.col("metric") == "action_error") & (pl.col("factor") == "none")
+    ).group_by("encoder", maintain_order=True).agg(pl.col("value").mean())  # fmt: skip
+    errors = dict(clean.iter_rows())
+    # Most of the actions are in the image alone.
+    assert errors["trained"] < errors["no image"]
+    assert f"entries {CONSTANT} of action are constant" in done.stdout
+    assert "this is evaluation 1 on the test split" in done.stdout
+    assert saved.with_suffix(".html").stat().st_size > 10_000
+
+    # Nothing is encoded twice; equal evaluations are one look at test.
+    again = evaluate(home, *words)
+    assert "\n0 images to encode" in again.stdout
+    assert "this is evaluation 1 on the test split" in again.stdout
+    for line in done.stdout.splitlines():
+        if line.startswith(("  trained", "  dinov2")):
+            assert line in again.stdout
