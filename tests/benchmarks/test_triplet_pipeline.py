@@ -9,6 +9,7 @@ import long_video
 import numpy as np
 import pytest
 import speed
+import stages
 from expectation import show
 from simulated import TASKS, recordings, windows
 
@@ -44,6 +45,11 @@ def test_flow_of_sixteen_frames_is_close_to_the_truth(moving_camera: bool) -> No
 def test_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["speed.py"])
     speed.main()
+
+
+def test_stages_are_as_fast_as_the_slowest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["stages.py"])
+    show("throughput of what the slowest stage allows", stages.main(), at_least=0.9)
 
 
 def test_growth() -> None:
