@@ -10,7 +10,7 @@ import pytest
 from triplet_recordings import settings
 
 from dynaflip.errors import UserError
-from dynaflip.platform.triplets import pipeline
+from dynaflip.platform.triplets import listing, pipeline
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.pipeline import preprocess
 
@@ -49,16 +49,16 @@ def test_other_shards_are_the_same_triplets_and_mix_with_none_that_are_left(
     in_process: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pipeline, "_LEAST_SHARDS", 1)
+    monkeypatch.setattr(listing, "_LEAST_SHARDS", 1)
     folder, run = video_folder(3), pipeline.run_stages
     shards_of = []
 
-    def watched(shards, config, work, source, models):
+    def watched(shards, *more):
         shards_of.append([len(clips) for clips in shards.values()])
-        yield from run(shards, config, work, source, models)
+        yield from run(shards, *more)
 
-    def stop_after_one(shards, config, work, source, models):
-        yield from run(dict(list(shards.items())[:1]), config, work, source, models)
+    def stop_after_one(shards, *more):
+        yield from run(dict(list(shards.items())[:1]), *more)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pipeline, "run_stages", watched)
