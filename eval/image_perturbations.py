@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 
 from dynaflip.errors import UserError
-from dynaflip.eval.perturbations import Amount, Factor, magnitude_range
+from dynaflip.eval.perturbations import LEVELS, Amount, Factor, magnitude_range
 from dynaflip.plugins import ExtensionPoint
 
 # Name → where its Factor stands. They are applied in this order, which is that of reports.
@@ -62,6 +62,24 @@ def image_factor(name: str) -> Factor:
     if not isinstance(resolved, Factor):
         raise UserError(f"factors: {name} is a {type(resolved).__name__}, not a Factor")
     return resolved
+
+
+def check_changes_frames(name: str) -> None:
+    """Refuse a factor that changes no pixel: it would be measured as perfect robustness.
+
+    Raises:
+        UserError: strong values leave an image of noise as it was, or another shape.
+    """
+    plain = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
+    for number in range(3):
+        seen = perturb(plain, draw_values("dev", str(number), [name], max(LEVELS)), [0])
+        if seen.shape != plain.shape:
+            raise UserError(f"factors: {name} makes images of shape {plain.shape} {seen.shape}")
+        if (seen != plain).any():
+            return
+    raise UserError(
+        f"factors: {name} changes no pixel at its strongest; its change must replace view.pixels"
+    )
 
 
 def draw_values(split: str, key: str, names: Sequence[str], level: int) -> dict[str, Any]:

@@ -20,7 +20,12 @@ import polars as pl
 
 from dynaflip.errors import UserError
 from dynaflip.eval.expert_views import ALL_FACTORS, UNPERTURBED
-from dynaflip.eval.image_perturbations import IMAGE_FACTOR_NAMES, IMAGE_VERSION, draw_values
+from dynaflip.eval.image_perturbations import (
+    IMAGE_FACTOR_NAMES,
+    IMAGE_VERSION,
+    check_changes_frames,
+    draw_values,
+)
 from dynaflip.eval.metrics.action_scale import ActionScale, action_scale
 from dynaflip.files import write_file
 from dynaflip.platform.actor_pool import ActorPool, JobQueue
@@ -51,8 +56,14 @@ class OfflinePlan:
 
 
 def plan_offline(config: OfflineConfig, data: OfflineData) -> OfflinePlan:
-    """Conditions, and values that are a function of split, recording, condition and seed alone."""
+    """Conditions, and values that are a function of split, recording, condition and seed alone.
+
+    Raises:
+        UserError: a factor does not exist, or changes no pixel.
+    """
     names = config.factors or IMAGE_FACTOR_NAMES
+    for name in names:
+        check_changes_frames(name)
     groups: dict[str, tuple[str, ...]] = {name: (name,) for name in names}
     if config.all_at_once and len(names) > 1:
         groups[ALL_FACTORS] = names

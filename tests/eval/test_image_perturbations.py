@@ -5,15 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dynaflip.errors import UserError
 from dynaflip.eval.image_perturbations import (
     IMAGE_FACTOR_NAMES,
     augmentation_of,
+    check_changes_frames,
     draw_values,
     image_factor,
     perturb,
     strength_rows,
 )
-from dynaflip.eval.perturbations import LEVELS, PRETRAIN_MAX_MAGNITUDE
+from dynaflip.eval.perturbations import LEVELS, PRETRAIN_MAX_MAGNITUDE, Factor
 
 FRAMES = [0, 4, 9]
 
@@ -76,6 +78,21 @@ def test_by_hand() -> None:
     assert (noisy[0] != noisy[1]).any()
     other_camera = perturb(grey, {"noise": {"u": 0.5, "seed": 3}}, [0], camera=1)
     assert (other_camera[0] != noisy[0]).any()
+
+
+def idle(view: object, value: object, amount: object) -> None:
+    """Changes nothing."""
+
+
+IDLE = Factor(amount=lambda value: {"u": value["u"]}, change=idle)
+WEAK = f"class:{__name__}:IDLE"
+
+
+def test_one_that_changes_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match="changes no pixel"):
+        check_changes_frames(WEAK)
+    for name in IMAGE_FACTOR_NAMES:
+        check_changes_frames(name)
 
 
 def test_ranges_are_told_beside_those_of_pretraining() -> None:
