@@ -129,4 +129,21 @@ def all_noted(items: Sequence[ClipInWork], attempts: Place, stage: ModelStage) -
         with ExitStack() as stack:
             for item in group:
                 stack.enter_context(noted(item, attempts))
-            stage([item for item in group if item.rejection is None])
+            ask_about(group, stage)
+
+
+def ask_about(items: Sequence[ClipInWork], stage: ModelStage) -> None:
+    """Run a model's stage over clips, without those that are rejected.
+
+    An error that the stage itself lays to no clip rejects those that it comes with alone.
+    """
+    alive = [item for item in items if item.rejection is None]
+    if len(alive) == 1:
+        with rejecting(alive[0]):
+            stage(alive)
+        return
+    try:
+        stage(alive)
+    except Exception:  # of any kind: see rejection_for
+        for item in alive:
+            ask_about([item], stage)

@@ -230,8 +230,10 @@ class PreprocessConfig:
     """Compensation of the camera's motion."""
 
     static_points: StaticPointsConfig = field(default_factory=StaticPointsConfig)
-    dragged_points: DraggedPointsConfig = field(default_factory=DraggedPointsConfig)
     """Test for static points."""
+
+    dragged_points: DraggedPointsConfig = field(default_factory=DraggedPointsConfig)
+    """Test for points that something drags along."""
 
     rgbd_alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
     """RGB-D alignment of surface patches."""

@@ -81,7 +81,9 @@ class DepthStage:
             known = self._answers(name, {k: f for one in asked_for for k, f in one.items()})
             for reader, questions in zip(readers, asked_for, strict=True):
                 answers = {key: known[key] for key in questions}
-                reader.depth_model = KnownDepth(model.scale, works_by_window(model), answers)
+                reader.depth_model = KnownDepth(
+                    getattr(model, "scale", None), works_by_window(model), answers
+                )
 
     def _answers(self, name: str, questions: dict[bytes, Frames]) -> dict[bytes, Any]:
         """The answers to questions by their keys; recent ones are not asked again."""

@@ -23,7 +23,7 @@ from dynaflip.platform.triplets.destination import Destination, destination_of
 from dynaflip.platform.triplets.flow.tracker_3d_checks import AdapterWatch
 from dynaflip.platform.triplets.ledger import Ledger
 from dynaflip.platform.triplets.listing import Listing
-from dynaflip.platform.triplets.models.actor import check_models, digests_of_models
+from dynaflip.platform.triplets.models.loading import check_models, digests_of_models
 from dynaflip.platform.triplets.progress import Progress
 from dynaflip.platform.triplets.publish import Outcome, publish
 from dynaflip.platform.triplets.ray_tasks import cluster_cpus
@@ -149,11 +149,12 @@ def _make_all(
                 progress.update(stages, earlier=True)
         missing = {s.name: list(s.clips) for s in wave if s.name not in names}
         if missing:
-            for summary in run_stages(missing, config, work, source, models, progress):
-                watch.see(summary["stage"], summary["reason"])
-                stores.see(summary["stage"])
-                ledger.add([stored_clip(summary, work.shards)])
-                progress.update([summary["stage"]])
+            with closing(run_stages(missing, config, work, source, models, progress)) as made:
+                for summary in made:
+                    watch.see(summary["stage"], summary["reason"])
+                    stores.see(summary["stage"])
+                    ledger.add([stored_clip(summary, work.shards)])
+                    progress.update([summary["stage"]])
     progress.expect(listing.clips, more=False)
     progress.update(listing.claimed(), earlier=True)
     progress.close()

@@ -27,7 +27,7 @@ from dynaflip.errors import UserError
 from dynaflip.platform.cluster import available_cpus
 from dynaflip.platform.triplets.clips import Clip, Frames, Recording, Source, content_hash
 from dynaflip.platform.triplets.config import PreprocessConfig
-from dynaflip.platform.triplets.models.actor import (
+from dynaflip.platform.triplets.models.loading import (
     check_models,
     digests_of_models,
     uses_models,

@@ -14,6 +14,7 @@ from dynaflip.platform.triplets.build import LeftOut, read_clip, triplets_of
 from dynaflip.platform.triplets.clip_in_work import (
     ClipInWork,
     ModelStage,
+    ask_about,
     noted,
     printable,
     rejecting,
@@ -70,8 +71,7 @@ def _made(
     with noted(item, work.attempts):
         read_item(item, source, config)
         for stage in stages:
-            if item.rejection is None:
-                stage([item])
+            ask_about([item], stage)
         return make_triplets(item)
 
 

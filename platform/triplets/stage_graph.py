@@ -14,7 +14,8 @@ from __future__ import annotations
 import json
 import pickle
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +23,7 @@ from dynaflip.errors import UserError
 from dynaflip.platform.triplets.clip_in_work import ClipInWork, all_noted, noted
 from dynaflip.platform.triplets.clips import Clip, Source
 from dynaflip.platform.triplets.config import PreprocessConfig
-from dynaflip.platform.triplets.models.actor import load_stage, load_stages, stage_names
+from dynaflip.platform.triplets.models.loading import load_stage, load_stages, stage_names
 from dynaflip.platform.triplets.place import place_of
 from dynaflip.platform.triplets.progress import Progress
 from dynaflip.platform.triplets.ray_tasks import dataset_of
@@ -66,8 +67,8 @@ def run_stages(
     source: Source,
     models: dict[str, str],
     progress: Progress | None = None,
-) -> Iterator[dict[str, Any]]:
-    """Yield a summary a clip as Ray Data finishes shards.
+) -> Generator[dict[str, Any], None, None]:
+    """Yield a summary a clip as Ray Data finishes shards; closing it stops the work.
 
     Args:
         shards: clips by the shard's name.
@@ -98,10 +99,12 @@ def run_stages(
         else:
             place |= {"fn_kwargs": dict(stage.arguments)}
         dataset = dataset.map(stage.work, **place)
-    for row in dataset.iter_rows():
-        if progress is not None:
-            progress.busy(json.loads(row["busy"]))
-        yield from json.loads(row["summaries"])
+    # Closed at once where the caller stops: Ray would tell of each task that it lost otherwise.
+    with closing(iter(dataset.iter_rows())) as rows:
+        for row in rows:
+            if progress is not None:
+                progress.busy(json.loads(row["busy"]))
+            yield from json.loads(row["summaries"])
 
 
 def stage_graph(

@@ -90,9 +90,13 @@ def _describe_all(model: Captioner, images: list[Frames], prompts: list[str]) ->
             else [model.describe(*one) for one in zip(images, prompts, strict=True)]
         ),
     )
-    if len(said) != len(images) or not all(isinstance(caption, str) for caption in said):
-        raise ClipRejected("caption", f"{name} gave no caption for each of {len(images)} clips")
-    return list(said)
+    if not isinstance(said, list) or len(said) != len(images):
+        given = f"{len(said)} captions" if isinstance(said, list) else f"a {type(said).__name__}"
+        raise ClipRejected("caption", f"{name} gave {given} where a list of {len(images)} is due")
+    for caption in said:
+        if not isinstance(caption, str):
+            raise ClipRejected("caption", f"{name} gave a {type(caption).__name__}, not a caption")
+    return said
 
 
 def side_by_side(recording: Recording) -> Frames:

@@ -120,7 +120,7 @@ def answer_of(model: DepthModel, frames: Frames) -> Floats:
 
 def works_by_window(model: DepthModel) -> bool:
     """Whether a model must be given the frames of one window together."""
-    return model.scale == "relative" or bool(getattr(model, "by_window", False))
+    return getattr(model, "scale", None) == "relative" or bool(getattr(model, "by_window", False))
 
 
 def depth_of_inverse(inverse: Floats) -> Floats:

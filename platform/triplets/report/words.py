@@ -41,6 +41,7 @@ _STAGES = {
     "depth": "depth",
     "track": "2D tracking",
     "tracker": "the 3D tracker",
+    "flow": "exact flow of the simulator",
     "camera": "camera motion",
     "filter": "filters",
     "perturbation": "split of the evaluation",

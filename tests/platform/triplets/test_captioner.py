@@ -15,12 +15,12 @@ from dynaflip.errors import UserError
 from dynaflip.platform.paths import captions_folder
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
 from dynaflip.platform.triplets.models import CAPTIONERS
-from dynaflip.platform.triplets.models.actor import load_stages
 from dynaflip.platform.triplets.models.captioner import (
     TransformersCaptioner,
     caption_clips,
     side_by_side,
 )
+from dynaflip.platform.triplets.models.loading import load_stages
 from dynaflip.platform.triplets.pipeline import preprocess
 from dynaflip.platform.triplets.sources.formats import open_sources
 

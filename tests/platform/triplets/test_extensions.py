@@ -20,7 +20,7 @@ from dynaflip.platform.triplets import flow, models, pipeline, sources
 from dynaflip.platform.triplets.clips import Source
 from dynaflip.platform.triplets.config import FilterConfig, PreprocessConfig, SourceConfig
 from dynaflip.platform.triplets.flow.config import TrackConfig
-from dynaflip.platform.triplets.models.actor import check_models, digests_of_models
+from dynaflip.platform.triplets.models.loading import check_models, digests_of_models
 from dynaflip.platform.triplets.pipeline import preprocess
 from dynaflip.platform.triplets.progress import Progress
 from dynaflip.platform.triplets.sources.formats import open_source

@@ -23,8 +23,8 @@ from dynaflip.platform.triplets.flow.grid import grid_on_first_frame
 from dynaflip.platform.triplets.flow.learned_tracker import track_windows
 from dynaflip.platform.triplets.flow.tracking import grid_px
 from dynaflip.platform.triplets.flow.window import RGBDWindow
-from dynaflip.platform.triplets.models.actor import digests_of_models
 from dynaflip.platform.triplets.models.depth import align_depth
+from dynaflip.platform.triplets.models.loading import digests_of_models
 
 
 def end_errors(config: PreprocessConfig) -> tuple[np.ndarray, float]:

@@ -11,7 +11,7 @@ from hub_server import Hub
 from tiny_depth_model import tiny_depth_model
 
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
-from dynaflip.platform.triplets.models.actor import digests_of_models
+from dynaflip.platform.triplets.models.loading import digests_of_models
 from dynaflip.platform.triplets.stage_graph import ModelShards
 
 

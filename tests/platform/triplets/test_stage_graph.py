@@ -7,9 +7,10 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,13 +18,16 @@ from staged_models import Ramp
 from tiny_depth_model import tiny_depth_model
 
 from dynaflip.errors import UserError
-from dynaflip.platform.triplets.clips import ClipRejected
+from dynaflip.platform.triplets.clip_in_work import ClipInWork, ask_about
+from dynaflip.platform.triplets.clips import Clip, ClipRejected
 from dynaflip.platform.triplets.config import FilterConfig, PreprocessConfig, SourceConfig
 from dynaflip.platform.triplets.flow.config import TrackConfig
 from dynaflip.platform.triplets.model_stages import DepthStage, in_batches
-from dynaflip.platform.triplets.models.actor import check_models
+from dynaflip.platform.triplets.models.captioner import LoadedCaptioner, caption_clips
 from dynaflip.platform.triplets.models.depth import TransformersDepth
+from dynaflip.platform.triplets.models.loading import check_models
 from dynaflip.platform.triplets.progress import Progress
+from dynaflip.platform.triplets.shard import make_triplets
 from dynaflip.platform.triplets.stage_config import ModelStageConfig, StagesConfig
 from dynaflip.platform.triplets.stage_graph import read_shard, stage_graph
 
@@ -93,6 +97,47 @@ def test_each_distinct_frame_is_asked_about_once(
     assert Ramp.frames == len(distinct)
     stage(read_items(config, tmp_path))
     assert Ramp.frames == len(distinct), "nor in the next shard"
+
+
+def test_what_a_stage_fails_for_is_rejected_alone(
+    video_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    read = read_items(settings(video_folder(3), depth="plane"), tmp_path)
+
+    def stage(items: Sequence[ClipInWork]) -> None:
+        if read[1] in items:
+            raise KeyError("of the second")
+
+    ask_about(read, stage)
+    assert [item.rejection and item.rejection[0] for item in read] == [None, "unexpected", None]
+
+
+def test_a_model_that_does_not_say_its_scale_rejects_its_clips(
+    video_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    (item,) = read_items(settings(video_folder(1), depth="class:mine:Model"), tmp_path)
+    model: Any = lambda frames: np.ones(frames.shape[:3])  # noqa: E731
+    ask_about([item], DepthStage({"class:mine:Model": model}))
+    summary, table = make_triplets(item)
+    assert table is None
+    assert summary["stage"] == "depth"
+    assert "class:mine:Model has scale None, not one of" in summary["reason"]
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [("ab", "gave a str"), (["a"], "gave 1 captions"), (["a", 2], "gave a int, not a caption")],
+)
+def test_captions_of_other_clips_are_not_taken(said: object, reason: str) -> None:
+    class Wrong:
+        def describe_all(self, images: object, prompts: object) -> object:
+            return said
+
+    names = ("recording", "source", "clip.mp4", "main", (), "", "", "human", "own", "class:mine:W")
+    clips = [Clip(f"clip {number}", *names) for number in range(2)]
+    images = [np.zeros((4, 4, 3), np.uint8)] * 2
+    with pytest.raises(ClipRejected, match=reason):
+        caption_clips(clips, images, LoadedCaptioner(Wrong(), "digest"))  # type: ignore[arg-type]
 
 
 def read_items(config: PreprocessConfig, work: Path) -> list:

@@ -40,7 +40,7 @@ from dynaflip.platform.triplets.flow.tracker_3d_checks import (
     pose_contradiction,
 )
 from dynaflip.platform.triplets.flow.tracking import grid_px
-from dynaflip.platform.triplets.models.actor import check_models, digests_of_models
+from dynaflip.platform.triplets.models.loading import check_models, digests_of_models
 
 CONFIG = PreprocessConfig(draws_per_clip=1, image_px=64)
 
