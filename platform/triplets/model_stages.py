@@ -76,14 +76,13 @@ class DepthStage:
     def __call__(self, items: Sequence[ClipInWork]) -> None:
         """Give each clip's reader the depth of its windows."""
         for name, model in self.models.items():
+            scale: Any = getattr(model, "scale", None)  # None is refused where it is read
             readers = [i.reader for i in items if i.reader and i.reader.config.depth == name]
             asked_for = [_frames_of(reader, works_by_window(model)) for reader in readers]
             known = self._answers(name, {k: f for one in asked_for for k, f in one.items()})
             for reader, questions in zip(readers, asked_for, strict=True):
                 answers = {key: known[key] for key in questions}
-                reader.depth_model = KnownDepth(
-                    getattr(model, "scale", None), works_by_window(model), answers
-                )
+                reader.depth_model = KnownDepth(scale, works_by_window(model), answers)
 
     def _answers(self, name: str, questions: dict[bytes, Frames]) -> dict[bytes, Any]:
         """The answers to questions by their keys; recent ones are not asked again."""
