@@ -8,6 +8,8 @@ another value of one column. Later runs that add recordings keep every side as i
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
 import pyarrow as pa
 
@@ -21,6 +23,7 @@ from dynaflip.platform.triplets.split import split_of
 from dynaflip.platform.triplets.work_folder import ClipFile, StoredClip, WorkFolder
 
 _HASHES = 16**8
+_READ_AT_ONCE = 16
 _LOOK_COLUMNS = ["recording_id", "source", "split", "clip_thumbnails"]
 
 
@@ -63,12 +66,17 @@ def _looks(ledger: Ledger) -> list[Look]:
     """The clips of the sample; no more than :data:`.near_duplicates.MOST_CLIPS`."""
     clips = sum(1 for _ in ledger.to_place())
     most = _HASHES * MOST_CLIPS / max(clips, MOST_CLIPS)
-    looks: list[Look] = []
-    for clip in ledger.to_place():
-        if int(name_hash(clip.summary["clip_id"])[:8], 16) < most and len(looks) < MOST_CLIPS:
-            row = _read(clip, _LOOK_COLUMNS).slice(0, 1).to_pylist()[0]
-            looks.append(Look(*(row[name] for name in _LOOK_COLUMNS)))
-    return looks
+    sample = (
+        clip for clip in ledger.to_place() if int(name_hash(clip.summary["clip_id"])[:8], 16) < most
+    )
+    # Of a bucket each answer takes its time: many are asked for at once.
+    with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+        return list(pool.map(_look, islice(sample, MOST_CLIPS)))
+
+
+def _look(clip: StoredClip) -> Look:
+    (row,) = _read(clip, _LOOK_COLUMNS).slice(0, 1).to_pylist()
+    return Look(*(row[name] for name in _LOOK_COLUMNS))
 
 
 def _sides(looks: list[Look], heldout_share: float) -> dict[str, str]:
