@@ -99,8 +99,8 @@ TRIPLET_SCHEMA = pa.schema(
         # motion was fitted without depth say `none` for all of depth `plane`, and `fit` for a
         # camera that stood still.
         pa.field("camera_motion", pa.string(), nullable=False),
-        # Of fit, image, static and failed, the smallest share over the window of the points that
-        # agree; null for others.
+        # Of fit, image, image+parallax, static and failed, the smallest share over the window of
+        # the points that agree; null for others.
         pa.field("camera_inlier_share", pa.float32(), nullable=True),
         pa.field("grid", pa.string(), nullable=False),  # uniform | motion (lines closer there)
         # Shares in [0, 1], over grid points.

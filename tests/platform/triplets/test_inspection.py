@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,16 @@ import pyarrow.parquet as pq
 import pytest
 from synthetic_triplets import write_triplets
 
+from dynaflip.errors import UserError
 from dynaflip.jobs.preprocess import main
+from dynaflip.platform.training.data.gallery import read_clips
 from dynaflip.platform.training.data.index import read_index
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
+from dynaflip.platform.triplets.merge import merge_folders
 from dynaflip.platform.triplets.pipeline import preprocess
-from dynaflip.platform.triplets.report.inspection import inspect_folder
-from dynaflip.platform.triplets.schema import REJECTED_SCHEMA
+from dynaflip.platform.triplets.report.data_card import write_card
+from dynaflip.platform.triplets.report.inspection import inspect_folder, inspection_lines
+from dynaflip.platform.triplets.schema import REJECTED_SCHEMA, TRAINING_COLUMNS
 
 
 @pytest.mark.ray
@@ -59,6 +64,10 @@ def test_a_folder_is_counted_and_its_card_stands_alone(
     assert "data_card.html" in [item.path for item in store.list_artifacts(run.info.run_id)]
 
 
+# Columns that came after the first version 2 of the schema.
+LATER = ["focal_kind", "flow_measured", "clip_thumbnails"]
+
+
 def test_brackets_in_a_path_and_an_older_folder_are_read(tmp_path: Path) -> None:
     folder = write_triplets(tmp_path / "set [1]")
     rejected = pa.Table.from_pylist([], schema=REJECTED_SCHEMA)
@@ -66,12 +75,22 @@ def test_brackets_in_a_path_and_an_older_folder_are_read(tmp_path: Path) -> None
     found = inspect_folder(str(folder))
     assert found.ways()["focal_kind"].to_list() == ["recorded"]
     for path in (folder / "triplets").iterdir():
-        older_rows = pq.read_table(path).drop_columns(["focal_kind"])
+        older_rows = pq.read_table(path).drop_columns(LATER)
         pq.write_table(older_rows, path, row_group_size=4)  # a clip
+    manifest = json.loads((folder / "manifest.json").read_text())
+    counts = {"read": 12, "kept": 12, "rejected": 0, "triplets": 48, "sources": {}}
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"counts": counts}))
     older = inspect_folder(str(folder))
     assert older.ways()["focal_kind"].to_list() == ["unknown"]
     assert older.rows.drop("focal_kind").equals(found.rows.drop("focal_kind"))
-    assert len(read_index(str(folder)).captions) > 0  # as training reads it
+    assert older.copies is None, "nothing is known of copies, and nothing is said"
+    assert inspection_lines(older)
+    assert write_card(older, 3).stat().st_size > 0
+    index = read_index(str(folder))  # as training reads it
+    (clips,) = read_clips(index.train, np.arange(1))
+    assert set(clips.column_names) == set(TRAINING_COLUMNS) - set(LATER)
+    with pytest.raises(UserError, match=r"made by earlier code.* jobs/preprocess.py again"):
+        merge_folders([str(folder), str(write_triplets(tmp_path / "other"))], str(tmp_path / "c"))
 
 
 def test_captions_that_differ_in_case_alone_are_duplicates(tmp_path: Path) -> None:
