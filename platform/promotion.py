@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING
 from dynaflip.errors import UserError
 from dynaflip.files import file_lock
 from dynaflip.platform.paths import home
+from dynaflip.platform.promotion_config import OFFLINE, PromotionConfig
 from dynaflip.platform.tracking import registry
 
 if TYPE_CHECKING:
+    from dynaflip.eval.intervals.cluster_bootstrap import Interval
     from dynaflip.eval.intervals.hierarchical_bootstrap import Rate
     from dynaflip.platform.evaluation.compare import PairedGroup
     from dynaflip.platform.evaluation.rollout_run import FinishedEvaluation
@@ -33,6 +35,7 @@ BASELINE = "initialization"  # a first champion is compared with it
 # the interval's end instead would refuse, at a hundred initial states, 19 of 20 equal versions.)
 MARGIN = 0.05
 RUN_TAG = "policies_test_run_id"  # written by the evaluation on the version that it scored
+OFFLINE_MARGIN = 0.05  # sigma, as MARGIN
 EVIDENCE_TAG = "champion_evidence"
 
 
@@ -130,22 +133,25 @@ def _candidate(
     return Decision(gap + half < 0, compared)
 
 
-def promote(name: str, version: str, *, force: str | None = None) -> Decision:
+def promote(
+    name: str, version: str, *, force: str | None = None, needed: PromotionConfig | None = None
+) -> Decision:
     """Move the alias ``champion`` to a version, if the evidence holds.
 
     Args:
         name: of the registered model.
         version: its number.
         force: a reason for doing it without evidence; it is recorded.
+        needed: what the evidence must cover; None: what the headline covers.
 
     Raises:
         UserError: no such version, or it has not been evaluated on ``test``.
     """
     with comparing():
-        return _promote(name, version, force)
+        return _promote(name, version, force, needed or PromotionConfig())
 
 
-def _promote(name: str, version: str, force: str | None) -> Decision:
+def _promote(name: str, version: str, force: str | None, needed: PromotionConfig) -> Decision:
     registry.check_version(name, version)
     present = registry.version_of_alias(name, CHAMPION)
     if present == version:
@@ -155,6 +161,15 @@ def _promote(name: str, version: str, force: str | None) -> Decision:
             raise UserError("--force: give the reason, it is recorded with the version")
         _make_champion(name, version, {"forced": force, "instead_of": present})
         return Decision(True, f"{name} version {version} is champion by force: {force}")
+    if needed.suite == OFFLINE:
+        return _promote_offline(name, version, present, needed)
+    return _promote_by_rollouts(name, version, present, needed)
+
+
+def _promote_by_rollouts(
+    name: str, version: str, present: str | None, needed: PromotionConfig
+) -> Decision:
+    """The rule with success in the simulator."""
     from dynaflip.platform.evaluation.compare import paired_groups, shared_proprioception
     from dynaflip.platform.evaluation.encoders_under_test import TRAINED
     from dynaflip.platform.evaluation.report.rollout_tables import GIVEN
@@ -164,12 +179,12 @@ def _promote(name: str, version: str, force: str | None) -> Decision:
     theirs, rival = (mine, BASELINE) if present is None else (_evaluation(name, present), TRAINED)
     given = shared_proprioception(mine, theirs)[0]
     groups = paired_groups(mine, theirs, proprioception=given, second_encoder=rival)
-    by_name = {group.name: group for group in groups}
-    for needed in (IN_DISTRIBUTION, OUT_OF_DISTRIBUTION):
-        if needed not in by_name:
-            raise UserError(f"--version {version}: its evaluation has no episodes {needed}")
+    by_name = {one.name: one for one in groups}
+    for group in (IN_DISTRIBUTION, OUT_OF_DISTRIBUTION):
+        if group not in by_name:
+            raise UserError(f"--version {version}: its evaluation has no episodes {group}")
     inside, outside = by_name[IN_DISTRIBUTION].difference, by_name[OUT_OF_DISTRIBUTION].difference
-    _check_coverage(version, mine, theirs, by_name[OUT_OF_DISTRIBUTION])
+    _check_coverage(version, mine, theirs, by_name[OUT_OF_DISTRIBUTION], needed)
     against = f"the champion, version {present}" if present else "its own initialisation"
     compared = (
         f"against {against}, on test, {GIVEN[given]}: out of distribution {_points(outside)} "
@@ -183,8 +198,67 @@ def _promote(name: str, version: str, force: str | None) -> Decision:
     return Decision(True, f"{name} version {version} is champion: {compared}")
 
 
+def _promote_offline(
+    name: str, version: str, present: str | None, needed: PromotionConfig
+) -> Decision:
+    """The rule with action error on held-out recordings, in sigma."""
+    from dynaflip.platform.evaluation.encoders_under_test import TRAINED
+    from dynaflip.platform.evaluation.offline_evidence import (
+        check_offline_coverage,
+        offline_evidence_of,
+        paired_gains,
+    )
+    from dynaflip.platform.evaluation.results import IN_DISTRIBUTION, OUT_OF_DISTRIBUTION
+
+    mine, digest = offline_evidence_of(name, version)
+    check_offline_coverage(version, mine, digest, needed)
+    if present is None:
+        theirs, rival, other = mine, BASELINE, None
+        if mine.of(BASELINE).is_empty():
+            raise UserError(
+                f"--version {version}: {mine.run_name} lacks {BASELINE}, which a first champion "
+                "is compared with; leave it among the baselines"
+            )
+    else:
+        (theirs, other), rival = offline_evidence_of(name, present), TRAINED
+    gains = paired_gains((mine, TRAINED, digest), (theirs, rival, other))
+    for group in (IN_DISTRIBUTION, OUT_OF_DISTRIBUTION):
+        if group not in gains:
+            raise UserError(f"--version {version}: its evaluation has no episodes {group}")
+    inside, outside = gains[IN_DISTRIBUTION], gains[OUT_OF_DISTRIBUTION]
+    against = f"the champion, version {present}" if present else "its own initialisation"
+    compared = (
+        f"against {against}, on test, action error lower by: perturbed {_sigma(outside)} (must be "
+        f"above 0), as recorded {_sigma(inside)} (must not be below 0, nor its mean below "
+        f"{-OFFLINE_MARGIN:g})"
+    )
+    if not (outside.low > 0 and inside.high >= 0 and inside.value > -OFFLINE_MARGIN):
+        return Decision(False, f"{name} version {version} is not promoted: {compared}")
+    asked = ("source", "head", "seeds", "image_px", "frames_per_episode", "heldout_share")
+    evidence: dict[str, object] = {
+        "run_id": mine.run_id,
+        "test_look": mine.test_evaluation,
+        "suite": OFFLINE,
+        "protocol": {key: mine.settings.get(key) for key in asked},
+        "conditions": sorted(f"{factor}-{level}" for factor, level in mine.conditions() if level),
+        "factors": mine.factors,
+        "instead_of": present,
+        "differences": {group: [g.value, g.low, g.high] for group, g in gains.items()},
+    }
+    _make_champion(name, version, evidence)
+    return Decision(True, f"{name} version {version} is champion: {compared}")
+
+
+def _sigma(gain: Interval) -> str:
+    return f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] sigma"
+
+
 def _check_coverage(
-    version: str, mine: FinishedEvaluation, theirs: FinishedEvaluation, outside: PairedGroup
+    version: str,
+    mine: FinishedEvaluation,
+    theirs: FinishedEvaluation,
+    outside: PairedGroup,
+    needed: PromotionConfig,
 ) -> None:
     """Refuse evidence on few tasks, factors or episodes.
 
@@ -193,14 +267,18 @@ def _check_coverage(
     """
     from dynaflip.platform.evaluation.coverage import missing_coverage
 
-    needed = mine.environment.tasks_to_promote_on()
+    tasks = needed.tasks or mine.environment.tasks_to_promote_on()
+    if needed.tasks:
+        tasks = mine.environment.tasks_of(needed.tasks)
+    asked = {"level": needed.level, "min_episodes": needed.episodes}
     missing = missing_coverage(
         adaptation=mine.settings["adaptation"],
         episodes=mine.settings["episodes"],
         tasks=outside.tasks,
-        needed_tasks=needed,
+        needed_tasks=tasks,
         conditions=outside.conditions,
-        factors=set(mine.factors) & set(theirs.factors),
+        factors=needed.factors or set(mine.factors) & set(theirs.factors),
+        **asked,
     )
     own = mine.episodes.select("factor", "level").unique().iter_rows()
     missing += [
@@ -209,9 +287,10 @@ def _check_coverage(
             adaptation="frozen",
             episodes=mine.settings["episodes"],
             tasks=outside.tasks,
-            needed_tasks=needed,
+            needed_tasks=tasks,
             conditions=set(own),
-            factors=mine.factors,
+            factors=needed.factors or mine.factors,
+            **asked,
         )
         if lack not in missing
     ]

@@ -26,6 +26,7 @@ JOBS = {
     "evaluate": "dynaflip.platform.evaluation.config:ProbeSuiteConfig",
     "evaluate --suite rollouts": "dynaflip.platform.evaluation.config:RolloutConfig",
     "evaluate --suite offline": "dynaflip.platform.evaluation.offline_config:OfflineConfig",
+    "promote": "dynaflip.platform.promotion_config:PromoteConfig",
     "sweep": "dynaflip.platform.sweep.config:SweepJobConfig",
     "ablate": "dynaflip.platform.ablation:AblationConfig",
 }

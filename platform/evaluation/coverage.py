@@ -19,6 +19,8 @@ def missing_coverage(
     needed_tasks: Collection[str],
     conditions: Collection[tuple[str, int]],
     factors: Collection[str],
+    level: int = LEVEL,
+    min_episodes: int = MIN_EPISODES,
 ) -> list[str]:
     """What an evaluation lacks, in words; empty where it covers enough.
 
@@ -29,10 +31,12 @@ def missing_coverage(
         needed_tasks: that must be among them: the environment's for promotion.
         conditions: (factor, level) that were evaluated.
         factors: that must be among the conditions: those that there were at the time.
+        level: at which they must have been perturbed.
+        min_episodes: fewest per job.
     """
     missing = [] if adaptation == "frozen" else ["frozen encoders"]
     missing += sorted(set(needed_tasks) - set(tasks))
-    missing += [f"{name}-{LEVEL}" for name in sorted(factors) if (name, LEVEL) not in conditions]
-    if episodes < MIN_EPISODES:
-        missing.append(f"{MIN_EPISODES} episodes per job")
+    missing += [f"{name}-{level}" for name in sorted(factors) if (name, level) not in conditions]
+    if episodes < min_episodes:
+        missing.append(f"{min_episodes} episodes per job")
     return missing

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from dynaflip.platform.evaluation.offline_run import OfflinePlan
 
 KIND = "offline"  # the run's tag `kind`
-ERRORS_FILE = "action_errors.parquet"
 
 
 class Offline(Suite):
@@ -76,10 +75,13 @@ def _open_run(
     config: OfflineConfig, data: OfflineData, plan: OfflinePlan, tested: list[EncoderUnderTest]
 ) -> tuple[tracking.Run, int]:
     """Open the run, with its number among the evaluations on ``test`` (0 on dev)."""
+    from dynaflip.eval.image_perturbations import IMAGE_FACTOR_NAMES
+    from dynaflip.eval.perturbations import factors_to_record
     from dynaflip.platform import tracking
     from dynaflip.platform.evaluation.encoders_under_test import info_of
     from dynaflip.platform.evaluation.offline_run import evaluation_digest
     from dynaflip.platform.evaluation.rollout_run import (
+        FACTORS_TAG,
         JOBS_TAG,
         TEST_TAG,
         count_test_evaluations,
@@ -96,6 +98,7 @@ def _open_run(
         "perturbation_split": config.split,
         "data": data.name,
         JOBS_TAG: digest,
+        FACTORS_TAG: factors_to_record(IMAGE_FACTOR_NAMES),
     }
     number = count_test_evaluations(digest, KIND) if config.split == "test" else 0
     if number:
@@ -114,6 +117,7 @@ def _report(
 ) -> Outcome:
     """Write the report, and log it with the errors of every episode."""
     from dynaflip.platform.evaluation.encoders_under_test import single_seed_notes
+    from dynaflip.platform.evaluation.offline_evidence import ERRORS_FILE
     from dynaflip.platform.evaluation.report import offline_report
     from dynaflip.platform.evaluation.report.encoder_table import encoder_section
     from dynaflip.platform.evaluation.report.html_page import png_of, write_report
