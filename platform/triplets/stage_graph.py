@@ -153,8 +153,8 @@ def _model_stage(
     stage = getattr(config.stages, name)
     share = stage.gpus if stage.gpus is not None else (1 / sharing if gpus else 0.0)
     cpus = stage.cpus if stage.cpus is not None else (0.0 if share else 1.0)
-    # With the default shares each GPU holds one actor of every stage.
-    fit = int(gpus / max(1.0, share * sharing)) if share else 1
+    # With the default shares each GPU holds one actor of every stage; with half of one, two.
+    fit = int(gpus / (share * sharing) + 1e-6) if share else 1
     arguments = {"name": name, "config": config, "folder": folder, "digests": digests}
     return Stage(name, ModelActor, arguments, cpus, share, stage.actors or max(1, fit))
 

@@ -181,8 +181,9 @@ def _notes(found: Preview, kept: int) -> list[str]:
             f"{found.config.max_rejected_share:g} the job would fail"
         )
     lines += interpolated_lines({"sources": _by_source(found.made)})
-    spoken = {caption for one in found.made for caption in one.clip.captions}
-    if len(found.made) > 1 and len(spoken) == 1:
+    # Of clips that a captioner captions, what it says is in their triplets alone.
+    spoken = [one.clip.captions for one in found.made if not one.summary["stage"]]
+    if len(spoken) > 1 and all(spoken) and len({c for some in spoken for c in some}) == 1:
         lines.append(
             "all of these clips have one caption: nothing can be learnt from language (source."
             "captions, source.captioner)"

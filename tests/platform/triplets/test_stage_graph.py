@@ -58,6 +58,8 @@ def test_each_stage_states_what_it_holds(tmp_path: Path) -> None:
     assert graph(mine, 4)[1:3] == [("depth", 0.5, 1, 3), ("track", 0, 0.5, 4)]
     with pytest.raises(UserError, match=r"stages.depth.gpus.* need 1.5 GPUs; the cluster has 1"):
         graph(mine, 1)
+    half = replace(config, stages=StagesConfig(depth=ModelStageConfig(gpus=0.25)))
+    assert graph(half, 2)[1:3] == [("depth", 0, 0.25, 4), ("track", 0, 0.5, 2)], "all of 2 GPUs"
     alone = replace(config, stages=StagesConfig(depth=ModelStageConfig(actors=1)))
     assert graph(alone, 0)[1:3] == [("depth", 1, 0, 1), ("track", 1, 0, 1)]
     with pytest.raises(UserError, match=r"stages.depth.cpus.* need 3 CPUs; the cluster has 2"):
