@@ -264,6 +264,9 @@ class PreprocessConfig:
             )
         at_least(self, 1, "draws_per_clip", "max_segments", "clips_per_shard")
         at_least(self, 0, "segment_s")
+        usual = type(self).__dataclass_fields__["max_segments"].default
+        if not self.segment_s and self.max_segments != usual:
+            raise ValueError("max_segments has no effect with segment_s 0, which divides no clip")
         one_of(self, ("uniform", "motion"), "grid")
         within(self, 0, 1, "grid_focus", "heldout_share", ends="[)")
         at_least(self, 16, "image_px")

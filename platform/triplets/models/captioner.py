@@ -151,14 +151,32 @@ class TransformersCaptioner:
 
         ``prompt`` is for models that can chat; others just describe.
         """
+        return self._describe_alike([image], prompt)[0]
+
+    def describe_all(self, images: Sequence[Frames], prompts: Sequence[str]) -> list[str]:
+        """As :meth:`describe`, of several at once where they have one size and one prompt."""
+        alike: dict[tuple[tuple[int, ...], str], list[int]] = {}
+        for n, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
+            alike.setdefault((image.shape, prompt), []).append(n)
+        captions = {}
+        for (_, prompt), numbers in alike.items():
+            said = self._describe_alike([images[n] for n in numbers], prompt)
+            captions.update(zip(numbers, said, strict=True))
+        return [captions[n] for n in range(len(images))]
+
+    def _describe_alike(self, images: Sequence[Frames], prompt: str) -> list[str]:
+        """Captions of images of one size: their inputs are equally long, so none is padded."""
         import torch
         from PIL import Image
 
-        pixels = Image.fromarray(image)
+        pixels = [Image.fromarray(image) for image in images]
         if getattr(self.processor, "chat_template", None):
-            question = [{"type": "image", "image": pixels}, {"type": "text", "text": prompt}]
+            asked_for = {"type": "text", "text": prompt}
             inputs = self.processor.apply_chat_template(
-                [{"role": "user", "content": question}],
+                [
+                    [{"role": "user", "content": [{"type": "image", "image": one}, asked_for]}]
+                    for one in pixels
+                ],
                 add_generation_prompt=True,
                 tokenize=True,
                 return_dict=True,
@@ -171,8 +189,8 @@ class TransformersCaptioner:
             tokens = self.model.generate(**inputs, max_new_tokens=_MAX_TOKENS, do_sample=False)
         if "input_ids" in inputs:
             tokens = tokens[:, inputs["input_ids"].shape[1] :]  # without the prompt
-        text = self.processor.batch_decode(tokens, skip_special_tokens=True)[0]
-        return " ".join(text.split())
+        texts = self.processor.batch_decode(tokens, skip_special_tokens=True)
+        return [" ".join(text.split()) for text in texts]
 
 
 def _digest(name: str) -> str:

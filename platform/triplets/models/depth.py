@@ -118,8 +118,8 @@ def answer_of(model: DepthModel, frames: Frames) -> Floats:
     return depth
 
 
-def works_by_window(model: DepthModel) -> bool:
-    """Whether a model must be given the frames of one window together."""
+def works_by_window(model: DepthModel | type) -> bool:
+    """A model, or all of a class, must be given the frames of one window together."""
     return getattr(model, "scale", None) == "relative" or bool(getattr(model, "by_window", False))
 
 

@@ -21,6 +21,7 @@ from dynaflip.platform.triplets.flow.learned_tracker import (
 from dynaflip.platform.triplets.model_stages import CaptionStage, DepthStage, TrackStage
 from dynaflip.platform.triplets.models import CAPTIONERS, DEPTH_MODELS
 from dynaflip.platform.triplets.models.captioner import LoadedCaptioner
+from dynaflip.platform.triplets.models.depth import works_by_window
 from dynaflip.platform.triplets.sources.locations import fingerprints, root_and_files
 from dynaflip.platform.triplets.stage_config import ModelStageConfig
 from dynaflip.plugins import ExtensionPoint, split_argument
@@ -63,6 +64,41 @@ def _check_stages(config: PreprocessConfig) -> None:
             raise UserError(f"{setting}: the settings name no model that it is for")
     if DEPTH not in names and config.depth_precision != "auto":
         raise UserError("depth_precision: no depth model is named by depth")
+    _check_abilities(config)
+
+
+def _check_abilities(config: PreprocessConfig) -> None:
+    """Refuse settings that no model takes, as far as their classes tell."""
+    depth = _classes(DEPTH_MODELS, _DEPTH, config.depth_models())
+    captioners = _classes(CAPTIONERS, _CAPTIONER, config.captioners())
+    for name, model in depth.items():
+        if config.depth_precision not in ("auto", "float32") and _lacks(model, "use_precision"):
+            raise UserError(f"depth_precision: {name} has no method use_precision, which sets it")
+    one_by_one = all(_lacks(model, "describe_all") for model in captioners.values())
+    if config.stages.caption_batch > 1 and one_by_one:
+        raise UserError(
+            f"stages.caption_batch: {' and '.join(captioners)} has no method describe_all, which "
+            f"takes several clips"
+        )
+    if config.stages.depth_batch > 1 and all(_is_by_window(model) for model in depth.values()):
+        raise UserError(
+            f"stages.depth_batch: {' and '.join(depth)} is given the frames of one window at a time"
+        )
+
+
+def _classes(point: ExtensionPoint, setting: str, names: set[str]) -> dict[str, Any]:
+    """The classes, or functions that make models, by the names of settings."""
+    return {name: point.resolve(split_argument(name)[0], setting) for name in sorted(names)}
+
+
+def _lacks(model: Any, method: str) -> bool:
+    """The class of a model has no such method; of a function nothing is known yet."""
+    return isinstance(model, type) and not hasattr(model, method)
+
+
+def _is_by_window(model: Any) -> bool:
+    """The class of a depth model says that it works so."""
+    return isinstance(model, type) and works_by_window(model)
 
 
 def digests_of_models(config: PreprocessConfig) -> dict[str, str]:

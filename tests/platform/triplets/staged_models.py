@@ -23,6 +23,12 @@ class Ramp:
         return np.broadcast_to(rows, frames.shape[:3]).copy()
 
 
+class ByWindow(Ramp):
+    """Depth that needs the frames of a window together."""
+
+    by_window = True
+
+
 class Still:
     """A tracker of whole windows that finds every point where it was."""
 
@@ -38,6 +44,13 @@ class Words:
 
     def describe_all(self, images: Sequence[np.ndarray], prompts: Sequence[str]) -> list[str]:
         return [f"{prompt} {int(i.mean())}" for i, prompt in zip(images, prompts, strict=True)]
+
+
+class OneAtATime:
+    """A captioner that takes one clip at a time."""
+
+    def describe(self, image: np.ndarray, prompt: str) -> str:
+        return prompt
 
 
 class DiesOnce:

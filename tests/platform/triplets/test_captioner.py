@@ -123,6 +123,10 @@ def test_a_captioner_gives_the_same_caption_for_the_same_image(
     assert said == model.describe(image, "lift the box")
     assert said
     assert set(said.split()) <= {*WORDS, "<unk>"}, "neither the question nor special tokens"
+    images = [image, 255 - image, image[:, :60], image // 2]
+    prompts = ["lift the box", "lift the box", "lift the box", "open the red lid"]
+    alone = [model.describe(*one) for one in zip(images, prompts, strict=True)]
+    assert model.describe_all(images, prompts) == alone, "several at once, sizes mixed"
 
 
 def test_each_source_has_its_own_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,13 +73,24 @@ def test_each_stage_states_what_it_holds(tmp_path: Path) -> None:
         ({"stages": StagesConfig(track=ModelStageConfig(actors=1))}, "stages.track: "),
         ({"stages": StagesConfig(caption_batch=4)}, "stages.caption_batch: "),
         ({"depth_precision": "float16"}, "depth_precision: "),
+        ({"depth": f"{ME}:Ramp", "depth_precision": "float16"}, "precision: .*:Ramp has no method"),
+        (
+            {"depth": f"{ME}:ByWindow", "stages": StagesConfig(depth_batch=4)},
+            "stages.depth_batch: .*:ByWindow is given the frames of one window",
+        ),
+        (
+            {"captioner": f"{ME}:OneAtATime", "stages": StagesConfig(caption_batch=4)},
+            "stages.caption_batch: .*:OneAtATime has no method describe_all",
+        ),
     ],
 )
-def test_a_setting_of_a_stage_that_is_not_there_is_refused(
+def test_a_setting_of_a_stage_that_would_be_ignored_is_refused(
     more: dict, message: str, tmp_path: Path
 ) -> None:
+    source = SourceConfig(path=str(tmp_path), captioner=more.pop("captioner", ""))
+    config = replace(settings(tmp_path, **{"depth": "plane", **more}), source=source)
     with pytest.raises(UserError, match=message):
-        check_models(settings(tmp_path, depth="plane", **more))
+        check_models(config)
 
 
 def test_each_distinct_frame_is_asked_about_once(

@@ -38,6 +38,12 @@ def test_too_few_frames_are_rejected(frames: int, words: str) -> None:
         sample_transitions(np.arange(frames) / 30, "clip", **SAMPLE)
 
 
+def test_a_number_of_segments_without_segments_is_refused() -> None:
+    assert PreprocessConfig(segment_s=0)
+    with pytest.raises(ValueError, match="max_segments has no effect with segment_s 0"):
+        PreprocessConfig(segment_s=0, max_segments=3)
+
+
 def test_windows_are_the_shorter_of_gap_and_setting() -> None:
     times_s = np.arange(300) / 30
     found = sample_transitions(times_s, "clip", **SAMPLE)
