@@ -76,6 +76,8 @@ def check_settings(config: PreprocessConfig) -> None:
     changed += [
         f"track.{f}" for f in of_track if getattr(config.track, f) != getattr(same.track, f)
     ]
+    if config.lifting.max_depth_jump != same.lifting.max_depth_jump:
+        changed.append("lifting.max_depth_jump")
     if changed:
         raise UserError(
             f"{changed[0]}: has no effect with track.tracker {name}, whose 3D tracks are taken as "

@@ -158,7 +158,7 @@ class TransformersCaptioner:
         alike: dict[tuple[tuple[int, ...], str], list[int]] = {}
         for n, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
             alike.setdefault((image.shape, prompt), []).append(n)
-        captions = {}
+        captions: dict[int, str] = {}
         for (_, prompt), numbers in alike.items():
             said = self._describe_alike([images[n] for n in numbers], prompt)
             captions.update(zip(numbers, said, strict=True))
