@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from dynaflip.eval.image_perturbations import (
     IMAGE_VERSION,
     check_changes_frames,
     draw_values,
+    perturb,
 )
 from dynaflip.eval.metrics.action_scale import ActionScale, action_scale
 from dynaflip.files import write_file
@@ -32,7 +33,7 @@ from dynaflip.platform.actor_pool import ActorPool, JobQueue
 from dynaflip.platform.evaluation.encoders_under_test import NO_IMAGE, Encoder, EncoderUnderTest
 from dynaflip.platform.evaluation.offline_config import OfflineConfig
 from dynaflip.platform.evaluation.offline_data import OfflineData, OfflineEpisode
-from dynaflip.platform.evaluation.offline_worker import FeatureJob, FitJob, Inputs
+from dynaflip.platform.evaluation.offline_worker import FeatureJob, FitJob, Inputs, decode_frames
 from dynaflip.platform.evaluation.plan import Condition
 from dynaflip.platform.evaluation.worker import CACHED_ENCODERS
 from dynaflip.platform.paths import home
@@ -204,6 +205,18 @@ def with_no_image(data: OfflineData, tested: list[EncoderUnderTest]) -> list[Enc
     if not data.train[0].proprioception.shape[1] and _words(data) is None:
         return tested
     return [*tested, EncoderUnderTest(NO_IMAGE, (Encoder(NO_IMAGE, None, NO_IMAGE),))]
+
+
+def example_images(config: OfflineConfig, data: OfflineData, plan: OfflinePlan) -> np.ndarray:
+    """(H, C · W, 3) uint8: the middle of a held-out episode under each of the C conditions."""
+    episode = data.heldout[0]
+    middle = (episode.frames[len(episode.frames) // 2],)
+    job = replace(_feature_job(config, data, plan, episode, []), frames=middle)
+    (frame,) = decode_frames(replace(job, clips=episode.clips[:1]))
+    values = plan.of(episode)
+    return np.concatenate(
+        [perturb(frame, values[one.name], middle)[0] for one in plan.conditions], axis=1
+    )
 
 
 def _feature_job(

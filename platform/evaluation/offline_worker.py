@@ -71,7 +71,7 @@ class OfflineWorker:
         from dynaflip.eval.policies.encoder_policy import features_of
 
         try:
-            images = _decode(job)
+            images = decode_frames(job)
         except ClipRejected as error:
             return error.reason
         found: dict[tuple[str, str], np.ndarray] = {}
@@ -141,7 +141,7 @@ class OfflineWorker:
         return network
 
 
-def _decode(job: FeatureJob) -> list[np.ndarray]:
+def decode_frames(job: FeatureJob) -> list[np.ndarray]:
     """The episode's frames through each camera: (N, H, W, 3) uint8 each.
 
     Raises:

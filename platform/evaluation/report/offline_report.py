@@ -101,15 +101,16 @@ def comparison_sections(table: pl.DataFrame) -> tuple[list[Section], dict[str, f
     for group, conditions in groups_of(table).items():
         compared = compare(table, conditions)
         episodes = compared[TRAINED].error.clusters
-        title = f"{TITLES[group]}: {episodes} episodes".capitalize()
-        section = Section(f"Action error, {title}", columns=COLUMNS)
+        section = Section(f"Action error, {TITLES[group]}: {episodes} episodes", columns=COLUMNS)
         together = _holm(table, conditions, compared)
-        errors = {name: by_episode(table, name, conditions) for name in compared}
+        encoders = [name for name in compared if name != NO_IMAGE]
+        errors = {name: by_episode(table, name, conditions) for name in encoders}
         best = probability_best({name: -one[:, None] for name, one in errors.items()})
         for name, one in compared.items():
             gap = "-" if one.gap is None else _text(one.gap, sign=True)
             row = [name, _text(one.error), f"{100 * one.explained:.1f}", gap, one.verdict()]
-            section.rows.append([*row, together.get(name, "-"), f"{100 * best[name]:.0f}"])
+            chance = f"{100 * best[name]:.0f}" if name in best else "-"
+            section.rows.append([*row, together.get(name, "-"), chance])
             metrics |= _metrics(group, name, one)
         sections.append(section)
     return sections, metrics
@@ -198,7 +199,7 @@ def notes_of(table: pl.DataFrame) -> list[str]:
         "beside the row's: better means that its error is lower.",
         "Holm's correction keeps the chance of any false verdict among the comparisons of a table "
         "at 5 %. Best of all is the share of the resamples of policies and episodes in which an "
-        "encoder has the lowest error.",
+        f"encoder has the lowest error. {NO_IMAGE.capitalize()} is no encoder, and in neither.",
     ]
     if NO_IMAGE in table["encoder"].unique():
         notes.append(
@@ -206,6 +207,16 @@ def notes_of(table: pl.DataFrame) -> list[str]:
             "where there are several): what an encoder does not gain over them, its images do not "
             "tell."
         )
+        compared = compare(table, [(UNPERTURBED, 0)])
+        gap = compared[NO_IMAGE].gap
+        if gap is not None and not gap.low > 0:
+            notes.append(
+                f"note: with the image the error of {TRAINED} is not clearly lower than without "
+                f"({_text(compared[TRAINED].error)} and {_text(compared[NO_IMAGE].error)} sigma as "
+                "recorded): these episodes are too few, or their actions can be guessed from "
+                "proprioception; more training episodes, or --proprioception '[]', tell encoders "
+                "apart"
+            )
     return notes
 
 
@@ -234,7 +245,7 @@ def _holm(
     rates = {}
     for name, one in compared.items():
         gap = one.gap
-        if gap is None or gap.clusters < 2:
+        if gap is None or gap.clusters < 2 or name == NO_IMAGE:
             continue
         values = by_episode(table, name, conditions).mean((0, 1)) - first
         error = float(values.std(ddof=1) / np.sqrt(len(values)))

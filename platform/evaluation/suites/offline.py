@@ -66,7 +66,7 @@ class Offline(Suite):
                 notes.append(
                     f"this is evaluation {test_evaluation} on the test split in this store"
                 )
-            outcome = _report(config, data, tested, table, scale, notes, run)
+            outcome = _report(config, data, plan, tested, table, scale, notes, run)
             _mark_versions(config, data, tested, outcome)
         return outcome
 
@@ -109,6 +109,7 @@ def _open_run(
 def _report(
     config: OfflineConfig,
     data: OfflineData,
+    plan: OfflinePlan,
     tested: list[EncoderUnderTest],
     table: pl.DataFrame,
     scale: ActionScale,
@@ -118,9 +119,10 @@ def _report(
     """Write the report, and log it with the errors of every episode."""
     from dynaflip.platform.evaluation.encoders_under_test import single_seed_notes
     from dynaflip.platform.evaluation.offline_evidence import ERRORS_FILE
+    from dynaflip.platform.evaluation.offline_run import example_images
     from dynaflip.platform.evaluation.report import offline_report
     from dynaflip.platform.evaluation.report.encoder_table import encoder_section
-    from dynaflip.platform.evaluation.report.html_page import png_of, write_report
+    from dynaflip.platform.evaluation.report.html_page import jpeg_of, png_of, write_report
     from dynaflip.platform.evaluation.report.tables import as_text
     from dynaflip.platform.evaluation.results_table import save_results
     from dynaflip.platform.paths import home
@@ -134,6 +136,7 @@ def _report(
     notes = [*notes, *_constant_note(config, scale), *offline_report.notes_of(table)]
     notes += single_seed_notes(tested)
     figure = png_of(offline_report.error_figure(table))
+    conditions = ", ".join(one.name for one in plan.conditions).replace("none", "as recorded")
     path = home() / "reports" / f"{run.run_name}.html"
     write_report(
         path,
@@ -141,7 +144,10 @@ def _report(
         facts=_facts(config, data, scale),
         sections=sections,
         notes=notes,
-        images=[("Action error by condition", figure)],
+        images=[
+            ("Action error by condition", figure),
+            (f"A held-out frame: {conditions}", jpeg_of(example_images(config, data, plan))),
+        ],
     )
     text = as_text(sections)
     run.log_metrics(metrics, step=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from tiny_rollouts import encoder_folder
 from dynaflip.errors import UserError
 from dynaflip.platform.evaluation.offline_config import OfflineConfig
 from dynaflip.platform.evaluation.offline_data import read_offline
+from dynaflip.platform.promotion_config import PromotionConfig
 from dynaflip.platform.triplets.config import SourceConfig
 from dynaflip.platform.triplets.sources.lerobot import LeRobotSource
 from dynaflip.platform.triplets.split import split_of
@@ -109,22 +111,36 @@ def evaluate(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.integration
-def test_one_command_compares_two_encoders_on_own_recordings(tmp_path: Path) -> None:
+def test_one_command_compares_two_encoders_on_own_recordings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dynaflip.platform import tracking
+    from dynaflip.platform.promotion import promote
+    from dynaflip.platform.tracking import registry
+
+    home = tmp_path / "home"
+    monkeypatch.setenv("DYNAFLIP_HOME", str(home))
+    maker = tracking.open_run("dynaflip-pretrain", "maker", {"kind": "pretrain"})
+    folder = encoder_folder(tmp_path / "encoder")
+    described = json.loads((folder / "config.json").read_text())
+    described["info"]["mlflow_run_id"] = maker.run_id
+    (folder / "config.json").write_text(json.dumps(described))
+    registry.register(folder, maker, name="mine")
+    maker.end("FINISHED")
     words = ["--source", write(tmp_path / "data", episodes=12), "--heldout_share", "0.4"]
-    words += ["--encoder", str(encoder_folder(tmp_path / "encoder")), "--baselines", "[]"]
+    words += ["--encoder", "models:/mine/1", "--baselines", "[initialization]"]
     dinov2 = outside_folder("dinov2", tmp_path / "dinov2")
     words += ["--encoders", f'["dinov2[28px]={dinov2}"]', "--factors", "light,blur"]
     words += ["--split", "test", "--seeds", "2", "--behaviour_cloning.steps", "200"]
     words += ["--behaviour_cloning.input_norm", "std_floor"]
-    home = tmp_path / "home"
     done = evaluate(home, *words)
     assert done.returncode == 0, done.stderr
     (saved,) = (home / "reports").glob("*.parquet")
     results = pl.read_parquet(saved)
-    # 3 encoders ("no image" is one) x 2 policies x 4 conditions x 2 metrics.
-    assert len(results) == 48
+    # 4 encoders ("no image" is one) x 2 policies x 4 conditions x 2 metrics.
+    assert len(results) == 64
     assert results["encoder"].unique(maintain_order=True).to_list() == [
-        "trained", "dinov2", "no image",
+        "trained", "initialization", "dinov2", "no image",
     ]  # fmt: skip
     clean = results.filter(
         (pl.col("metric") == "action_error") & (pl.col("factor") == "none")
@@ -135,6 +151,15 @@ def test_one_command_compares_two_encoders_on_own_recordings(tmp_path: Path) -> 
     assert f"entries {CONSTANT} of action are constant" in done.stdout
     assert "this is evaluation 1 on the test split" in done.stdout
     assert saved.with_suffix(".html").stat().st_size > 10_000
+
+    # The score is on the version, and promotion reads the evidence: here both are equal.
+    tags = registry.version_tags("mine", "1")
+    score = float(tags["offline_test/action_error/in_distribution/trained"])
+    assert score == pytest.approx(errors["trained"], rel=1e-3)
+    needed = PromotionConfig(suite="offline", factors=("light", "blur"), episodes=5)
+    decision = promote("mine", "1", needed=needed)
+    assert not decision.promoted
+    assert "perturbed +0.000 [+0.000, +0.000] sigma" in decision.explanation
 
     # Nothing is encoded twice; equal evaluations are one look at test.
     again = evaluate(home, *words)
