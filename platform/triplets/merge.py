@@ -17,17 +17,17 @@ from typing import Any
 
 from dynaflip.errors import UserError
 from dynaflip.files import file_lock
-from dynaflip.platform.config_loader import to_dict
 from dynaflip.platform.paths import home
 from dynaflip.platform.s3 import S3Path
 from dynaflip.platform.triplets import place
 from dynaflip.platform.triplets.clips import content_hash
 from dynaflip.platform.triplets.compaction import compact, plan_parts
-from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
+from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.counts import count
 from dynaflip.platform.triplets.destination import Destination, destination_of
 from dynaflip.platform.triplets.folder_index import parquet_files
 from dynaflip.platform.triplets.ledger import Ledger
+from dynaflip.platform.triplets.merged_manifest import union_entries, union_made_from
 from dynaflip.platform.triplets.place import Place, place_of
 from dynaflip.platform.triplets.publish import Outcome, finish, write_rejected
 from dynaflip.platform.triplets.report.cautions import small_set_lines
@@ -58,7 +58,7 @@ class MergeInput:
 
 @dataclass
 class Plan:
-    """What the union takes of which file.
+    """Clips that the union takes of which file.
 
     Args:
         whole: files of summaries, by input, whose clips are all taken: their Parquet files stay.
@@ -162,7 +162,8 @@ def _merge(
     inputs: list[MergeInput], first: int | None, target: Destination
 ) -> tuple[Outcome, list[str]]:
     target.restore()
-    made_from = _made_from(inputs, first)
+    preferred = "" if first is None else str(inputs[first].manifest["digest"])
+    made_from = union_made_from([one.manifest for one in inputs], preferred)
     key = work_key(made_from)
     finished = read_finished(target.folder)
     # A set in a bucket is never written over: see `destination`.
@@ -183,17 +184,8 @@ def _merge(
         for _, clips in MergeInput("", {}, work).clips(files):
             ledger.add(clips)
         ledger.add(_rejected(inputs, plan))
-        about = {
-            "settings": _settings(inputs),
-            "made_from": made_from,
-            "work_key": key,
-            "sources": _sources(inputs),
-            "merged": [_about(one) for one in inputs],
-        }
-        moved = {
-            k: v for one in inputs for k, v in one.manifest.get("moved_recordings", {}).items()
-        }
-        about |= {"moved_recordings": moved} if moved else {}
+        about = union_entries({one.name: one.manifest for one in inputs})
+        about |= {"made_from": made_from, "work_key": key}
         write_rejected(work, ledger)
         counted, examples = count(ledger), PreprocessConfig().example_images
         outcome = finish(target, work, ledger, names, about, counted, examples)
@@ -337,57 +329,6 @@ def _rejected(inputs: list[MergeInput], plan: Plan) -> list[StoredClip]:
                 text = json.dumps(summary, sort_keys=True)
                 found[key] = min(text, found.get(key, text))  # whatever their order
     return [StoredClip(json.loads(text), None) for _, text in sorted(found.items())]
-
-
-def _made_from(inputs: list[MergeInput], first: int | None) -> dict[str, Any]:
-    """Changes with anything that the union is made from."""
-    keys = sorted(f"{one.manifest['work_key']} {one.manifest['digest']}" for one in inputs)
-    stages = [one.manifest["made_from"]["stages"] for one in inputs]
-    models = [one.manifest["made_from"]["models"] for one in inputs]
-    preferred = "" if first is None else str(inputs[first].manifest["digest"])
-    return {
-        "settings": _common([one.manifest["made_from"]["settings"] for one in inputs]),
-        "input": content_hash("merge", preferred, *keys),
-        "models": {name: digest for some in models for name, digest in some.items()},
-        "stages": {name: min(some.get(name, 1) for some in stages) for name in stages[0]},
-    }
-
-
-def _common(dictionaries: list[dict[str, Any]]) -> dict[str, Any]:
-    """Entries that all have, with the same value."""
-    first, *others = dictionaries
-    return {
-        name: value
-        for name, value in sorted(first.items())
-        if all(name in other and other[name] == value for other in others)
-    }
-
-
-def _settings(inputs: list[MergeInput]) -> dict[str, Any]:
-    """Settings of the manifest: those that are equal, all sources, and the smallest images."""
-    every = [one.manifest["settings"] for one in inputs]
-    sources = [source for some in every for source in (some.get("sources") or [some["source"]])]
-    unique = {json.dumps(source, sort_keys=True): source for source in sources}
-    return {
-        **_common(every),
-        "image_px": min(some["image_px"] for some in every),
-        "source": to_dict(SourceConfig()),
-        "sources": [unique[text] for text in sorted(unique)],
-    }
-
-
-def _sources(inputs: list[MergeInput]) -> dict[str, dict[str, Any]]:
-    about: dict[str, dict[str, Any]] = {}
-    for one in inputs:
-        for name, known in one.manifest["sources"].items():
-            about.setdefault(name, {k: known[k] for k in ("format", "weight") if k in known})
-    return dict(sorted(about.items()))
-
-
-def _about(one: MergeInput) -> dict[str, Any]:
-    """What the manifest says of an input."""
-    kept = ("digest", "version", "settings", "made_from")
-    return {"folder": one.name, **{name: one.manifest[name] for name in kept}}
 
 
 def _lines(inputs: list[MergeInput], plan: Plan) -> list[str]:
