@@ -245,7 +245,7 @@ def _resize(image: Frames, size_px: tuple[int, int]) -> Frames:
 
 
 def _have_one_shape(a_px: tuple[int, int], b_px: tuple[int, int]) -> bool:
-    """Whether two sizes are of one view, as far as rounding to pixels, perhaps even ones, tells."""
+    """True where sizes may be of one view: equal shapes but for rounding to (even) pixels."""
     rounding = sum(1 / side for side in (*a_px, *b_px))
     return bool(abs(np.log(a_px[0] * b_px[1] / (a_px[1] * b_px[0]))) <= rounding)
 

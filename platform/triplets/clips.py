@@ -53,7 +53,7 @@ class UnknownDepthUnit(ClipRejected):
 
 
 def out_of_resources(error: Exception) -> bool:
-    """Whether memory, disk or file handles ran out: the machine's failure, not the clip's."""
+    """True where memory, disk or file handles ran out: the machine's failure, not the clip's."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
         return True
     return isinstance(error, OSError) and error.errno in _OUT_OF_RESOURCES

@@ -224,6 +224,6 @@ def _place(clip: StoredClip) -> tuple[str, ...]:
 
 
 def _origin(clip: StoredClip) -> tuple[str, str, int]:
-    """What tells stored clips apart, even those that are listed twice."""
+    """Values that tell stored clips apart, even those that are listed twice."""
     assert clip.file is not None
     return clip.summary["clip_digest"], clip.file.name, clip.row_group

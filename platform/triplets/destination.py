@@ -213,7 +213,7 @@ def _done(work: WorkFolder) -> list[str]:
 
 
 def _is_ours(folder: Place) -> bool:
-    """Whether the manifest is one of triplets: other programs have a manifest.json, too."""
+    """True where the manifest is one of triplets: other programs have a manifest.json, too."""
     return {"work_key", "digest"} <= read_finished(folder).keys()
 
 

@@ -67,7 +67,7 @@ _NO_MANIFEST: Mapping[str, Any] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class FileIndex:
-    """What the index holds of some Parquet files."""
+    """The index of some Parquet files."""
 
     clips: pa.Table  # CLIPS_SCHEMA
     texts: pa.Table  # distinct caption, caption_group and split

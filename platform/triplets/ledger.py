@@ -97,7 +97,7 @@ class Ledger:
             self._database.execute("delete from clips where wanted = 0")
 
     def has_adopted(self) -> bool:
-        """Whether some clip is of the finished set."""
+        """True where some clip is of the finished set."""
         ((found,),) = self._select("select exists(select * from clips where part is not null)")
         return bool(found)
 

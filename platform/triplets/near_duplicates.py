@@ -75,7 +75,7 @@ class Likeness:
     misfit: float
 
     def is_copy(self) -> bool:
-        """Whether the clips are near-duplicates."""
+        """True where the clips are near-duplicates."""
         return self.motion >= 0.993 and self.worst_motion >= 0.985 and self.misfit <= 0.3
 
 

@@ -30,7 +30,7 @@ _BESIDE = (
 
 
 def work_of(settings: dict[str, Any], models: dict[str, str], inputs: str = "") -> dict[str, Any]:
-    """What a triplet folder is made from: settings that matter, input, models, stage versions.
+    """All that a triplet folder is made from: settings that matter, input, models, stage versions.
 
     Args:
         settings: of the job.
@@ -98,7 +98,7 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def can_adopt(finished: dict[str, Any], made_from: dict[str, Any]) -> bool:
-    """Whether clips of a finished folder that are listed as they were would be made just the same.
+    """True where clips of a finished folder that are listed as they were need not be made again.
 
     So an added recording costs its own time alone.
     """

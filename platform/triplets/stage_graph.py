@@ -137,7 +137,7 @@ def stage_graph(
 
 
 def _is_apart(config: PreprocessConfig, name: str) -> bool:
-    """Whether the settings ask for actors of a stage's own."""
+    """True where the settings ask for actors of a stage's own."""
     stage = getattr(config.stages, name)
     return bool(stage.actors or stage.gpus)
 

@@ -290,7 +290,7 @@ def _about_middle(motion: Doubles, whole: SurfacePatches) -> Motion:
 
 
 def _is_static(whole: SurfacePatches, motions: list[Doubles], window: RGBDWindow) -> bool:
-    """Whether the motion found moves the image by no more than a fit's jitter."""
+    """True where the motion found moves the image by no more than a fit's jitter."""
     points_m = whole.points_m[0].astype(np.float64)
     at_px = project(points_m, window.intrinsics_px[0])
     for n, motion in enumerate(motions):

@@ -42,7 +42,7 @@ _REFINEMENTS = 6
 
 @dataclass(frozen=True)
 class TrackedWindow:
-    """What a triplet stores of a window that was tracked in 3D.
+    """The part of a triplet that tells of a window that was tracked in 3D.
 
     ``median_depth`` of the points on frame t, in metres where ``depth_scale`` (as in the schema)
     is not relative; ``intrinsics_px`` (N, 4) of the tracked image, and ``focal_kind`` where they
@@ -163,7 +163,7 @@ def _scale(
     recorded_m: Floats | None,
     config: PreprocessConfig,
 ) -> tuple[float, str]:
-    """What the points are multiplied with, and the column ``depth_scale``."""
+    """The factor on the points, and the column ``depth_scale``."""
     name, seen = config.track.tracker, tracks.visible[0]
     z = tracks.points_cam_m[0, :, 2]
     median = float(np.median(z[seen]))

@@ -264,7 +264,7 @@ class _Corners:
         return self.tracked & (np.linalg.norm(missed, axis=-1) <= self.config.inlier_px)
 
     def can_tell(self) -> bool:
-        """Whether enough corners are tracked, on two sides of the image at least."""
+        """True where enough corners are tracked, on two sides of the image at least."""
         tracked = self.tracked.all(0)
         on_sides = (self.sides & tracked).sum(1) >= _MIN_ON_SIDE
         return bool(tracked.sum() >= _MIN_CORNERS and on_sides.sum() >= 2)
@@ -275,7 +275,7 @@ class _Corners:
         return float(((inliers & chosen).sum(1) / np.maximum(total, 1)).min())
 
     def on_sides(self, inliers: np.ndarray) -> bool:
-        """Whether enough corners agree on two sides, in every frame."""
+        """True where enough corners agree on two sides, in every frame."""
         hits = (self.sides[:, None] & inliers).sum(-1)  # (4, N)
         total = (self.sides[:, None] & self.tracked).sum(-1)
         agree = (total >= _MIN_ON_SIDE) & (hits >= self.config.min_inlier_share * total)

@@ -29,18 +29,18 @@ _LIKELY = 0.5  # probability from which a point counts as visible
 
 
 def tracks_windows(name: str) -> bool:
-    """Whether ``track.tracker`` names a tracker of whole windows, not of pairs of images."""
+    """True where ``track.tracker`` names a tracker of whole windows, not of pairs of images."""
     tracker = _resolve(name)
     return not (isinstance(tracker, type) and issubclass(tracker, PairTracker))
 
 
 def tracks_in_3d(name: str) -> bool:
-    """Whether ``track.tracker`` names a 3D tracker."""
+    """True where ``track.tracker`` names a 3D tracker."""
     return tracker_point(name) is TRACKERS_3D or getattr(_resolve(name), "dimensions", 2) == 3
 
 
 def flow_in_3d(config: PreprocessConfig) -> bool:
-    """Whether flow comes from a 3D tracker, which finds depth and cameras itself."""
+    """True where flow comes from a 3D tracker, which finds depth and cameras itself."""
     return config.flow_source == "tracked" and tracks_in_3d(config.track.tracker)
 
 

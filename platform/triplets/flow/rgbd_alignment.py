@@ -112,7 +112,7 @@ class View:
 
 @dataclass(frozen=True)
 class _Comparison:
-    """What a view shows where the samples of moved patches would be; all (M, S) or (M, S, C).
+    """A view's pixels where the samples of moved patches would be; all (M, S) or (M, S, C).
 
     ``seen_m`` (3, M, S) in this camera's frame; ``grey`` and ``depth`` with their gradients
     if asked for; ``colour`` and ``behind`` are the residuals in units of their scale;

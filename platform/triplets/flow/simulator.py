@@ -71,7 +71,7 @@ def simulator_flow(
 
 
 def _is_episode(clip: Clip) -> bool:
-    """Whether ``extra`` is an episode of LeRobot: other formats of episodes hold other things."""
+    """True where ``extra`` is an episode of LeRobot: other formats hold other things there."""
     return clip.episode_index is not None and clip.extra.startswith("{")
 
 

@@ -203,7 +203,7 @@ def _check_first_frame(
 def _of_world(
     first: Doubles, pose: Doubles, misses: Callable[[Doubles, int], np.ndarray], seen: np.ndarray
 ) -> bool:
-    """Whether the points are where they should be once they are moved into the camera."""
+    """True where the points are where they should be once they are moved into the camera."""
     if abs(np.linalg.det(pose[:3, :3])) < 0.5:
         return False
     there = move_points(first, np.linalg.inv(pose))

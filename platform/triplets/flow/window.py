@@ -56,7 +56,7 @@ class RGBDWindow:
     background: Background | None = None
 
     def in_metres(self) -> bool:
-        """Whether depth is in metres, as recorded poses are."""
+        """True where depth is in metres, as recorded poses are."""
         return self.depth_m is not None and self.depth_scale != "relative"
 
     def from_first(self, n: int) -> Doubles:

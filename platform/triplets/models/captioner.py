@@ -28,12 +28,12 @@ _GIVEN = ("source", "template")
 
 
 def is_captioned(clip: Clip) -> bool:
-    """Whether a clip's caption is a captioner's, by its ``caption_kind``."""
+    """True where a clip's caption is a captioner's, by its ``caption_kind``."""
     return clip.caption_kind not in _GIVEN
 
 
 def needs_caption(clip: Clip) -> bool:
-    """Whether a clip waits for a captioner."""
+    """True where a clip waits for a captioner."""
     return clip.problem is None and not clip.captions and is_captioned(clip)
 
 

@@ -104,7 +104,7 @@ def depth_of_window(model: DepthModel, frames: Frames) -> tuple[Floats, str]:
 
 
 def answer_of(model: DepthModel, frames: Frames) -> Floats:
-    """What a model says of frames, (N, H, W) float32, in the model's own scale.
+    """A model's answer about frames, (N, H, W) float32, in the model's own scale.
 
     Raises:
         ClipRejected: it failed, or what it gave has another shape.

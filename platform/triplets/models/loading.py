@@ -31,7 +31,7 @@ _DEPTH, _CAPTIONER, _TRACKER = "depth", "source.captioner", "track.tracker"
 
 
 def uses_models(config: PreprocessConfig) -> bool:
-    """Whether a model is loaded, so that actors serve better than tasks."""
+    """True where a model is loaded, so that actors serve better than tasks."""
     return bool(stage_names(config))
 
 

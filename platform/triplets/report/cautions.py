@@ -17,7 +17,7 @@ _SEE = "see 'Hand-held videos' in docs/own-videos.md"
 
 
 def small_set_lines(manifest: Mapping[str, Any]) -> list[str]:
-    """What a set is too small for, a line each, with the setting that helps.
+    """Warnings that a set is too small, a line each, with the setting that helps.
 
     Args:
         manifest: of the set; older ones and copies without counts give no line.
@@ -93,7 +93,7 @@ def interpolated_lines(counts: Mapping[str, Any]) -> list[str]:
 
 
 def mostly_moving(triplets: pa.Table) -> bool:
-    """Whether more than 80 % of the trusted points of a clip's median triplet move."""
+    """True where more than 80 % of the trusted points of a clip's median triplet move."""
     moving, visible = (
         triplets[name].to_numpy().astype(float) for name in ("moving_share", "visible_share")
     )
@@ -101,7 +101,7 @@ def mostly_moving(triplets: pa.Table) -> bool:
 
 
 def camera_lines(counts: Mapping[str, Any]) -> list[str]:
-    """What of the camera's motion is, or may be, left in the flow.
+    """Warnings of the camera's motion that is, or may be, left in the flow.
 
     Args:
         counts: ``kept`` clips, ``mostly_moving`` ones, and triplets by ``camera_motion``; older

@@ -35,7 +35,7 @@ class Copies:
     of_train: int
 
     def lines(self) -> list[str]:
-        """What ``inspect`` and the data card say of them."""
+        """Lines for ``inspect`` and the data card."""
         if not self.heldout or not self.train:
             return []
         found = f"held-out clips with a near copy in train: {self.copied} of {self.heldout}"

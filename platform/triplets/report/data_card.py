@@ -90,7 +90,7 @@ def write_card(found: Inspection, examples: int) -> Place:
 
 
 def notes(lines: list[str]) -> list[str]:
-    """What a reader must not miss."""
+    """Notes that a reader must not miss."""
     return [f"<p class=note>{text(line)}</p>" for line in lines]
 
 

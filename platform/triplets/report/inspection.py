@@ -220,7 +220,7 @@ def _motion(file: pq.ParquetFile) -> np.ndarray:
 
 
 def inspection_lines(found: Inspection) -> list[str]:
-    """What ``jobs/preprocess.py inspect`` prints."""
+    """The lines that ``jobs/preprocess.py inspect`` prints."""
     counts = found.manifest["counts"]
     texts = found.captions()
     lines = [

@@ -38,7 +38,7 @@ _THUMBNAIL_PX = 110  # short side on the page
 
 @dataclass(frozen=True)
 class Cost:
-    """What the whole set would take.
+    """Cost of the whole set.
 
     Args:
         seconds, spread_s: and twice its standard error.
@@ -76,7 +76,7 @@ class Preview:
 
 
 def clip_line(one: Made) -> str:
-    """What became of a clip, for the terminal."""
+    """One line on a clip that was made, for the terminal."""
     summary = one.summary
     if summary["stage"]:
         verdict = f"rejected: {stage_words(summary['stage'])}: {summary['reason']}"
@@ -155,7 +155,7 @@ def write_page(found: Preview, path: Path) -> None:
 
 
 def _flow(inspection: Inspection, found: Preview) -> list[str]:
-    """What the triplets look like."""
+    """Sections that show triplets."""
     seconds = {one.clip.clip_id: one.seconds for one in found.made}
     rows = read_examples(inspection.files, len(found.made))
     return [

@@ -51,7 +51,7 @@ class Trails:
     unit: str
 
     def differ(self) -> bool:
-        """Whether the camera's motion that was removed can be seen."""
+        """True where the camera's motion that was removed can be seen."""
         known = self.steps > 0
         if not known.any():
             return False
@@ -102,7 +102,7 @@ def trails_of(row: dict[str, Any]) -> Trails:
 
 
 def has_depth(row: dict[str, Any]) -> bool:
-    """Whether a triplet's third dimension is known at all."""
+    """True where a triplet's third dimension is known at all."""
     return bool(row["depth_kind"] != "plane")
 
 

@@ -67,13 +67,13 @@ def depth_words(kind: str, scale: str) -> str:
 
 
 def camera_words(motion: str, inlier_share: float | None = None) -> str:
-    """What was done about the camera's motion, and how many points agree with a fit."""
+    """How the camera's motion was treated, and how many points agree with a fit."""
     words = _CAMERA_MOTIONS.get(motion, motion)
     return words if inlier_share is None else f"{words} ({inlier_share:.0%} of the points agree)"
 
 
 def camera_is_removed(motion: str) -> bool:
-    """Whether flow is free of the camera's motion (column ``camera_motion``)."""
+    """True where flow is free of the camera's motion (column ``camera_motion``)."""
     return motion not in ("none", "failed")
 
 

@@ -29,7 +29,7 @@ _TAR = (257, b"ustar")
 
 
 def other_kind(head: bytes) -> str:
-    """What a file is by its first :data:`HEAD_BYTES`, with what to do; "" where it is not known."""
+    """Kind of a file by its first :data:`HEAD_BYTES`, with what to do; "" where it is unknown."""
     if head.startswith(b"\xef\xbb\xbf"):
         head = head[3:]
     beginning = head.lstrip()[:64].lower()

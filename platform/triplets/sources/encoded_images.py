@@ -57,7 +57,7 @@ def read_images(
 
 
 def is_deep_grey(data: bytes) -> bool:
-    """Whether an image is a PNG of one channel with 16 bits, as depth is stored."""
+    """True where an image is a PNG of one channel with 16 bits, as depth is stored."""
     head = data[: _PNG_COLOUR + 1]
     if len(head) <= _PNG_COLOUR or not head.startswith(_PNG):
         return False

@@ -29,7 +29,7 @@ _FEWEST_FRAMES_OF_AN_EPISODE = 5
 
 @dataclass(frozen=True)
 class Span:
-    """What a data set states of an episode's frames in its video.
+    """Statements of a data set about an episode's frames in its video.
 
     Args:
         start_s, end_s: in the file's own time; None: the file's end.
@@ -70,7 +70,7 @@ def episode_timeline(path: Location, span: Span) -> video.Timeline:
 
 
 def _is_certain(found: video.Timeline, span: Span) -> bool:
-    """Whether the frames within the stated times are the episode's by all other statements."""
+    """True where the frames within the stated times are the episode's by all other statements."""
     if len(found.pts) != span.length:
         return False
     if span.place is None and span.end_s is None:
@@ -123,7 +123,7 @@ def _by_count(path: Location, span: Span, found: video.Timeline | None) -> video
 
 
 def _is_near(timeline: video.Timeline, span: Span) -> bool:
-    """Whether the first and the last frame lie where they are stated, within part of a frame."""
+    """True where the first and the last frame lie where they are stated, within part of a frame."""
     frame_s = 1 / span.fps if span.fps else float(np.median(np.diff(timeline.times_s())))
     begins = abs(_start_s(timeline) - span.start_s) <= _CLEAR_SHARE * frame_s
     if span.end_s is None:

@@ -74,7 +74,7 @@ class FolderSource:
 
     @classmethod
     def detect(cls, root: Location, names: list[str]) -> bool:
-        """Whatever holds a video."""
+        """Detect any folder that holds a video."""
         return any(name.lower().endswith(VIDEO_ENDINGS) for name in names)
 
     def read_rows(self, names: list[str]) -> list[CaptionRow]:
@@ -364,10 +364,10 @@ def _segments(rows: list[CaptionRow]) -> list[list[CaptionRow]]:
 
 
 def _is_video(name: str) -> bool:
-    """Whether a file is a video by its ending."""
+    """True where a file is a video by its ending."""
     return name.lower().endswith(VIDEO_ENDINGS)
 
 
 def _footage(name: str, prints: dict[str, Fingerprint]) -> str:
-    """What tells a video from others; what cannot be read has no content: its name must do."""
+    """The identity of a video; what cannot be read has no content: its name must do."""
     return prints[name].digest or name

@@ -164,7 +164,7 @@ class Mix:
         return content_hash(*parts)
 
     def is_listing_complete(self) -> bool:
-        """Whether every file that clips were listed from could be read, and was in the listing."""
+        """True where all files that clips were listed from could be read, and were listed."""
         files = [getattr(source, "files", None) for source in self.sources.values()]
         return all(isinstance(one, ListedFiles) and one.complete for one in files)
 

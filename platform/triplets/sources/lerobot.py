@@ -336,13 +336,13 @@ def _other_folder(path: str) -> str:
 
 
 def _is_flagged(feature: Mapping[str, Any]) -> bool:
-    """Whether a feature is said to be depth."""
+    """True where a feature is said to be depth."""
     info = feature.get("info") or {}
     return bool(info.get("is_depth_map") or info.get("video.is_depth_map"))
 
 
 def _is_depth(key: str, feature: Mapping[str, Any]) -> bool:
-    """Whether a feature is depth by its flag, or by its name where it has none."""
+    """True where a feature is depth by its flag, or by its name where it has none."""
     return _is_flagged(feature) or "depth" in key.rsplit(".", 1)[-1].lower().split("_")
 
 

@@ -122,7 +122,7 @@ class LeRobotRecording:
         return decode_depth_m(codes, info)
 
     def _span(self, key: str) -> Span:
-        """What the data set states of the episode's frames in one of its videos."""
+        """Statements of the data set about the episode's frames in one of its videos."""
         start_s, end_s = self.episode.span_s(key)
         stated = self.episode.row.get(f"videos/{key}/place")
         place = None if stated is None else Place(*stated)

@@ -90,7 +90,7 @@ class ListedFiles:
         return {name: found[name] for name in wanted}
 
     def remembered(self, kind: str, names: Iterable[str]) -> dict[str, str]:
-        """What an earlier run found in files that are the same since, by name."""
+        """Findings of an earlier run in files that are the same since, by name."""
         wanted = [name for name in names if name in self.stamps]
 
         def look_up(database: sqlite3.Connection) -> dict[str, str]:

@@ -34,7 +34,7 @@ def location_of(text: str) -> Location:
 
 
 def is_within(name: str) -> bool:
-    """Whether a relative name stays below the folder that it is relative to."""
+    """True where a relative name stays below the folder that it is relative to."""
     path = PurePosixPath(name)
     return not path.is_absolute() and ".." not in path.parts
 
@@ -89,7 +89,7 @@ def _stamp(root: Path, name: str) -> Stamp:
 
 
 def is_visible(name: str) -> bool:
-    """Whether a file is listed: those with a leading dot, and below such folders, are not."""
+    """True where a file is listed: those with a leading dot, and below such folders, are not."""
     return not any(part[:1] == "." for part in name.split("/"))
 
 
@@ -155,7 +155,7 @@ def _fingerprint(path: Location, listed: Stamp | None = None) -> Fingerprint:
 
 
 def is_temporary(location: Location, error: BaseException | None) -> bool:
-    """Whether reading failed for a temporary reason; pyarrow raises OSError for any of S3's."""
+    """True where reading failed for a temporary reason; pyarrow raises OSError for any of S3's."""
     failed = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
     return failed and isinstance(location, S3Path)
 
@@ -199,7 +199,7 @@ def source_name(chosen: str, root: Location) -> str:
 
 
 def other_kind_of(path: Location) -> str:
-    """What the file at a path is instead of its kind, "" where that is not known."""
+    """The kind of the file at a path instead of the expected one, "" where that is not known."""
     try:
         with path.open("rb") as file:
             return other_kind(file.read(HEAD_BYTES))
@@ -244,7 +244,7 @@ def read_schema(path: Location) -> pa.Schema:
 
 @contextmanager
 def _arrow(path: Location) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """What pyarrow opens: a name, or a file where its name is not UTF-8."""
+    """The argument that pyarrow opens: a name, or a file where its name is not UTF-8."""
     if isinstance(path, S3Path):
         yield f"{path.bucket}/{path.key}", {"filesystem": arrow_filesystem()}
         return

@@ -108,7 +108,7 @@ def _newest(rows: list[list[bytes]], name: str) -> list[bytes]:
 
 
 def _moves_on(before: list[bytes], after: list[bytes]) -> bool:
-    """Whether a stack is the one before and a new image behind it."""
+    """True where a stack is the one before and a new image behind it."""
     shared = len(after) - 1
     return shared <= len(before) and after[:shared] == before[len(before) - shared :]
 

@@ -103,7 +103,7 @@ def _film(container: av.container.InputContainer) -> av.VideoStream:
 
 
 def _rejection(path: Location, error: Exception) -> ClipRejected:
-    """What is wrong with a file that cannot be opened or read on."""
+    """The rejection of a file that cannot be opened or read on."""
     try:
         if not path.is_file():
             return ClipRejected("decode", f"there is no file {path.name}")
@@ -121,7 +121,7 @@ def _rejection(path: Location, error: Exception) -> ClipRejected:
 
 @contextmanager
 def _source(path: Location) -> Iterator[Any]:
-    """What PyAV opens: a name, or a file where the name is not enough."""
+    """The argument that PyAV opens: a name, or a file where the name is not enough."""
     if isinstance(path, S3Path) or not str(path).isprintable():
         with path.open("rb") as file:
             yield file
