@@ -45,9 +45,9 @@ def test_two_runs_make_equal_triplets_and_a_third_reuses_them(
 def stopped_after(number: int, run: Callable[..., Any], asked: list[int]) -> Callable[..., Any]:
     """The pipeline's own run, with Ctrl-C after so many shards; ``asked`` takes how many it got."""
 
-    def some(shards, config, work, source, models):
+    def some(shards, *more):
         asked.append(len(shards))
-        yield from run(dict(list(shards.items())[:number]), config, work, source, models)
+        yield from run(dict(list(shards.items())[:number]), *more)
         raise KeyboardInterrupt
 
     return some
