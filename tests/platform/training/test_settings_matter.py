@@ -163,9 +163,10 @@ CASES: dict[str, Case] = {
     "train.checkpoint_storage": ({"train__checkpoint_storage": "ELSEWHERE"}, of(checkpoints)),
     "train.keep_checkpoints": ({"train__keep_checkpoints": 1}, of(checkpoints)),
     "train.best_metric": (
-        {"train__best_metric": ""},
+        {"train__best_metric": "heldout/effective_rank/image"},
         of(checkpoints),
-        {"train__eval_every_steps": 1, "train__checkpoint_every_steps": 4},
+        # The best beside the one that stays anyway.
+        {"train__eval_every_steps": 1, "train__keep_checkpoints": 1},
     ),
 }
 # Settings that the in-process backend does not know, or that change no result: where each is seen.
