@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -62,8 +62,8 @@ class Listing:
         """Stages of clips that the ledger had, "" of those with triplets, since the last call."""
         return [self._claimed.popleft() for _ in range(len(self._claimed))]
 
-    def waves(self, cpus: Callable[[], int] = lambda: 1) -> Iterator[list[Shard]]:
-        """The shards, many at a time; the next ones are listed by a thread meanwhile.
+    def waves(self, cpus: Callable[[], int] = lambda: 1) -> Generator[list[Shard], None, None]:
+        """The shards, many at a time; a thread lists the next ones meanwhile, until it is closed.
 
         Args:
             cpus: that work on them; more may join.

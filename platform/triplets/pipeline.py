@@ -22,7 +22,7 @@ from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.destination import Destination, destination_of
 from dynaflip.platform.triplets.flow.tracker_3d_checks import AdapterWatch
 from dynaflip.platform.triplets.ledger import Ledger
-from dynaflip.platform.triplets.listing import Listing
+from dynaflip.platform.triplets.listing import Listing, Shard
 from dynaflip.platform.triplets.models.loading import check_models, digests_of_models
 from dynaflip.platform.triplets.progress import Progress
 from dynaflip.platform.triplets.publish import Outcome, publish
@@ -135,29 +135,47 @@ def _make_all(
     watch = AdapterWatch(config.track.tracker)
     stores = StoreWatch(one.path for one in config.sources or (config.source,))
     there = set(place.names(work.shards))
-    for wave in listing.waves(cluster_cpus):
-        progress.expect(listing.clips, more=not listing.ended)
-        progress.update(listing.claimed(), earlier=True)
-        done = [path for s in wave if (path := work.shard_summaries(s.name)).name in there]
-        names = set()
-        for path, text in zip(done, place.read_texts(done), strict=True):
-            clips = read_stored(text, work.shards)
-            stages = [clip.summary["stage"] for clip in clips]
-            if not TEMPORARY_STAGES.intersection(stages):  # otherwise the shard is made again
-                names.add(path.stem)
-                ledger.add(clips)
-                progress.update(stages, earlier=True)
-        missing = {s.name: list(s.clips) for s in wave if s.name not in names}
-        if missing:
-            with closing(run_stages(missing, config, work, source, models, progress)) as made:
-                for summary in made:
-                    watch.see(summary["stage"], summary["reason"])
-                    stores.see(summary["stage"])
-                    ledger.add([stored_clip(summary, work.shards)])
-                    progress.update([summary["stage"]])
+    # Closed at once where a job ends early: a thread lists meanwhile.
+    with closing(listing.waves(cluster_cpus)) as waves:
+        for wave in waves:
+            progress.expect(listing.clips, more=not listing.ended)
+            progress.update(listing.claimed(), earlier=True)
+            names = _take_finished(wave, there, work, ledger, progress)
+            missing = {s.name: list(s.clips) for s in wave if s.name not in names}
+            if missing:
+                with closing(run_stages(missing, config, work, source, models, progress)) as made:
+                    for summary in made:
+                        watch.see(summary["stage"], summary["reason"])
+                        stores.see(summary["stage"])
+                        ledger.add([stored_clip(summary, work.shards)])
+                        progress.update([summary["stage"]])
     progress.expect(listing.clips, more=False)
     progress.update(listing.claimed(), earlier=True)
     progress.close()
+
+
+def _take_finished(
+    wave: list[Shard], there: set[str], work: WorkFolder, ledger: Ledger, progress: Progress
+) -> set[str]:
+    """Give the ledger the clips of shards that an earlier run made; names of these shards.
+
+    Args:
+        wave: shards that were listed.
+        there: names of the work folder's files.
+        work: that folder.
+        ledger: takes the clips.
+        progress: is told of them.
+    """
+    done = [path for s in wave if (path := work.shard_summaries(s.name)).name in there]
+    names = set()
+    for path, text in zip(done, place.read_texts(done), strict=True):
+        clips = read_stored(text, work.shards)
+        stages = [clip.summary["stage"] for clip in clips]
+        if not TEMPORARY_STAGES.intersection(stages):  # otherwise the shard is made again
+            names.add(path.stem)
+            ledger.add(clips)
+            progress.update(stages, earlier=True)
+    return names
 
 
 def _reuse(

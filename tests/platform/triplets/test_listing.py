@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import islice
@@ -80,6 +81,15 @@ def test_one_wave_is_listed_ahead_and_no_more(monkeypatch: pytest.MonkeyPatch) -
 
 def mix_of(path: Path | str) -> Mix:
     return open_sources(PreprocessConfig(source=SourceConfig(path=str(path))))
+
+
+def test_a_job_that_ends_early_lists_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "_WAVE_SHARDS", 4)
+    source = Endless()
+    with closing(Ledger(Path("shards"))) as ledger:
+        with closing(Listing(source, ledger, 1).waves()) as waves:  # type: ignore[arg-type]
+            next(waves)
+        assert not any(thread.name.startswith("listing") for thread in threading.enumerate())
 
 
 def test_episodes_that_stand_out_of_order_are_listed_in_order(tmp_path: Path) -> None:
