@@ -208,15 +208,16 @@ def with_no_image(data: OfflineData, tested: list[EncoderUnderTest]) -> list[Enc
 
 
 def example_images(config: OfflineConfig, data: OfflineData, plan: OfflinePlan) -> np.ndarray:
-    """(H, C · W, 3) uint8: the middle of a held-out episode under each of the C conditions."""
+    """A held-out frame under each condition, four in a row: (rows · H, 4 · W, 3) uint8."""
     episode = data.heldout[0]
     middle = (episode.frames[len(episode.frames) // 2],)
     job = replace(_feature_job(config, data, plan, episode, []), frames=middle)
     (frame,) = decode_frames(replace(job, clips=episode.clips[:1]))
     values = plan.of(episode)
-    return np.concatenate(
-        [perturb(frame, values[one.name], middle)[0] for one in plan.conditions], axis=1
-    )
+    shown = [perturb(frame, values[one.name], middle)[0] for one in plan.conditions]
+    shown += [np.full_like(shown[0], 255)] * (-len(shown) % 4)
+    rows = [np.concatenate(shown[start : start + 4], axis=1) for start in range(0, len(shown), 4)]
+    return np.concatenate(rows)
 
 
 def _feature_job(
@@ -323,6 +324,7 @@ def _rows(
         for episode in data.heldout:
             stop = start + len(episode.frames)
             errors = scale.errors(planned[condition.name][start:stop], episode.actions)
+            of_mean = scale.errors_of_mean(episode.actions)
             rows.append(
                 {
                     "encoder": job.under_test,
@@ -335,9 +337,8 @@ def _rows(
                     "moments": len(errors),
                     "action_error": float(errors.mean()),
                     "squared": float(np.square(errors).sum()),
-                    "squared_of_mean": float(
-                        np.square(scale.errors_of_mean(episode.actions)).sum()
-                    ),
+                    "error_of_mean": float(of_mean.mean()),
+                    "squared_of_mean": float(np.square(of_mean).sum()),
                 }
             )
             start = stop

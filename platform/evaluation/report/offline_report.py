@@ -34,6 +34,7 @@ COLUMNS = (
     "", "action error, sigma", "variance explained, %", f"this - {TRAINED}, sigma",
     "verdict", "verdict, Holm", "best of all, %",
 )  # fmt: skip
+_FEW = 5  # held-out episodes, below which a note says so
 _COLOURS = ("#1b7f79", "#d08a2e", "#5b6fb5", "#9a9a9a", "#b3476b", "#6a9a3c", "#444444")
 Pair = tuple[str, int]  # (factor, level)
 
@@ -105,7 +106,9 @@ def comparison_sections(table: pl.DataFrame) -> tuple[list[Section], dict[str, f
         together = _holm(table, conditions, compared)
         encoders = [name for name in compared if name != NO_IMAGE]
         errors = {name: by_episode(table, name, conditions) for name in encoders}
-        best = probability_best({name: -one[:, None] for name, one in errors.items()})
+        best: dict[str, float] = {}
+        if episodes > 1:  # of one episode no other can be drawn
+            best = probability_best({name: -one[:, None] for name, one in errors.items()})
         for name, one in compared.items():
             gap = "-" if one.gap is None else _text(one.gap, sign=True)
             row = [name, _text(one.error), f"{100 * one.explained:.1f}", gap, one.verdict()]
@@ -152,9 +155,10 @@ def error_figure(table: pl.DataFrame) -> Any:
         )
     labels = [condition_name(f) + (f"\nlevel {level}" if level else "") for f, level in conditions]
     panel.set_xticks(np.arange(len(conditions)), labels, rotation=30, ha="right", fontsize=8)
-    panel.axhline(1, color="black", linewidth=0.8, linestyle=":")
+    blind = "training's mean action"
+    panel.axhline(_error_of_mean(table), color="black", linewidth=1, linestyle=":", label=blind)
     panel.set_ylabel("action error, sigma (lower is better)")
-    panel.legend(fontsize=8)
+    panel.legend(fontsize=8, loc="lower right")
     panel.grid(axis="y", alpha=0.3)
     return figure
 
@@ -201,6 +205,12 @@ def notes_of(table: pl.DataFrame) -> list[str]:
         "at 5 %. Best of all is the share of the resamples of policies and episodes in which an "
         f"encoder has the lowest error. {NO_IMAGE.capitalize()} is no encoder, and in neither.",
     ]
+    if (episodes := table.select("recording", "episode").n_unique()) < _FEW:
+        notes.append(
+            f"note: {episodes} held-out episode{'s' * (episodes > 1)}: too few to tell encoders "
+            "apart but by large gaps; record more, or set a larger --heldout_share if pretraining "
+            "has not seen this data set"
+        )
     if NO_IMAGE in table["encoder"].unique():
         notes.append(
             f"The policies {NO_IMAGE} are given all but the image (proprioception, and the task "
@@ -233,8 +243,7 @@ def _share(rows: pl.DataFrame) -> float:
 
 def _error_of_mean(table: pl.DataFrame) -> float:
     rows = table.filter(pl.col("factor") == UNPERTURBED)
-    squared, moments = (rows[name].to_numpy().sum() for name in ("squared_of_mean", "moments"))
-    return float(np.sqrt(squared / moments))
+    return float(rows["error_of_mean"].to_numpy().mean())
 
 
 def _holm(
