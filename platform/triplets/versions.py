@@ -25,6 +25,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "rigid_smoothing": 1,
     "dragged_points": 2,  # points that a moving object drags along
     "camera_motion": 2,
+    "tracker_3d": 1,  # flow from the tracks of a 3D tracker
     "simulator_flow": 1,  # flow_source: simulator
     "depth_models": 1,  # depth of a model, and its alignment with recorded depth
     "captions": 1,  # captions of a template or a captioner

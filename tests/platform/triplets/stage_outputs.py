@@ -17,6 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rgbd_windows import HEIGHT, INTRINSICS_PX, WIDTH, egg, wall
+from scene_3d import SceneRecording, UnknownScale, true_tracks
+from scene_3d import depth_m as scene_depth_m
 from shaken_videos import shaken_square
 from triplet_recordings import moving_square, numbered, textured, write_video
 
@@ -36,9 +38,11 @@ from dynaflip.platform.triplets.flow import (
 from dynaflip.platform.triplets.flow.camera_motion import compensate_camera, fit_camera
 from dynaflip.platform.triplets.flow.config import TrackConfig
 from dynaflip.platform.triplets.flow.estimate import flow_of_window
+from dynaflip.platform.triplets.flow.flow_of_tracks import flow_of_tracks
 from dynaflip.platform.triplets.flow.grid import grid_on_first_frame
 from dynaflip.platform.triplets.flow.image_motion import fit_background
 from dynaflip.platform.triplets.flow.simulator import simulator_flow
+from dynaflip.platform.triplets.flow.tracker_3d import WindowToTrack
 from dynaflip.platform.triplets.flow.window import RGBDWindow
 from dynaflip.platform.triplets.models.depth import align_depth, depth_of_inverse
 from dynaflip.platform.triplets.schema import TRIPLET_SCHEMA
@@ -382,6 +386,31 @@ def simulator(folder: Path) -> Outputs:
     }
 
 
+def tracks_in_3d(folder: Path) -> Outputs:
+    indices = list(range(11))
+    recording = SceneRecording()
+    frames, times_s = recording.read_frames(indices, HEIGHT), recording.times_s()[indices]
+    origin_px = tracking.grid_px(*frames.shape[1:3])
+    window = WindowToTrack(frames, origin_px.reshape(-1, 2), times_s)
+    truth, name = true_tracks(window), "class:scene_3d:Truth"
+    config = replace(CONFIG, track=TrackConfig(tracker=name))
+    smaller = UnknownScale()(window)
+    made = {
+        "poses_m": flow_of_tracks(truth, window, "metric", None, origin_px, config),
+        "camera_fitted": flow_of_tracks(
+            replace(truth, poses=None), window, "metric", None, origin_px, config
+        ),
+        "aligned_m": flow_of_tracks(
+            smaller, window, "relative", scene_depth_m(0)[None], origin_px, config
+        ),
+    }
+    return {
+        "labels": [f"{m.camera.kind} {m.depth_scale} {m.focal_kind}" for m in made.values()],
+        "visible": np.stack([m.flow.visible for m in made.values()]),
+        **{name: m.flow.displacement_m[m.flow.visible] for name, m in made.items()},
+    }
+
+
 def depth_models(folder: Path) -> Outputs:
     depth_m = egg(2).depth_m
     assert depth_m is not None
@@ -458,6 +487,7 @@ OUTPUTS: dict[str, Callable[[Path], Outputs]] = {
     "rigid_smoothing": smoothing,
     "dragged_points": dragged,
     "camera_motion": camera,
+    "tracker_3d": tracks_in_3d,
     "simulator_flow": simulator,
     "depth_models": depth_models,
     "captions": captions,
