@@ -8,6 +8,7 @@ loading needs neither a hub nor the folder that pretraining started from.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -162,6 +163,16 @@ def load_image_encoder(folder: str | Path, *, backbone: str | None = None) -> Im
 def backbone_name(folder: str | Path) -> str:
     """The backbone that a folder names: pass it on for folders that the same job has made."""
     return str(_read_config(folder)["model"]["image"]["name"])
+
+
+def weights_digest(folder: str | Path) -> str:
+    """A hash of weights and preprocessing: equal ones give equal features."""
+    described = json.loads((Path(folder) / CONFIG).read_text())
+    # Equal tensors of another architecture (more heads, another activation) see otherwise.
+    recipe = [described["preprocessing"], described["image_architecture"]]
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
+    digest.update((Path(folder) / ENCODER).read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def allowed_backbone(folder: str | Path, own: str | None) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -181,7 +180,9 @@ def single_seed_notes(tested: list[EncoderUnderTest]) -> list[str]:
 
 def weights_digest(uri: str) -> str:
     """The digest of an encoder's weights and preprocessing, as in an evaluation's episodes."""
-    return _weights_digest(registry.resolve(uri))
+    from dynaflip.encoders import checkpoint
+
+    return checkpoint.weights_digest(registry.resolve(uri))
 
 
 def encoder_at(uri: str, backbone: str | None = None) -> Encoder:
@@ -198,26 +199,17 @@ def encoder_at(uri: str, backbone: str | None = None) -> Encoder:
 
 
 def _encoder_in(folder: Path, name: str, backbone: str | None) -> Encoder:
-    from dynaflip.encoders.checkpoint import allowed_backbone, load_image_encoder
+    from dynaflip.encoders import checkpoint
 
-    backbone = allowed_backbone(folder, backbone)
-    load_image_encoder(folder, backbone=backbone)  # complete and readable, or a clear error now
-    return Encoder(name, str(folder), _weights_digest(folder), backbone)
+    backbone = checkpoint.allowed_backbone(folder, backbone)
+    checkpoint.load_image_encoder(
+        folder, backbone=backbone
+    )  # complete and readable, or a clear error now
+    return Encoder(name, str(folder), checkpoint.weights_digest(folder), backbone)
 
 
 def _split(uris: str) -> list[str]:
     return [uri.strip() for uri in uris.split(",") if uri.strip()]
-
-
-def _weights_digest(folder: Path) -> str:
-    from dynaflip.encoders.checkpoint import CONFIG, ENCODER
-
-    described = json.loads((folder / CONFIG).read_text())
-    # Equal tensors of another architecture (more heads, another activation) see otherwise.
-    recipe = [described["preprocessing"], described["image_architecture"]]
-    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
-    digest.update((folder / ENCODER).read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def _build_baseline(name: str, encoder: Encoder) -> Encoder:

@@ -9,20 +9,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dynaflip.eval.policies.config import BATCH, BehaviourCloningConfig, EndToEndConfig
+from dynaflip.eval.policies.config import BehaviourCloningConfig, EndToEndConfig
+from dynaflip.eval.policies.recipe import (
+    ENCODER_PREFIX,
+    READOUT_PREFIX,
+    PolicyRecipe,
+    PolicyTensors,
+    assemble,
+    split_tensors,
+    token_norm,
+)
 from dynaflip.platform.evaluation.encoders_under_test import load
 from dynaflip.platform.evaluation.plan import PolicySpec
 
 if TYPE_CHECKING:
-    from dynaflip.eval.policies.base import Demonstrations, Head
+    from dynaflip.encoders.image import ImageEncoder
+    from dynaflip.eval.policies.base import Demonstrations
     from dynaflip.eval.policies.encoder_policy import EncoderPolicy
     from dynaflip.eval.policies.readouts.token_store import TokenStore
 
 # On a CPU a small batch's activations stay in the cache: 64 images at once took 1.4 times as
 # long an image (EfficientNet-Lite0 at 112 px).
 FEATURE_BATCH = 16
-
-_ENCODER, _READOUT = "encoder.", "readout."  # mark their tensors beside the head's
 
 
 def encode_demonstrations(encoder: Any, parts: Sequence[Any], spec: PolicySpec) -> Demonstrations:
@@ -78,7 +86,7 @@ def fit_policy(spec: PolicySpec, demonstrations: Demonstrations) -> dict[str, An
             read_out(spec.readout),
             _readout_settings(spec),
             demonstrations.tokens.grids,
-            norm=_token_norm(settings),
+            norm=token_norm(settings),
             seed=spec.seed,
         )
     head = policy_head(spec.head).fit(
@@ -88,7 +96,7 @@ def fit_policy(spec: PolicySpec, demonstrations: Demonstrations) -> dict[str, An
         seed=spec.seed,
     )
     read = {} if reader is None else reader_state(reader)
-    return head.state_dict() | {_READOUT + name: tensor for name, tensor in read.items()}
+    return head.state_dict() | {READOUT_PREFIX + name: tensor for name, tensor in read.items()}
 
 
 def fit_end_to_end_policy(spec: PolicySpec, frames: Any) -> dict[str, Any]:
@@ -114,7 +122,7 @@ def fit_end_to_end_policy(spec: PolicySpec, frames: Any) -> dict[str, Any]:
         mode=spec.adaptation,
         seed=spec.seed,
     )
-    adapted = {_ENCODER + name: tensor for name, tensor in encoder.state_dict().items()}
+    adapted = {ENCODER_PREFIX + name: tensor for name, tensor in encoder.state_dict().items()}
     return head.state_dict() | adapted
 
 
@@ -129,25 +137,27 @@ def fitted_policy(
         frozen: its encoder, as long as it was not trained with the policy.
         task: that it acts in, where it serves several.
     """
-    from dynaflip.eval.policies.encoder_policy import EncoderPolicy
-    from dynaflip.eval.policies.readouts.base import load_reader
-    from dynaflip.eval.policies.registry import head_settings, policy_head, read_out
-
-    settings, words = head_settings(spec.head, spec.head_settings), words_of(spec)
-    adapted, read, of_head = _split(weights)
-    reader = None
-    if read:
-        norm = _token_norm(settings)
-        reader = load_reader(read_out(spec.readout), _readout_settings(spec), read, norm=norm)
-    encoder = frozen
-    if adapted:
-        encoder = load(spec.encoder)
-        encoder.load_state_dict(adapted)
-        encoder.eval()
-    head: Head = policy_head(spec.head).load(of_head, settings)
+    words, tensors = words_of(spec), split_tensors(weights)
+    encoder = adapted_encoder(spec, tensors) if tensors.encoder else frozen
     context = None if words is None else words[[d.task for d in spec.demonstrations].index(task)]
-    return EncoderPolicy(
-        encoder, head, use_proprioception=spec.use_proprioception, context=context, reader=reader
+    return assemble(recipe_of(spec), tensors, encoder, context)
+
+
+def adapted_encoder(spec: PolicySpec, tensors: PolicyTensors) -> ImageEncoder:
+    """The encoder that was trained with a policy; low-rank additions are in its weights."""
+    encoder = load(spec.encoder)
+    encoder.load_state_dict(tensors.encoder)
+    return encoder.eval()
+
+
+def recipe_of(spec: PolicySpec) -> PolicyRecipe:
+    """What :func:`~dynaflip.eval.policies.recipe.assemble` needs to know of a policy."""
+    return PolicyRecipe(
+        spec.head,
+        spec.head_settings,
+        spec.readout,
+        spec.readout_settings,
+        spec.use_proprioception,
     )
 
 
@@ -190,17 +200,3 @@ def _readout_settings(spec: PolicySpec) -> Any:
     from dynaflip.eval.policies.registry import readout_settings
 
     return readout_settings(spec.readout, spec.readout_settings)
-
-
-def _token_norm(head_settings: Any) -> str:
-    """Channels of tokens are standardised as the head's inputs are."""
-    return getattr(head_settings, "input_norm", BATCH)
-
-
-def _split(weights: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Tensors of the encoder, of the read-out, and of the head."""
-    parts: tuple[dict[str, Any], dict[str, Any], dict[str, Any]] = ({}, {}, {})
-    for name, tensor in weights.items():
-        part = 0 if name.startswith(_ENCODER) else 1 if name.startswith(_READOUT) else 2
-        parts[part][name.removeprefix((_ENCODER, _READOUT, "")[part])] = tensor
-    return parts
