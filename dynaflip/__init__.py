@@ -20,6 +20,7 @@ if not os.path.isdir(os.path.join(_here, "losses")):
 
 if TYPE_CHECKING:
     from dynaflip.encoders.image import ImageEncoder
+    from dynaflip.eval.policies.kept_policy import KeptPolicy
 
 __version__ = "0.2.0"
 
@@ -67,4 +68,50 @@ def load_encoder(
     return registry.load_encoder(text, device=device, backbone=backbone)
 
 
-__all__ = ["__version__", "load_encoder"]
+def load_policy(
+    uri: str | Path,
+    *,
+    device: str | None = None,
+    backbone: str | None = None,
+    head: str | None = None,
+    readout: str | None = None,
+) -> KeptPolicy:
+    """Load a fitted policy with its encoder: ``act(image, proprioception)`` gives actions.
+
+    A folder needs torch, numpy and safetensors alone. A run's policy needs MLflow.
+
+    Args:
+        uri: a policy's folder, or ``runs:/RUN/policies/NAME`` of an evaluation's run.
+        device: of the encoder: ``cpu``, ``cuda``, …; the CPU by default.
+        backbone, head, readout: ``class:MODULE:NAME`` of your own class that the folder names: a
+            folder may have been downloaded, so it does not choose which code runs.
+
+    Raises:
+        ValueError: the URI names no policy, or one that does not fit its encoder; the message
+            names what was looked for.
+    """
+    from dynaflip.eval.policies.policy_loading import load_policy_folder
+
+    text = str(uri).strip()
+    own = {"device": device, "backbone": backbone, "head": head, "readout": readout}
+    if not text.startswith("runs:/"):
+        return load_policy_folder(text, **own)
+    try:
+        import mlflow  # noqa: F401
+
+        from dynaflip.platform.tracking.policies import fetch_policy
+    except ModuleNotFoundError as error:
+        from dynaflip.errors import UserError
+
+        raise UserError(
+            f"policy {text}: a run's policy needs {error.name}, which is not installed here; type "
+            f"`dynaflip export {text} FOLDER` where it is, and load that folder, or pip install "
+            f"'dynaflip[platform]'"
+        ) from None
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as scratch:
+        return load_policy_folder(fetch_policy(text, Path(scratch) / "policy"), **own)
+
+
+__all__ = ["__version__", "load_encoder", "load_policy"]

@@ -16,7 +16,6 @@ import numpy as np
 
 from dynaflip.errors import UserError
 from dynaflip.eval.envs.base import Env
-from dynaflip.eval.labelled_frames import as_recorded
 
 
 @dataclass(frozen=True)
@@ -109,6 +108,9 @@ class _Running:
         self.scene.apply(self.start.factors)
 
     def see(self) -> np.ndarray:
+        # Here, so that a policy in use needs no video library.
+        from dynaflip.eval.labelled_frames import as_recorded
+
         return as_recorded(self.scene.rgb())
 
     def step(self, action: np.ndarray) -> None:

@@ -1,13 +1,14 @@
-"""Write an encoder for use elsewhere.
+"""Write an encoder, or a fitted policy with its encoder, for use elsewhere.
 
     python jobs/export.py models:/dynaflip-encoder@candidate my_encoder
     python jobs/export.py models:/dynaflip-encoder@candidate my_encoder --format transformers
+    python jobs/export.py runs:/RUN/policies/NAME my_policy
 
 `folder` is what `dynaflip.load_encoder("my_encoder")` takes, with torch, numpy and safetensors
 alone. `transformers` is loaded by `AutoModel.from_pretrained("my_encoder",
 trust_remote_code=True)`, without this package. `onnx` writes encoder.onnx (it needs
 `pip install 'dynaflip[export]'`), and `torch_export` encoder.pt2, which the torch release that
-wrote it loads.
+wrote it loads. A policy is written as a folder, for `dynaflip.load_policy("my_policy")`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ def main(argv: list[str]) -> int:
     """Load the encoder and write it in the format."""
     parser = job_parser(__doc__ or "")
     parser.add_argument(
-        "uri", metavar="URI", help="models:/NAME@ALIAS, models:/NAME/VERSION, a version or a folder"
+        "uri",
+        metavar="URI",
+        help="models:/NAME@ALIAS, models:/NAME/VERSION, a version or a folder; or a policy, "
+        "runs:/RUN/policies/NAME",
     )
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="new or empty")
     parser.add_argument("--format", choices=FORMATS, default="folder", help="default: folder")
@@ -50,6 +54,8 @@ def _export(uri: str, folder: Path, kind: str, backbone: str | None) -> Path:
     from dynaflip.encoders.checkpoint import copy_encoder, load_for_use
     from dynaflip.platform.tracking import registry
 
+    if uri.startswith("runs:/"):
+        return _export_policy(uri, folder, kind, backbone)
     source = registry.resolve(uri)
     encoder = load_for_use(source, uri, backbone=backbone)  # complete and readable
     if kind == "folder":
@@ -61,6 +67,16 @@ def _export(uri: str, folder: Path, kind: str, backbone: str | None) -> Path:
         return export.export_onnx(encoder, folder / "encoder.onnx")
     export.export_program(encoder, folder / "encoder.pt2")
     return folder / "encoder.pt2"
+
+
+def _export_policy(uri: str, folder: Path, kind: str, backbone: str | None) -> Path:
+    from dynaflip.platform.tracking.policies import fetch_policy
+
+    if kind != "folder":
+        raise UserError(f"--format {kind} is of encoders; a policy is written as a folder")
+    if backbone is not None:
+        raise UserError("--backbone: a policy's folder is copied as it is; name it in load_policy")
+    return fetch_policy(uri, folder)
 
 
 if __name__ == "__main__":

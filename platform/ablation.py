@@ -37,6 +37,7 @@ def _rollouts() -> RolloutConfig:
         factors=("light_gain", "table_colour", "camera"),
         episodes=10,
         all_at_once=False,
+        keep_policies=False,  # an ablation's encoders are compared, not used
     )
 
 

@@ -22,8 +22,8 @@ MAY_IMPORT = {
     "eval": {"eval", "encoders", "losses"},
     "platform": {"platform", "eval", "encoders", "losses"},
     "jobs": {"jobs", "platform", "eval", "encoders", "losses"},
-    # `load_encoder` is the one door from the package's front into the platform.
-    "dynaflip": {"platform", "encoders"},
+    # `load_encoder` and `load_policy` are the doors from the package's front.
+    "dynaflip": {"platform", "eval", "encoders"},
 }
 CLUSTER = {"ray", "mlflow", "optuna"}
 MLFLOW_FOLDER = "platform/tracking/"

@@ -156,6 +156,7 @@ class RolloutConfig(EvaluationConfig):
 
     ADDED: ClassVar[tuple[str, ...]] = (
         *EvaluationConfig.ADDED,
+        "keep_policies",
         "readout",
         "readout_settings",
         "attentive",
@@ -247,6 +248,11 @@ class RolloutConfig(EvaluationConfig):
 
     seed: int = 0
     """Changes every draw of factor values and of the demonstrations."""
+
+    keep_policies: bool = True
+    """Log the fitted policies of the encoder under test to the run, for dynaflip.load_policy: about
+    2 MB each (behaviour cloning on EfficientNet-Lite0), and the encoder that they share once
+    (14 MB; 0.35 GB for DINOv2-B). With adaptation lora or full each has an encoder of its own."""
 
     check_harness: bool = False
     """Also evaluate the scripted expert and a random policy, which check the harness."""

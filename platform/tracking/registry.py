@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from dynaflip.errors import UserError
 from dynaflip.platform.passwords import masked
 from dynaflip.platform.paths import mlflow_folder
-from dynaflip.platform.tracking.runs import Run
+from dynaflip.platform.tracking.runs import UPLOAD_S, Run
 from dynaflip.platform.tracking.store import (
     GONE,
     client,
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 DEFAULT_NAME = "dynaflip-encoder"
 LATEST = "latest"
 _ARTIFACT = "encoder"
-_UPLOAD_S = 120.0  # the server answers when it has stored a file
 # What an environment needs to run a version; pinned to what trained it.
 _REQUIREMENTS = ("torch", "numpy", "safetensors", "pyarrow", "pydantic", "pyyaml", "transformers")
 
@@ -74,7 +73,7 @@ def register(
     known = store.search_model_versions(f"run_id='{run.run_id}'")
     version = max((int(v.version) for v in known if v.name == name), default=0)
     if not version:
-        upload = request_timeout(_UPLOAD_S, retries=2)
+        upload = request_timeout(UPLOAD_S, retries=2)
         with upload, _quiet(), mlflow.start_run(run_id=run.run_id, log_system_metrics=False):
             logged = mlflow.pyfunc.log_model(
                 name=_ARTIFACT,

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 _MAX_BATCH = 1000  # metrics in one log_batch; the server refuses more
 _HURRY_S = 3.0  # for each request of a process that was told to end
 _MAX_PARAM_CHARS = 6000
+UPLOAD_S = 120.0  # for a large file: the server answers when it has stored it
 # The tag by which MLflow shows runs below others.
 PARENT = "mlflow.parentRunId"
 
@@ -110,6 +111,11 @@ class Run:
     def log_file(self, path: str | Path, folder: str | None = None) -> None:
         """Log a file (an image, a table) as an artifact."""
         self._client().log_artifact(self.run_id, str(path), folder)
+
+    def log_folder(self, path: str | Path, folder: str) -> None:
+        """Log all files of a folder as artifacts, below a folder of the run's."""
+        with request_timeout(UPLOAD_S, retries=2):
+            self._client().log_artifacts(self.run_id, str(path), folder)
 
     def log_dataset(self, name: str, digest: str, source: str, profile: str = "{}") -> None:
         """Name the data set that the run is about or was trained on.

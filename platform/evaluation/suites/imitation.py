@@ -66,6 +66,7 @@ class Imitation(Suite):
         from dynaflip.eval.envs.registry import environment
         from dynaflip.platform import tracking
         from dynaflip.platform.evaluation.encoders_under_test import info_of
+        from dynaflip.platform.evaluation.kept_policies import keep_policies
         from dynaflip.platform.evaluation.plan import prepare
         from dynaflip.platform.evaluation.schedule import (
             compare_with_expert,
@@ -87,7 +88,8 @@ class Imitation(Suite):
             with open_pool(environment(config.environment)) as pool:
                 fit_missing(jobs, pool)
                 results = compare_with_expert(jobs, pool)
-            return _report(config, tested, jobs, imitation_table(jobs, results), run)
+            kept = keep_policies(config, jobs, run)
+            return _report(config, tested, jobs, imitation_table(jobs, results), run, kept)
 
 
 def imitation_table(
@@ -133,6 +135,7 @@ def _report(
     jobs: list[EvaluationJob],
     table: pl.DataFrame,
     run: tracking.Run,
+    kept: list[str],
 ) -> Outcome:
     """Write the report, and log it with the table of moments."""
     from dynaflip.platform.evaluation.encoders_under_test import single_seed_notes
@@ -150,7 +153,7 @@ def _report(
     sections, metrics = _sections(config, tested, table)
     sections.append(encoder_section(tested))
     power = power_lines(config, [entry.name for entry in tested], table, AGREEMENT)
-    notes = [*NOTES, COMPARISONS, *power, *single_seed_notes(tested)]
+    notes = [*NOTES, COMPARISONS, *power, *single_seed_notes(tested), *kept]
     path = home() / "reports" / f"{run.run_name}.html"
     write_report(
         path,

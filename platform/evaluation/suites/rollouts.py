@@ -41,6 +41,7 @@ class Rollouts(Suite):
         """
         from dynaflip.eval.envs.registry import environment
         from dynaflip.platform import tracking
+        from dynaflip.platform.evaluation.kept_policies import keep_policies
         from dynaflip.platform.evaluation.plan import prepare
         from dynaflip.platform.evaluation.results import episode_table
         from dynaflip.platform.evaluation.rollout_run import open_rollout_run
@@ -55,7 +56,8 @@ class Rollouts(Suite):
             with open_pool(environment(config.environment)) as pool:
                 table = episode_table(jobs, run_jobs(jobs, pool))
                 saliency = _saliency(config, tested, pool)
-            outcome = _report(config, tested, jobs, table, saliency, run, test_evaluation)
+            kept = keep_policies(config, jobs, run)
+            outcome = _report(config, tested, jobs, table, saliency, run, test_evaluation, kept)
             mark_versions(config, tested, outcome)
         return outcome
 
@@ -89,6 +91,7 @@ def _report(
     saliency: dict[str, SaliencyMaps],
     run: tracking.Run,
     test_evaluation: int,
+    kept: list[str],
 ) -> Outcome:
     """Write the report, and log it with the episodes."""
     from dynaflip.platform.evaluation.report import rollout_report
@@ -108,7 +111,7 @@ def _report(
         sections.append(section)
         metrics |= shares
     sections.append(encoder_section(tested))
-    notes = rollout_report.notes_of(config, tested, table, unseen_tasks, test_evaluation)
+    notes = rollout_report.notes_of(config, tested, table, unseen_tasks, test_evaluation) + kept
     images = images_of(config, tested, jobs, table, saliency)
     path = home() / "reports" / f"{run.run_name}.html"
     write_report(

@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import polars as pl
 import pytest
 from checkout import REPOSITORY
@@ -19,6 +21,7 @@ from dynaflip.errors import UserError
 from dynaflip.platform.tracking.store import client
 
 if TYPE_CHECKING:
+    from dynaflip.platform.evaluation.config import RolloutConfig
     from dynaflip.platform.evaluation.outcome import Outcome
 
 pytestmark = [pytest.mark.ray, pytest.mark.sim]
@@ -229,8 +232,45 @@ def test_other_policies_than_cloning_on_a_frozen_encoder_go_the_same_way(
     assert len(outcome.rows()) == episodes
     (held_out,) = [note for note in outcome.notes if "held out" in note]
     assert "reach-v3" in held_out
-    again = Rollouts().run(config)
+    again = Rollouts().run(replace(config, keep_policies=False))
     assert again.table == outcome.table
+    assert not client().list_artifacts(again.run_id, "policies")
+    _check_kept(config, outcome, module_home / f"exported-{config.head}-{config.adaptation}")
+
+
+def _check_kept(config: RolloutConfig, outcome: Outcome, exported: Path) -> None:
+    """The run's policy, loaded and exported, begins an episode as the run's own did."""
+    import dynaflip
+    from dynaflip.eval.envs.registry import environment
+    from dynaflip.eval.rollout import Observation
+    from dynaflip.jobs import export
+    from dynaflip.platform.evaluation import cache
+    from dynaflip.platform.evaluation.encoders_under_test import load
+    from dynaflip.platform.evaluation.plan import prepare
+    from dynaflip.platform.evaluation.policy_fits import fitted_policy
+
+    name = "multitask-seed0" if config.multitask else "reach-v3-seed0"
+    uri = f"runs:/{outcome.run_name}/policies/{name}"
+    (note,) = [note for note in outcome.notes if "dynaflip.load_policy" in note]
+    assert f'dynaflip.load_policy("{uri}")' in note
+    assert export.main([uri, str(exported)]) == 0
+
+    job = next(job for job in prepare(config)[1] if job.under_test == "trained")
+    spec, px = job.policy, config.image_px
+    own = fitted_policy(spec, cache.load_policy(spec.digest()), load(spec.encoder), job.task)
+    scene = environment(config.environment).open(job.task, height_px=px, width_px=px)
+    scene.reset(job.starts[0].layout_seed)
+    image, state = scene.rgb(), scene.proprioception()
+    scene.close()
+    expected = own.act(Observation(image[None], state[None].astype(np.float32)))[0]
+    for place in (uri, exported):
+        actions = dynaflip.load_policy(place).act(image, state, job.task)
+        np.testing.assert_array_equal(actions, expected)
+
+    with pytest.raises(UserError, match=f"has no policy nothing; it has: {name}"):
+        dynaflip.load_policy(uri.replace(name, "nothing"))
+    with pytest.raises(UserError, match="there is no run nothing"):
+        dynaflip.load_policy(uri.replace(outcome.run_name, "nothing"))
 
 
 def _registered(encoder: Path, run, folder: Path) -> int:
