@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from s3_server import Failures, upload
 from triplet_recordings import settings, textured, write_video
 
 from dynaflip.errors import UserError
@@ -121,7 +122,7 @@ def test_a_folder_is_previewed_with_the_settings_of_the_job(
     config = settings(folder)
     source = open_sources(config)
     work = WorkFolder(tmp_path / "work")
-    summaries = process_shard(0, list(source.list_clips()), source, config, work)
+    summaries = process_shard("all", list(source.list_clips()), source, config, work)
     rows = sum(len(summary["rows"]) for summary in summaries)
     assert rows > 0
     assert f"<b>{rows}</b>triplets" in page
@@ -139,6 +140,18 @@ def test_a_folder_is_previewed_with_the_settings_of_the_job(
     assert "no trusted point moves" in after
     assert "draws_per_clip" in after  # the settings that differ from the defaults
     assert [path.name for path in (home / "previews").iterdir()] == ["videos"]
+
+
+@pytest.mark.integration
+def test_a_bucket_is_previewed(
+    video_folder: Callable[..., Path], home: Path, server: str, proxy: Failures
+) -> None:
+    uri = upload(server, video_folder(1, {"broken.mp4": "nothing"}), "previewed")
+    words = ["--source", uri, "--depth", "plane", "--draws_per_clip", "1"]
+    assert main(["preview", *words]) == 0
+    page = (home / "previews" / "previewed" / "preview.html").read_text()
+    assert "<b>1</b>clips kept" in page
+    assert "<b>1</b>clips rejected" in page
 
 
 class Ramp:
