@@ -28,7 +28,8 @@ from dynaflip.platform.triplets.models.captioner import (
 from dynaflip.platform.triplets.models.depth import answer_of, works_by_window
 from dynaflip.platform.triplets.user_models import asked
 
-_KEPT_ANSWERS = 512  # depth maps of the clips before: a film may be listed as many clips
+# Depth maps of the clips before, because a film may be listed as many clips: 500 of 224 × 398.
+_KEPT_BYTES = 180 << 20
 
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
@@ -105,10 +106,12 @@ class DepthStage:
                 )
             answers |= dict(zip(keys, found, strict=True))
         for key, answer in answers.items():
-            kept[key] = answer
-            kept.move_to_end(key)
-        while len(kept) > _KEPT_ANSWERS:
-            kept.popitem(last=False)
+            if not isinstance(answer, ClipRejected):  # which may pass, as when memory ran out
+                kept[key] = answer
+                kept.move_to_end(key)
+        held = sum(answer.nbytes for answer in kept.values())
+        while held > _KEPT_BYTES:
+            held -= kept.popitem(last=False)[1].nbytes
         return answers
 
 

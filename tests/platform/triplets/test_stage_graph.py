@@ -18,6 +18,7 @@ from staged_models import Ramp
 from tiny_depth_model import tiny_depth_model
 
 from dynaflip.errors import UserError
+from dynaflip.platform.triplets import model_stages
 from dynaflip.platform.triplets.clip_in_work import ClipInWork, ask_about
 from dynaflip.platform.triplets.clips import Clip, ClipRejected
 from dynaflip.platform.triplets.config import FilterConfig, PreprocessConfig, SourceConfig
@@ -94,7 +95,7 @@ def test_a_setting_of_a_stage_that_would_be_ignored_is_refused(
 
 
 def test_each_distinct_frame_is_asked_about_once(
-    video_folder: Callable[..., Path], tmp_path: Path
+    video_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = video_folder(1)
     rows = "clip0.mp4,push,0,1\nclip0.mp4,pull,0.5,1.5\n"
@@ -110,6 +111,10 @@ def test_each_distinct_frame_is_asked_about_once(
     assert Ramp.frames == len(distinct)
     stage(read_items(config, tmp_path))
     assert Ramp.frames == len(distinct), "nor in the next shard"
+    monkeypatch.setattr(model_stages, "_KEPT_BYTES", 1)
+    stage(read)
+    stage(read_items(config, tmp_path))
+    assert Ramp.frames == 2 * len(distinct), "memory is bounded"
 
 
 def test_what_a_stage_fails_for_is_rejected_alone(
