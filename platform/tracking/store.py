@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 _URI = "MLFLOW_TRACKING_URI"
 _CONNECT_S = 5.0
 _ENVIRONMENT = {
-    # MLflow's telemetry thread and its colour codes have no place in a job's output.
+    # MLflow's telemetry thread, its colour codes and its bars have no place in a job's output.
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "GIT_PYTHON_REFRESH": "quiet",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     # A server that accepts and never answers costs twice this, and not eight times 120 s with
     # waits between. The client reads them at each request.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
