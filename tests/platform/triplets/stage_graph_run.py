@@ -14,7 +14,7 @@ from typing import Any
 from dynaflip.platform.cluster import prepare_environment
 from dynaflip.platform.triplets import pipeline, stage_graph
 from dynaflip.platform.triplets.config import FilterConfig, PreprocessConfig, SourceConfig
-from dynaflip.platform.triplets.flow.config import TrackConfig
+from dynaflip.platform.triplets.flow.config import CameraConfig, TrackConfig
 
 prepare_environment()
 import ray  # noqa: E402
@@ -44,6 +44,7 @@ def made(name: str, depth: str, tracker: str = "lk") -> tuple[str, Any]:
         depth=depth,
         filter=FilterConfig(min_moving_share=0, min_visible_share=0),
         track=TrackConfig(tracker=tracker),
+        camera=CameraConfig(motion="none"),  # depth of random weights fits no camera
     )
     outcome = pipeline.preprocess(config, f"{out}/{name}")
     return outcome.digest, outcome.counts

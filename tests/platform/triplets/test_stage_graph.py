@@ -226,7 +226,7 @@ def test_stages_apart_make_the_same_triplets_and_survive_a_killed_actor(
     (folder / "broken.mp4").write_bytes(b"no video")
     with (folder / "captions.csv").open("a") as file:
         file.write("broken.mp4,nothing\n")
-    model = tiny_depth_model(tmp_path / "model")
+    model = tiny_depth_model(tmp_path / "model", kind="metric")
     script = Path(__file__).with_name("stage_graph_run.py")
     environment = os.environ | {"DYNAFLIP_TEST_MARK": str(tmp_path / "mark")}
     command = [sys.executable, str(script), str(folder), str(model), str(tmp_path)]
