@@ -43,10 +43,12 @@ def keep_policies(
         with tempfile.TemporaryDirectory() as scratch:
             write_policy_of(Path(scratch), name, job, logged)
             run.log_folder(scratch, POLICIES)
-    name = next(iter(kept))
+    name, job = next(iter(kept.items()))
+    given = ["image", "proprioception"] if job.policy.use_proprioception else ["image"]
+    given += [f'task="{job.task}"'] if len(job.policy.demonstrations) > 1 else []
     return [
-        f"{len(kept)} fitted policies of the encoder under test are kept; use one: "
-        f'dynaflip.load_policy("runs:/{run.run_name}/{POLICIES}/{name}").act(image, proprioception)'
+        f"fitted policies of the encoder under test that are kept: {len(kept)}; use one: "
+        f'dynaflip.load_policy("runs:/{run.run_name}/{POLICIES}/{name}").act({", ".join(given)})'
     ]
 
 

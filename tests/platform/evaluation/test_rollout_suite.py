@@ -253,6 +253,7 @@ def _check_kept(config: RolloutConfig, outcome: Outcome, exported: Path) -> None
     uri = f"runs:/{outcome.run_name}/policies/{name}"
     (note,) = [note for note in outcome.notes if "dynaflip.load_policy" in note]
     assert f'dynaflip.load_policy("{uri}")' in note
+    assert ('.act(image, proprioception, task="' in note) == config.multitask
     assert export.main([uri, str(exported)]) == 0
 
     job = next(job for job in prepare(config)[1] if job.under_test == "trained")
