@@ -28,7 +28,7 @@ def write_sets(root: Path, record: Path, *names: str) -> Path:
 
 
 def listed(path: Path, **values) -> list[Clip]:
-    return RLDSSource(SourceConfig(path=str(path), **values)).list_clips()
+    return list(RLDSSource(SourceConfig(path=str(path), **values)).list_clips())
 
 
 @pytest.fixture
