@@ -63,7 +63,7 @@ def measured(clips: int, sleep_s: float) -> float:
 
     from dynaflip.platform.triplets.config import FilterConfig, PreprocessConfig, SourceConfig
     from dynaflip.platform.triplets.flow.config import AlignmentConfig
-    from dynaflip.platform.triplets.models.actor import digests_of_models
+    from dynaflip.platform.triplets.models.loading import digests_of_models
     from dynaflip.platform.triplets.progress import Progress
     from dynaflip.platform.triplets.sources.formats import open_sources
     from dynaflip.platform.triplets.stage_config import StagesConfig
