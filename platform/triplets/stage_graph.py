@@ -38,6 +38,9 @@ from dynaflip.platform.triplets.work_folder import WorkFolder
 
 Row = dict[str, Any]
 
+# Shards in work and waiting at an actor, so that a GPU does not wait for the next one.
+_QUEUED = 6
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -94,7 +97,10 @@ def run_stages(
     for stage in stages:
         place: dict[str, Any] = {"num_cpus": stage.cpus, "num_gpus": stage.gpus}
         if stage.actors:
-            pool = ray.data.ActorPoolStrategy(min_size=1, max_size=stage.actors)
+            queued = None if stage.name == "all" else _QUEUED
+            pool = ray.data.ActorPoolStrategy(
+                min_size=1, max_size=stage.actors, max_tasks_in_flight_per_actor=queued
+            )
             place |= {"fn_constructor_kwargs": dict(stage.arguments), "compute": pool}
         else:
             place |= {"fn_kwargs": dict(stage.arguments)}

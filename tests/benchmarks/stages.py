@@ -109,10 +109,12 @@ def measured(clips: int, sleep_s: float) -> float:
             progress.update([""])
         spent_s = time.monotonic() - began_s
         progress.close()
+        busy = progress.busy_shares()["depth"]
         ray.shutdown()
     least_s = progress.seconds["depth"]
     print(
-        f"{clips} clips in {spent_s:.1f} s, the model worked {least_s:.1f} s of them; CPU stages: "
+        f"{clips} clips in {spent_s:.1f} s, the model worked {least_s:.1f} s of them, "
+        f"{busy:.0%} of the time from the first shard on; CPU stages: "
         f"read {progress.seconds['read']:.1f} s, write {progress.seconds['write']:.1f} s on 2 CPUs"
     )
     return least_s / spent_s
