@@ -3,14 +3,17 @@
     python jobs/evaluate.py --encoder models:/dynaflip-encoder@candidate
     python jobs/evaluate.py --suite rollouts --encoder URI --seeds 3
     python jobs/evaluate.py --suite imitation --encoder URI --episodes 5 --seeds 1
+    python jobs/evaluate.py --protocol few_demos --encoder URI --dry-run
+    python jobs/evaluate.py protocols
     python jobs/evaluate.py compare RUN_A RUN_B [RUN_C …]
 
 A suite is one way to evaluate: `probes` (the default) scores the encoder beside its own
 initialisation in about a minute, `rollouts` measures success of policies in the simulator, and
 `imitation` the same policies' action error without rollouts. `--suite NAME --help` shows a
-suite's settings; `--suite class:MODULE:NAME` runs your own. `compare` pairs runs of rollouts
-with the first of them, episode by episode. Results go to the terminal, to an HTML report, to one
-Parquet table and to MLflow.
+suite's settings; `--suite class:MODULE:NAME` runs your own. `--protocol NAME` takes the settings
+of a named protocol (`protocols` lists them), which `--config` and flags override. `compare` pairs
+runs of rollouts with the first of them, episode by episode. Results go to the terminal, to an HTML
+report, to one Parquet table and to MLflow.
 """
 
 from __future__ import annotations
@@ -24,9 +27,19 @@ import argparse
 import inspect
 from typing import Any
 
+from dynaflip.errors import UserError
 from dynaflip.eval.envs.registry import DEFAULT_ENVIRONMENT
 from dynaflip.platform.cli import config_parser, job_parser, parse_config, run_job
+from dynaflip.platform.evaluation.config import RolloutConfig
 from dynaflip.platform.evaluation.outcome import Outcome
+from dynaflip.platform.evaluation.protocols import (
+    change_lines,
+    described,
+    label_of,
+    protocol_names,
+    read_protocol,
+    settings_below,
+)
 from dynaflip.platform.evaluation.suites.base import Suite
 from dynaflip.platform.evaluation.suites.registry import DEFAULT, SUITES, open_suite
 from dynaflip.renames import current_word
@@ -39,16 +52,29 @@ def main(argv: list[str]) -> int:
     """Evaluate with a suite, or compare two runs, and print the table."""
     if argv[:1] == ["compare"]:
         return _compare(argv[1:])
-    suite = open_suite(_suite_name(argv))
+    if argv[:1] == ["protocols"]:
+        return _protocols(argv[1:])
+    protocol_name = _protocol_name(argv)
+    protocol = None if protocol_name is None else read_protocol(protocol_name)
+    name = _suite_name(argv, DEFAULT if protocol is None else protocol.suite)
+    suite = open_suite(name)
     parser = config_parser(_description(suite), suite.settings)
     _add_suite(parser)
+    _add_protocol(parser)
     parser.add_argument(
         "--reuse",
         action="store_true",
         help="show a finished evaluation of these weights with these settings, if there is one",
     )
     settings: Any = suite.settings
-    args, config = parse_config(parser, settings, argv, aliases={})
+    below = None
+    if protocol is not None and protocol_name is not None:
+        if not issubclass(settings, RolloutConfig):
+            raise UserError(f"--protocol: {protocol_name} has settings of {protocol.suite}")
+        below = settings_below(protocol, protocol_name)
+    args, config = parse_config(parser, settings, argv, aliases={}, below=below)
+    if isinstance(config, RolloutConfig) and config.protocol:
+        print("\n".join([f"protocol {label_of(config, name)}", *change_lines(config, name)]))
     finished = suite.find_finished(config) if args.reuse else None
     if finished is not None:
         print("these weights have been evaluated with these settings already:")
@@ -56,19 +82,33 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _suite_name(argv: list[str]) -> str:
+def _suite_name(argv: list[str], usual: str) -> str:
     """The suite that a command line asks for; all other flags depend on it."""
     chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     _add_suite(chooser)
     name = chooser.parse_known_args(argv)[0].suite
-    return current_word("--suite", name, RENAMED_SUITES)
+    return current_word("--suite", usual if name is None else name, RENAMED_SUITES)
+
+
+def _protocol_name(argv: list[str]) -> str | None:
+    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    _add_protocol(chooser)
+    name: str | None = chooser.parse_known_args(argv)[0].protocol
+    return name
 
 
 def _add_suite(parser: argparse.ArgumentParser) -> None:
     names = ", ".join(SUITES.names())
     parser.add_argument(
-        "--suite", metavar="NAME", nargs="?", const="", default=DEFAULT,
-        help=f"{names}, or class:MODULE:NAME (default {DEFAULT})",
+        "--suite", metavar="NAME", nargs="?", const="",
+        help=f"{names}, or class:MODULE:NAME (default {DEFAULT}, or the protocol's)",
+    )  # fmt: skip
+
+
+def _add_protocol(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--protocol", metavar="NAME", nargs="?", const="",
+        help=f"settings of a named protocol: {', '.join(protocol_names())}, or a YAML file",
     )  # fmt: skip
 
 
@@ -89,6 +129,13 @@ def _compare(argv: list[str]) -> int:
 
     sections = compare_runs(args.first, args.others)
     show_sections(sections, as_text(sections))
+    return 0
+
+
+def _protocols(argv: list[str]) -> int:
+    job_parser("List the named protocols.", "evaluate.py protocols").parse_args(argv)
+    for name in protocol_names():
+        print("\n".join(described(read_protocol(name))))
     return 0
 
 

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from dynaflip.errors import UserError
@@ -82,6 +82,7 @@ def parse_config(
     aliases: dict[str, str],
     renamed: dict[str, str] | None = None,
     adjust: Callable[[argparse.Namespace, C], C] | None = None,
+    below: Mapping[str, Any] | None = None,
 ) -> tuple[argparse.Namespace, C]:
     """Parse a job's command line into its own flags and its settings.
 
@@ -95,6 +96,7 @@ def parse_config(
         renamed: flag of the job by its old name to its new one; settings list theirs themselves
             (:mod:`dynaflip.renames`).
         adjust: what flags of the job change in its settings, beyond single keys (a variant).
+        below: settings that ``--config`` and flags override (a named protocol's).
 
     Raises:
         UserError: an unknown flag or setting, or a value that does not fit.
@@ -105,7 +107,7 @@ def parse_config(
         value = getattr(args, flag.replace("-", "_"))
         if value is not None:
             overrides[key] = value
-    config = load_config(cls, args.config, overrides)
+    config = load_config(cls, args.config, overrides, below=below)
     if adjust is not None:
         config = adjust(args, config)
     if args.print_config:

@@ -34,7 +34,12 @@ C = TypeVar("C")
 
 
 def load_config(
-    cls: type[C], yaml_path: str | None, overrides: dict[str, Any], *, saved: bool = False
+    cls: type[C],
+    yaml_path: str | None,
+    overrides: dict[str, Any],
+    *,
+    saved: bool = False,
+    below: Mapping[str, Any] | None = None,
 ) -> C:
     """Build settings from defaults, then a YAML file, then dotted overrides.
 
@@ -46,6 +51,7 @@ def load_config(
         overrides: dotted key to value; text is read as YAML (``"0.5"`` is a number), and
             for a list also as words with commas between (``none``: an empty one).
         saved: the program wrote the file itself, so old names in it are no warning.
+        below: settings as YAML has them (a named protocol's) that the file overrides.
 
     Raises:
         UserError: the file is missing or damaged, a key does not exist or is given by its old
@@ -53,9 +59,13 @@ def load_config(
     """
     warn = quiet if saved else warn_once
     where = yaml_path or "settings"
-    values: dict[str, Any] = _read_yaml(yaml_path) if yaml_path else {}
+    values: dict[str, Any] = read_yaml(yaml_path) if yaml_path else {}
     values = current_settings(cls, values, where=where, warn=warn)
     _refuse_unknown(cls, values, prefix="", where=where)
+    if below is not None:
+        named = current_settings(cls, below, where="protocol", warn=warn)
+        _refuse_unknown(cls, named, prefix="", where="protocol")
+        values = merged(cls, named, values)
     known = dict(flat_fields(cls))
     for given, value in overrides.items():
         key = current_key(cls, given)
@@ -80,6 +90,23 @@ def load_config(
         return TypeAdapter(cls).validate_python(values)
     except ValidationError as error:
         raise UserError("; ".join(_explain(problem) for problem in error.errors())) from None
+
+
+def merged(cls: Any, below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings over others, section by section; a list or mapping is replaced whole.
+
+    Args:
+        cls: their dataclass.
+        below: as YAML has them.
+        above: the same; they win.
+    """
+    types = typing.get_type_hints(cls)
+    result = {**below, **above}
+    for key in below.keys() & above.keys():
+        sections = isinstance(below[key], Mapping) and isinstance(above[key], Mapping)
+        if sections and dataclasses.is_dataclass(types.get(key)):
+            result[key] = merged(types[key], below[key], above[key])
+    return result
 
 
 def flat_fields(cls: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -167,22 +194,31 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
+def read_yaml(path: str, flag: str = "--config") -> dict[str, Any]:
+    """A file of settings as nested dictionaries.
+
+    Args:
+        path: of the file.
+        flag: by which the user named it, for errors.
+
+    Raises:
+        UserError: it is missing, damaged, or gives a key twice.
+    """
     try:
         values = yaml.load(Path(path).read_text(), Loader=_Loader)
     except FileNotFoundError:
-        raise UserError(f"--config: there is no file {path}") from None
+        raise UserError(f"{flag}: there is no file {path}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--config: cannot read {path}: {error}") from None
+        raise UserError(f"{flag}: cannot read {path}: {error}") from None
     except yaml.YAMLError as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         where = f", line {line + 1}" if line is not None else ""
         twice = getattr(error, "problem", "") if isinstance(error, _GivenTwice) else ""
-        raise UserError(f"--config: {path}{where} {twice or 'is not valid YAML'}") from None
+        raise UserError(f"{flag}: {path}{where} {twice or 'is not valid YAML'}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise UserError(f"--config: {path} must hold `key: value` lines")
+        raise UserError(f"{flag}: {path} must hold `key: value` lines")
     return values
 
 

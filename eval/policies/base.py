@@ -7,7 +7,7 @@ chunk, A action width, P width of proprioception.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -79,6 +79,18 @@ class Demonstrations:
     def chunks(self, length: int) -> np.ndarray:
         """Each frame's next actions, (N, T, A) float32, as :func:`chunks_of`."""
         return chunks_of(self.actions, self.episode, length)
+
+    def some(self, rows: np.ndarray) -> Demonstrations:
+        """Chosen frames (M,) int alone, whole episodes in the same order."""
+        return replace(
+            self,
+            features=self.features[rows],
+            proprioception=self.proprioception[rows],
+            actions=self.actions[rows],
+            episode=self.episode[rows],
+            context=None if self.context is None else self.context[rows],
+            tokens=None if self.tokens is None else self.tokens.some(rows),
+        )
 
     def inputs(self, use_proprioception: bool) -> np.ndarray:
         """(N, I) float32."""

@@ -20,6 +20,7 @@ from dynaflip.platform.evaluation.encoder_entries import BASELINES, read_entries
 
 ADAPTATIONS = ("frozen", "lora", "full")
 SPLITS = ("dev", "test")
+UNSEEN = ("nothing", "tasks", "environment")
 TUNING_SPLIT = "dev"  # what is tuned against a score must never have seen test
 
 
@@ -161,6 +162,9 @@ class RolloutConfig(EvaluationConfig):
         "readout_settings",
         "attentive",
         "spatial_softmax",
+        "fewer_demonstrations",
+        "unseen",
+        "protocol",
     )
     RENAMED: ClassVar[dict[str, str]] = {"arms": "encoders"}
 
@@ -217,6 +221,10 @@ class RolloutConfig(EvaluationConfig):
     demonstrations: int = 25
     """Unperturbed demonstrations per task."""
 
+    fewer_demonstrations: tuple[int, ...] = ()
+    """Also fit and evaluate policies on so many of these demonstrations, always the first ones (the
+    5 are among the 10), for success by number of demonstrations. Images are encoded once."""
+
     proprioception: tuple[bool, ...] = (True,)
     """Whether a policy is given proprioception (what a robot knows of itself): true, false, or
     both."""
@@ -249,6 +257,14 @@ class RolloutConfig(EvaluationConfig):
     seed: int = 0
     """Changes every draw of factor values and of the demonstrations."""
 
+    unseen: str = "nothing"
+    """What pretraining must not have had, by what the encoder records: nothing (not asked), tasks
+    (those evaluated) or environment (any of its tasks). An encoder that had it is refused."""
+
+    protocol: str = ""
+    """Name or YAML file of the protocol that these settings come from: --protocol sets it. The run
+    and the report bear its name with every setting that differs from it."""
+
     keep_policies: bool = True
     """Log the fitted policies of the encoder under test to the run, for dynaflip.load_policy: about
     2 MB each (behaviour cloning on EfficientNet-Lite0), and the encoder that they share once
@@ -273,6 +289,14 @@ class RolloutConfig(EvaluationConfig):
         self._check_readout()
         one_of(self, ADAPTATIONS, "adaptation")
         self._check_adaptation()
+        one_of(self, UNSEEN, "unseen")
+        check_once("fewer_demonstrations", self.fewer_demonstrations)
+        for number in self.fewer_demonstrations:
+            if not 1 <= number < self.demonstrations:
+                raise ValueError(
+                    f"fewer_demonstrations: {number} must be at least 1 and less than "
+                    f"demonstrations ({self.demonstrations})"
+                )
         if self.image_px < 32 or self.image_px % 2:
             raise ValueError(f"image_px must be even and at least 32, not {self.image_px}")
         check_known("baselines", self.baselines, BASELINES)

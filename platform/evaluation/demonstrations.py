@@ -31,8 +31,19 @@ class DemonstrationSet:
     task: str
     folder: str
     digest: str
-    number: int  # of solved episodes that policies are trained on, the first ones
+    number: int  # of solved episodes in it that may be shown, the first ones
     environment: str = DEFAULT_ENVIRONMENT
+    first: int | None = None  # policies are trained on the first so many alone; None: on all
+
+    @property
+    def shown(self) -> int:
+        """Episodes that policies are trained on."""
+        return self.number if self.first is None else self.first
+
+    @property
+    def shown_digest(self) -> str:
+        """Equal where policies are trained on equal episodes; ``digest`` is of the whole set."""
+        return self.digest if self.first is None else f"{self.digest}/first {self.first}"
 
     @property
     def caption(self) -> str:

@@ -59,6 +59,8 @@ def policy_name(job: EvaluationJob) -> str:
     safe = re.sub(r"[^\w.-]", "_", task)
     if safe != task:  # two tasks may have become one name
         safe += f"-{spec.digest()[:6]}"
+    if (first := spec.demonstrations[0].first) is not None:
+        safe += f"-{first}-demonstrations"
     return f"{safe}-seed{spec.seed}{'' if spec.use_proprioception else '-image-only'}"
 
 
@@ -126,7 +128,7 @@ def _description(job: EvaluationJob, digest: str) -> PolicyDescription:
         environment=job.environment,
         tasks=tuple(shown.task for shown in spec.demonstrations),
         captions=tuple(shown.caption for shown in spec.demonstrations),
-        demonstrations=spec.demonstrations[0].number,
+        demonstrations=spec.demonstrations[0].shown,
         image_px=job.image_px,
         proprioception=where.proprioception_names if spec.use_proprioception else (),
         actions=where.action_names,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from dynaflip.eval import perturbations
@@ -24,6 +24,7 @@ from dynaflip.platform.evaluation.encoders_under_test import (
     EncoderUnderTest,
     resolve_encoders,
 )
+from dynaflip.platform.evaluation.unseen import check_unseen
 from dynaflip.platform.provenance import versions_of
 
 # Raised when the same recipe gives other results than before.
@@ -64,7 +65,7 @@ class PolicySpec:
         recipe: dict[str, Any] = {
             "version": [ROLLOUT_VERSION, *versions_of(_LEARNING)],
             "encoder": self.encoder.digest,
-            "demonstrations": [d.digest for d in self.demonstrations],
+            "demonstrations": [d.shown_digest for d in self.demonstrations],
             # Several tasks are told apart by their captions.
             "captions": [d.caption for d in self.demonstrations if len(self.demonstrations) > 1],
             "head": [self.head, settings_to_hash(self.head_settings)],
@@ -130,6 +131,7 @@ def prepare(config: RolloutConfig) -> tuple[list[EncoderUnderTest], list[Evaluat
     readout_settings(config.readout, config.settings_of_readout())
     check_reads(config.head, config.readout)
     tested = resolve_encoders(config)
+    check_unseen(config, tested)
     return tested, plan_jobs(config, tested, collect_demonstrations(config, tasks))
 
 
@@ -141,6 +143,13 @@ def plan_jobs(
     """All jobs, task by task, so that a process can keep the scenes that it has loaded."""
     assert config.horizon_steps is not None, "filled in by the settings"
     conditions = conditions_of(config)
+    by_number = {
+        number: {
+            task: shown if number is None else replace(shown, first=number)
+            for task, shown in demonstrations.items()
+        }
+        for number in (None, *sorted(config.fewer_demonstrations, reverse=True))
+    }
     starts = {
         (task, condition): draw_starts(config, task, condition)
         for task in demonstrations
@@ -149,7 +158,7 @@ def plan_jobs(
     return [
         EvaluationJob(
             under_test=entry.name,
-            policy=_policy(config, entry, task, demonstrations, proprioception, seed),
+            policy=_policy(config, entry, task, by_number[number], proprioception, seed),
             task=task,
             condition=condition,
             starts=starts[task, condition],
@@ -157,13 +166,14 @@ def plan_jobs(
             steps_after_success=config.steps_after_success,
             image_px=config.image_px,
             environments=config.environments,
-            recorded=seed == 0,
+            recorded=seed == 0 and number is None,
             environment=config.environment,
         )
         for task in demonstrations
         for entry in tested
         for seed in range(config.seeds)
         for proprioception in config.proprioception
+        for number in (by_number if entry.encoders[0].folder is not None else (None,))
         for condition in conditions
     ]
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 # On a CPU a small batch's activations stay in the cache: 64 images at once took 1.4 times as
 # long an image (EfficientNet-Lite0 at 112 px).
 FEATURE_BATCH = 16
+_A_TASK = 10**6  # between the numbers of two tasks' episodes
 
 
 def encode_demonstrations(encoder: Any, parts: Sequence[Any], spec: PolicySpec) -> Demonstrations:
@@ -69,18 +70,27 @@ def encode_demonstrations(encoder: Any, parts: Sequence[Any], spec: PolicySpec) 
         features=features,
         proprioception=np.concatenate([part.proprioception for part in parts]),
         actions=np.concatenate([part.actions for part in parts]),
-        episode=np.concatenate([part.episode + 10**6 * i for i, part in enumerate(parts)]),
+        episode=np.concatenate([part.episode + _A_TASK * i for i, part in enumerate(parts)]),
         context=context,
         tokens=tokens,
     )
 
 
 def fit_policy(spec: PolicySpec, demonstrations: Demonstrations) -> dict[str, Any]:
-    """Tensors of a fitted head, and of the read-out that learnt with it."""
+    """Tensors of a fitted head, and of the read-out that learnt with it.
+
+    Args:
+        spec: of the policy.
+        demonstrations: of :func:`encode_demonstrations`; it learns from the first episodes of each
+            task where it says so.
+    """
     from dynaflip.eval.policies.readouts.base import new_reader, reader_state
     from dynaflip.eval.policies.registry import head_settings, policy_head, read_out
 
     settings, reader = head_settings(spec.head, spec.head_settings), None
+    if spec.demonstrations[0].first is not None:
+        rows = _first_rows(demonstrations.episode, [d.shown for d in spec.demonstrations])
+        demonstrations = demonstrations.some(rows)
     if demonstrations.tokens is not None:
         reader = new_reader(
             read_out(spec.readout),
@@ -112,11 +122,13 @@ def fit_end_to_end_policy(spec: PolicySpec, frames: Any) -> dict[str, Any]:
     settings = BehaviourCloningConfig(**spec.head_settings)
     encoder = load(spec.encoder)  # of its own: it is changed in place
     check_encoder(encoder, frames.images[:4])
+    first = spec.demonstrations[0].first
+    rows = slice(None) if first is None else _first_rows(frames.episode, [first])
     encoder, head = fit_end_to_end(
         encoder,
-        frames.images,
-        frames.proprioception if spec.use_proprioception else None,
-        chunks_of(frames.actions, frames.episode, settings.chunk),
+        frames.images[rows],
+        frames.proprioception[rows] if spec.use_proprioception else None,
+        chunks_of(frames.actions[rows], frames.episode[rows], settings.chunk),
         settings,
         EndToEndConfig(**spec.end_to_end),
         mode=spec.adaptation,
@@ -170,6 +182,20 @@ def words_of(spec: PolicySpec) -> Any:
 
     captions = [d.caption for d in spec.demonstrations]
     return embed_captions(captions, LanguageConfig()).numpy()
+
+
+def _first_rows(episode: Any, numbers: Sequence[int]) -> Any:
+    """(M,) int: frames of the first episodes of each task.
+
+    Args:
+        episode: (N,) int, of all frames, in order.
+        numbers: how many episodes of each task.
+    """
+    import numpy as np
+
+    task = episode // _A_TASK
+    chosen = [np.unique(episode[task == i])[:number] for i, number in enumerate(numbers)]
+    return np.flatnonzero(np.isin(episode, np.concatenate(chosen)))
 
 
 def _store_tokens(encoder: Any, batches: Sequence[Any], number: int, scales: int) -> TokenStore:

@@ -35,6 +35,7 @@ def episode_table(jobs: list[EvaluationJob], results: list[JobResult]) -> pl.Dat
                     "encoder": job.policy.encoder.name,
                     "encoder_digest": job.policy.encoder.digest,
                     "proprioception": job.policy.use_proprioception,
+                    "demonstrations": job.policy.demonstrations[0].shown,
                     "seed": job.policy.seed,
                     "task": job.task,
                     "factor": job.condition.factor,
@@ -71,7 +72,12 @@ class Successes:
 
 
 def successes(
-    table: pl.DataFrame, under_test: str, *, proprioception: bool, measure: str = "success_ever"
+    table: pl.DataFrame,
+    under_test: str,
+    *,
+    proprioception: bool,
+    measure: str = "success_ever",
+    demonstrations: int | None = None,
 ) -> Successes:
     """Successes as an array.
 
@@ -80,12 +86,16 @@ def successes(
         under_test: name of an encoder under test or baseline.
         proprioception: of its policies.
         measure: column with the values.
+        demonstrations: that its policies were trained on; None: the most that there are.
 
     Raises:
         UserError: a job is missing or of another number of episodes.
     """
     own = (pl.col("arm") == under_test) & (pl.col("proprioception") == proprioception)
     rows = table.filter(own)
+    if "demonstrations" in rows.columns:  # tables of before have one number of them
+        number = pl.col("demonstrations")
+        rows = rows.filter(number == (number.max() if demonstrations is None else demonstrations))
     keys = ["seed", "task", "factor", "level", "episode"]
     rows = rows.sort(keys)
     tasks = tuple(rows["task"].unique().sort())

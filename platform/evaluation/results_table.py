@@ -32,6 +32,7 @@ SCHEMA = {
     "weights": pl.String,  # URI, folder, or hub id with its commit
     "digest": pl.String,  # of weights and preprocessing
     "proprioception": pl.Boolean,
+    "demonstrations": pl.Int64,  # per task, that the policy was trained on
     "task": pl.String,
     "factor": pl.String,
     "level": pl.Int64,  # 0 where nothing is perturbed
@@ -44,7 +45,9 @@ SCHEMA = {
     "count": pl.Int64,  # initial states, transitions or episodes behind the value
     "chance": pl.Float64,  # what a blind guess gives, where there is one
 }
-_EPISODES = ("arm", "encoder_digest", "proprioception", "task", "factor", "level", "seed")
+_EPISODES = (
+    "arm", "encoder_digest", "proprioception", "demonstrations", "task", "factor", "level", "seed",
+)  # fmt: skip
 
 
 def policy_results(

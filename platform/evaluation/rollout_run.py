@@ -19,6 +19,7 @@ from dynaflip.platform import tracking
 from dynaflip.platform.evaluation.config import RolloutConfig
 from dynaflip.platform.evaluation.encoders_under_test import EncoderUnderTest, info_of
 from dynaflip.platform.evaluation.plan import ROLLOUT_VERSION, EvaluationJob
+from dynaflip.platform.evaluation.protocols import label_of
 from dynaflip.platform.paths import new_run_name
 from dynaflip.renames import current_settings
 
@@ -29,6 +30,7 @@ VERSION_TAG = "rollout_version"
 SIMULATOR_TAG = "simulator"
 TEST_TAG = "test_look"
 FACTORS_TAG = "factors"
+PROTOCOL_TAG = "protocol"
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ def open_rollout_run(
         SIMULATOR_TAG: spec.version(),
         FACTORS_TAG: factors_to_record(spec.factors),
     }
+    if protocol := label_of(config):
+        tags[PROTOCOL_TAG] = protocol
     number = count_test_evaluations(jobs_digest) if config.split == "test" else 0
     if number:
         tags[TEST_TAG] = str(number)

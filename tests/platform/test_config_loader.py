@@ -268,5 +268,6 @@ def test_every_config_that_is_offered_is_read(path: Path) -> None:
         "finetune": RolloutConfig,
         "headline": RolloutConfig,
         "headline_collect": CollectConfig,
+        "unseen_tasks_collect": CollectConfig,
     }
     assert load_config(classes.get(path.stem, PretrainConfig), str(path), {})

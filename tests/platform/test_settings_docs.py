@@ -31,6 +31,7 @@ OF_FILE = {
     "finetune": RolloutConfig,
     "headline": RolloutConfig,
     "headline_collect": CollectConfig,
+    "unseen_tasks_collect": CollectConfig,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -45,9 +46,16 @@ class TokenStore:
         self._values = np.memmap(self._file, np.float16, "r+", shape=(frames, sum(self._sizes)))
         self._scale = np.ones(sum(self._sizes), np.float32)
         self._written = 0
+        self._chosen = np.arange(frames)
 
     def __len__(self) -> int:
-        return len(self._values)
+        return len(self._chosen)
+
+    def some(self, rows: np.ndarray) -> TokenStore:
+        """Chosen frames (M,) int as a store that shares the file, which must be filled."""
+        part = copy.copy(self)
+        part._chosen = self._chosen[rows]
+        return part
 
     def append(self, rows: np.ndarray) -> None:
         """Add rows (B, V) float32.
@@ -71,12 +79,14 @@ class TokenStore:
 
     def rows(self, rows: Tensor) -> Tensor:
         """Chosen frames (B,) int → (B, V) float32."""
-        return torch.from_numpy(self._values[rows.numpy()].astype(np.float32) * self._scale)
+        chosen = self._chosen[rows.numpy()]
+        return torch.from_numpy(self._values[chosen].astype(np.float32) * self._scale)
 
     def columns(self, start: int, stop: int) -> Iterator[Tensor]:
         """Some values of all frames, (B, stop − start) float32 at a time."""
         for first in range(0, len(self), _CHUNK):
-            part = self._values[first : first + _CHUNK, start:stop].astype(np.float32)
+            chosen = self._chosen[first : first + _CHUNK]
+            part = self._values[chosen, start:stop].astype(np.float32)
             yield torch.from_numpy(part * self._scale[start:stop])
 
 

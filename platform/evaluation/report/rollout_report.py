@@ -15,6 +15,7 @@ from dynaflip.platform.evaluation.encoders_under_test import (
     EncoderUnderTest,
     single_seed_notes,
 )
+from dynaflip.platform.evaluation.protocols import change_lines, label_of
 from dynaflip.platform.evaluation.report import rollout_tables
 from dynaflip.platform.evaluation.report.tables import Section
 from dynaflip.platform.evaluation.results import (
@@ -112,9 +113,14 @@ def saliency_section(
 
 
 def facts_of(
-    config: RolloutConfig, tested: list[EncoderUnderTest], table: pl.DataFrame
+    config: RolloutConfig,
+    tested: list[EncoderUnderTest],
+    table: pl.DataFrame,
+    suite: str = "rollouts",
 ) -> dict[str, str]:
     """Settings, code and machine, as the report's head lists them."""
+    protocol = label_of(config, suite)
+    numbers = [*sorted(config.fewer_demonstrations), config.demonstrations]
     spec = environment(config.environment)
     tuned = (
         {}
@@ -122,6 +128,7 @@ def facts_of(
         else {"tuning": _settings_text(asdict(config.end_to_end))}
     )
     return {
+        **({"protocol": protocol} if protocol else {}),
         "encoders": "; ".join(
             f"{entry.name}: {', '.join(e.name for e in entry.encoders)}" for entry in tested
         ),
@@ -139,7 +146,7 @@ def facts_of(
         "levels": ", ".join(map(str, config.levels)),
         "image": f"{config.image_px} px",
         "horizon": f"{config.horizon_steps} steps of 1/{spec.control_hz:g} s",
-        "demonstrations": f"{config.demonstrations} per task, unperturbed",
+        "demonstrations": f"{', '.join(map(str, numbers))} per task, unperturbed",
         "git commit": git_commit(),
         "hardware": hardware(),
     }
@@ -161,6 +168,10 @@ def notes_of(
         f"{config.steps_after_success} steps after it is first solved.",
     ]
     notes.append(COMPARISONS)
+    if config.protocol:
+        notes += [f"protocol {label_of(config)}", *change_lines(config)]
+    if config.unseen != "nothing":
+        notes.append(f"checked: pretraining had none of what is called unseen ({config.unseen})")
     notes += power_lines(config, [entry.name for entry in tested], table, MEASURES[0])
     notes += single_seed_notes(tested)
     if unseen_tasks:

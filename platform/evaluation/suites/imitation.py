@@ -68,6 +68,8 @@ class Imitation(Suite):
         from dynaflip.platform.evaluation.encoders_under_test import info_of
         from dynaflip.platform.evaluation.kept_policies import keep_policies
         from dynaflip.platform.evaluation.plan import prepare
+        from dynaflip.platform.evaluation.protocols import label_of
+        from dynaflip.platform.evaluation.rollout_run import PROTOCOL_TAG
         from dynaflip.platform.evaluation.schedule import (
             compare_with_expert,
             fit_missing,
@@ -82,6 +84,8 @@ class Imitation(Suite):
             "encoder_run_id": info_of(tested[0].encoders[0]).get("mlflow_run_id", ""),
             "perturbation_split": config.split,
         }
+        if protocol := label_of(config, KIND):
+            tags[PROTOCOL_TAG] = protocol
         run = tracking.open_run(config.experiment, new_run_name(KIND), tags)
         with tracking.ending(run):
             run.log_settings(config)
@@ -116,6 +120,7 @@ def imitation_table(
                     "arm": job.under_test,
                     "encoder_digest": job.policy.encoder.digest,
                     "proprioception": job.policy.use_proprioception,
+                    "demonstrations": job.policy.demonstrations[0].shown,
                     "seed": job.policy.seed,
                     "task": job.task,
                     "factor": job.condition.factor,
@@ -139,6 +144,10 @@ def _report(
 ) -> Outcome:
     """Write the report, and log it with the table of moments."""
     from dynaflip.platform.evaluation.encoders_under_test import single_seed_notes
+    from dynaflip.platform.evaluation.report.demonstration_curve import (
+        curve_images,
+        curve_sections,
+    )
     from dynaflip.platform.evaluation.report.encoder_table import encoder_section
     from dynaflip.platform.evaluation.report.html_page import write_report
     from dynaflip.platform.evaluation.report.rollout_report import (
@@ -151,6 +160,9 @@ def _report(
     from dynaflip.platform.paths import home
 
     sections, metrics = _sections(config, tested, table)
+    names, unit = [entry.name for entry in tested], "100 - action error, %"
+    curves, values = curve_sections(config, names, table, AGREEMENT, unit)
+    sections, metrics = curves + sections, metrics | values
     sections.append(encoder_section(tested))
     power = power_lines(config, [entry.name for entry in tested], table, AGREEMENT)
     notes = [*NOTES, COMPARISONS, *power, *single_seed_notes(tested), *kept]
@@ -158,10 +170,10 @@ def _report(
     write_report(
         path,
         title=f"DynaFLIP: action error of policies on {config.encoder}",
-        facts=facts_of(config, tested, table),
+        facts=facts_of(config, tested, table, KIND),
         sections=sections,
         notes=notes,
-        images=[],
+        images=[(c, d) for _, c, d in curve_images(config, names, table, AGREEMENT, unit)],
     )
     text = as_text(sections)
     run.log_metrics(metrics, step=0)

@@ -95,6 +95,10 @@ def _report(
 ) -> Outcome:
     """Write the report, and log it with the episodes."""
     from dynaflip.platform.evaluation.report import rollout_report
+    from dynaflip.platform.evaluation.report.demonstration_curve import (
+        curve_images,
+        curve_sections,
+    )
     from dynaflip.platform.evaluation.report.encoder_table import encoder_section
     from dynaflip.platform.evaluation.report.html_page import write_report
     from dynaflip.platform.evaluation.report.rollout_images import images_of
@@ -106,13 +110,16 @@ def _report(
     unseen_tasks = _unseen_tasks(tested[0], config)
     names = [entry.name for entry in tested]
     sections, metrics = rollout_report.sections_of(config, names, table, unseen_tasks)
+    curves, values = curve_sections(config, names, table, MEASURES[0], "Success %")
+    sections, metrics = curves + sections, metrics | values
     if saliency:
         section, shares = rollout_report.saliency_section(tested, saliency)
         sections.append(section)
         metrics |= shares
     sections.append(encoder_section(tested))
     notes = rollout_report.notes_of(config, tested, table, unseen_tasks, test_evaluation) + kept
-    images = images_of(config, tested, jobs, table, saliency)
+    images = curve_images(config, names, table, MEASURES[0], "success, %")
+    images += images_of(config, tested, jobs, table, saliency)
     path = home() / "reports" / f"{run.run_name}.html"
     write_report(
         path,
