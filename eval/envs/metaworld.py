@@ -5,30 +5,22 @@ Legend of shapes: H, W image height and width in pixels, Q length of ``qpos``.
 World frame: Meta-World's own, metres, z up, the table's top at z = 0. Camera
 frame: OpenCV axes (x right, y down, z forward). Pixel centres lie at +0.5.
 
-Rendering follows what was measured to be fast and exact in software: no shadow
-map, no multisampling and no reflections unless shadows are asked for. The same
-settings serve demonstrations and evaluation.
+What it shares with other MuJoCo simulators is in :mod:`dynaflip.eval.envs.mujoco_scene`.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from dynaflip.errors import UserError
-from dynaflip.eval.envs.base import Env, StepResult
+from dynaflip.eval.envs.base import StepResult
 from dynaflip.eval.envs.metaworld_factors import PARTS
 from dynaflip.eval.envs.metaworld_tasks import ENVIRONMENT
-from dynaflip.eval.envs.mujoco_appearance import MujocoAppearance, robot_and_object_geoms
-from dynaflip.eval.envs.mujoco_factors import camera_path_angles
-from dynaflip.eval.envs.mujoco_renderer import SceneRenderer, load_mujoco
-
-# Mujoco and PyOpenGL choose their backend when they are imported.
-os.environ.setdefault("MUJOCO_GL", "egl")
-os.environ.setdefault("PYOPENGL_PLATFORM", os.environ["MUJOCO_GL"])
+from dynaflip.eval.envs.mujoco_renderer import load_mujoco
+from dynaflip.eval.envs.mujoco_scene import MujocoScene, find_camera, padded
 
 SIM_HINT = f"simulator: Meta-World is not installed; {ENVIRONMENT.install_hint}"
 # Long enough for every task; shorter states are padded with zeros.
@@ -49,7 +41,7 @@ class State:
     mocap_quat: np.ndarray
 
 
-class Scene(Env):
+class Scene(MujocoScene):
     """One Meta-World task under one camera.
 
     Args:
@@ -79,26 +71,16 @@ class Scene(Env):
 
         self.env = make_environment(task)
         self.expert = make_expert(task)
-        self.model, self.data = self.env.model, self.env.data
-        self.camera_id = mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_CAMERA, camera)
-        if self.camera_id < 0:
-            known = ", ".join(self.model.camera(i).name for i in range(self.model.ncam))
-            raise UserError(f"simulator: there is no camera {camera}; known: {known}")
+        model = self.env.model
         if camera.startswith("corner"):
             # Meta-World's corner cameras are upside down. Half a turn about the viewing
             # axis keeps pose and intrinsics true, which flipping the image would not.
-            quat = np.empty(4)
-            mujoco.mju_mulQuat(quat, self.model.cam_quat[self.camera_id], np.array([0.0, 0, 0, 1]))
-            self.model.cam_quat[self.camera_id] = quat
-        self.model.mat_reflectance[:] = 0
-        self._pristine = {name: getattr(self.model, name).copy() for name in _LAYOUT_FIELDS}
-        self.appearance = MujocoAppearance(self.model, self.camera_id, PARTS)
-        mujoco.mj_forward(self.model, self.data)
-        self.unperturbed_camera_pose = self.camera_pose()
+            index, quat = find_camera(model, camera), np.empty(4)
+            mujoco.mju_mulQuat(quat, model.cam_quat[index], np.array([0.0, 0, 0, 1]))
+            model.cam_quat[index] = quat
+        self._pristine = {name: getattr(model, name).copy() for name in _LAYOUT_FIELDS}
         self._observation = np.zeros(0)
-        self._shadows = shadows
-        self._renderers: dict[bool, SceneRenderer] = {}
-        self._use_renderer(shadows)
+        self.show(model, self.env.data, PARTS, shadows=shadows)
 
     # Moving -----------------------------------------------------------------------------
 
@@ -157,8 +139,8 @@ class Scene(Env):
         """``qpos``, ``qvel`` and ``mocap_pose``, padded to one length for all tasks."""
         state = self.state()
         return {
-            "qpos": _padded(state.qpos, QPOS_LENGTH),
-            "qvel": _padded(state.qvel, QVEL_LENGTH),
+            "qpos": padded(state.qpos, QPOS_LENGTH),
+            "qvel": padded(state.qvel, QVEL_LENGTH),
             "mocap_pose": np.concatenate([state.mocap_pos_m, state.mocap_quat]),
         }
 
@@ -189,137 +171,8 @@ class Scene(Env):
         self.data.mocap_pos[0], self.data.mocap_quat[0] = state.mocap_pos_m, state.mocap_quat
         mujoco.mj_forward(self.model, self.data)
 
-    def geom_poses(self) -> tuple[np.ndarray, np.ndarray]:
-        """World poses of all geoms: positions (N, 3) in metres and rotations (N, 3, 3)."""
-        return self.data.geom_xpos.copy(), self.data.geom_xmat.reshape(-1, 3, 3).copy()
-
-    # Seeing -----------------------------------------------------------------------------
-
-    def render(self) -> np.ndarray:
-        """The image: (H, W, 3) uint8."""
-        return self._renderer.rgb()
-
-    def depth_m(self) -> np.ndarray:
-        """Distance along the viewing axis, not along the ray: (H, W) float32 metres."""
-        return self._renderer.rgb_and_depth()[1]
-
-    def rgb_and_depth(self) -> tuple[np.ndarray, np.ndarray]:
-        """Both of one pass, which is much faster than one after the other."""
-        rgb, depth_m = self._renderer.rgb_and_depth()
-        return self.filtered(rgb), depth_m
-
-    def segmentation(self) -> np.ndarray:
-        """Geom id at each pixel: (H, W) int32; −1 sky and sites, −2 − i the i-th distractor."""
-        import mujoco
-
-        ids, kinds = self._renderer.object_ids()
-        geoms = np.where(kinds == mujoco.mjtObj.mjOBJ_GEOM, ids, -1)
-        return np.where(kinds == mujoco.mjtObj.mjOBJ_UNKNOWN, -2 - ids, geoms).astype(np.int32)
-
-    def robot_and_object(self) -> tuple[np.ndarray, np.ndarray]:
-        """Which pixels show the robot, and which the task's objects: two (H, W) bool."""
-        geoms = self.segmentation()
-        robot, objects = robot_and_object_geoms(self.model, PARTS)
-        return np.isin(geoms, robot), np.isin(geoms, objects)
-
-    def bodies(self) -> np.ndarray:
-        """Body id at each pixel: (H, W) int32; 0, the world, for sky and distractors."""
-        import mujoco
-
-        ids, kinds = self._renderer.object_ids()
-        bodies = np.zeros_like(ids)
-        for kind, owner in (
-            (mujoco.mjtObj.mjOBJ_GEOM, self.model.geom_bodyid),
-            (mujoco.mjtObj.mjOBJ_SITE, self.model.site_bodyid),
-        ):
-            chosen = kinds == kind
-            bodies[chosen] = owner[ids[chosen]]
-        return bodies
-
-    def body_poses(self) -> tuple[np.ndarray, np.ndarray]:
-        """World poses of all bodies: positions (N, 3) in metres and rotations (N, 3, 3)."""
-        return self.data.xpos.copy(), self.data.xmat.reshape(-1, 3, 3).copy()
-
-    # Perturbing -------------------------------------------------------------------------
-
-    def restore_appearance(self) -> None:
-        """Undo what factors changed in the model and in what is drawn."""
-        self._upload(self.appearance.restore())
-        self._use_renderer(self._shadows)
-        for renderer in self._renderers.values():
-            renderer.shapes = []
-
-    def appearance_changed(self) -> None:
-        """Upload textures, and show shadows and bodies that factors asked for."""
-        self._upload(self.appearance.changed_textures())
-        self._use_renderer(self._shadows or self.appearance.shadows)
-        self._renderer.shapes = self.appearance.shapes
-
-    def follow_camera_path(self, camera: dict[str, Any], time_s: float) -> None:
-        """Move the camera to where a moving camera's value has it at a time."""
-        self.appearance.move_camera(*camera_path_angles(camera, time_s))
-
-    def intrinsics(self) -> np.ndarray:
-        """Camera matrix (3, 3) float64 in pixels."""
-        fovy = np.deg2rad(self.model.cam_fovy[self.camera_id])
-        focal_px = self.height_px / 2 / np.tan(fovy / 2)
-        return np.array(
-            [[focal_px, 0, self.width_px / 2], [0, focal_px, self.height_px / 2], [0, 0, 1.0]]
-        )
-
-    def camera_pose(self) -> np.ndarray:
-        """Camera → world, (4, 4) float64, OpenCV axes, metres."""
-        import mujoco
-
-        mujoco.mj_camlight(self.model, self.data)
-        pose = np.eye(4)
-        # MuJoCo's cameras look along −z with y up.
-        pose[:3, :3] = self.data.cam_xmat[self.camera_id].reshape(3, 3) * np.array([1.0, -1, -1])
-        pose[:3, 3] = self.data.cam_xpos[self.camera_id]
-        return pose
-
-    def set_camera_pose(self, pose: np.ndarray) -> None:
-        """Move the camera: (4, 4) camera → world, OpenCV axes, metres."""
-        import mujoco
-
-        quat = np.empty(4)
-        mujoco.mju_mat2Quat(quat, (pose[:3, :3] * np.array([1.0, -1, -1])).ravel())
-        self.model.cam_pos[self.camera_id] = pose[:3, 3]
-        self.model.cam_quat[self.camera_id] = quat
-
-    def close(self) -> None:
-        """Free the renderers; the scene cannot be seen afterwards."""
-        for renderer in self._renderers.values():
-            renderer.close()
-        self._renderers.clear()
-
-    # Inside -----------------------------------------------------------------------------
-
-    def _use_renderer(self, shadows: bool) -> None:
-        # One with shadows takes a second to make, and stays beside the one without.
-        if shadows not in self._renderers:
-            self._renderers[shadows] = SceneRenderer(
-                self.model,
-                self.data,
-                height_px=self.height_px,
-                width_px=self.width_px,
-                camera_id=self.camera_id,
-                shadows=shadows,
-            )
-        self._renderer = self._renderers[shadows]
-
-    def _upload(self, texture_ids: list[int]) -> None:
-        for renderer in self._renderers.values():
-            for texture_id in texture_ids:
-                renderer.upload_texture(texture_id)
-
 
 _LAYOUT_FIELDS = ("body_pos", "body_quat", "geom_pos", "geom_quat", "site_pos", "site_quat")
-
-
-def _padded(values: np.ndarray, length: int) -> np.ndarray:
-    assert len(values) <= length, f"{len(values)} coordinates do not fit {length}"
-    return np.pad(values, (0, length - len(values)))
 
 
 def make_environment(task: str) -> Any:

@@ -7,7 +7,8 @@ from pathlib import Path
 from dynaflip.eval.envs.mujoco_appearance import SceneParts
 
 
-def _texture_file(name: str) -> Path:
+def texture_file(name: str) -> Path:
+    """Where a texture of the factors lies: among Meta-World's assets."""
     import metaworld
 
     return Path(metaworld.__file__).parent / "assets" / "textures" / name
@@ -23,7 +24,7 @@ PARTS = SceneParts(
     table_materials=("table_wood",),
     floor_materials=("basic_floor",),
     textures={"table_texture": "T_table", "floor": "T_floor"},
-    texture_file=_texture_file,
+    texture_file=texture_file,
     look_at_distance_m=1.1,  # along corner4's axis: a point above the middle of the table
     distractor_area_m=((-0.1, 0.62), (0.24, 0.95)),
     task_area=_middle_of_the_table,

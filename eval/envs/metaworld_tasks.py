@@ -5,9 +5,8 @@ The phrasings of a task form one caption group, whose name is the task id.
 
 from __future__ import annotations
 
-import os
-
 from dynaflip.eval.envs.base import EnvironmentSpec
+from dynaflip.eval.envs.mujoco_variables import worker_variables
 
 CAPTIONS: dict[str, tuple[str, ...]] = {
     "assembly-v3": (
@@ -157,14 +156,6 @@ _COLLECTED = (
 )
 
 
-def _worker_variables() -> dict[str, str]:
-    renderer = os.environ.get("MUJOCO_GL", "egl")
-    return {
-        "MUJOCO_GL": renderer,
-        "PYOPENGL_PLATFORM": os.environ.get("PYOPENGL_PLATFORM", renderer),
-    }
-
-
 ENVIRONMENT = EnvironmentSpec(
     name="metaworld",
     make="dynaflip.eval.envs.metaworld:Scene",
@@ -201,6 +192,6 @@ ENVIRONMENT = EnvironmentSpec(
     robot="sawyer",
     packages=("metaworld", "mujoco"),
     install_hint="run `pip install 'dynaflip[sim]'`",
-    worker_variables=_worker_variables,
+    worker_variables=worker_variables,
     default=True,
 )
