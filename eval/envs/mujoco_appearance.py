@@ -90,6 +90,8 @@ class MujocoAppearance:
         }
         self._object_geoms, self._object_materials = _object_materials(model, parts)
         self._changed_textures: set[str] = set()
+        # (field, index) → (strength, colour) that is mixed into an object's part.
+        self._object_colours: dict[tuple[str, int], tuple[float, np.ndarray]] = {}
 
     def changed_textures(self) -> list[int]:
         """Ids of the textures that a renderer must upload to show them."""
@@ -107,6 +109,7 @@ class MujocoAppearance:
             self.model.tex_data[where] = self._original_textures[factor]
         uploads = self.changed_textures()
         self._changed_textures.clear()
+        self._object_colours.clear()
         self.shadows, self.shapes = False, []
         return uploads
 
@@ -196,8 +199,24 @@ class MujocoAppearance:
             for index in indices:
                 # Parts of an object keep colours of their own, about the hue that was drawn.
                 target = hue_rgb(hue + rng.uniform(-0.08, 0.08)) * rng.uniform(0.6, 1.0)
+                self._object_colours[field, index] = strength, target
                 rgba = getattr(self.model, field)[index]
                 rgba[:3] += strength * (target - rgba[:3])
+
+    def recolour(self, field: str, index: int, rgba: np.ndarray) -> None:
+        """Give a part another unperturbed colour (4,), under what factors show now.
+
+        Args:
+            field: ``geom_rgba`` or ``mat_rgba``.
+            index: of the geom or material.
+            rgba: as the simulator has it, such as of a button that was pressed.
+        """
+        self._original[field][index] = rgba
+        shown = getattr(self.model, field)[index]
+        shown[:] = rgba
+        if (field, index) in self._object_colours:
+            strength, target = self._object_colours[field, index]
+            shown[:3] += strength * (target - shown[:3])
 
 
 def hue_rgb(hue: float) -> np.ndarray:

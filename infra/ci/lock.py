@@ -21,7 +21,7 @@ def main() -> None:
         report = Path(folder) / "report.json"
         # torch by its exact version, so that the CPU wheel is taken where one is offered.
         command = [f"{folder}/bin/pip", "install", "--quiet", "--dry-run", "--report", str(report)]
-        wanted = ["torch==2.13.0", f"{ROOT}[platform,sim,test,dev]", "setuptools>=77"]
+        wanted = ["torch==2.13.0", f"{ROOT}[platform,sim,ogbench,test,dev]", "setuptools>=77"]
         subprocess.run([*command, *wanted], check=True)
         found = json.loads(report.read_text())["install"]
     # A local build tag (+cpu) names one index's wheel; elsewhere the plain version is right.

@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator
 from python_files import Breach, Source, calls, is_name
 
 # Facts of one simulator: its name, camera, tasks, weights, benchmark and number of actions.
-SIMULATOR = re.compile(r"metaworld|corner[0-9]|-v3\b|sawyer|r3m5|mt10|ACTION_DIM")
-SIMULATOR_MAY_STAND_IN = re.compile(r"eval/envs/metaworld|jobs/configs/|tests/|infra/ci/")
+SIMULATOR = re.compile(
+    r"metaworld|corner[0-9]|-v3\b|sawyer|r3m5|mt10|ACTION_DIM|ogbench|front_pixels|ur5e|ogb[0-9]"
+)
+SIMULATOR_MAY_STAND_IN = re.compile(r"eval/envs/(metaworld|ogbench)|jobs/configs/|tests/|infra/ci/")
 # The table of environments names each of them, in one line.
 TABLE_LINE = re.compile(r'\s*"\w+": "dynaflip\.eval\.envs\.\w+:\w+",')
 TRACKING = "platform/tracking/"
@@ -28,7 +30,7 @@ def check_simulator(sources: list[Source]) -> Iterator[Breach]:
         for number, line in enumerate(source.text.splitlines(), 1):
             found = SIMULATOR.search(line)
             if found and not TABLE_LINE.fullmatch(line):
-                message = f"{found.group()} belongs to eval/envs/metaworld*.py"
+                message = f"{found.group()} belongs to the simulator's files, eval/envs/NAME*.py"
                 yield Breach("simulator", source.name, number, message)
 
 

@@ -20,7 +20,7 @@ FOG, NOTHING = "class:outside_environment:FOG", "class:outside_environment:NOTHI
 
 def test_settings_that_name_no_environment_mean_the_one_marked_as_default() -> None:
     assert DEFAULT_ENVIRONMENT == "metaworld"
-    assert list(ENVIRONMENTS.table) == ["metaworld"]
+    assert list(ENVIRONMENTS.table) == ["metaworld", "ogbench"]
 
 
 def test_what_is_known_of_the_built_in_environment_needs_no_simulator() -> None:

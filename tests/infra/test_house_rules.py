@@ -42,7 +42,7 @@ def test_the_checkout_keeps_the_rules() -> None:
         ("eval/statistics.py", "", "statistics is the name of a standard module"),
         ("eval/logging/a.py", "", "logging is the name of a standard module"),
         ("jobs/torch.py", "", "hides the installed module torch"),
-        ("eval/a.py", "# as in the metaworld suite", "metaworld belongs to eval/envs/metaworld"),
+        ("eval/a.py", "# as in the metaworld suite", "metaworld belongs to the simulator's files"),
         ("eval/envs/base.py", "ACTION_DIM = 4", "ACTION_DIM belongs to"),
         ("platform/a.py", "TASK = 'reach-v3'", "-v3 belongs to"),
         ("platform/a.py", "def f(t):\n    t.client().get_run(1)", ".client(…): only"),
