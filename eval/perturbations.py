@@ -36,8 +36,10 @@ from dynaflip.errors import UserError
 from dynaflip.plugins import CLASS_PREFIX, ExtensionPoint
 
 _MUJOCO = "dynaflip.eval.envs.mujoco_factors"
+_IMAGES = "dynaflip.eval.envs.image_factors"
 
-# Name → where its Factor stands. The order is that of reports.
+# Name → where its Factor stands, in the order of reports: those that change a simulator's scene,
+# then those that change its image, for simulators whose scene nothing here can change.
 FACTOR_TABLE = ExtensionPoint(
     "factor",
     {
@@ -51,10 +53,18 @@ FACTOR_TABLE = ExtensionPoint(
         "object_colour": f"{_MUJOCO}:OBJECT_COLOUR",
         "distractors": f"{_MUJOCO}:DISTRACTORS",
         "shadows": f"{_MUJOCO}:SHADOWS",
+        "crop": f"{_IMAGES}:CROP",
+        "occlusion": f"{_IMAGES}:OCCLUSION",
+        "light": f"{_IMAGES}:LIGHT",
+        "tint": f"{_IMAGES}:TINT",
+        "blur": f"{_IMAGES}:BLUR",
+        "noise": f"{_IMAGES}:NOISE",
     },
     contract="dynaflip.eval.perturbations.Factor",
 )
-FACTORS = tuple(FACTOR_TABLE.table)
+BUILT_IN_FACTORS = tuple(FACTOR_TABLE.table)
+# Of a scene, and of an image.
+FACTORS, IMAGE_SPACE_FACTORS = BUILT_IN_FACTORS[:10], BUILT_IN_FACTORS[10:]
 # Those that every evaluation had before evaluations recorded their list of factors.
 FACTORS_BEFORE_RECORDING = (
     "light_gain",
@@ -192,7 +202,7 @@ def sample(
     Args:
         split: ``pretrain``, ``dev`` or ``test``.
         seed: any integer.
-        factors: which factors to perturb; by default all built-in ones that the split may draw.
+        factors: which factors to perturb; by default all of a scene that the split may draw.
         level: 1 (mild) to 5 (strong) of dev and test; pretraining has no levels.
 
     Returns:

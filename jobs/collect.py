@@ -30,8 +30,11 @@ def main(argv: list[str]) -> int:
     args, config = parse_config(parser, CollectConfig, argv, {})
     output = paths.output_folder(args.output, paths.default_data(), setting="--output")
 
+    from dynaflip.eval.envs.registry import environment
     from dynaflip.platform.demonstrations.collect import collect
 
+    for note in environment(config.environment).notes:
+        print(f"note: {note}")
     outcome = collect(config, output, num_cpus=args.num_cpus)
     for task, (solved, episodes) in outcome.successes.items():
         print(f"  {task:<28} solved {solved} of {episodes}")

@@ -121,13 +121,17 @@ def _compare(argv: list[str]) -> int:
     parser = job_parser("Pair runs of rollouts episode by episode.", "evaluate.py compare")
     parser.add_argument("first", metavar="RUN_A", help="name or id of an MLflow run")
     parser.add_argument("others", metavar="RUN_B", nargs="+", help="runs that it is compared with")
+    parser.add_argument(
+        "--environment", "--env", metavar="NAME",
+        help="the environment that they ran in, where it is a class of your own",
+    )  # fmt: skip
     args = parser.parse_args(argv)
 
     from dynaflip.platform.evaluation.compare import compare_runs
     from dynaflip.platform.evaluation.report.tables import as_text
     from dynaflip.platform.evaluation.report.terminal import show_sections
 
-    sections = compare_runs(args.first, args.others)
+    sections = compare_runs(args.first, args.others, args.environment)
     show_sections(sections, as_text(sections))
     return 0
 

@@ -31,11 +31,21 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--force", metavar="REASON", help="promote without evidence; the reason is recorded"
     )
+    parser.add_argument(
+        "--environment", "--env", metavar="NAME",
+        help="the environment that was evaluated in, where it is a class of your own",
+    )  # fmt: skip
     args, config = parse_config(parser, PromoteConfig, argv, aliases={})
 
     from dynaflip.platform.promotion import promote
 
-    decision = promote(args.name, args.version, force=args.force, needed=config.promotion)
+    decision = promote(
+        args.name,
+        args.version,
+        force=args.force,
+        needed=config.promotion,
+        environment=args.environment,
+    )
     print(decision.explanation)
     return 0 if decision.promoted else 1
 

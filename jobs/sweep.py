@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dynaflip.errors import UserError
-from dynaflip.platform.cli import config_parser, job_parser, parse_config, run_job
+from dynaflip.platform.cli import config_parser, job_parser, parse_config, run_job, short_flags
 from dynaflip.platform.config_loader import flatten, to_dict
 from dynaflip.platform.sweep.config import SweepJobConfig
 from dynaflip.renames import current_key
@@ -112,11 +112,11 @@ def _typed(
         key for flag, key in aliases.items() if getattr(args, flag.replace("-", "_")) is not None
     }
     # A default that is typed counts: the sweep may have begun with another value.
-    flags |= {
-        current_key(SweepJobConfig, word.removeprefix("--").partition("=")[0])
-        for word in argv
-        if word.startswith("--")
-    }
+    short = short_flags(SweepJobConfig)
+    for word in argv:
+        if word.startswith("--"):
+            key = word.removeprefix("--").partition("=")[0]
+            flags |= {current_key(SweepJobConfig, full) for full in short.get(key, (key,))}
     return {k: v for k, v in given.items() if v != default[k] or k in flags}
 
 

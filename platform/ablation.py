@@ -46,6 +46,9 @@ class AblationConfig:
     """Settings of ``jobs/ablate.py``."""
 
     RENAMED: ClassVar[dict[str, str]] = {"arms": "variants"}
+    SHORT: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(
+        ("env", "environment"), ("rollouts.environment",)
+    )
 
     variants: tuple[str, ...] = ()
     """Variants by name; empty takes all."""

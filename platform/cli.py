@@ -41,7 +41,13 @@ class _Parser(argparse.ArgumentParser):
         if self.settings is None:
             return super().format_help()
         width = shutil.get_terminal_size().columns - 2
-        return f"{super().format_help()}\n{help_text(self.settings, width)}\n"
+        short = [
+            f"  --{name:<35} {', '.join(f'--{key}' for key in keys)}"
+            for name, keys in short_flags(self.settings).items()
+        ]
+        stands_for = ["", "short flags and what they stand for:", *short] if short else []
+        lines = [super().format_help(), help_text(self.settings, width), *stands_for, ""]
+        return "\n".join(lines)
 
 
 def job_parser(description: str, prog: str | None = None) -> argparse.ArgumentParser:
@@ -195,22 +201,32 @@ def _read_utf8() -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+def short_flags(cls: type) -> dict[str, tuple[str, ...]]:
+    """Short flag of a job → the dotted keys of all settings that it sets.
+
+    A settings dataclass lists them in ``SHORT: ClassVar[dict[str, tuple[str, ...]]]``.
+    """
+    return getattr(cls, "SHORT", {})
+
+
 def _dotted(words: list[str], cls: type) -> dict[str, str]:
     overrides: dict[str, str] = {}
     words = list(words)
+    short = short_flags(cls)
     while words:
         word = words.pop(0)
         if not word.startswith("--"):
             raise UserError(f"command line: {word!r} belongs to no flag")
         key, equals, value = word[2:].partition("=")
-        if setting_type(cls, current_key(cls, key)) is None:
+        if key not in short and setting_type(cls, current_key(cls, key)) is None:
             # load_config words the error, with the nearest key there is.
             return {key: value}
         if not equals:
             if not words:
                 raise UserError(f"command line: --{key} needs a value")
             value = words.pop(0)
-        if key in overrides:
-            raise UserError(f"command line: --{key} is given twice")
-        overrides[key] = value
+        for full in short.get(key, (key,)):
+            if full in overrides:
+                raise UserError(f"command line: --{full} is given twice")
+            overrides[full] = value
     return overrides

@@ -83,6 +83,8 @@ def load_config(
             _set_entry(values, *entry, value)
             continue
         _set(values, key, current_value(cls, key, value, f"--{key}", warn))
+    if not saved:  # a saved file has all settings
+        values = _with_defaults_of_sections(cls, values)
     # Here, so that a GPU machine without it can train.
     from pydantic import TypeAdapter, ValidationError
 
@@ -239,6 +241,34 @@ def _refuse_unknown(cls: Any, values: dict[str, Any], prefix: str, where: str) -
                     if not isinstance(item, dict):
                         raise UserError(f"{where}: {prefix}{key} is a list of sections")
                     _refuse_unknown(inner, item, f"{prefix}{key}.{number}.", where)
+
+
+def _with_defaults_of_sections(cls: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """Given settings, with what a section's place sets otherwise than the section's own class.
+
+    ``policy: PolicyConfig = field(default_factory=lambda: PolicyConfig(chunk=16))`` has chunk 16
+    also where another of its settings is given.
+    """
+    types = typing.get_type_hints(cls)
+    result = dict(values)
+    for field in dataclasses.fields(cls):
+        section, given = types[field.name], values.get(field.name)
+        if not dataclasses.is_dataclass(section) or not isinstance(given, dict):
+            continue
+        if field.default_factory is not dataclasses.MISSING and field.default_factory != section:
+            here, usual = to_dict(field.default_factory()), to_dict(section())  # type: ignore[operator]
+            result[field.name] = given = _other_values(here, usual) | given
+        result[field.name] = _with_defaults_of_sections(section, given)
+    return result
+
+
+def _other_values(here: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
+    """The plain values that differ; sections within are looked at in their own place."""
+    return {
+        key: value
+        for key, value in here.items()
+        if value != usual.get(key) and not isinstance(value, dict)
+    }
 
 
 def _unknown(key: str, known: list[str], where: str) -> str:

@@ -134,7 +134,12 @@ def _candidate(
 
 
 def promote(
-    name: str, version: str, *, force: str | None = None, needed: PromotionConfig | None = None
+    name: str,
+    version: str,
+    *,
+    force: str | None = None,
+    needed: PromotionConfig | None = None,
+    environment: str | None = None,
 ) -> Decision:
     """Move the alias ``champion`` to a version, if the evidence holds.
 
@@ -143,15 +148,18 @@ def promote(
         version: its number.
         force: a reason for doing it without evidence; it is recorded.
         needed: what the evidence must cover; None: what the headline covers.
+        environment: that was evaluated in, where it is a class of the user's own.
 
     Raises:
         UserError: no such version, or it has not been evaluated on ``test``.
     """
     with comparing():
-        return _promote(name, version, force, needed or PromotionConfig())
+        return _promote(name, version, force, needed or PromotionConfig(), environment)
 
 
-def _promote(name: str, version: str, force: str | None, needed: PromotionConfig) -> Decision:
+def _promote(
+    name: str, version: str, force: str | None, needed: PromotionConfig, environment: str | None
+) -> Decision:
     registry.check_version(name, version)
     present = registry.version_of_alias(name, CHAMPION)
     if present == version:
@@ -162,12 +170,14 @@ def _promote(name: str, version: str, force: str | None, needed: PromotionConfig
         _make_champion(name, version, {"forced": force, "instead_of": present})
         return Decision(True, f"{name} version {version} is champion by force: {force}")
     if needed.suite == OFFLINE:
+        if environment is not None:
+            raise UserError("--environment: the suite offline has none; leave it out")
         return _promote_offline(name, version, present, needed)
-    return _promote_by_rollouts(name, version, present, needed)
+    return _promote_by_rollouts(name, version, present, needed, environment)
 
 
 def _promote_by_rollouts(
-    name: str, version: str, present: str | None, needed: PromotionConfig
+    name: str, version: str, present: str | None, needed: PromotionConfig, environment: str | None
 ) -> Decision:
     """The rule with success in the simulator."""
     from dynaflip.platform.evaluation.compare import paired_groups, shared_proprioception
@@ -175,8 +185,10 @@ def _promote_by_rollouts(
     from dynaflip.platform.evaluation.report.rollout_tables import GIVEN
     from dynaflip.platform.evaluation.results import IN_DISTRIBUTION, OUT_OF_DISTRIBUTION
 
-    mine = _evaluation(name, version)
-    theirs, rival = (mine, BASELINE) if present is None else (_evaluation(name, present), TRAINED)
+    mine, theirs, rival = _evaluation(name, version, environment), None, BASELINE
+    if present is not None:
+        theirs, rival = _evaluation(name, present, environment), TRAINED
+    theirs = theirs or mine
     given = shared_proprioception(mine, theirs)[0]
     groups = paired_groups(mine, theirs, proprioception=given, second_encoder=rival)
     by_name = {one.name: one for one in groups}
@@ -302,7 +314,7 @@ def _check_coverage(
         )
 
 
-def _evaluation(name: str, version: str) -> FinishedEvaluation:
+def _evaluation(name: str, version: str, environment: str | None) -> FinishedEvaluation:
     """The finished evaluation on test of a version's own weights."""
     import polars as pl
 
@@ -317,7 +329,7 @@ def _evaluation(name: str, version: str) -> FinishedEvaluation:
             f"python jobs/evaluate.py --suite rollouts --config jobs/configs/headline.yaml "
             f"--encoder models:/{name}/{version}"
         )
-    evaluation = read_evaluation(tags[RUN_TAG])
+    evaluation = read_evaluation(tags[RUN_TAG], environment)
     run_name = evaluation.run_name
     if evaluation.settings["split"] != "test":
         raise UserError(

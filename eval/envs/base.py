@@ -24,7 +24,8 @@ Adding an environment is one file with both (and the list of its tasks)::
 
 It is named in the settings (``environment``) by ``class:MODULE:ENVIRONMENT``, by an entry point of
 the group ``dynaflip.environment``, or, inside this package, by a file ``eval/envs/NAME_tasks.py``
-that holds ``ENVIRONMENT``: see :mod:`dynaflip.eval.envs.registry`.
+that holds ``ENVIRONMENT``: see :mod:`dynaflip.eval.envs.registry`. Of a Gymnasium environment
+both halves are made by :mod:`dynaflip.eval.envs.gymnasium_spec`.
 
 Only :meth:`Env.reset`, :meth:`Env.step`, :meth:`Env.render` and :meth:`Env.proprioception` are
 needed to roll policies out. What else an environment can do (a scripted expert, depth, restoring a
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 
 # Software rendering and torch would each start a thread a core in every worker.
 _ONE_THREAD = {"LP_NUM_THREADS": "0", "OMP_NUM_THREADS": "1"}
+USUAL_RENDERER = "egl"
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class EnvironmentSpec:
     """One name an entry of the action, all of them in [-1, 1]."""
 
     proprioception_names: tuple[str, ...]
-    """One name an entry of what the robot knows of itself."""
+    """One name an entry of what the robot knows of itself; none where it knows nothing."""
 
     control_hz: float
     """Actions a second."""
@@ -120,6 +122,17 @@ class EnvironmentSpec:
 
     revision: int = 0
     """Raised when the environment's own code changes what is simulated or rendered."""
+
+    origin: tuple[str, ...] = ()
+    """Further entries of :meth:`versions`, such as the digest of a class's source; the registry
+    fills them in."""
+
+    notes: tuple[str, ...] = ()
+    """What a user must know of it, a line each: jobs print them once."""
+
+    action_bounds: tuple[tuple[float, float], ...] = ()
+    """(low, high) of each entry in the simulator's own units, to which [-1, 1] is rescaled; empty
+    where its own are [-1, 1]. Recordings made elsewhere hold actions in these units."""
 
     install_hint: str = ""
     """What to run where a package is missing."""
@@ -194,7 +207,7 @@ class EnvironmentSpec:
             UserError: names the factor, and those that can be had.
         """
         for name in names:
-            if name in perturbations.FACTORS and name not in self.factors:
+            if name in perturbations.BUILT_IN_FACTORS and name not in self.factors:
                 raise UserError(
                     f"{setting}: {self.name} cannot show the factor {name}; "
                     f"it has: {', '.join(self.factors) or 'none'}"
@@ -210,7 +223,7 @@ class EnvironmentSpec:
         return ", ".join(self.versions()) or self.name
 
     def versions(self) -> list[str]:
-        """:meth:`version` entry by entry, each ``NAME VERSION``.
+        """:meth:`version` entry by entry: ``NAME VERSION``, and what else decides the pixels.
 
         Raises:
             UserError: one of the packages is not installed.
@@ -221,7 +234,20 @@ class EnvironmentSpec:
             raise UserError(
                 f"environment: {self.name} needs {error.name}; {self.install_hint}"
             ) from None
-        return versions + ([f"{self.name} revision {self.revision}"] if self.revision else [])
+        if self.revision:
+            versions.append(f"{self.name} revision {self.revision}")
+        renderer = self.renderer()
+        if renderer not in ("", USUAL_RENDERER):  # the usual one went without saying
+            versions.append(f"rendered by {renderer}")
+        if {*self.factors} & {*perturbations.IMAGE_SPACE_FACTORS}:
+            from dynaflip.eval.image_perturbations import IMAGE_VERSION
+
+            versions.append(f"image factors {IMAGE_VERSION}")
+        return [*versions, *self.origin]
+
+    def renderer(self) -> str:
+        """Backend that worker processes render with; empty where there is none to choose."""
+        return self.worker_variables().get("MUJOCO_GL", "")
 
     def worker_environment(self) -> dict[str, str]:
         """Environment variables of a worker process that runs this environment on one CPU."""
@@ -305,6 +331,10 @@ class Env(ABC):
         """Free what the simulator holds; the environment cannot be used afterwards."""
 
     # What it may have ---------------------------------------------------------------------
+
+    def has_expert(self) -> bool:
+        """Whether :meth:`expert_action` acts."""
+        return type(self).expert_action is not Env.expert_action
 
     def expert_action(self) -> np.ndarray:
         """The scripted expert's action (A,) float32 in the present state."""
@@ -393,7 +423,8 @@ class Env(ABC):
         """
         self.spec.check_factors(tuple(values))
         for name in values:
-            if name not in perturbations.FACTORS and name not in self._checked_factors:
+            known = {*perturbations.BUILT_IN_FACTORS, *self._checked_factors}
+            if name not in known:
                 self._checked_factors.add(name)
                 perturbations.check_changes_pixels(self, name)
         self.restore()

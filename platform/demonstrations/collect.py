@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dynaflip.errors import UserError
+from dynaflip.eval.envs.base import EnvironmentSpec
 from dynaflip.eval.envs.registry import environment
 from dynaflip.files import file_lock, replace_folder
 from dynaflip.platform.config_loader import flatten
@@ -59,7 +60,11 @@ def collect(config: CollectConfig, output: str, *, num_cpus: int | None = None) 
 
 def _collect(config: CollectConfig, target: Path, num_cpus: int | None) -> Collected:
     start = time.monotonic()
-    recipe = {"recipe_version": RECIPE_VERSION, "settings": config.recipe()}
+    recipe = {
+        "recipe_version": RECIPE_VERSION,
+        "settings": config.recipe(),
+        "simulator": environment(config.environment).version(),
+    }
     if _is_done(target, recipe):
         return _summary(target, start, recorded_now=0)
     staging = target.with_name(target.name + ".partial")
@@ -92,7 +97,7 @@ def _is_done(target: Path, recipe: dict[str, Any]) -> bool:
             f"output: {target} is there already and was not written by jobs/collect.py; "
             f"choose another --output"
         ) from None
-    if before == recipe:
+    if not _difference(before, recipe):
         return True
     raise UserError(
         f"output: {target} was collected with other settings ({_difference(before, recipe)}); "
@@ -101,9 +106,15 @@ def _is_done(target: Path, recipe: dict[str, Any]) -> bool:
 
 
 def _difference(before: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """What was made otherwise before, in words; empty where it is the same.
+
+    A collection of before simulators were recorded may be of any version of its simulator.
+    """
     if before.get("recipe_version") != wanted["recipe_version"]:
         return f"recipe version {before.get('recipe_version')}, now {wanted['recipe_version']}"
     old, new = flatten(before.get("settings", {})), flatten(wanted["settings"])
+    if before.get("simulator", wanted["simulator"]) != wanted["simulator"]:
+        return f"simulator {before['simulator']}, now {wanted['simulator']}"
     keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     return ", ".join(f"{key} {old.get(key)}, now {new.get(key)}" for key in keys)
 
@@ -126,7 +137,7 @@ def _open_staging(staging: Path, recipe: dict[str, Any]) -> Path:
             f"output: {staging} is there already and was not written by jobs/collect.py "
             f"({min(others)}); choose another --output"
         )
-    if before != recipe and any(path.suffix != ".tmp" for path in folder.glob("*")):
+    if _difference(before, recipe) and any(path.suffix != ".tmp" for path in folder.glob("*")):
         raise UserError(
             f"output: {staging} holds episodes of an unfinished collection with other settings "
             f"({_difference(before, recipe)}); choose another --output, or delete it first"
@@ -156,7 +167,12 @@ def _record_missing(
         return
     spec = environment(config.environment)
     # Fail here, in one line, and not in every worker.
-    spec.open(missing[0].task, height_px=32, width_px=32).close()
+    check_expert(
+        spec,
+        missing[0].task,
+        "so nothing can be collected; give its class a method expert_action, or evaluate your "
+        "recordings with --suite offline --source PATH",
+    )
     from tqdm import tqdm
 
     from dynaflip.platform.actor_pool import ActorPool, TaskQueue
@@ -175,6 +191,25 @@ def _record_missing(
     with pool, bar:
         for _ in pool.run(queue.next, lambda actor, plan: actor.record.remote(plan)):
             bar.update(1)
+
+
+def check_expert(spec: EnvironmentSpec, task: str, consequence: str) -> None:
+    """Refuse an environment whose scripted expert is needed and lacking, or that does not open.
+
+    Args:
+        spec: of the environment.
+        task: that is opened, small.
+        consequence: what follows for the user, and what to do.
+
+    Raises:
+        UserError: see above.
+    """
+    scene = spec.open(task, height_px=32, width_px=32)
+    try:
+        if not scene.has_expert():
+            raise UserError(f"environment: {spec.name} has no scripted expert, {consequence}")
+    finally:
+        scene.close()
 
 
 class Recorder:

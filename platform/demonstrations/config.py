@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from dynaflip.checks import at_least, share, within
 from dynaflip.eval.envs.base import EnvironmentSpec
@@ -20,8 +20,11 @@ class CollectConfig:
     on, so layouts and factors come from ``pretrain``.
     """
 
+    SHORT: ClassVar[dict[str, tuple[str, ...]]] = {"env": ("environment",)}
+
     environment: str = DEFAULT_ENVIRONMENT
-    """The simulator: a built-in one, an installed package's, or class:MODULE:NAME."""
+    """The simulator: a built-in one, an installed package's, gym:ID (any Gymnasium environment), or
+    class:MODULE:NAME. Short: --env."""
 
     tasks: tuple[str, ...] = ()
     """Names of tasks or sets of tasks; empty takes those that the environment recommends."""

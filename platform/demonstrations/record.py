@@ -61,7 +61,8 @@ def _observe(scene: Env, action: np.ndarray) -> dict[str, np.ndarray]:
         frame["rgb"], frame["depth_m"] = scene.rgb_and_depth()
     else:
         frame["rgb"] = scene.rgb()
-    frame["observation.state"] = scene.proprioception()
+    if scene.spec.proprioception_names:
+        frame["observation.state"] = scene.proprioception()
     frame["action"] = action.astype(np.float32)
     if scene.spec.has_depth:
         camera, matrix = scene.camera, scene.intrinsics()

@@ -133,18 +133,21 @@ def paired_groups(
     return paired
 
 
-def compare_runs(first_run: str, other_runs: Sequence[str]) -> list[Section]:
+def compare_runs(
+    first_run: str, other_runs: Sequence[str], environment: str | None = None
+) -> list[Section]:
     """Each run's encoder under test beside the first's, on what the two share.
 
     Args:
         first_run: name or id of an MLflow run.
         other_runs: the runs that it is compared with, one or more.
+        environment: that all of them ran in, where it is a class of the user's own.
 
     Raises:
         UserError: a run is no finished evaluation, or its episodes are no pairs with the first's.
     """
-    first = read_evaluation(first_run)
-    others = [read_evaluation(run) for run in other_runs]
+    first = read_evaluation(first_run, environment)
+    others = [read_evaluation(run, environment) for run in other_runs]
     asked = [shared_proprioception(first, other) for other in others]
     sections = []
     for proprioception in first.settings["proprioception"]:

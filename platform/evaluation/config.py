@@ -55,7 +55,8 @@ class ViewsConfig:
     """Episodes that the evaluation renders itself: layouts that no training has seen."""
 
     environment: str = DEFAULT_ENVIRONMENT
-    """Simulator of the data set: a built-in one, an installed package's, or class:MODULE:NAME."""
+    """Simulator of the data set: a built-in one, an installed package's, gym:ID (any Gymnasium
+    environment), or class:MODULE:NAME. Short: --env."""
 
     tasks: tuple[str, ...] = ()
     """Ids of tasks; empty takes those of the data set."""
@@ -118,6 +119,10 @@ class ProbeSuiteConfig(EvaluationConfig):
     """Settings of the suite ``probes``: retrieval, and linear probes from frozen features."""
 
     ADDED: ClassVar[tuple[str, ...]] = (*EvaluationConfig.ADDED, "encoders")
+    SHORT: ClassVar[dict[str, tuple[str, ...]]] = {
+        "env": ("views.environment",),
+        "environment": ("views.environment",),
+    }
 
     encoders: tuple[str, ...] = ()
     """More encoders that probes are fitted on, beside the initialisation: entries as of the suite
@@ -167,6 +172,7 @@ class RolloutConfig(EvaluationConfig):
         "protocol",
     )
     RENAMED: ClassVar[dict[str, str]] = {"arms": "encoders"}
+    SHORT: ClassVar[dict[str, tuple[str, ...]]] = {"env": ("environment",)}
 
     encoder: str = "models:/dynaflip-encoder@candidate"
     """The encoder under test: a registered version or an encoder's folder. Several, separated by
@@ -184,7 +190,8 @@ class RolloutConfig(EvaluationConfig):
     pooler), the side of the image, the licence. A baseline, a URI or a folder can stand alone."""
 
     environment: str = DEFAULT_ENVIRONMENT
-    """The simulator: a built-in one, an installed package's, or class:MODULE:NAME."""
+    """The simulator: a built-in one, an installed package's, gym:ID (any Gymnasium environment), or
+    class:MODULE:NAME. Short: --env."""
 
     tasks: tuple[str, ...] = ()
     """Names of tasks or sets of tasks; empty takes those that the environment recommends."""
@@ -307,6 +314,8 @@ class RolloutConfig(EvaluationConfig):
 
     def _check_environment(self) -> None:
         spec = environment(self.environment)
+        if not spec.proprioception_names and any(self.proprioception):
+            raise ValueError(f"proprioception: {spec.name} has none; set it to false")
         if not self.tasks:
             object.__setattr__(self, "tasks", spec.tasks_for("evaluate"))
         spec.tasks_of(self.tasks)

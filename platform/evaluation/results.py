@@ -11,7 +11,7 @@ import polars as pl
 from dynaflip.errors import UserError
 from dynaflip.eval.expert_views import ALL_FACTORS, UNPERTURBED
 from dynaflip.eval.intervals.hierarchical_bootstrap import Rate, paired_success, success_rate
-from dynaflip.eval.perturbations import seen_factors, unseen_factors
+from dynaflip.eval.perturbations import BUILT_IN_FACTORS, seen_factors, unseen_factors
 from dynaflip.platform.evaluation.plan import EvaluationJob
 from dynaflip.platform.evaluation.worker import JobResult
 
@@ -118,8 +118,8 @@ def groups(conditions: tuple[tuple[str, int], ...]) -> dict[str, list[tuple[str,
     by_name = {
         IN_DISTRIBUTION: [c for c in conditions if c[0] == UNPERTURBED],
         OUT_OF_DISTRIBUTION: single,
-        SEEN: [c for c in single if c[0] in seen_factors()],
-        UNSEEN: [c for c in single if c[0] in unseen_factors()],
+        SEEN: [c for c in single if c[0] in seen_factors(BUILT_IN_FACTORS)],
+        UNSEEN: [c for c in single if c[0] in unseen_factors(BUILT_IN_FACTORS)],
         TOGETHER: [c for c in conditions if c[0] == ALL_FACTORS],
     }
     return {name: chosen for name, chosen in by_name.items() if chosen}

@@ -13,7 +13,7 @@ import yaml
 
 from dynaflip.errors import UserError
 from dynaflip.eval.envs.base import EnvironmentSpec
-from dynaflip.eval.envs.registry import DEFAULT_ENVIRONMENT, ENVIRONMENTS, environment
+from dynaflip.eval.envs.registry import DEFAULT_ENVIRONMENT, environment, recorded_environment
 from dynaflip.eval.perturbations import factors_to_record, recorded_factors
 from dynaflip.platform import tracking
 from dynaflip.platform.evaluation.config import RolloutConfig
@@ -45,17 +45,18 @@ class FinishedEvaluation:
     rollout_version: str  # of the code's recipe for episodes
     simulator: str  # its packages with versions; empty where it is not recorded
     factors: tuple[str, ...]  # all that the environment had when it was made
+    named: str | None = None  # environment that the user gave as --environment, if any
 
     @property
     def environment(self) -> EnvironmentSpec:
         """The environment that it ran in.
 
         Raises:
-            UserError: it is of no installed package: a store's word runs no code.
+            UserError: it is of no installed package, and the user has not named it: a store's word
+                runs no code. Or they have named another.
         """
         name = self.settings.get("environment", DEFAULT_ENVIRONMENT)
-        spec: EnvironmentSpec = ENVIRONMENTS.resolve(name, "environment", trusted=False)
-        return spec
+        return recorded_environment(name, self.named, f"run {self.run_name}")
 
 
 def open_rollout_run(
@@ -96,8 +97,12 @@ def count_test_evaluations(jobs_digest: str, kind: str = KIND) -> int:
     return len({run.tags.get(JOBS_TAG, run.run_id) for run in runs} | {jobs_digest})
 
 
-def read_evaluation(run: str) -> FinishedEvaluation:
-    """Read a finished evaluation by name or id of its MLflow run.
+def read_evaluation(run: str, named: str | None = None) -> FinishedEvaluation:
+    """Read a finished evaluation.
+
+    Args:
+        run: name or id of its MLflow run.
+        named: environment that the user gave as ``--environment``, where it ran in one of theirs.
 
     Raises:
         UserError: there is no such run, or it is no finished evaluation by rollouts.
@@ -124,4 +129,5 @@ def read_evaluation(run: str) -> FinishedEvaluation:
         tags.get(VERSION_TAG, "1"),  # of runs from before the tag
         tags.get(SIMULATOR_TAG, ""),
         recorded_factors(tags.get(FACTORS_TAG)),
+        named,
     )

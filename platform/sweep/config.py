@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from dynaflip.checks import at_least, one_of
 from dynaflip.eval.envs.registry import DEFAULT_ENVIRONMENT, environment
@@ -26,19 +26,23 @@ METRIC = {
     POLICY: "score/policy_failure_percent",
 }
 
+_USUAL_FACTORS = ("light_gain", "table_colour")
+
 
 @dataclass(frozen=True)
 class PolicyScoreConfig:
     """The objective `policy`: behaviour cloning on the frozen encoder, rolled out."""
 
     environment: str = DEFAULT_ENVIRONMENT
-    """The simulator: a built-in one, an installed package's, or class:MODULE:NAME."""
+    """The simulator: a built-in one, an installed package's, gym:ID (any Gymnasium environment), or
+    class:MODULE:NAME. Short, with that of the views: --env."""
 
     tasks: tuple[str, ...] = ()
     """Names of tasks or sets of tasks; empty takes those that the environment recommends."""
 
-    factors: tuple[str, ...] = ("light_gain", "table_colour")
-    """Factors that are perturbed, one at a time, with values of the `dev` split."""
+    factors: tuple[str, ...] = ()
+    """Factors that are perturbed, one at a time, with values of the `dev` split; empty takes
+    light_gain and table_colour, or the first two of an environment without these."""
 
     level: int = 1
     """Strength of the perturbation, 1…5."""
@@ -59,11 +63,14 @@ class PolicyScoreConfig:
 
     def __post_init__(self) -> None:
         """Validate the settings."""
+        spec = environment(self.environment)
         if not self.factors:
-            raise ValueError("factors: name at least one")
+            usual = tuple(name for name in _USUAL_FACTORS if name in spec.factors)
+            object.__setattr__(self, "factors", usual or spec.factors[:2])
+        if not self.factors:
+            raise ValueError(f"factors: {spec.name} has none of its own; name at least one")
         if not self.tasks:
-            tasks = environment(self.environment).tasks_for("sweep")
-            object.__setattr__(self, "tasks", tasks)
+            object.__setattr__(self, "tasks", spec.tasks_for("sweep"))
         self.rollouts()
 
     def recipe(self) -> dict[str, Any]:
@@ -224,6 +231,11 @@ class SweepConfig:
 class SweepJobConfig(PretrainConfig):
     """Settings of ``jobs/sweep.py``: those of pretraining, which every trial starts from, and the
     sweep's own in the section `sweep`."""
+
+    SHORT: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(
+        ("env", "environment"),
+        ("sweep.score.views.environment", "sweep.score.policy.environment"),
+    )
 
     sweep: SweepConfig = field(default_factory=SweepConfig)
 

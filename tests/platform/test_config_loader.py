@@ -271,3 +271,28 @@ def test_every_config_that_is_offered_is_read(path: Path) -> None:
         "unseen_tasks_collect": CollectConfig,
     }
     assert load_config(classes.get(path.stem, PretrainConfig), str(path), {})
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A section whose place sets other defaults than its class."""
+
+    SHORT: ClassVar[dict[str, tuple[str, ...]]] = {"w": ("own.part.weight", "plain.weight")}
+
+    own: Whole = field(default_factory=lambda: Whole(steps=9, part=Part(names=("here",))))
+    plain: Part = field(default_factory=Part)
+
+
+def test_a_place_keeps_its_own_defaults_where_another_of_its_settings_is_given() -> None:
+    config = load_config(Placed, None, {"own.rate": "0.5"})
+    assert (config.own.steps, config.own.rate) == (9, 0.5)
+    assert load_config(Placed, None, {"own.steps": "3"}).own.steps == 3
+
+
+def test_a_short_flag_sets_all_that_it_stands_for() -> None:
+    _, config = parse_config(config_parser("", Placed), Placed, ["--w", "4"], {})
+    assert (config.own.part.weight, config.plain.weight) == (4.0, 4.0)
+    assert config.own.steps == 9
+    with pytest.raises(UserError, match=r"--plain\.weight is given twice"):
+        parse_config(config_parser("", Placed), Placed, ["--w", "4", "--plain.weight=2"], {})
+    assert "--own.part.weight, --plain.weight" in config_parser("", Placed).format_help()

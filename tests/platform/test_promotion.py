@@ -41,6 +41,7 @@ def evaluated(
     factors: tuple[str, ...] = FACTORS,
     level: int = 3,
     recorded: str | None = None,
+    simulator: str | None = None,
 ) -> tuple[str, str]:
     """A registered version and the run that found it to succeed that often on ``test``.
 
@@ -56,6 +57,7 @@ def evaluated(
         EPISODES_FILE,
         FACTORS_TAG,
         KIND,
+        SIMULATOR_TAG,
         VERSION_TAG,
     )
     from dynaflip.platform.promotion import RUN_TAG
@@ -90,6 +92,7 @@ def evaluated(
                     ]  # fmt: skip
     tags = {"kind": KIND, VERSION_TAG: ROLLOUT_VERSION}
     tags |= {} if recorded is None else {FACTORS_TAG: recorded}
+    tags |= {} if simulator is None else {SIMULATOR_TAG: simulator}
     run = tracking.open_run("dynaflip-evaluate", f"policies-{number}", tags)
     run.log_settings(config)
     pl.DataFrame(rows).write_parquet(folder / EPISODES_FILE)
@@ -215,3 +218,48 @@ def test_runs_whose_episodes_are_no_pairs_are_refused(store: Path) -> None:
         client().set_tag(run_id, SIMULATOR_TAG, simulator)
     with pytest.raises(UserError, match=r"rolled out in mujoco 3.2.0, policies-1 in mujoco 3.3.0"):
         compared(mine, theirs)
+
+
+def test_versions_of_another_simulator_or_environment_are_no_pairs(store: Path) -> None:
+    from dynaflip.platform.promotion import promote
+
+    old, old_run = evaluated(store, inside=0.5, outside=0.4, simulator="metaworld 3.0")
+    assert promote(NAME, old).promoted
+    new, new_run = evaluated(store, inside=0.5, outside=0.6, simulator="metaworld 3.1")
+    both = r"in metaworld 3\.\d, .* in metaworld 3\.\d: their episodes are no pairs"
+    with pytest.raises(UserError, match=both):
+        promote(NAME, new)
+    with pytest.raises(UserError, match=both):
+        compared(old_run, new_run)
+    assert champion() == old
+
+
+def test_a_class_of_the_users_own_is_promoted_where_they_name_it_again(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dynaflip.platform.evaluation.compare import compare_runs
+    from dynaflip.platform.promotion import promote
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "eval"))
+    own = "class:outside_environment:ENVIRONMENT"
+    config = RolloutConfig(
+        split="test", environment=own, all_at_once=False, baselines=("initialization",)
+    )
+    fog = ("class:outside_environment:FOG",)
+    made = {"config": config, "tasks": ("reach",), "factors": fog, "recorded": ",".join(fog)}
+    first, first_run = evaluated(store, inside=0.5, outside=0.5, **made)
+    second, second_run = evaluated(store, inside=0.5, outside=0.9, **made)
+    line = f"if it is yours, add --environment {own}"
+    for attempt in (
+        lambda: promote(NAME, first),
+        lambda: compare_runs(first_run, [second_run]),
+    ):
+        with pytest.raises(UserError, match=line):
+            attempt()
+    with pytest.raises(UserError, match=f"ran in {own}, not in metaworld"):
+        promote(NAME, first, environment="metaworld")
+    with pytest.raises(UserError, match=f"ran in {own}, not in metaworld"):
+        compare_runs(first_run, [second_run], "metaworld")
+    assert compare_runs(second_run, [first_run], own)
+    assert promote(NAME, second, environment=own).promoted
+    assert champion() == second
