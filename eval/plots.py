@@ -1,7 +1,12 @@
-"""Figures of an evaluation: error by factor, retrieval against chance, examples."""
+"""Figures of an evaluation: gain by factor, heat map, error by factor, retrieval, examples.
+
+Colours differ in lightness too, and what a colour says is written or drawn beside it, so that
+figures survive a grey print.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +32,122 @@ SCOPE_NAMES = {
     "task_swapped": "same task, other clip's condition",
 }
 _COLOURS = ("#1b7f79", "#d08a2e")
+SERIES_COLOURS = ("#14506b", "#d08a2e", "#7a9e3f", "#b3476b", "#8a8a8a", "#7d6bb5", "#333333")
+_MARKERS = "osD^vPX"
+_MOST_SERIES = len(_MARKERS)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How much better an encoder is than another one, with its 95 % interval."""
+
+    row: str  # group of conditions or factor
+    baseline: str
+    value: float  # above 0 is better, in the figure's unit
+    low: float  # NaN where there is no interval
+    high: float
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval leaves out 0."""
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """Values by row and column; NaN where nothing was measured."""
+
+    title: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    values: np.ndarray  # (rows, columns)
+    signed: bool  # differences, around 0
+
+
+def gain_figure(gains: list[Gain], unit: str, title: str) -> Any:
+    """Gain by factor: a point with its interval for each baseline, filled where it leaves out 0.
+
+    Args:
+        gains: rows in the order that they are drawn, from the top.
+        unit: of the values, for the axis.
+        title: above the figure.
+
+    Returns:
+        A matplotlib figure.
+    """
+    from matplotlib.figure import Figure
+
+    rows = list(dict.fromkeys(gain.row for gain in gains))
+    baselines = list(dict.fromkeys(gain.baseline for gain in gains))[:_MOST_SERIES]
+    height = 1.5 + len(rows) * (0.24 + 0.16 * len(baselines))
+    figure = Figure(figsize=(9.5, height), layout="constrained")
+    panel = figure.subplots()
+    for index, baseline in enumerate(baselines):
+        own = [gain for gain in gains if gain.baseline == baseline]
+        offset = 0.7 * ((index + 0.5) / len(baselines) - 0.5)
+        for gain in own:
+            place, colour = rows.index(gain.row) + offset, SERIES_COLOURS[index]
+            if np.isfinite(gain.low):
+                panel.plot([gain.low, gain.high], [place, place], color=colour, linewidth=1.8)
+            panel.plot(
+                gain.value, place, _MARKERS[index], color=colour, markersize=7,
+                markerfacecolor=colour if gain.clear else "white",
+            )  # fmt: skip
+        panel.plot([], [], _MARKERS[index], color=SERIES_COLOURS[index], label=f"over {baseline}")
+    panel.axvline(0, color="black", linewidth=1)
+    panel.set_yticks(np.arange(len(rows)), rows)
+    panel.set_ylim(len(rows) - 0.5, -0.5)
+    for place in np.arange(len(rows) - 1) + 0.5:
+        panel.axhline(place, color="#dddddd", linewidth=0.8)
+    panel.grid(axis="x", alpha=0.3)
+    panel.set_xlabel(f"gain, {unit} (right of 0 is better); filled where the interval leaves out 0")
+    panel.set_title(title, loc="left", fontsize=11)
+    figure.legend(*panel.get_legend_handles_labels(), loc="outside upper right",
+                  ncol=min(len(baselines), 3), frameon=False)  # fmt: skip
+    return figure
+
+
+def gain_words(gains: list[Gain], unit: str) -> str:
+    """The figure in words, for those who cannot see it."""
+    told = []
+    for gain in gains:
+        ends = f" [{gain.low:+.1f}, {gain.high:+.1f}]" if np.isfinite(gain.low) else ""
+        told.append(f"{gain.row}, over {gain.baseline}: {gain.value:+.1f}{ends}")
+    return f"Gain in {unit}. " + "; ".join(told)
+
+
+def heat_figure(maps: list[HeatMap]) -> Any:
+    """Values as colours and numbers, a panel a map.
+
+    Returns:
+        A matplotlib figure.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    width = sum(1.4 + 0.95 * len(one.columns) for one in maps)
+    rows = max(len(one.rows) for one in maps)
+    figure = Figure(figsize=(max(6.0, 1.6 + width), 1.5 + 0.42 * rows), layout="constrained")
+    panels = figure.subplots(1, len(maps), squeeze=False, sharey=True)[0]
+    for panel, one in zip(panels, maps, strict=True):
+        most = max(float(np.nanmax(np.abs(one.values), initial=0)), 5.0)
+        low, high = (-most, most) if one.signed else (0.0, 100.0)
+        colours = colormaps["PuOr_r" if one.signed else "cividis"]
+        panel.imshow(one.values, colours, vmin=low, vmax=high, aspect="auto")
+        for (row, column), value in np.ndenumerate(one.values):
+            if not np.isfinite(value):
+                continue
+            shade = colours((value - low) / (high - low))
+            dark = 0.299 * shade[0] + 0.587 * shade[1] + 0.114 * shade[2] < 0.5
+            text = f"{value:+.0f}" if one.signed else f"{value:.0f}"
+            panel.text(column, row, text, ha="center", va="center",
+                       color="white" if dark else "black")  # fmt: skip
+        panel.set_xticks(np.arange(len(one.columns)), one.columns, rotation=30, ha="right")
+        panel.set_title(one.title, fontsize=11)
+        panel.tick_params(length=0)
+        panel.spines[:].set_visible(False)
+    panels[0].set_yticks(np.arange(len(maps[0].rows)), maps[0].rows)
+    return figure
 
 
 def condition_name(condition: str) -> str:

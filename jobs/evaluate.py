@@ -147,6 +147,8 @@ def _show(outcome: Outcome) -> None:
     from dynaflip.platform.evaluation.report.terminal import show_sections
 
     show_sections(outcome.sections, outcome.table)
+    for line in outcome.verdict:
+        print(line)
     for note in outcome.notes:
         print(note)
     if outcome.report is not None:

@@ -25,6 +25,7 @@ class Outcome:
     episodes: pl.DataFrame | None = None  # a row per episode, where the suite has any
     sections: list[Section] = field(default_factory=list)  # of the table, where they are known
     results: Path | None = None  # Parquet, a row per encoder, task, factor, level, seed and metric
+    verdict: list[str] = field(default_factory=list)  # sentences, the most important first
 
     def rows(self) -> pl.DataFrame:
         """The episodes of a suite that has them."""

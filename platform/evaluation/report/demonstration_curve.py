@@ -13,6 +13,7 @@ import polars as pl
 
 from dynaflip.platform.evaluation.config import RolloutConfig
 from dynaflip.platform.evaluation.encoders_under_test import EXPERT, RANDOM_POLICY, TRAINED
+from dynaflip.platform.evaluation.report.html_page import ReportImage, png_of
 from dynaflip.platform.evaluation.report.rollout_tables import GIVEN, percent, points
 from dynaflip.platform.evaluation.report.tables import Section
 from dynaflip.platform.evaluation.results import (
@@ -113,20 +114,18 @@ def curve_sections(
 
 def curve_images(
     config: RolloutConfig, names: list[str], table: pl.DataFrame, measure: str, unit: str
-) -> list[tuple[str, str, bytes]]:
-    """(file name, caption, bytes) of the figure; nothing where there is one number.
+) -> list[ReportImage]:
+    """The figure; nothing where there is one number.
 
     Args:
         config, names, table, measure, unit: as of :func:`curve_sections`.
     """
-    from dynaflip.platform.evaluation.report.html_page import png_of
-
     curve = curve_of(config, names, table, measure, proprioception=config.proprioception[0])
     if not curve:
         return []
-    return [
-        ("demonstrations.png", f"{unit} by number of demonstrations", png_of(_drawn(curve, unit)))
-    ]
+    caption = f"{unit} by number of demonstrations"
+    drawn = png_of(_drawn(curve, unit))
+    return [ReportImage("demonstrations.png", caption, drawn, "By number of demonstrations")]
 
 
 def _drawn(curve: Curve, unit: str) -> Any:

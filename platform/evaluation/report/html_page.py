@@ -1,27 +1,70 @@
-"""The report of an evaluation as one HTML file that needs no other file."""
+"""The report of an evaluation as one HTML file that needs no other file and no network.
+
+Verdict first, then figures, what they rest on in images, and tables last.
+"""
 
 from __future__ import annotations
 
 import base64
 import html
 import io
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
+from dynaflip.files import write_file
 from dynaflip.platform.evaluation.report.tables import Section
 
+# Images that play or fail may take so much of a page; what is beyond it is in MLflow alone.
+IMAGE_BUDGET_BYTES = 6_000_000
+
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1100px; color: #222 }
+:root { color-scheme: light }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; padding: 0 1rem;
+       max-width: 1100px; color: #222; background: #fff }
+h1 { font-size: 1.25rem; font-weight: 500; color: #4a5260; margin: 0 }
+h2 { font-size: 1.15rem; margin: 2rem 0 .5rem } h3 { font-size: 1rem; margin: 1.2rem 0 .3rem }
+.verdict { font-size: 1.3rem; font-weight: 600; line-height: 1.4; margin: .6rem 0;
+           padding: .7rem 1rem; background: #eef3fa; border-left: 5px solid #14506b }
+.scroll { overflow-x: auto }
 table { border-collapse: collapse; margin: 0 0 1.5rem; font-variant-numeric: tabular-nums }
-td, th { padding: .25rem .9rem; text-align: right; border-bottom: 1px solid #ddd }
-td:first-child, th:first-child { text-align: left }
-img { max-width: 100% } .facts td { text-align: left } h2 { margin-top: 2rem }
+td, th { padding: .25rem .9rem .25rem 0; text-align: right; border-bottom: 1px solid #ddd }
+td:first-child, th:first-child, .facts td { text-align: left }
+figure { margin: .5rem 0 1.2rem; break-inside: avoid }
+figure img { max-width: 100%; height: auto }
+figcaption, .notes { color: #4a5260; font-size: .92rem }
+.columns { display: grid; grid-auto-columns: 1fr; grid-auto-flow: column; text-align: center;
+           font-size: .85rem }
+.side img { width: 100%; image-rendering: auto } .side { max-width: calc(170px * var(--parts)) }
+.tiles { display: flex; flex-wrap: wrap; gap: .8rem } .tiles figure { width: 165px; margin: 0 }
+.tiles img { width: 100% }
+@media print {
+  @page { margin: 12mm }
+  body { margin: 0; padding: 0; max-width: none; font-size: 10pt }
+  .scroll { overflow: visible } table { width: 100%; font-size: 7.5pt }
+  td, th { padding: .15rem .4rem .15rem 0; overflow-wrap: anywhere } tr { break-inside: avoid }
+  h2, h3 { break-after: avoid } .verdict { background: none }
+}
 """
 
-_KINDS = {b"\x89PN": "png", b"GIF": "gif"}
+_KINDS = {b"\x89PN": "png", b"GIF": "gif", b"RIF": "webp"}
+
+
+@dataclass(frozen=True)
+class ReportImage:
+    """An image of a report, which is an artifact of the run too."""
+
+    name: str  # file name in MLflow
+    caption: str
+    data: bytes  # PNG, JPEG, GIF or WebP
+    heading: str = ""  # of the part that begins with it
+    alt: str = ""  # what it shows, in words; the caption by default
+    columns: tuple[str, ...] = ()  # names below equal parts of it, from the left
+    tile: bool = False  # small, several in a row
 
 
 def png_of(figure: Any) -> bytes:
@@ -40,36 +83,93 @@ def write_report(
     path: Path,
     *,
     title: str,
+    verdict: Sequence[str],
     facts: dict[str, str],
-    sections: list[Section],
-    notes: list[str],
-    images: list[tuple[str, bytes]],
+    sections: Sequence[Section],
+    notes: Sequence[str],
+    images: Sequence[ReportImage],
 ) -> None:
     """Write the report.
 
     Args:
         path: of the HTML file; its folder is made.
         title: heading.
-        facts: what was scored, name to value.
-        sections: of the table.
+        verdict: sentences: what was found, then what else was.
+        facts: what was evaluated, name to value.
+        sections: of the tables.
         notes: remarks, a line each.
-        images: (caption, bytes of a PNG, JPEG or GIF).
+        images: in their order; figures first.
     """
-    parts = [f"<!doctype html><html lang=en><meta charset=utf-8><title>{_e(title)}</title>"]
-    parts.append(f"<style>{_STYLE}</style><h1>{_e(title)}</h1>")
-    rows = "".join(f"<tr><td>{_e(k)}<td>{_e(v)}" for k, v in facts.items())
-    parts.append(f"<table class=facts>{rows}</table>")
+    parts = [
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{_e(title)}</title><style>{_STYLE}</style></head><body><h1>{_e(title)}</h1>"
+    ]
+    if verdict:
+        parts.append(f'<p class="verdict">{_e(verdict[0])}</p>')
+        parts += [f"<p>{_e(line)}</p>" for line in verdict[1:]]
+    parts += _images(images)
+    if notes:
+        parts.append("<h2>How to read this</h2>")
+        parts += [f'<p class="notes">{_e(note)}</p>' for note in notes]
+    parts.append("<h2>Tables</h2>")
     for section in sections:
-        head = "".join(f"<th>{_e(name)}" for name in section.columns)
-        body = "".join("<tr>" + "".join(f"<td>{_e(cell)}" for cell in row) for row in section.rows)
-        parts.append(f"<h2>{_e(section.title)}</h2><table><tr>{head}{body}</table>")
-    parts.append("".join(f"<p>{_e(note)}</p>" for note in notes))
-    for caption, data in images:
-        kind = _KINDS.get(data[:3], "jpeg")
-        source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-        parts.append(f'<h2>{_e(caption)}</h2><img alt="{_e(caption)}" src="{source}">')
+        head = "".join(f"<th>{_e(name)}</th>" for name in section.columns)
+        parts.append(f"<h3>{_e(section.title)}</h3>{_table(section.rows, head)}")
+    parts.append("<h2>What was evaluated</h2>")
+    parts.append(_table([[k, v] for k, v in facts.items()], "", "facts"))
+    parts.append("</body></html>\n")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(parts), encoding="utf-8")
+    write_file(path, "\n".join(parts).encode())
+
+
+def _table(rows: Sequence[Sequence[str]], head: str, kind: str = "") -> str:
+    body = "".join(
+        "<tr>" + "".join(f"<td>{_e(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    first = f"<tr>{head}</tr>" if head else ""
+    return f'<div class="scroll"><table class="{kind}">{first}{body}</table></div>'
+
+
+def _images(images: Sequence[ReportImage]) -> list[str]:
+    """Figures with captions; tiles that follow each other stand in rows."""
+    parts: list[str] = []
+    used, left_out, in_tiles = 0, 0, False
+    for image in images:
+        used += len(image.data)
+        if used > IMAGE_BUDGET_BYTES:
+            left_out += 1
+            continue
+        if in_tiles and (image.heading or not image.tile):
+            parts.append("</div>")
+            in_tiles = False
+        if image.heading:
+            parts.append(f"<h2>{_e(image.heading)}</h2>")
+        if image.tile and not in_tiles:
+            parts.append('<div class="tiles">')
+            in_tiles = True
+        parts.append(_figure(image))
+    if in_tiles:
+        parts.append("</div>")
+    if left_out:
+        parts.append(
+            f'<p class="notes">{left_out} more images are in the MLflow run, below images/: this '
+            f"page holds {IMAGE_BUDGET_BYTES // 10**6} MB of them.</p>"
+        )
+    return parts
+
+
+def _figure(image: ReportImage) -> str:
+    kind = _KINDS.get(image.data[:3], "jpeg")
+    source = f"data:image/{kind};base64,{base64.b64encode(image.data).decode()}"
+    img = f'<img alt="{_e(image.alt or image.caption)}" src="{source}">'
+    names = "".join(f"<span>{_e(name)}</span>" for name in image.columns)
+    if names:
+        img = (
+            f'<div class="side" style="--parts: {len(image.columns)}">{img}'
+            f'<div class="columns">{names}</div></div>'
+        )
+    return f"<figure>{img}<figcaption>{_e(image.caption)}</figcaption></figure>"
 
 
 def _e(text: str) -> str:

@@ -5,7 +5,7 @@ Legend of shapes: S policies, C conditions, E held-out episodes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,20 @@ from dynaflip.eval.intervals.hierarchical_bootstrap import Rate
 from dynaflip.eval.intervals.holm import family_verdicts
 from dynaflip.eval.intervals.ranking import probability_best
 from dynaflip.eval.metrics.action_scale import explained_share
-from dynaflip.eval.plots import condition_name
+from dynaflip.eval.plots import Gain, condition_name, gain_figure, gain_words
 from dynaflip.platform.evaluation.encoders_under_test import NO_IMAGE, TRAINED
+from dynaflip.platform.evaluation.report.gains import main_baseline
+from dynaflip.platform.evaluation.report.html_page import ReportImage, png_of
 from dynaflip.platform.evaluation.report.tables import Section
+from dynaflip.platform.evaluation.report.verdict import (
+    ACTION_ERROR,
+    alone,
+    counted,
+    finding_of,
+    sentence,
+    spoken,
+    subject_name,
+)
 from dynaflip.platform.evaluation.results import IN_DISTRIBUTION, OUT_OF_DISTRIBUTION, TOGETHER
 from dynaflip.platform.evaluation.results_table import SCHEMA
 
@@ -30,6 +41,8 @@ TITLES = {
     OUT_OF_DISTRIBUTION: "perturbed, mean over single factors",
     TOGETHER: "all perturbations at once",
 }
+# Groups in the verdict's sentence.
+WHERE = {IN_DISTRIBUTION: "held-out episodes as recorded", OUT_OF_DISTRIBUTION: "perturbed images"}
 COLUMNS = (
     "", "action error, sigma", "variance explained, %", f"this - {TRAINED}, sigma",
     "verdict", "verdict, Holm", "best of all, %",
@@ -128,6 +141,74 @@ def condition_section(table: pl.DataFrame) -> Section:
         label = condition_name(factor) + (f", level {level}" if level else "")
         section.rows.append([label, *(_text(compared[name].error) for name in names)])
     return section
+
+
+def verdict_of(table: pl.DataFrame, encoder: str, data: str, split: str) -> list[str]:
+    """What was found, in sentences: perturbed images first, and the initialisation if it is there.
+
+    Args:
+        table: a row per policy, condition and episode.
+        encoder: setting of the encoder under test.
+        data: name of the data set.
+        split: of the perturbations.
+    """
+    names = [
+        n for n in table["encoder"].unique(maintain_order=True) if n not in (TRAINED, NO_IMAGE)
+    ]
+    main = main_baseline(names, TRAINED)
+    found = groups_of(table)
+    lines: list[str] = []
+    for group in (OUT_OF_DISTRIBUTION, IN_DISTRIBUTION):
+        if group not in found:
+            continue
+        compared = compare(table, found[group])
+        together = _holm(table, found[group], compared)
+        where = f"on {data}'s {WHERE[group]}" + (f" ({split})" if group != IN_DISTRIBUTION else "")
+        policies = table.filter(pl.col("encoder") == TRAINED)["seed"].n_unique()
+        design = f"{counted(compared[TRAINED].error.clusters, 'held-out episode')}, "
+        design += counted(policies, "policy", "policies")
+        for name in sorted(names, key=lambda name: name != main):
+            gap = compared[name].gap
+            assert gap is not None, "all but the one under test have a gap"
+            told = finding_of(
+                gap, where=where, subject=subject_name(encoder), other=name, design=design, scale=1
+            )
+            if len(names) > 1:
+                told = replace(told, corrected=together.get(name), comparisons=len(names))
+            lines.append(sentence(told, ACTION_ERROR))
+        if not names:
+            error = _text(compared[TRAINED].error)
+            told_alone = f"has an action error of {error} sigma"
+            lines.append(alone(where, subject_name(encoder), told_alone, design))
+    return lines
+
+
+def figures_of(table: pl.DataFrame) -> list[ReportImage]:
+    """Gain by perturbation, and the errors themselves."""
+    gains = []
+    for label, conditions in _rows(table).items():
+        for name, one in compare(table, conditions).items():
+            if one.gap is not None and name != NO_IMAGE:
+                gains.append(Gain(label, spoken(name), one.gap.value, one.gap.low, one.gap.high))
+    made = []
+    if gains:
+        figure = png_of(gain_figure(gains, "sigma of action error", "Gain by perturbation"))
+        caption = "Points are means over held-out episodes, lines their 95 % intervals."
+        words = gain_words(gains, "sigma of action error")
+        made.append(ReportImage("gains.png", caption, figure, "Gain by perturbation", words))
+    errors = png_of(error_figure(table))
+    caption = "Action error by condition; lower is better."
+    made.append(ReportImage("action_error.png", caption, errors, "Action error by condition"))
+    return made
+
+
+def _rows(table: pl.DataFrame) -> dict[str, list[Pair]]:
+    """Groups of conditions, then each perturbation over its levels."""
+    found = groups_of(table)
+    rows = {TITLES[group]: conditions for group, conditions in found.items()}
+    for factor, level in found.get(OUT_OF_DISTRIBUTION, []):
+        rows.setdefault(condition_name(factor), []).append((factor, level))
+    return rows
 
 
 def error_figure(table: pl.DataFrame) -> Any:

@@ -17,7 +17,9 @@ from dynaflip.platform.evaluation.encoders_under_test import (
 )
 from dynaflip.platform.evaluation.protocols import change_lines, label_of
 from dynaflip.platform.evaluation.report import rollout_tables
+from dynaflip.platform.evaluation.report.gains import verdict_lines
 from dynaflip.platform.evaluation.report.tables import Section
+from dynaflip.platform.evaluation.report.verdict import SUCCESS, Wording, subject_name
 from dynaflip.platform.evaluation.results import (
     MEASURES,
     Successes,
@@ -77,6 +79,30 @@ def sections_of(
             section.title += f" ({rollout_tables.GIVEN[proprioception]})"
         sections += shown
     return sections, metrics
+
+
+def verdict_of(
+    config: RolloutConfig,
+    names: list[str],
+    table: pl.DataFrame,
+    measure: str = MEASURES[0],
+    wording: Wording = SUCCESS,
+) -> list[str]:
+    """What was found, in sentences, of the first of ``config.proprioception``.
+
+    Args:
+        config: what was evaluated.
+        names: of the encoders under test.
+        table: a row per episode.
+        measure: column of the values.
+        wording: of the measure.
+    """
+    given = config.proprioception[0]
+    by_name = {
+        name: successes(table, name, proprioception=given, measure=measure) for name in names
+    }
+    subject = subject_name(config.encoder)
+    return verdict_lines(by_name, TRAINED, subject=subject, split=config.split, wording=wording)
 
 
 def saliency_section(

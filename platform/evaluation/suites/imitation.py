@@ -150,12 +150,18 @@ def _report(
     )
     from dynaflip.platform.evaluation.report.encoder_table import encoder_section
     from dynaflip.platform.evaluation.report.html_page import write_report
+    from dynaflip.platform.evaluation.report.log_report import log_report
+    from dynaflip.platform.evaluation.report.rollout_images import measure_figures
     from dynaflip.platform.evaluation.report.rollout_report import (
         COMPARISONS,
         facts_of,
         power_lines,
+        verdict_of,
     )
+    from dynaflip.platform.evaluation.report.rollout_tables import GIVEN
     from dynaflip.platform.evaluation.report.tables import as_text
+    from dynaflip.platform.evaluation.report.verdict import IMITATION
+    from dynaflip.platform.evaluation.results import successes
     from dynaflip.platform.evaluation.results_table import policy_results, save_results
     from dynaflip.platform.paths import home
 
@@ -167,25 +173,35 @@ def _report(
     power = power_lines(config, [entry.name for entry in tested], table, AGREEMENT)
     notes = [*NOTES, COMPARISONS, *power, *single_seed_notes(tested), *kept]
     path = home() / "reports" / f"{run.run_name}.html"
+    given = config.proprioception[0]
+    verdict = verdict_of(config, names, table, AGREEMENT, IMITATION)
+    by_name = {
+        name: successes(table, name, proprioception=given, measure=AGREEMENT) for name in names
+    }
+    images = measure_figures(by_name, "closeness to the expert's actions", GIVEN[given])
+    images += curve_images(config, names, table, AGREEMENT, unit)
     write_report(
         path,
         title=f"DynaFLIP: action error of policies on {config.encoder}",
+        verdict=verdict,
         facts=facts_of(config, tested, table, KIND),
         sections=sections,
         notes=notes,
-        images=[(c, d) for _, c, d in curve_images(config, names, table, AGREEMENT, unit)],
+        images=images,
     )
     text = as_text(sections)
     run.log_metrics(metrics, step=0)
     run.log_text(text, "table.txt")
-    run.log_file(path)
+    log_report(run, path, verdict, images)
     with tempfile.TemporaryDirectory() as folder:
         table.write_parquet(Path(folder) / AGREEMENTS_FILE)
         run.log_file(Path(folder) / AGREEMENTS_FILE)
     about = {"suite": "imitation", "run": run.run_name, "split": config.split}
     frame = policy_results(table, jobs, (AGREEMENT,), environment=config.environment, **about)
     saved = save_results(frame, path, run)
-    return Outcome(text, run.run_name, run.run_id, notes, metrics, path, table, sections, saved)
+    return Outcome(
+        text, run.run_name, run.run_id, notes, metrics, path, table, sections, saved, verdict
+    )
 
 
 def _sections(

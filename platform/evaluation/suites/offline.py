@@ -122,7 +122,12 @@ def _report(
     from dynaflip.platform.evaluation.offline_run import example_images
     from dynaflip.platform.evaluation.report import offline_report
     from dynaflip.platform.evaluation.report.encoder_table import encoder_section
-    from dynaflip.platform.evaluation.report.html_page import jpeg_of, png_of, write_report
+    from dynaflip.platform.evaluation.report.html_page import (
+        ReportImage,
+        jpeg_of,
+        write_report,
+    )
+    from dynaflip.platform.evaluation.report.log_report import log_report
     from dynaflip.platform.evaluation.report.tables import as_text
     from dynaflip.platform.evaluation.results_table import save_results
     from dynaflip.platform.paths import home
@@ -135,29 +140,30 @@ def _report(
     ]
     notes = [*notes, *_constant_note(config, scale), *offline_report.notes_of(table)]
     notes += single_seed_notes(tested)
-    figure = png_of(offline_report.error_figure(table))
+    verdict = offline_report.verdict_of(table, config.encoder, data.name, config.split)
     conditions = ", ".join(one.name for one in plan.conditions).replace("none", "as recorded")
     path = home() / "reports" / f"{run.run_name}.html"
+    examples = jpeg_of(example_images(config, data, plan))
+    images = [
+        *offline_report.figures_of(table),
+        ReportImage("examples.jpg", conditions, examples, "A held-out frame under each condition"),
+    ]
     write_report(
         path,
         title=f"DynaFLIP: action error on {data.name}, {config.encoder}",
+        verdict=verdict,
         facts=_facts(config, data, scale),
         sections=sections,
         notes=notes,
-        images=[
-            ("Action error by condition", figure),
-            (f"A held-out frame: {conditions}", jpeg_of(example_images(config, data, plan))),
-        ],
+        images=images,
     )
     text = as_text(sections)
     run.log_metrics(metrics, step=0)
     run.log_text(text, "table.txt")
-    run.log_file(path)
+    log_report(run, path, verdict, images)
     with tempfile.TemporaryDirectory() as folder:
         table.write_parquet(Path(folder) / ERRORS_FILE)
-        (Path(folder) / "action_error.png").write_bytes(figure)
         run.log_file(Path(folder) / ERRORS_FILE)
-        run.log_file(Path(folder) / "action_error.png", "images")
     frame = offline_report.offline_results(
         table,
         {encoder.digest: encoder.name for entry in tested for encoder in entry.encoders},
@@ -168,7 +174,9 @@ def _report(
         environment=data.name,
     )
     saved = save_results(frame, path, run)
-    return Outcome(text, run.run_name, run.run_id, notes, metrics, path, table, sections, saved)
+    return Outcome(
+        text, run.run_name, run.run_id, notes, metrics, path, table, sections, saved, verdict
+    )
 
 
 def _strength_section(config: OfflineConfig, tested: list[EncoderUnderTest]) -> Any:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dynaflip.eval.labelled_frames import LabelledFrames
     from dynaflip.eval.metrics.probe_report import ProbeReport
     from dynaflip.platform.evaluation.encoders_under_test import EncoderUnderTest
+    from dynaflip.platform.evaluation.report.html_page import ReportImage
 
 
 class Probes(Suite):
@@ -247,19 +248,21 @@ def _report(
             sections.append(encoder_section(others))
         metrics |= {key.replace(" ", "_"): v for key, v in probed.report.metrics().items()}
     images = _images(retrieval, probed)
+    verdict = _verdict(config, probed)
     run_name = new_run_name("evaluate")
     path = home() / "reports" / f"{run_name}.html"
     html_page.write_report(
         path,
         title=f"DynaFLIP: score of {config.encoder}",
+        verdict=verdict,
         facts=_facts(config, pair.info),
         sections=sections,
         notes=[*notes, *_explanations(probed is not None)],
-        images=[(caption, data) for _, caption, data in images],
+        images=images,
     )
     table = tables.as_text(sections)
-    for name, _, data in images:
-        path.with_name(f"{run_name}-{name}").write_bytes(data)
+    for image in images:
+        path.with_name(f"{run_name}-{image.name}").write_bytes(image.data)
     results = _results(config, others, retrieval, probed, run_name)
     run_id = log_score(config, pair.info, digest, run_name, metrics, table, path, results)
     return Outcome(
@@ -271,7 +274,34 @@ def _report(
         path,
         sections=sections,
         results=path.with_suffix(".parquet"),
+        verdict=verdict,
     )
+
+
+def _verdict(config: ProbeSuiteConfig, probed: Probed | None) -> list[str]:
+    """Sentences about the object's position, with one factor perturbed and with none."""
+    from dynaflip.eval.expert_views import UNPERTURBED
+    from dynaflip.eval.plots import ONE_FACTOR, condition_name
+    from dynaflip.platform.evaluation.report import verdict
+
+    if probed is None:
+        return []
+    subject, lines = verdict.subject_name(config.encoder), []
+    for condition in (ONE_FACTOR, UNPERTURBED):
+        if condition not in probed.report.conditions:
+            continue
+        gap = probed.report.difference("object", condition).error
+        finding = verdict.finding_of(
+            gap,
+            where=f"{condition_name(condition)} on {TUNING_SPLIT}",
+            subject=subject,
+            other="initial",
+            design=verdict.counted(gap.clusters, "episode"),
+            scale=-1,
+            caution="a probe, no policy",
+        )
+        lines.append(verdict.sentence(finding, verdict.position("object")))
+    return lines
 
 
 def _results(
@@ -299,26 +329,24 @@ def _results(
     )
 
 
-def _images(
-    retrieval: dict[str, dict[str, float]], probed: Probed | None
-) -> list[tuple[str, str, bytes]]:
-    """(file name, caption, bytes)."""
+def _images(retrieval: dict[str, dict[str, float]], probed: Probed | None) -> list[ReportImage]:
+    """Figures, and examples of what probes were tested on."""
     from dynaflip.eval import plots
-    from dynaflip.platform.evaluation.report.html_page import jpeg_of, png_of
+    from dynaflip.platform.evaluation.report.html_page import ReportImage, jpeg_of, png_of
     from dynaflip.platform.evaluation.report.tables import INITIAL, TRAINED
 
-    made = []
+    made: list[ReportImage] = []
     if probed is not None:
         bars = plots.probe_figure(probed.report, (TRAINED, INITIAL))
-        made.append(("probes.png", "Probe error by factor", png_of(bars)))
+        made.append(ReportImage("probes.png", "Probe error by factor", png_of(bars)))
     figure = plots.retrieval_figure(retrieval)
-    made.append(("retrieval.png", "Retrieval", png_of(figure)))
+    made.append(ReportImage("retrieval.png", "Retrieval", png_of(figure)))
     if probed is not None:
         sheet, columns = plots.contact_sheet(probed.views)
         caption = "Frames that probes were tested on: " + ", ".join(
             map(plots.condition_name, columns)
         )
-        made.append(("examples.jpg", caption, jpeg_of(sheet)))
+        made.append(ReportImage("examples.jpg", caption, jpeg_of(sheet)))
     return made
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dynaflip.platform.actor_pool import ActorPool
     from dynaflip.platform.evaluation.encoders_under_test import EncoderUnderTest
     from dynaflip.platform.evaluation.plan import EvaluationJob
+    from dynaflip.platform.evaluation.report.html_page import ReportImage
     from dynaflip.platform.evaluation.worker import SaliencyMaps
 
 SALIENCY_IMAGES = 3  # images per task whose saliency is shown
@@ -102,6 +103,7 @@ def _report(
     from dynaflip.platform.evaluation.report.encoder_table import encoder_section
     from dynaflip.platform.evaluation.report.html_page import write_report
     from dynaflip.platform.evaluation.report.rollout_images import images_of
+    from dynaflip.platform.evaluation.report.rollout_report import verdict_of
     from dynaflip.platform.evaluation.report.tables import as_text
     from dynaflip.platform.evaluation.results import MEASURES
     from dynaflip.platform.evaluation.results_table import policy_results, save_results
@@ -118,42 +120,42 @@ def _report(
         metrics |= shares
     sections.append(encoder_section(tested))
     notes = rollout_report.notes_of(config, tested, table, unseen_tasks, test_evaluation) + kept
-    images = curve_images(config, names, table, MEASURES[0], "success, %")
-    images += images_of(config, tested, jobs, table, saliency)
+    verdict = verdict_of(config, names, table)
+    curve = curve_images(config, names, table, MEASURES[0], "success, %")
+    images = images_of(config, tested, jobs, table, saliency, curve)
     path = home() / "reports" / f"{run.run_name}.html"
     write_report(
         path,
         title=f"DynaFLIP: policies on {config.encoder} ({config.adaptation})",
+        verdict=verdict,
         facts=rollout_report.facts_of(config, tested, table),
         sections=sections,
         notes=notes,
-        images=[(caption, data) for _, caption, data in images],
+        images=images,
     )
     text = as_text(sections)
     about = {"suite": "rollouts", "run": run.run_name, "split": config.split}
     frame = policy_results(table, jobs, MEASURES, environment=config.environment, **about)
     results = save_results(frame, path, run)
     outcome = Outcome(
-        text, run.run_name, run.run_id, notes, metrics, path, table, sections, results
+        text, run.run_name, run.run_id, notes, metrics, path, table, sections, results, verdict
     )
     _log(outcome, run, images)
     return outcome
 
 
-def _log(outcome: Outcome, run: tracking.Run, images: list[tuple[str, str, bytes]]) -> None:
+def _log(outcome: Outcome, run: tracking.Run, images: list[ReportImage]) -> None:
+    from dynaflip.platform.evaluation.report.log_report import log_report
     from dynaflip.platform.evaluation.rollout_run import EPISODES_FILE
 
     assert outcome.report is not None
     run.log_metrics(outcome.metrics, step=0)
     run.log_text(outcome.table, "table.txt")
     run.log_text(json.dumps(outcome.metrics, indent=1, sort_keys=True), "metrics.json")
-    run.log_file(outcome.report)
+    log_report(run, outcome.report, outcome.verdict, images)
     with tempfile.TemporaryDirectory() as folder:
         outcome.rows().write_parquet(Path(folder) / EPISODES_FILE)
         run.log_file(Path(folder) / EPISODES_FILE)
-        for name, _, data in images:
-            (Path(folder) / name).write_bytes(data)
-            run.log_file(Path(folder) / name, "images")
 
 
 def _unseen_tasks(entry: EncoderUnderTest, config: RolloutConfig) -> list[str]:

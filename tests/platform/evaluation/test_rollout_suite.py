@@ -108,7 +108,9 @@ def test_a_killed_evaluation_goes_on_to_the_table_of_an_uninterrupted_one_and_is
     assert 0 < outcome.metrics["gaze/robot/trained"] < 1
     assert outcome.metrics["gaze/robot/trained"] == outcome.metrics["gaze/robot/initialization"]
     page = outcome.report.read_text()
-    assert page.count("data:image/gif") == 2
+    assert page.count("data:image/webp") == 2, "unperturbed and perturbed, encoders side by side"
+    assert outcome.verdict[0] in page.replace("&#x27;", "'")
+    assert page.index(outcome.verdict[0][:20]) < page.index("<img") < page.index("<table")
     assert "http" not in page
 
 
