@@ -34,7 +34,6 @@ SCOPE_NAMES = {
 _COLOURS = ("#1b7f79", "#d08a2e")
 SERIES_COLOURS = ("#14506b", "#d08a2e", "#7a9e3f", "#b3476b", "#8a8a8a", "#7d6bb5", "#333333")
 _MARKERS = "osD^vPX"
-_MOST_SERIES = len(_MARKERS)
 
 
 @dataclass(frozen=True)
@@ -78,22 +77,23 @@ def gain_figure(gains: list[Gain], unit: str, title: str) -> Any:
     from matplotlib.figure import Figure
 
     rows = list(dict.fromkeys(gain.row for gain in gains))
-    baselines = list(dict.fromkeys(gain.baseline for gain in gains))[:_MOST_SERIES]
+    baselines = list(dict.fromkeys(gain.baseline for gain in gains))
     height = 1.5 + len(rows) * (0.24 + 0.16 * len(baselines))
     figure = Figure(figsize=(9.5, height), layout="constrained")
     panel = figure.subplots()
     for index, baseline in enumerate(baselines):
         own = [gain for gain in gains if gain.baseline == baseline]
+        colour, marker = (kinds[index % len(kinds)] for kinds in (SERIES_COLOURS, _MARKERS))
         offset = 0.7 * ((index + 0.5) / len(baselines) - 0.5)
         for gain in own:
-            place, colour = rows.index(gain.row) + offset, SERIES_COLOURS[index]
+            place = rows.index(gain.row) + offset
             if np.isfinite(gain.low):
                 panel.plot([gain.low, gain.high], [place, place], color=colour, linewidth=1.8)
             panel.plot(
-                gain.value, place, _MARKERS[index], color=colour, markersize=7,
+                gain.value, place, marker, color=colour, markersize=7,
                 markerfacecolor=colour if gain.clear else "white",
             )  # fmt: skip
-        panel.plot([], [], _MARKERS[index], color=SERIES_COLOURS[index], label=f"over {baseline}")
+        panel.plot([], [], marker, color=colour, label=f"over {baseline}")
     panel.axvline(0, color="black", linewidth=1)
     panel.set_yticks(np.arange(len(rows)), rows)
     panel.set_ylim(len(rows) - 0.5, -0.5)
@@ -130,9 +130,9 @@ def heat_figure(maps: list[HeatMap]) -> Any:
     figure = Figure(figsize=(max(6.0, 1.6 + width), 1.5 + 0.42 * rows), layout="constrained")
     panels = figure.subplots(1, len(maps), squeeze=False, sharey=True)[0]
     for panel, one in zip(panels, maps, strict=True):
-        most = max(float(np.nanmax(np.abs(one.values), initial=0)), 5.0)
+        most = max(float(np.nanmax(np.abs(one.values), initial=0)), 20.0)
         low, high = (-most, most) if one.signed else (0.0, 100.0)
-        colours = colormaps["PuOr_r" if one.signed else "cividis"]
+        colours = colormaps["PuOr_r" if one.signed else "Blues"]
         panel.imshow(one.values, colours, vmin=low, vmax=high, aspect="auto")
         for (row, column), value in np.ndenumerate(one.values):
             if not np.isfinite(value):
