@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -276,9 +277,15 @@ def test_a_flaky_bucket_rejects_only_the_clips_that_it_withholds(
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         return json.loads((out / "manifest.json").read_text())
 
-    proxy.rule = lambda path, number: (
-        "500" if "gone" in path else {0: "500", 2: "cut"}.get(number % 5)
-    )
+    # Two of five requests for each object fail. Counted over all objects, another process's
+    # requests would come between, and now and then one object would get six failures in a row.
+    asked: Counter[str] = Counter()
+
+    def flaky(path: str, number: int) -> str | None:
+        asked[path] += 1
+        return "500" if "gone" in path else {0: "500", 2: "cut"}.get(asked[path] % 5)
+
+    proxy.rule = flaky
     counts = manifest_of(uri, "flaky")["counts"]
     assert (counts["read"], counts["kept"], counts["rejected"]) == (5, 4, 1)
     (rejected,) = pq.read_table(tmp_path / "flaky" / "rejected.parquet").to_pylist()
