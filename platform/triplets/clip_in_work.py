@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dynaflip.platform.triplets.attempt_notes import Notes
+from dynaflip.platform.triplets.batches import BatchSize
 from dynaflip.platform.triplets.clip_reader import ClipReader
 from dynaflip.platform.triplets.clips import Clip, ClipRejected, Frames, out_of_resources
 from dynaflip.platform.triplets.place import Place
@@ -54,6 +55,8 @@ class ClipInWork:
 
 class ModelStage(Protocol):
     """A stage that asks a model about clips; errors of single clips reject these."""
+
+    batch: BatchSize
 
     def __call__(self, items: Sequence[ClipInWork], /) -> None:
         """Give the clips the model's answers."""

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from dynaflip.platform.triplets.batches import BatchSize
 from dynaflip.platform.triplets.build import grid_for_2d, grid_for_3d
 from dynaflip.platform.triplets.clip_in_work import ClipInWork, rejecting, rejection_for
 from dynaflip.platform.triplets.clip_reader import ClipReader
@@ -44,7 +45,7 @@ class CaptionStage:
     """
 
     def __init__(self, captioners: Mapping[str, LoadedCaptioner], batch: int = 1) -> None:
-        self.captioners, self.batch = captioners, batch
+        self.captioners, self.batch = captioners, BatchSize(batch)
 
     def __call__(self, items: Sequence[ClipInWork]) -> None:
         """Give each clip its caption."""
@@ -71,7 +72,7 @@ class DepthStage:
     """
 
     def __init__(self, models: Mapping[str, DepthModel], batch: int = 1) -> None:
-        self.models, self.batch = models, batch
+        self.models, self.batch = models, BatchSize(batch)
         self._known: dict[str, OrderedDict[bytes, Any]] = {name: OrderedDict() for name in models}
 
     def __call__(self, items: Sequence[ClipInWork]) -> None:
@@ -96,7 +97,9 @@ class DepthStage:
             keys.sort()
             if works_by_window(model):
                 found = in_batches(
-                    lambda some: [answer_of(model, some[0])], [questions[k] for k in keys], 1
+                    lambda some: [answer_of(model, some[0])],
+                    [questions[k] for k in keys],
+                    BatchSize(1),
                 )
             else:
                 found = in_batches(
@@ -125,6 +128,7 @@ class TrackStage:
 
     def __init__(self, tracker: Any, name: str) -> None:
         self.tracker, self.name = tracker, name
+        self.batch = BatchSize(0)  # all windows of a clip
         self.dimensions = getattr(tracker, "dimensions", 2)
 
     def __call__(self, items: Sequence[ClipInWork]) -> None:
@@ -151,7 +155,7 @@ class TrackStage:
             except ClipRejected:
                 continue  # as it will be again, where the window's triplet is made
         keys = [content_key(w.frames, w.points_px) for w in windows]
-        return dict(zip(keys, in_batches(self._ask, windows, len(windows)), strict=True))
+        return dict(zip(keys, in_batches(self._ask, windows, self.batch), strict=True))
 
     def _ask(self, windows: list[WindowToTrack]) -> list[Any]:
         if self.dimensions == 3:
@@ -162,32 +166,31 @@ class TrackStage:
 
 
 def in_batches(
-    ask: Callable[[list[Question]], list[Answer]], questions: Sequence[Question], batch: int
+    ask: Callable[[list[Question]], list[Answer]], questions: Sequence[Question], batch: BatchSize
 ) -> list[Answer | ClipRejected]:
-    """Ask a model in batches: half as many at a time where memory runs out.
+    """Ask a model in batches: half as many at a time, from then on, where memory runs out.
 
     Args:
         ask: answers some questions, in their order.
         questions: all of them.
-        batch: the most at once.
+        batch: the most at once; it is made smaller.
 
     Returns:
         One answer a question, or why there is none: after an error in a batch its questions are
         asked one by one, so that only those fail that do alone.
     """
     answers: list[Answer | ClipRejected] = []
-    while len(answers) < len(questions):
-        some = list(questions[len(answers) : len(answers) + max(1, batch)])
+    while waiting := len(questions) - len(answers):
+        some = list(questions[len(answers) : len(answers) + batch.of(waiting)])
         try:
             answers += ask(some)
         except Exception as error:  # of any kind: see rejection_for
             if len(some) == 1:
                 answers.append(rejection_for(error))
             elif out_of_resources(error):
-                batch = len(some) // 2
-                print(f"memory ran out with {len(some)} at once: {batch} from now on ({error})")
+                batch.halve(len(some), error)
             else:
-                alone = in_batches(ask, some, 1)
+                alone = in_batches(ask, some, BatchSize(1))
                 answers += alone
     return answers
 

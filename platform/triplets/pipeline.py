@@ -17,13 +17,18 @@ from dynaflip.files import file_lock
 from dynaflip.platform.config_loader import to_dict
 from dynaflip.platform.paths import home
 from dynaflip.platform.triplets import place
+from dynaflip.platform.triplets.batches import forget
 from dynaflip.platform.triplets.clips import TEMPORARY_STAGES, content_hash
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.destination import Destination, destination_of
 from dynaflip.platform.triplets.flow.tracker_3d_checks import AdapterWatch
 from dynaflip.platform.triplets.ledger import Ledger
 from dynaflip.platform.triplets.listing import Listing, Shard
-from dynaflip.platform.triplets.models.loading import check_models, digests_of_models
+from dynaflip.platform.triplets.models.loading import (
+    check_models,
+    digests_of_models,
+    stage_names,
+)
 from dynaflip.platform.triplets.progress import Progress
 from dynaflip.platform.triplets.publish import Outcome, publish
 from dynaflip.platform.triplets.ray_tasks import cluster_cpus
@@ -135,6 +140,7 @@ def _make_all(
     watch = AdapterWatch(config.track.tracker)
     stores = StoreWatch(one.path for one in config.sources or (config.source,))
     there = set(place.names(work.shards))
+    forget(work.attempts, stage_names(config))
     # Closed at once where a job ends early: a thread lists meanwhile.
     with closing(listing.waves(cluster_cpus)) as waves:
         for wave in waves:

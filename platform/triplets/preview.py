@@ -25,6 +25,7 @@ import numpy as np
 
 from dynaflip.errors import UserError
 from dynaflip.platform.cluster import available_cpus
+from dynaflip.platform.triplets.batches import BatchNews
 from dynaflip.platform.triplets.clips import Clip, Frames, Recording, Source, content_hash
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.models.loading import (
@@ -205,6 +206,8 @@ def _make(number: int, clip: str) -> tuple[dict[str, Any], float]:
     if "models" in _worker:
         row = _worker["models"]({"name": f"part-{number}", "clips": [clip]})
         (summary,) = json.loads(row["summaries"])
+        for line in BatchNews().lines(json.loads(row["news"])):
+            print(line, flush=True)
     else:
         work = WorkFolder(Path(_worker["folder"]))
         clips = [Clip.from_json(clip)]

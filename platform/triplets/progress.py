@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dynaflip.platform.triplets.batches import BatchNews
 
 _EVERY_S = 5.0
 
@@ -24,6 +27,7 @@ class Progress:
         self.workers: dict[str, float] = {}
         self.seconds: Counter[str] = Counter()
         self.stages_began_s: float | None = None
+        self._batch_news = BatchNews()
 
     def expect(self, total: int, *, more: bool) -> None:
         """So many clips are listed, and whether more are to come."""
@@ -49,6 +53,11 @@ class Progress:
         self.seconds.update(seconds)
         if self.stages_began_s is None:
             self.stages_began_s = time.monotonic() - max(seconds.values(), default=0.0)
+
+    def batches(self, news: Iterable[tuple[str, dict[str, Any]]]) -> None:
+        """Say which stages ask their models less at once from now on, for want of memory."""
+        for line in self._batch_news.lines(news):
+            print(f"\r{line:<78}" if self.terminal else line, flush=True)
 
     def busy_shares(self) -> dict[str, float]:
         """Of each stage the share of time that its workers were busy; {} where there is but one."""

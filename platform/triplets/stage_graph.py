@@ -14,12 +14,13 @@ from __future__ import annotations
 import json
 import pickle
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
 from dynaflip.errors import UserError
+from dynaflip.platform.triplets.batches import note_of
 from dynaflip.platform.triplets.clip_in_work import ClipInWork, all_noted, noted
 from dynaflip.platform.triplets.clips import Clip, Source
 from dynaflip.platform.triplets.config import PreprocessConfig
@@ -110,6 +111,7 @@ def run_stages(
         for row in rows:
             if progress is not None:
                 progress.busy(json.loads(row["busy"]))
+                progress.batches(json.loads(row["news"]))
             yield from json.loads(row["summaries"])
 
 
@@ -181,7 +183,7 @@ def make_shard(row: Row, config: PreprocessConfig, folder: str, source: Source) 
     """All stages of a shard where there is no model."""
     clips = [Clip.from_json(text) for text in row["clips"]]
     summaries = process_shard(row["name"], clips, source, config, WorkFolder(place_of(folder)))
-    return {"summaries": json.dumps(summaries), "busy": "{}"}
+    return {"summaries": json.dumps(summaries), "busy": "{}", "news": "[]"}
 
 
 class ModelShards:
@@ -203,6 +205,8 @@ class ModelShards:
     ) -> None:
         self.config, self.folder, self.source = config, folder, source
         self.stages = load_stages(config, digests)
+        for name, stage in self.stages.items():
+            stage.batch.share(note_of(WorkFolder(place_of(folder)).attempts, name))
 
     def __call__(self, row: Row) -> Row:
         """Make a shard's triplets."""
@@ -214,7 +218,8 @@ class ModelShards:
             WorkFolder(place_of(self.folder)),
             list(self.stages.values()),
         )
-        return {"summaries": json.dumps(summaries), "busy": "{}"}
+        news = [(name, stage.batch.news()) for name, stage in self.stages.items()]
+        return {"summaries": json.dumps(summaries), "busy": "{}", "news": json.dumps(news)}
 
 
 def read_shard(row: Row, config: PreprocessConfig, folder: str, source: Source) -> Row:
@@ -244,13 +249,15 @@ class ModelActor:
         self.name = name
         self.attempts = WorkFolder(place_of(folder)).attempts
         self.stage = load_stage(name, config, digests)
+        self.stage.batch.share(note_of(self.attempts, name))
 
     def __call__(self, row: Row) -> Row:
         """Give a shard's clips the model's answers."""
         began_s = time.monotonic()
         items = pickle.loads(row["items"])  # written by the stage before
         all_noted(items, self.attempts, self.stage)
-        return _passed_on(row, self.name, items, began_s)
+        news = self.name, self.stage.batch.news()
+        return _passed_on(row, self.name, items, began_s, [news])
 
 
 def finish_shard(row: Row, folder: str) -> Row:
@@ -265,11 +272,18 @@ def finish_shard(row: Row, folder: str) -> Row:
     items = pickle.loads(row["items"])  # written by the stage before
     summaries = write_shard(row["name"], (made(item) for item in items), work)
     busy = json.loads(row["busy"]) | {"write": time.monotonic() - began_s}
-    return {"summaries": json.dumps(summaries), "busy": json.dumps(busy)}
+    return {"summaries": json.dumps(summaries), "busy": json.dumps(busy), "news": row["news"]}
 
 
-def _passed_on(row: Row, stage: str, items: list[ClipInWork], began_s: float) -> Row:
+def _passed_on(
+    row: Row,
+    stage: str,
+    items: list[ClipInWork],
+    began_s: float,
+    news: Sequence[tuple[str, dict[str, Any]]] = (),
+) -> Row:
     """The row for the next stage."""
     payload = pickle.dumps(items, protocol=5)
     busy = json.loads(row.get("busy", "{}")) | {stage: time.monotonic() - began_s}
-    return {"name": row["name"], "items": payload, "busy": json.dumps(busy)}
+    told = json.dumps([*json.loads(row.get("news", "[]")), *news])
+    return {"name": row["name"], "items": payload, "busy": json.dumps(busy), "news": told}

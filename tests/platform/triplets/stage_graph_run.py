@@ -15,6 +15,7 @@ from dynaflip.platform.cluster import prepare_environment
 from dynaflip.platform.triplets import pipeline, stage_graph
 from dynaflip.platform.triplets.config import FilterConfig, PreprocessConfig, SourceConfig
 from dynaflip.platform.triplets.flow.config import CameraConfig, TrackConfig
+from dynaflip.platform.triplets.stage_config import ModelStageConfig, StagesConfig
 
 prepare_environment()
 import ray  # noqa: E402
@@ -38,13 +39,16 @@ ray.init(
 )
 
 
-def made(name: str, depth: str, tracker: str = "lk") -> tuple[str, Any]:
+def made(
+    name: str, depth: str, tracker: str = "lk", stages: StagesConfig | None = None
+) -> tuple[str, Any]:
     config = PreprocessConfig(
         source=SourceConfig(path=folder),
         depth=depth,
         filter=FilterConfig(min_moving_share=0, min_visible_share=0),
         track=TrackConfig(tracker=tracker),
         camera=CameraConfig(motion="none"),  # depth of random weights fits no camera
+        stages=stages or StagesConfig(),
     )
     outcome = pipeline.preprocess(config, f"{out}/{name}")
     return outcome.digest, outcome.counts
@@ -54,6 +58,11 @@ found = {
     "apart": made("apart", f"model:{model}", "class:staged_models:Still"),
     "whole": made("whole", "class:staged_models:Ramp"),
     "killed": made("killed", "class:staged_models:DiesOnce"),
+    "small": made(
+        "small",
+        "class:staged_models:SmallMemory",
+        stages=StagesConfig(depth=ModelStageConfig(actors=1), depth_batch=64),
+    ),
 }
 
 

@@ -19,6 +19,7 @@ from tiny_depth_model import tiny_depth_model
 
 from dynaflip.errors import UserError
 from dynaflip.platform.triplets import model_stages
+from dynaflip.platform.triplets.batches import BatchNews, BatchSize
 from dynaflip.platform.triplets.clip_in_work import ClipInWork, ask_about
 from dynaflip.platform.triplets.clips import Clip, ClipRejected
 from dynaflip.platform.triplets.config import FilterConfig, PreprocessConfig, SourceConfig
@@ -193,11 +194,38 @@ def test_a_batch_that_does_not_fit_is_halved_and_an_error_stays_with_its_questio
             raise ValueError("five")
         return [2 * number for number in some]
 
-    answers = in_batches(ask, range(10), 8)
+    size = BatchSize(8)
+    answers = in_batches(ask, range(10), size)
     assert sizes[:3] == [8, 4, 2], "and never more again"
+    assert max(sizes[3:]) == 2
+    del sizes[:]
+    in_batches(ask, range(20, 26), size)
+    assert sizes == [2, 2, 2], "nor for other questions"
     assert answers[:5] + answers[6:] == [0, 2, 4, 6, 8, 12, 14, 16, 18]
     assert isinstance(answers[5], ClipRejected)
     assert answers[5].reason.endswith("five")
+
+
+def test_actors_learn_from_each_other_how_much_fits_and_it_is_said_once(tmp_path: Path) -> None:
+    def ask(some: list[int]) -> list[int]:
+        if len(some) > 3:
+            raise MemoryError("no room\nand more of it")
+        return some
+
+    note = tmp_path / "attempts" / "note"
+    one, other, later, news = BatchSize(0), BatchSize(16), BatchSize(16), BatchNews()
+    for size in (one, other):
+        size.share(note)
+    in_batches(ask, range(12), one)
+    told = [("depth", one.news()), ("track", {})]
+    (line,) = news.lines(told)
+    assert line == "depth: memory ran out with 12 at once; 3 at once from now on (no room)"
+    other.halve(16, MemoryError())
+    assert other.most == 3, "smaller than a half: it fitted there"
+    assert not news.lines([("depth", other.news())]), "said already"
+    later.share(note)
+    assert later.most == 3
+    assert later.news()["tried"] == 12, "the one that found it may have died before it said so"
 
 
 def test_the_progress_line_names_the_stage_that_limits(
@@ -239,3 +267,15 @@ def test_stages_apart_make_the_same_triplets_and_survive_a_killed_actor(
     assert (tmp_path / "mark").exists(), "an actor was killed"
     assert found["killed"][1] == found["whole"][1]
     assert found["killed"][1]["rejected"] == 1
+    assert found["small"][1] == found["whole"][1]
+    sizes = [line.split() for line in (tmp_path / "mark.sizes").read_text().splitlines()]
+    failed = [int(size) for kind, size in sizes if kind == "failed"]
+    assert failed == [failed[0] // 2**n for n in range(len(failed))], "halved until it fits"
+    assert failed[-1] > 8 >= failed[-1] // 2, "an actor begun anew knows what fits"
+    assert sum(kind == "died" for kind, _ in sizes) == 1
+    (line,) = [line for line in done.stdout.splitlines() if "memory ran out" in line]
+    fits = failed[-1] // 2
+    assert line.strip() == (
+        f"depth: memory ran out with {failed[0]} at once; {fits} at once from now on (CUDA out of "
+        f"memory. Tried to allocate)"
+    )
