@@ -1,20 +1,65 @@
 """The one pool of Ray actors: actors that ask for their next job when they are free.
 
-Collecting, evaluating, rendering and scoring a sweep's trials all run their jobs here. An actor
-that is lost (killed, out of memory, its machine gone) is replaced and its job is done again.
+Collecting, evaluating, rendering and scoring a sweep's trials all run their jobs here. On a
+cluster that is shared, grows or loses machines:
+
+- a job is handed only to an actor that has answered;
+- what is waited for is said, once and then at intervals, while the actors that there are work;
+- actors start on machines that join, and their demand is what an autoscaler sees;
+- an actor that is lost is replaced and its job is done again. A job that has ended several actors
+  is named and set aside, and the others are done first.
 """
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from dynaflip.errors import UserError
-from dynaflip.platform.cluster import start_ray
+from dynaflip.platform.cluster import joins_cluster, start_ray
+from dynaflip.platform.pool_demand import (
+    Announcer,
+    ClusterView,
+    WorkersView,
+    to_ask_for,
+    waiting_line,
+    wanted_now,
+)
 
-# Actors that may be lost before a run gives up.
+# Actors that may be lost in a row, with no job finished in between, before a run gives up.
 MOST_LOST = 5
+# Actors that one job may end before it is set aside.
+MOST_ENDED = 3
+_LOOK_S = 1.0  # between two looks at the cluster
+_UNCLEAR_S = 10.0  # until it is known why a connection broke
+_ANY_NUMBER = 10**9
+
+
+class PoolState(NamedTuple):
+    """A pool's actors, counted."""
+
+    busy: int
+    idle: int
+    starting: int  # or waiting for room
+    lost: int  # since the pool was opened
+
+    def words(self) -> str:
+        """Such as ``2 busy, 1 starting, 1 lost``; what there is none of is left out."""
+        named = {"busy": self.busy, "idle": self.idle, "starting": self.starting, "lost": self.lost}
+        return ", ".join(f"{number} {name}" for name, number in named.items() if number) or "none"
+
+
+@dataclass
+class _Member:
+    """An actor of the pool."""
+
+    actor: Any
+    node: str | None = None  # where it answered from
+    waits_for: Any = None  # reference of its job's result, or of its first answer
+    job: Any = None
 
 
 class ActorPool:
@@ -26,8 +71,11 @@ class ActorPool:
         actor_class: a plain class; each actor is one object of it.
         *arguments: of its constructor.
         job: the job's name, which errors begin with (``evaluate``).
-        most: actors at most; None = as many as the cluster has CPUs.
+        most: actors at most; None = as many as the cluster has room for.
+        asked: actors that the user has asked for, whether or not the cluster has room for them
+            now; None leaves it to the cluster.
         cpus_each: CPUs that Ray reserves for an actor; 0 where the caller's own are used.
+        gpus_each: GPUs, or share of one, that Ray reserves for an actor.
         start_cpus: CPUs of a cluster that is started for this; None = all of the machine's.
         variables: environment variables of the actors' processes, such as a simulator's
             (:meth:`dynaflip.eval.envs.base.EnvironmentSpec.worker_environment`).
@@ -39,155 +87,301 @@ class ActorPool:
         *arguments: Any,
         job: str,
         most: int | None = None,
-        cpus_each: int = 1,
+        asked: int | None = None,
+        cpus_each: float = 1,
+        gpus_each: float = 0,
         start_cpus: int | None = None,
         variables: Mapping[str, str] | None = None,
     ) -> None:
         self._actor_class, self._arguments = actor_class, arguments
-        self._job, self._most = job, most
-        self._cpus_each, self._start_cpus = cpus_each, start_cpus
+        self._job, self._asked = job, asked
+        self._most = _ANY_NUMBER if most is None else most
+        self._each = {"CPU": cpus_each, "GPU": gpus_each}
+        self._each = {name: amount for name, amount in self._each.items() if amount > 0}
+        self._start_cpus = start_cpus
         self._variables = dict(variables or {})
-        self._actors: list[Any] = []
-        self._lost = 0
+        self._members: dict[int, _Member] = {}
+        self._announcer, self._looked = Announcer(), 0.0
+        self._lost = self._in_row = 0
 
     def __enter__(self) -> ActorPool:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._actors:
+        if self._members:
             import ray
 
-            for actor in self._actors:
-                ray.kill(actor)
-            self._actors = []
+            for member in self._members.values():
+                ray.kill(member.actor)
+            self._members = {}
+
+    def state(self) -> PoolState:
+        """How many actors work, wait, start and were lost."""
+        members = self._members.values()
+        busy = sum(member.job is not None for member in members)
+        starting = sum(member.node is None for member in members)
+        return PoolState(busy, len(members) - busy - starting, starting, self._lost)
 
     def run(
-        self, next_job: Callable[[int], Any], submit: Callable[[Any, Any], Any]
+        self,
+        next_job: Callable[[int], Any],
+        submit: Callable[[Any, Any], Any],
+        *,
+        number: int | None = None,
+        describe: Callable[[Any], str] = str,
     ) -> Iterator[tuple[Any, Any]]:
         """Run jobs until there are none left; yields (job, result) as they finish.
-
-        An actor gets its first job once it runs: one that the cluster has no room for yet holds
-        no job back.
 
         Args:
             next_job: number of a free actor → its next job, or None where there is none.
             submit: (actor, job) → the reference of the job's result.
+            number: how many jobs there are, where it is known: no more actors are started.
+            describe: a job in a few words, for the error that names one.
 
         Raises:
-            UserError: the cluster has no CPU, a job raised it, or too many actors were lost.
+            UserError: the cluster has no CPU, a job raised it, too many actors were lost, or
+                jobs were set aside; these are raised when all others are done.
         """
-        self._start()
-        self._lost = 0
+        jobs = _Jobs(next_job, number)
+        self._open()
         import ray
 
-        # Reference → (number of the actor, its job; None while it starts).
-        waiting: dict[Any, tuple[int, Any]] = {
-            actor.__ray_ready__.remote(): (number, None)
-            for number, actor in enumerate(self._actors)
-        }
-        working = 0
-        left = True
-        while working or (left and waiting):
-            [done], _ = ray.wait(list(waiting))
-            number, job = waiting.pop(done)
-            working -= job is not None
-            try:
-                result = ray.get(done)
-            except ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, UserError):
-                    raise UserError(str(error.cause)) from None
-                raise
-            except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
-                self._replace(number, str(error).splitlines()[0])
-                actor = self._actors[number]
-                reference = actor.__ray_ready__.remote() if job is None else submit(actor, job)
-                waiting[reference] = number, job
-                working += job is not None
-                continue
-            if job is not None:
-                yield job, result
-            following = next_job(number)
-            left = left and following is not None
-            if following is not None:
-                waiting[submit(self._actors[number], following)] = number, following
-                working += 1
+        self._in_row = 0
+        for member in self._members.values():  # of an earlier run: are they still there?
+            _greet(member)
+        while jobs.running or jobs.left():
+            self._look(jobs)
+            waiting = {m.waits_for: n for n, m in self._members.items() if m.waits_for is not None}
+            done, _ = ray.wait(list(waiting), timeout=_LOOK_S) if waiting else ([], [])
+            if not waiting:
+                time.sleep(_LOOK_S)
+            for reference in done:
+                worker = waiting[reference]
+                finished = self._receive(worker, reference, jobs)
+                # Before its result is read: nobody waits while the caller saves it.
+                for free, member in self._members.items():
+                    self._hand_out(free, member, jobs, submit)
+                if finished is not None:
+                    self._in_row = 0
+                    yield finished
+        if jobs.aside:
+            raise UserError(_set_aside(self._job, jobs, describe))
 
-    def _start(self) -> None:
-        if self._actors:
+    def _receive(self, worker: int, reference: Any, jobs: _Jobs) -> tuple[Any, Any] | None:
+        """What an actor has answered: its job with the result, or None."""
+        import ray
+
+        member, job = self._members[worker], self._members[worker].job
+        try:
+            result = ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise UserError(str(error.cause)) from None
+            raise
+        except _lost_errors() as error:
+            self._replace(worker, error, jobs)
+            return None
+        member.job = member.waits_for = None
+        if job is None:
+            member.node = result
+            return None
+        jobs.running -= 1
+        return job, result
+
+    def _hand_out(
+        self, worker: int, member: _Member, jobs: _Jobs, submit: Callable[[Any, Any], Any]
+    ) -> None:
+        """Give an actor that has answered and is free its next job, if there is one."""
+        if member.node is None or member.waits_for is not None:
             return
+        job = jobs.take(worker)
+        if job is not None:
+            member.job, member.waits_for = job, submit(member.actor, job)
+            jobs.running += 1
+
+    def _open(self) -> None:
         start_ray(self._start_cpus)
         import ray
 
-        number = int(ray.cluster_resources().get("CPU", 0))
-        if number < 1:
+        if not joins_cluster() and ray.cluster_resources().get("CPU", 0) < 1:
             raise UserError(f"{self._job}: the Ray cluster has no CPU to run on")
-        if self._most is not None:
-            number = min(number, self._most)
-        self._actors = [self._new() for _ in range(number)]
+        self._looked = 0.0
 
-    def _new(self) -> Any:
+    def _look(self, jobs: _Jobs) -> None:
+        """Look at the cluster: start the actors that it has room for, and say what is missing."""
+        now = time.monotonic()
+        if now - self._looked < _LOOK_S:
+            return
+        self._looked = now
+        cluster = _view_cluster()
+        outstanding = jobs.outstanding()
+        wanted = wanted_now(outstanding, cluster, self._each, self._asked, self._most)
+        asked_for = to_ask_for(wanted, outstanding, cluster, self._asked, self._most)
+        for _ in range(asked_for - len(self._members)):
+            self._members[len(self._members)] = self._new()
+        starting = [m for m in self._members.values() if m.node is None]
+        if len(self._members) - len(starting) >= wanted:
+            self._announcer.due(None, now)
+            return
+        placed = sum(_is_placed(member.actor) for member in starting)
+        workers = WorkersView(len(self._members) - len(starting), placed, len(starting) - placed)
+        line = waiting_line(self._job, self._each, wanted, workers, cluster)
+        if self._announcer.due(line, now):
+            _print(str(line))
+
+    def _new(self) -> _Member:
         import ray
 
         remote: Any = ray.remote(
-            num_cpus=self._cpus_each, runtime_env={"env_vars": self._variables}
+            num_cpus=self._each.get("CPU", 0),
+            num_gpus=self._each.get("GPU", 0),
+            runtime_env={"env_vars": self._variables},
         )(self._actor_class)
-        return remote.remote(*self._arguments)
+        member = _Member(remote.remote(*self._arguments))
+        _greet(member)
+        return member
 
-    def _replace(self, number: int, reason: str) -> None:
+    def _replace(self, worker: int, error: Exception, jobs: _Jobs) -> None:
         import ray
 
+        member = self._members[worker]
+        reason, machine_gone = _first_line(error), _machine_is_gone(error, member.node)
         self._lost += 1
-        if self._lost > MOST_LOST:
+        self._in_row += not machine_gone
+        ray.kill(member.actor)
+        self._members[worker] = self._new()
+        what = "another one is started"
+        if member.job is not None:
+            jobs.running -= 1
+            again = jobs.give_back(member.job, ended_it=not machine_gone)
+            what = "another one does its job" if again else "its job is set aside"
+        if machine_gone:
+            reason = f"its machine is gone: {reason}"
+        _print(f"a worker was lost ({reason}); {what}")
+        if self._in_row > MOST_LOST:
             raise UserError(
-                f"{self._job}: {self._lost} workers were lost, the last one: {reason}; finished "
-                "work is saved, so find the cause and run the same command again"
+                f"{self._job}: {self._in_row} workers were lost in a row, the last one: {reason}; "
+                "finished work is saved, so find the cause and run the same command again"
             )
-        print(f"\na worker was lost ({reason}); another one does its job")
-        ray.kill(self._actors[number])
-        self._actors[number] = self._new()
 
 
-class TaskJob(Protocol):
-    """A job that belongs to a task of an environment."""
+class _Jobs:
+    """The jobs of a run: those to come, those to do again, and those set aside."""
 
-    @property
-    def task(self) -> str:
-        """Name of the task."""
-        ...
+    def __init__(self, next_job: Callable[[int], Any], number: int | None) -> None:
+        self._next_job, self._number = next_job, number
+        self._again: list[Any] = []
+        self._exhausted = False
+        self._handed_out = 0
+        self._ended: Counter[int] = Counter()  # id of a job → actors that it has ended
+        self.running = 0
+        self.aside: list[Any] = []
+
+    def left(self) -> bool:
+        return bool(self._again) or not (self._exhausted or self._handed_out == self._number)
+
+    def outstanding(self) -> int | None:
+        """Jobs that are running, to come or to do again; None where nobody knows."""
+        if self._exhausted:
+            return self.running + len(self._again)
+        return (
+            None
+            if self._number is None
+            else self._number - self._handed_out + self.running + len(self._again)
+        )
+
+    def take(self, worker: int) -> Any:
+        if self._again:
+            return self._again.pop(0)
+        job = None if self._exhausted else self._next_job(worker)
+        self._exhausted |= job is None
+        self._handed_out += job is not None
+        return job
+
+    def give_back(self, job: Any, *, ended_it: bool) -> bool:
+        """Have a lost actor's job done again, unless it has ended too many; whether it is."""
+        self._ended[id(job)] += ended_it
+        if self._ended[id(job)] >= MOST_ENDED:
+            self.aside.append(job)
+            return False
+        self._again.append(job)
+        return True
 
 
-_Job = TypeVar("_Job")
-_TaskJob = TypeVar("_TaskJob", bound=TaskJob)
+def _set_aside(name: str, jobs: _Jobs, describe: Callable[[Any], str]) -> str:
+    shown = "; ".join(describe(job) for job in jobs.aside[:3])
+    more = f" and {len(jobs.aside) - 3} more" if len(jobs.aside) > 3 else ""
+    count = "1 job was" if len(jobs.aside) == 1 else f"{len(jobs.aside)} jobs were"
+    return (
+        f"{name}: {count} set aside, each of which ended {MOST_ENDED} workers: {shown}{more}; all "
+        "others are done and saved, so find the cause (memory, most often) and run the same "
+        "command again"
+    )
 
 
-class JobQueue(Generic[_Job]):
-    """Hands out jobs in their order, to whichever actor is free."""
-
-    def __init__(self, jobs: Sequence[_Job]) -> None:
-        self._left = list(reversed(jobs))
-
-    def next(self, actor: int) -> _Job | None:
-        """The next job of an actor, by its number; None: there is none left."""
-        return self._left.pop() if self._left else None
+def _greet(member: _Member) -> None:
+    """Have an actor say that it is there, and where; until then it gets no job."""
+    member.node, member.job = None, None
+    member.waits_for = member.actor.__ray_call__.remote(_own_node)
 
 
-class TaskQueue(Generic[_TaskJob]):
-    """Hands out jobs so that an actor stays with a task, whose scenes it has loaded."""
+def _own_node(_: Any) -> str:
+    import ray
 
-    def __init__(self, jobs: Sequence[_TaskJob]) -> None:
-        self._left: dict[str, list[_TaskJob]] = {}
-        for job in reversed(jobs):
-            self._left.setdefault(job.task, []).append(job)
-        self._task: dict[int, str] = {}
+    return str(ray.get_runtime_context().get_node_id())
 
-    def next(self, actor: int) -> _TaskJob | None:
-        """The next job of an actor, by its number; None: there is none left."""
-        task = self._task.get(actor, "")
-        if not self._left.get(task):
-            left = {name: jobs for name, jobs in self._left.items() if jobs}
-            if not left:
-                return None
-            busy = Counter(self._task.values())
-            task = max(left, key=lambda name: len(left[name]) / (1 + busy[name]))
-            self._task[actor] = task
-        return self._left[task].pop()
+
+def _view_cluster() -> ClusterView:
+    import ray
+
+    return ClusterView(ray.cluster_resources(), ray.available_resources(), joins_cluster())
+
+
+def _is_placed(actor: Any) -> bool:
+    """Whether an actor that has not answered has a machine, and is starting there."""
+    from ray._private.state import state  # Ray's public State API needs a dashboard
+
+    return bool(state.actor_table(actor._actor_id.hex()).get("Pid"))
+
+
+def _lost_errors() -> tuple[type[Exception], ...]:
+    """Ray's errors that say that an actor, its machine or its result is gone."""
+    from ray import exceptions as ray_errors
+
+    return (
+        ray_errors.RayActorError,
+        ray_errors.OutOfMemoryError,
+        ray_errors.NodeDiedError,
+        ray_errors.ObjectLostError,
+        ray_errors.RuntimeEnvSetupError,
+    )
+
+
+def _machine_is_gone(error: Exception, node: str | None) -> bool:
+    """Whether an actor was lost with its machine, which is no fault of its job."""
+    import ray
+
+    # A connection that broke says nothing yet: the cluster hears of a lost machine a moment later.
+    unclear = isinstance(error, ray.exceptions.ActorUnavailableError)
+    until = time.monotonic() + (_UNCLEAR_S if unclear else 0)
+    while True:
+        words = str(error)
+        if "node has died" in words or "node was terminated" in words or "node died" in words:
+            return True
+        if node is not None and not any(n["NodeID"] == node and n["Alive"] for n in ray.nodes()):
+            return True
+        if time.monotonic() >= until:
+            return False
+        time.sleep(0.2)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _print(line: str) -> None:
+    """Print a line above a progress bar, if there is one."""
+    from tqdm import tqdm
+
+    tqdm.write(line)

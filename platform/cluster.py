@@ -63,7 +63,7 @@ def _choose_authentication() -> None:
     if "RAY_AUTH_MODE" in os.environ or "ray" in sys.modules:  # imported: Ray has decided
         return
     named = any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
-    if _joins():
+    if joins_cluster():
         # 20 times 40 s is what Ray waits for a cluster that lets nobody in without its token.
         os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
         if named or Path(os.path.expanduser("~/.ray/auth_token")).is_file():
@@ -74,7 +74,7 @@ def _choose_authentication() -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
-def _joins() -> bool:
+def joins_cluster() -> bool:
     """Whether RAY_ADDRESS names a cluster to join."""
     return os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
 
@@ -105,7 +105,7 @@ def start_ray(num_cpus: int | None = None, *, dashboard: bool = False) -> None:
     named = submitted.get("runtime_env", {}).get("env_vars", {})
     environment = {key: value for key, value in environment.items() if key not in named}
     address = os.environ.get("RAY_ADDRESS")
-    joined = _joins()
+    joined = joins_cluster()
     if joined:
         _check_address(str(address))
     options: dict[str, Any] = {} if joined else {"num_cpus": num_cpus or available_cpus()}

@@ -175,7 +175,8 @@ def _record_missing(
     )
     from tqdm import tqdm
 
-    from dynaflip.platform.actor_pool import ActorPool, TaskQueue
+    from dynaflip.platform.actor_pool import ActorPool
+    from dynaflip.platform.job_queues import TaskQueue
 
     queue = TaskQueue(missing)
     pool = ActorPool(

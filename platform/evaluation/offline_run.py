@@ -29,13 +29,14 @@ from dynaflip.eval.image_perturbations import (
 )
 from dynaflip.eval.metrics.action_scale import ActionScale, action_scale
 from dynaflip.files import write_file
-from dynaflip.platform.actor_pool import ActorPool, JobQueue
+from dynaflip.platform.actor_pool import ActorPool
 from dynaflip.platform.evaluation.encoders_under_test import NO_IMAGE, Encoder, EncoderUnderTest
 from dynaflip.platform.evaluation.offline_config import OfflineConfig
 from dynaflip.platform.evaluation.offline_data import OfflineData, OfflineEpisode
 from dynaflip.platform.evaluation.offline_worker import FeatureJob, FitJob, Inputs, decode_frames
 from dynaflip.platform.evaluation.plan import Condition
 from dynaflip.platform.evaluation.worker import CACHED_ENCODERS
+from dynaflip.platform.job_queues import JobQueue
 from dynaflip.platform.paths import home
 from dynaflip.platform.provenance import versions_of
 
@@ -127,7 +128,12 @@ def compute_features(
     print(f"{count} images to encode, the others are cached")
     by_digest = {episode.digest(): episode for episode in episodes}
     with tqdm(total=count, desc="encode", unit="image", disable=not count) as bar:
-        results = pool.run(JobQueue(jobs).next, lambda actor, job: actor.features.remote(job))
+        results = pool.run(
+            JobQueue(jobs).next,
+            lambda actor, job: actor.features.remote(job),
+            number=len(jobs),
+            describe=lambda job: f"features of episode {job.index}",
+        )
         for job, found in results if jobs else ():
             if isinstance(found, str):
                 lost[job.episode] = f"episode {job.index}: {found}"
@@ -188,7 +194,13 @@ def fit_and_test(
 
     planned: dict[FitKey, dict[str, np.ndarray]] = {}
     with tqdm(total=len(jobs), desc="fit", unit="policy") as bar:
-        for job, actions in pool.run(JobQueue(jobs).next, submit):
+        fits = pool.run(
+            JobQueue(jobs).next,
+            submit,
+            number=len(jobs),
+            describe=lambda job: f"policy {job.seed} on {job.under_test}",
+        )
+        for job, actions in fits:
             planned[job.under_test, job.seed] = actions
             bar.update()
     rows: list[dict[str, Any]] = []

@@ -22,8 +22,9 @@ from dynaflip.eval.envs.registry import environment
 from dynaflip.eval.expert_views import EpisodePlan
 from dynaflip.eval.labelled_frames import LabelledFrames, as_recorded, concatenate
 from dynaflip.files import new_file
-from dynaflip.platform.actor_pool import ActorPool, JobQueue
+from dynaflip.platform.actor_pool import ActorPool
 from dynaflip.platform.evaluation.config import ViewsConfig
+from dynaflip.platform.job_queues import JobQueue
 from dynaflip.platform.paths import home
 
 _POSITION_M = pa.list_(pa.float64(), 3)

@@ -6,7 +6,7 @@ import time
 from typing import Any, NamedTuple
 
 from dynaflip.eval.envs.base import EnvironmentSpec
-from dynaflip.platform.actor_pool import ActorPool, JobQueue, TaskQueue
+from dynaflip.platform.actor_pool import ActorPool
 from dynaflip.platform.evaluation import cache
 from dynaflip.platform.evaluation.encoders_under_test import Encoder
 from dynaflip.platform.evaluation.plan import EvaluationJob, PolicySpec
@@ -17,6 +17,7 @@ from dynaflip.platform.evaluation.worker import (
     SceneSpec,
     Worker,
 )
+from dynaflip.platform.job_queues import JobQueue, TaskQueue
 
 
 def open_pool(environment: EnvironmentSpec) -> ActorPool:
@@ -71,10 +72,16 @@ def fit_missing(jobs: list[EvaluationJob], pool: ActorPool, *, quiet: bool = Fal
         return
     number = sum(map(len, batches))
     with tqdm(total=number, desc="fit", unit="policy", disable=quiet) as bar:
-        results = pool.run(JobQueue(batches).next, lambda actor, specs: actor.fit.remote(specs))
+        results = pool.run(
+            JobQueue(batches).next,
+            lambda actor, specs: actor.fit.remote(specs),
+            number=len(batches),
+            describe=lambda specs: f"fitting {len(specs)} policies on {specs[0].encoder.name}",
+        )
         for specs, fitted in results:
             for digest, weights in fitted.items():
                 cache.save_policy(digest, weights)
+            bar.set_postfix_str(f"workers {pool.state().words()}")
             bar.update(len(specs))
 
 
@@ -101,7 +108,7 @@ def compare_with_expert(
     results: dict[tuple[str, str], ImitationResult] = {}
     queue = TaskQueue(list(batches))
     with tqdm(total=len(batches), desc="imitate", unit="encoder") as bar:
-        for key, result in pool.run(queue.next, submit):
+        for key, result in pool.run(queue.next, submit, number=len(batches), describe=str):
             results |= {(key.task, digest): result for digest in result.agreement}
             bar.update()
     return results
@@ -118,6 +125,8 @@ def compute_saliency(
         pool.run(
             JobQueue(scenes).next,
             lambda actor, scene: actor.saliency.remote(scene, layout_seeds, encoders),
+            number=len(scenes),
+            describe=lambda scene: f"saliency in {scene.task}",
         )
     )
     maps = {scene.task: by_scene[scene] for scene in scenes}
@@ -136,15 +145,19 @@ def _roll_out_missing(jobs: list[EvaluationJob], pool: ActorPool, *, quiet: bool
         return actor.roll_out.remote(job, weights)
 
     with tqdm(total=len(jobs), desc="roll out", unit="job", disable=quiet) as bar:
-        for job, result in pool.run(queue.next, submit):
+        for job, result in pool.run(queue.next, submit, number=len(jobs), describe=_words):
             cache.save_result(job, result)
             steps += sum(result.steps)
             solved = f"{sum(result.success_ever)}/{len(result.steps)}"
             bar.set_postfix_str(
                 f"{steps / (time.monotonic() - began):.0f} steps/s, last {job.task} "
-                f"{job.condition.name} {job.under_test}: {solved}"
+                f"{job.condition.name} {job.under_test}: {solved}, workers {pool.state().words()}"
             )
             bar.update()
+
+
+def _words(job: EvaluationJob) -> str:
+    return f"{job.task} {job.condition.name} {job.under_test} seed {job.policy.seed}"
 
 
 class _Imitation(NamedTuple):

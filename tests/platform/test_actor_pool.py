@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from typing import Any
 import pytest
 
 from dynaflip.errors import UserError
-from dynaflip.platform.actor_pool import MOST_LOST, ActorPool, JobQueue, TaskQueue
+from dynaflip.platform.actor_pool import MOST_ENDED, ActorPool
+from dynaflip.platform.job_queues import JobQueue, TaskQueue
 
 
 def plain_class() -> type:
@@ -41,7 +43,11 @@ def squares(folder: Path, deaths: int, *, raised: int | None = None) -> dict[int
     with ActorPool(plain_class(), job="square") as pool:
         queue = JobQueue([1, 2, 3, 4])
         return dict(
-            pool.run(queue.next, lambda actor, number: actor.__ray_call__.remote(square, number))
+            pool.run(
+                queue.next,
+                lambda actor, number: actor.__ray_call__.remote(square, number),
+                describe=lambda number: f"number {number}",
+            )
         )
 
 
@@ -58,10 +64,13 @@ def test_the_job_of_a_lost_actor_is_done_again(
 def test_a_job_that_kills_every_actor_or_raises_ends_in_one_line(
     tmp_path: Path, ray_cluster: None
 ) -> None:
-    with pytest.raises(UserError, match=r"square: 6 workers were lost.*run the same") as error:
+    aside = (
+        r"square: 1 job was set aside, each of which ended 3 workers: number 2; all others are done"
+    )
+    with pytest.raises(UserError, match=aside) as error:
         squares(tmp_path, deaths=1000)
     assert "\n" not in str(error.value)
-    assert len(list(tmp_path.iterdir())) == MOST_LOST + 1
+    assert len(list(tmp_path.iterdir())) == MOST_ENDED
     with pytest.raises(UserError, match=r"^no square of 3$"):
         squares(tmp_path, deaths=0, raised=3)
 
@@ -111,7 +120,8 @@ import time
 import ray
 
 from dynaflip.errors import UserError
-from dynaflip.platform.actor_pool import ActorPool, JobQueue
+from dynaflip.platform.actor_pool import ActorPool
+from dynaflip.platform.job_queues import JobQueue
 
 class Nothing:
     pass
@@ -135,6 +145,7 @@ def test_actors_that_memory_does_not_suffice_for_end_in_one_line() -> None:
     done = subprocess.run(
         [sys.executable, "-c", FULL_MACHINE], capture_output=True, text=True, timeout=240
     )
-    assert done.stdout.count("a worker was lost") == MOST_LOST, done.stderr[-2000:]
-    assert "refused: evaluate: 6 workers were lost" in done.stdout
+    # Killed in its job, or before it had answered: that depends on how fast it starts.
+    ends = r"refused: evaluate: (1 job was set aside|6 workers were lost in a row)"
+    assert re.search(ends, done.stdout), done.stdout[-2000:] + done.stderr[-2000:]
     assert "low on memory" in done.stdout

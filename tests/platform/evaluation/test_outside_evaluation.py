@@ -36,7 +36,7 @@ class InThisProcess:
 
 @pytest.fixture(autouse=True)
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(pool: ActorPool, next_job: Any, submit: Any) -> Iterator[tuple[Any, Any]]:
+    def run(pool: ActorPool, next_job: Any, submit: Any, **_: Any) -> Iterator[tuple[Any, Any]]:
         actor = InThisProcess(pool._actor_class(*pool._arguments))
         while (job := next_job(0)) is not None:
             yield job, submit(actor, job)
