@@ -157,7 +157,7 @@ class ExtensionPoint:
 
 @lru_cache(maxsize=64)
 def _entry_points(group: str, _: tuple[str, ...]) -> importlib.metadata.EntryPoints:
-    """Those of the packages on a path, which is asked for once."""
+    """Entry points of the installed packages; read once for each value of ``sys.path``."""
     return importlib.metadata.entry_points(group=group)
 
 

@@ -48,7 +48,7 @@ class DynaFLIPPreTrainedModel(PreTrainedModel):
         return None if grid is None else (grid[0], grid[1])
 
     def train(self, mode: bool = True) -> DynaFLIPPreTrainedModel:
-        """As of nn.Module, but BatchNorm keeps its statistics unless the setting frees them."""
+        """Set the mode; BatchNorm keeps its statistics unless the setting frees them."""
         super().train(mode)
         if not self.config.dynaflip["train_batchnorm"]:
             for module in self.modules():
@@ -110,7 +110,7 @@ class DynaFLIPModel(DynaFLIPPreTrainedModel):
         """The backbone has its weights from the folder."""
 
     def features(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """As of the base class."""
+        """Normalised pixels (B, 3, px, px) → embedding (B, D) and tokens (B, P, D')."""
         return self.backbone(pixels)
 
 
@@ -130,5 +130,5 @@ class DynaFLIPVisionModel(DynaFLIPPreTrainedModel):
         """The network has its weights from the folder."""
 
     def features(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """As of the base class."""
+        """Normalised pixels (B, 3, px, px) → embedding (B, D) and tokens (B, P, D')."""
         return embedding_and_tokens(self.network, pixels, self.prefix_tokens, self.call_settings)

@@ -133,7 +133,7 @@ class ImageEncoder(nn.Module):
             self.register_buffer(f"pixel_{name}", value, persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ImageEncoder:
-        """As of nn.Module, but mean and std stay float32 where weights become half precision."""
+        """Apply to all tensors; mean and std stay float32 where weights become half precision."""
         super()._apply(fn, recurse)
         self._place_constants(self.pixel_mean.device)
         return self
@@ -146,7 +146,7 @@ class ImageEncoder(nn.Module):
         return self.backbone(pixels.to(next(self.parameters()).dtype))
 
     def train(self, mode: bool = True) -> ImageEncoder:
-        """As of nn.Module, but BatchNorm keeps its statistics unless the setting frees them."""
+        """Set the mode; BatchNorm keeps its statistics unless the setting frees them."""
         super().train(mode)
         if not self.config.train_batchnorm:
             for module in self.modules():

@@ -150,7 +150,7 @@ class TransformersBackbone(Backbone):
 
 
 def _of_image_half(unfilled: Sequence[str], network: nn.Module) -> tuple[str, ...]:
-    """Those of a model's unfilled weights that its image half has."""
+    """The unfilled weights of a model that belong to its image half, by name."""
     own = {name for name, _ in [*network.named_parameters(), *network.named_buffers()]}
     bare = (name.removeprefix("vision_model.") for name in unfilled)
     return tuple(name for name in bare if name in own)

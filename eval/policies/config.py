@@ -65,7 +65,7 @@ class DiffusionConfig:
     """How many of the predicted actions are executed before the next image is read."""
 
     input_norm: str = "batch"
-    """As behaviour cloning's."""
+    """How inputs are standardised, ``batch`` or ``std_floor``, as behaviour_cloning.input_norm."""
 
     hidden_dim: int = 256
     """Width of the denoiser."""

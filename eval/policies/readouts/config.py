@@ -45,7 +45,7 @@ class SpatialSoftmaxConfig:
     """Expected positions: see :mod:`dynaflip.eval.policies.readouts.spatial_softmax`."""
 
     scales: int = 1
-    """As attentive's."""
+    """How many of the encoder's feature maps are read, the coarsest first; see attentive.scales."""
 
     maps: int = 32
     """Learned maps of each scale; each gives one position."""

@@ -57,7 +57,7 @@ class Jpegs:
 
     @classmethod
     def of(cls, column: pa.Array) -> Jpegs:
-        """Those of a binary column, without a copy."""
+        """The images of a binary column, without a copy."""
         _, ends, data = column.buffers()
         all_ends = np.frombuffer(ends, np.int32)
         part = all_ends[column.offset : column.offset + len(column) + 1]

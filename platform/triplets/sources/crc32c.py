@@ -52,7 +52,7 @@ def crc32c(data: bytes) -> int:
 
 
 def masked_crc32c(data: bytes) -> int:
-    """As TFRecord stores it: rotated and offset (tensorflow/core/lib/hash/crc32c.h)."""
+    """CRC-32C as TFRecord stores it: rotated and offset (tensorflow/core/lib/hash/crc32c.h)."""
     plain = crc32c(data)
     return (((plain >> 15) | (plain << 17)) + _MASK_DELTA) & 0xFFFFFFFF
 

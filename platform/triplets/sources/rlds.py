@@ -100,7 +100,7 @@ class StoredEpisode:
     fps: float
 
     def to_json(self) -> str:
-        """As a clip's ``extra``."""
+        """The text that a clip carries in its field ``extra``."""
         record = self.record
         values = [self.file, record.offset, record.size, record.checksum, self.feature, self.fps]
         return json.dumps(values)
