@@ -58,6 +58,8 @@ class EpisodePlan:
         recipe = asdict(self)
         if self.environment == DEFAULT_ENVIRONMENT:
             del recipe["environment"]  # as before there were others
+        else:
+            recipe["versions"] = environments.environment(self.environment).versions()
         text = json.dumps(recipe, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -130,6 +130,8 @@ def prepare(config: RolloutConfig) -> tuple[list[EncoderUnderTest], list[Evaluat
     head_settings(config.head, config.settings_of_head())  # refused now, not in every worker
     readout_settings(config.readout, config.settings_of_readout())
     check_reads(config.head, config.readout)
+    for note in environment(config.environment).notes:
+        print(f"note: {note}", flush=True)
     tested = resolve_encoders(config)
     check_unseen(config, tested)
     return tested, plan_jobs(config, tested, collect_demonstrations(config, tasks))
