@@ -18,6 +18,7 @@ from types import FrameType
 from dynaflip.errors import UserError
 from dynaflip.platform.cli import job_parser, run_job
 from dynaflip.platform.paths import mlflow_folder
+from dynaflip.platform.tracking.views import add_views, table_address
 
 # The server ends its own workers on SIGTERM; one that does not is killed after this.
 _STOP_S = 10.0
@@ -37,7 +38,10 @@ def main(argv: list[str]) -> int:
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", args.port)) == 0:
             raise UserError(f"--port: something answers on port {args.port} already; give another")
-    print(f"MLflow UI on http://127.0.0.1:{args.port} (Ctrl-C ends it)")
+    address = f"http://127.0.0.1:{args.port}"
+    print(f"MLflow UI on {address}/#/experiments?workflowType=machine_learning (Ctrl-C ends it)")
+    for name, experiment in add_views().items():
+        print(f"  {name}: {table_address(address, experiment)}", flush=True)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
     command += ["--port", str(args.port), "--workers", "1"]
     # In the environment, not in the command: the process list would show a database's password.

@@ -12,6 +12,7 @@ from dynaflip.platform.evaluation.encoders_under_test import TRAINED, EncoderUnd
 from dynaflip.platform.evaluation.outcome import Outcome
 from dynaflip.platform.evaluation.results import MEASURES, groups, metric_name, successes
 from dynaflip.platform.tracking import registry
+from dynaflip.platform.tracking.version_card import add_result
 
 WHOLE = "whole"  # value of the breadth tag: the evaluation covers what promotion asks for
 
@@ -36,6 +37,7 @@ def mark_versions(config: RolloutConfig, tested: list[EncoderUnderTest], outcome
             run.log_file(outcome.report, "evaluation")
         if config.adaptation != "frozen":
             continue
+        add_result(made_by, f"rollouts on {config.split}", outcome.verdict, outcome.run_id)
         own = outcome.rows().filter(
             (pl.col("arm") == TRAINED) & (pl.col("encoder_digest") == encoder.digest)
         )

@@ -47,5 +47,9 @@ def describe_run(run: Run, text: str) -> None:
 
 
 def describe_version(name: str, version: int, text: str) -> None:
-    """Set the description of a registered version, Markdown."""
-    client().update_model_version(name, str(version), description=text)
+    """Begin the description of a registered version with a text, Markdown; its card stays."""
+    from dynaflip.platform.tracking.version_card import before_card
+
+    store = client()
+    known = store.get_model_version(name, str(version)).description or ""
+    store.update_model_version(name, str(version), description=before_card(known, text))

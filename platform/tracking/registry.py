@@ -31,6 +31,7 @@ from dynaflip.platform.tracking.store import (
     request_timeout,
     tracking_uri,
 )
+from dynaflip.platform.tracking.version_card import card_of
 
 if TYPE_CHECKING:
     from dynaflip.encoders.image import ImageEncoder
@@ -85,6 +86,9 @@ def register(
                 registered_model_name=name,
             )
         version = int(logged.registered_model_version)
+        experiment = store.get_run(run.run_id).info.experiment_id
+        card = card_of(Path(folder), run, name, version, experiment)
+        store.update_model_version(name, str(version), description=card)
         # start_run's end marks the run FINISHED, but it is the caller who ends it.
         store.update_run(run.run_id, status="RUNNING")
     for key, value in (tags or {}).items():

@@ -235,6 +235,7 @@ def _mark_versions(
     from dynaflip.platform import tracking
     from dynaflip.platform.evaluation.encoders_under_test import TRAINED, info_of
     from dynaflip.platform.tracking import registry
+    from dynaflip.platform.tracking.version_card import add_result
 
     scores = {
         f"{KIND}_{config.split}/{key}": f"{value:.4g}"
@@ -250,6 +251,8 @@ def _mark_versions(
         if (maker := tracking.find_run(made_by)) is not None:  # it may be in another store
             assert outcome.report is not None
             maker.run.log_file(outcome.report, "evaluation")
+        what = f"{KIND} on {data.name}, {config.split}"
+        add_result(made_by, what, outcome.verdict, outcome.run_id)
         for version in registry.versions_of_run(made_by):
             own = [key for key in version.tags if key.startswith(f"{KIND}_{config.split}/")]
             others = [key for key in own if key not in scores]

@@ -16,7 +16,9 @@ from dynaflip.encoders.model import DynaFLIP
 from dynaflip.errors import UserError
 from dynaflip.platform import tracking
 from dynaflip.platform.tracking import registry
+from dynaflip.platform.tracking.links import describe_version
 from dynaflip.platform.tracking.store import client
+from dynaflip.platform.tracking.version_card import add_result
 
 TINY = ModelConfig(
     image=ImageConfig(image_px=32, pretrained=False),
@@ -68,6 +70,34 @@ def test_every_uri_finds_the_same_encoder(
         with torch.no_grad():
             assert torch.equal(encoder(IMAGES), wanted)
         assert encoder.info["steps"] == 3
+
+
+def test_a_version_is_described_by_its_card_and_what_evaluations_found(registered: Path) -> None:
+    def described() -> str:
+        return str(client().get_model_version(registry.DEFAULT_NAME, "1").description)
+
+    found = client().get_model_version(registry.DEFAULT_NAME, "1")
+    card = described()
+    assert card.startswith("# DynaFLIP image encoder\n")
+    assert 'dynaflip.load_encoder("models:/dynaflip-encoder/1")' in card
+    assert f"/runs/{found.run_id}" in card
+    assert "* none yet" in card
+    assert "licences of the data" in card
+    run = tracking.open_run("dynaflip-evaluate", "evaluation")
+    add_result(found.run_id, "rollouts on dev", ["It is better.", "More."], run.run_id)
+    add_result(found.run_id, "rollouts on test", ["It is worse."], run.run_id)
+    add_result(found.run_id, "rollouts on dev", ["It is the same."], run.run_id)
+    run.end("FINISHED")
+    told = described()
+    assert "* none yet" not in told
+    assert "It is better." not in told
+    results = told.partition("## Results so far\n\n")[2].partition("\n\n")[0].split("\n")
+    assert [line[: line.index("(")] for line in results] == [
+        "* **rollouts on test**: It is worse. ",
+        "* **rollouts on dev**: It is the same. ",
+    ]
+    describe_version(registry.DEFAULT_NAME, 1, "First words.")
+    assert described() == f"First words.\n\n{told}"
 
 
 def test_latest_moves_by_itself_and_candidate_on_request(registered: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -134,3 +135,21 @@ def test_what_was_deleted_in_the_ui_is_restored(
     store.delete_experiment(experiment_id)
     assert status(tracking.reopen_run(second.run_id)) == "RUNNING"
     assert store.get_experiment(experiment_id).lifecycle_stage == "active"
+
+
+def test_experiments_open_on_models_and_on_the_columns_that_matter(home: Path) -> None:
+    from dynaflip.platform.tracking.views import add_views, table_address
+
+    tracking.open_run("dynaflip-evaluate", "a").end("FINISHED")
+    before = client().create_experiment("dynaflip-of-before")
+    client().create_experiment("another's")
+    found = add_views()
+    assert set(found) == {"dynaflip-evaluate", "dynaflip-of-before"}
+    for experiment in found.values():
+        tags = client().get_experiment(experiment).tags
+        assert tags["mlflow.experimentKind"] == "custom_model_development"
+        view = json.loads(tags["mlflow.sharedViewState.dynaflip"])
+        assert "attributes.`Description`" in json.loads(view["state"])["selectedColumns"]
+    assert table_address("http://h", before).endswith(
+        f"/#/experiments/{before}/runs?workflowType=machine_learning&viewStateShareKey=dynaflip"
+    )
