@@ -18,6 +18,7 @@ from dynaflip.platform.sweep.opened_sweep import space_of
 from dynaflip.platform.sweep.report import PAGE, Report
 from dynaflip.platform.sweep.table import summary, trial_table
 from dynaflip.platform.tracking import links
+from dynaflip.platform.tracking.version_card import describe_version
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -96,7 +97,7 @@ def log_report(sweep_report: Report, registered: Registered) -> Path:
         f"figures and trials.",
     )
     parent = links.run_address(experiment, sweep.parent.run_id)
-    links.describe_version(
+    describe_version(
         registered.model,
         registered.version,
         f"{said}\n\n{best}, from the sweep [{name}]({parent}), whose artifact `{PAGE}` has all "

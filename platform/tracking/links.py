@@ -44,12 +44,3 @@ def version_address(uri: str, name: str, version: int) -> str:
 def describe_run(run: Run, text: str) -> None:
     """Set the description that a run's page shows, Markdown."""
     run.set_tags({_NOTE: text})
-
-
-def describe_version(name: str, version: int, text: str) -> None:
-    """Begin the description of a registered version with a text, Markdown; its card stays."""
-    from dynaflip.platform.tracking.version_card import before_card
-
-    store = client()
-    known = store.get_model_version(name, str(version)).description or ""
-    store.update_model_version(name, str(version), description=before_card(known, text))

@@ -63,6 +63,13 @@ def before_card(card: str, text: str) -> str:
     return text if start < 0 else f"{text}\n\n{card[start:]}"
 
 
+def describe_version(name: str, version: int, text: str) -> None:
+    """Begin the description of a registered version with a text, Markdown; its card stays."""
+    store = client()
+    known = store.get_model_version(name, str(version)).description or ""
+    store.update_model_version(name, str(version), description=before_card(known, text))
+
+
 def add_result(made_by: str, what: str, verdict: list[str], evaluation: str) -> None:
     """Tell the versions that a run made what an evaluation found.
 

@@ -16,9 +16,8 @@ from dynaflip.encoders.model import DynaFLIP
 from dynaflip.errors import UserError
 from dynaflip.platform import tracking
 from dynaflip.platform.tracking import registry
-from dynaflip.platform.tracking.links import describe_version
 from dynaflip.platform.tracking.store import client
-from dynaflip.platform.tracking.version_card import add_result
+from dynaflip.platform.tracking.version_card import add_result, describe_version
 
 TINY = ModelConfig(
     image=ImageConfig(image_px=32, pretrained=False),
