@@ -33,6 +33,7 @@ FLAGS = (
     "name",
     "trials",
     "concurrent",
+    "objectives",
     "scheduler",
     "sampler",
     "storage",

@@ -91,6 +91,7 @@ def decide_candidate(
     confirmed: bool,
     missing_seeds: int,
     gap_to: Callable[[int], tuple[float, float]],
+    unit: str = "cm",
 ) -> Decision:
     """Whether ``candidate`` moves to the version that a sweep registered; moves it if so.
 
@@ -101,9 +102,10 @@ def decide_candidate(
         confirmed: whether other seeds of its setting were trained.
         missing_seeds: of these, those without a result.
         gap_to: version of the present candidate → this one's error less that one's, and the 95 %
-            half width, in cm.
+            half width.
+        unit: of that error.
     """
-    decision = _candidate(name, version, policy, confirmed, missing_seeds, gap_to)
+    decision = _candidate(name, version, policy, confirmed, missing_seeds, gap_to, unit)
     if decision.promoted:
         registry.set_alias(name, CANDIDATE, version)
     return decision
@@ -116,6 +118,7 @@ def _candidate(
     confirmed: bool,
     missing_seeds: int,
     gap_to: Callable[[int], tuple[float, float]],
+    unit: str,
 ) -> Decision:
     if policy != "auto":
         return Decision(policy == "always", f"--promote {policy}")
@@ -129,7 +132,7 @@ def _candidate(
     if int(present) == version:
         return Decision(True, "it is this version already")
     gap, half = gap_to(int(present))
-    compared = f"{gap:+.2f} ± {half:.2f} cm to version {present}, over episodes and seeds"
+    compared = f"{gap:+.2f} ± {half:.2f} {unit} to version {present}, over episodes and seeds"
     return Decision(gap + half < 0, compared)
 
 

@@ -67,8 +67,42 @@ def cluster_mean(
     _, index = np.unique(clusters, return_inverse=True)
     counts = np.bincount(index).astype(np.float64)
     sums = np.bincount(index, weights=values)
+    return _ratio(sums, counts, float(values.mean()), seed, resamples, level)
+
+
+def cluster_ratio(
+    numerators: np.ndarray,
+    denominators: np.ndarray,
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+) -> Interval:
+    """Ratio of two sums over clusters, with a bootstrap interval over clusters.
+
+    Args:
+        numerators: (R,) of each cluster.
+        denominators: (R,) of each cluster, at least 0 and not all 0.
+        seed, resamples, level: as in :func:`cluster_mean`.
+    """
+    sums, counts = (np.asarray(v, dtype=np.float64) for v in (numerators, denominators))
+    if sums.ndim != 1 or sums.shape != counts.shape or not sums.size:
+        raise ValueError(f"a ratio needs (R,) and (R,), got {sums.shape} and {counts.shape}")
+    if not (counts >= 0).all() or not counts.sum() > 0 or not np.isfinite(sums).all():
+        raise ValueError("denominators must be at least 0 and not all 0, numerators finite")
+    return _ratio(sums, counts, float(sums.sum() / counts.sum()), seed, resamples, level)
+
+
+def _ratio(
+    sums: np.ndarray,
+    counts: np.ndarray,
+    estimate: float,
+    seed: int,
+    resamples: int,
+    level: float,
+) -> Interval:
+    """The interval of Σ sums / Σ counts over the clusters; bounds are NaN for fewer than two."""
     number = len(counts)
-    estimate = float(values.mean())
     if number < 2:
         return Interval(estimate, float("nan"), float("nan"), number)
     if number < _FEWEST_TO_RESAMPLE:
@@ -77,7 +111,7 @@ def cluster_mean(
         half = float(special.stdtrit(number - 1, (1 + level) / 2) * error)
         return Interval(estimate, estimate - half, estimate + half, number)
     drawn = np.random.default_rng(seed).integers(0, number, size=(resamples, number))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    means = sums[drawn].sum(axis=1) / np.maximum(counts[drawn].sum(axis=1), 1e-300)
     tail = _expanded_tail(number, level)
     low, high = np.quantile(means, [tail, 1 - tail])
     return Interval(estimate, float(low), float(high), number)

@@ -17,6 +17,7 @@ from dynaflip.eval.policies.readouts.config import (
 )
 from dynaflip.eval.policies.registry import HEADS, READOUTS
 from dynaflip.platform.evaluation.encoder_entries import BASELINES, read_entries
+from dynaflip.platform.evaluation.flow_probe_config import FlowProbeConfig
 
 ADAPTATIONS = ("frozen", "lora", "full")
 SPLITS = ("dev", "test")
@@ -118,7 +119,7 @@ class ProbesConfig:
 class ProbeSuiteConfig(EvaluationConfig):
     """Settings of the suite ``probes``: retrieval, and linear probes from frozen features."""
 
-    ADDED: ClassVar[tuple[str, ...]] = (*EvaluationConfig.ADDED, "encoders")
+    ADDED: ClassVar[tuple[str, ...]] = (*EvaluationConfig.ADDED, "encoders", "flow_probe")
     SHORT: ClassVar[dict[str, tuple[str, ...]]] = {
         "env": ("views.environment",),
         "environment": ("views.environment",),
@@ -147,6 +148,7 @@ class ProbeSuiteConfig(EvaluationConfig):
 
     views: ViewsConfig = field(default_factory=ViewsConfig)
     probes: ProbesConfig = field(default_factory=ProbesConfig)
+    flow_probe: FlowProbeConfig = field(default_factory=FlowProbeConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,21 +10,28 @@ from dynaflip.checks import at_least, one_of
 from dynaflip.eval.envs.registry import DEFAULT_ENVIRONMENT, environment
 from dynaflip.eval.policies.config import BehaviourCloningConfig, settings_to_hash
 from dynaflip.platform.evaluation.config import RolloutConfig, ViewsConfig
+from dynaflip.platform.evaluation.flow_probe_config import FlowProbeConfig
 from dynaflip.platform.training.config import PretrainConfig
 
 SAMPLERS = ("tpe", "random")
 SCHEDULERS = ("none", "median", "asha")
 PROMOTIONS = ("auto", "always", "never")
 # Objectives of a trial, all minimised: mean probe error of hand and object with one factor
-# perturbed and with none, and the failures of a small policy with one factor perturbed.
-PERTURBED, UNPERTURBED, POLICY = "perturbed", "unperturbed", "policy"
-UNITS = {PERTURBED: "cm", UNPERTURBED: "cm", POLICY: "% failed"}
+# perturbed and with none, held-out flow that a probe leaves unexplained, and the failures of a
+# small policy with one factor perturbed.
+PERTURBED, UNPERTURBED, FLOW_PROBE, POLICY = "perturbed", "unperturbed", "flow_probe", "policy"
+UNITS = {PERTURBED: "cm", UNPERTURBED: "cm", FLOW_PROBE: "% unexplained", POLICY: "% failed"}
+# Those that may rank trials: what is confirmed and registered.
+RANKING = (PERTURBED, FLOW_PROBE)
 # Their names as metrics.
 METRIC = {
     PERTURBED: "score/perturbed_cm",
     UNPERTURBED: "score/unperturbed_cm",
+    FLOW_PROBE: "score/flow_unexplained_percent",
     POLICY: "score/policy_failure_percent",
 }
+# What a trial's score is called on runs and versions, by the objective that ranks.
+SCORE_NAME = {PERTURBED: "score_cm", FLOW_PROBE: "flow_unexplained_percent"}
 
 _USUAL_FACTORS = ("light_gain", "table_colour")
 
@@ -129,6 +136,9 @@ class ScoreConfig:
     """Rendered views that probes are tested on; fewer than in an evaluation, as each trial is
     scored."""
 
+    flow_probe: FlowProbeConfig = field(default_factory=FlowProbeConfig)
+    """The flow that is predicted where `flow_probe` is an objective."""
+
     policy: PolicyScoreConfig = field(default_factory=PolicyScoreConfig)
     """The policy that is rolled out where `policy` is an objective."""
 
@@ -173,9 +183,9 @@ class SweepConfig:
     T/r² and T/r of T steps."""
 
     objectives: tuple[str, ...] = (PERTURBED,)
-    """What is minimised: perturbed, alone or with unperturbed or policy as a second objective, for
-    which the search looks for the Pareto front. The first one chooses what is confirmed and
-    registered."""
+    """What is minimised: perturbed (labelled frames of a simulator) or flow_probe (any triplets),
+    alone or with a second objective (perturbed, unperturbed, flow_probe, policy), for which the
+    search looks for the Pareto front. The first one chooses what is confirmed and registered."""
 
     storage: str | None = None
     """Optuna's database: a URL without password (Postgres reads PGPASSWORD and ~/.pgpass), or
@@ -213,18 +223,35 @@ class SweepConfig:
         one_of(self, SAMPLERS, "sampler")
         one_of(self, SCHEDULERS, "scheduler")
         one_of(self, PROMOTIONS, "promote")
-        allowed = ((PERTURBED,), (PERTURBED, UNPERTURBED), (PERTURBED, POLICY))
-        if self.objectives not in allowed:
-            raise ValueError(
-                f"objectives must be {PERTURBED}, alone or with {UNPERTURBED} or {POLICY}, "
-                f"got {', '.join(self.objectives) or 'none'}"
-            )
+        self._check_objectives()
         if len(self.objectives) > 1 and self.scheduler != "none":
             raise ValueError(f"scheduler {self.scheduler} needs one objective, not two")
         if self.name is not None and not self.name.replace("-", "").replace("_", "").isalnum():
             raise ValueError(f"name must be of letters, digits, - and _, got {self.name!r}")
         if self.name is not None and self.name.endswith("-confirm"):
             raise ValueError("name must not end in -confirm: that is a sweep's second stage")
+
+    def _check_objectives(self) -> None:
+        first, *more = self.objectives or ("",)
+        known = set(more) <= set(METRIC) - {first}
+        if first not in RANKING or len(more) > 1 or not known:
+            raise ValueError(
+                f"objectives must be {' or '.join(RANKING)}, alone or with one other of "
+                f"{', '.join(METRIC)}; got {', '.join(self.objectives) or 'none'}"
+            )
+        usual = ScoreConfig()
+        for setting, needed in (
+            ("frames", {PERTURBED, UNPERTURBED}),
+            ("data", {PERTURBED, UNPERTURBED}),
+            ("flow_probe", {FLOW_PROBE}),
+        ):
+            if getattr(self.score, setting) != getattr(usual, setting) and not needed & set(
+                self.objectives
+            ):
+                raise ValueError(
+                    f"score.{setting} is read for the objective {min(needed)} alone, not for "
+                    f"{', '.join(self.objectives)}"
+                )
 
 
 @dataclass(frozen=True)

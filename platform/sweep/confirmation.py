@@ -24,11 +24,11 @@ class Confirmed:
     """One setting, trained with several seeds that had no part in choosing it."""
 
     setting: int  # number of the search's trial; 0 has the paper's weights
-    scores_cm: dict[int, float]  # seed → score
+    scores: dict[int, float]  # seed → score
     names: dict[int, str]  # seed → trial
     missing: int  # seeds that failed, or are not trained yet
-    score_cm: Interval  # over seeds, Student's
-    difference_cm: Interval  # minus the paper's weights, same seeds; negative is better
+    score: Interval  # over seeds, Student's
+    difference: Interval  # minus the paper's weights, same seeds; negative is better
 
     def title(self) -> str:
         """Its name for people."""
@@ -36,7 +36,7 @@ class Confirmed:
 
     def better(self) -> bool:
         """Whether it beats the paper's weights beyond noise."""
-        return self.setting != 0 and self.difference_cm.high < 0
+        return self.setting != 0 and self.difference.high < 0
 
 
 def confirmed_of(trials: Sequence[FrozenTrial], settings: Sequence[int]) -> list[Confirmed]:
@@ -74,8 +74,8 @@ def confirmed_of(trials: Sequence[FrozenTrial], settings: Sequence[int]) -> list
                 student_interval(gaps),
             )
         )
-    found = [c for c in found if c.scores_cm]
-    return sorted(found, key=lambda c: (c.missing > 0, c.score_cm.value))
+    found = [c for c in found if c.scores]
+    return sorted(found, key=lambda c: (c.missing > 0, c.score.value))
 
 
 def student_interval(
@@ -99,48 +99,49 @@ def student_interval(
     return Interval(mean, max(least, mean - half), mean + half, number)
 
 
-def seed_noise_cm(confirmed: Sequence[Confirmed]) -> tuple[float, int]:
+def seed_noise(confirmed: Sequence[Confirmed]) -> tuple[float, int]:
     """Standard deviation between seeds, pooled over settings, with its degrees of freedom."""
     squares, freedom = 0.0, 0
     for c in confirmed:
-        values = np.array(list(c.scores_cm.values()))
+        values = np.array(list(c.scores.values()))
         squares += float(np.square(values - values.mean()).sum())
         freedom += len(values) - 1
     return (math.sqrt(squares / freedom), freedom) if freedom else (math.nan, 0)
 
 
-def confirmation_table(confirmed: Sequence[Confirmed]) -> list[list[str]]:
+def confirmation_table(confirmed: Sequence[Confirmed], unit: str = "cm") -> list[list[str]]:
     """Rows of the table, header first: setting, seeds, mean, difference to the paper's weights."""
-    rows = [["setting", "seeds", "error cm [95 %]", "minus the paper's weights, cm [95 %]"]]
+    gap = f"minus the paper's weights, {unit} [95 %]"
+    rows = [["setting", "seeds", f"error {unit} [95 %]", gap]]
     for c in confirmed:
-        gap = "" if c.setting == 0 else shown(c.difference_cm, "+")
-        number = len(c.scores_cm)
+        gap = "" if c.setting == 0 else shown(c.difference, "+")
+        number = len(c.scores)
         seeds = f"{number} of {number + c.missing}" if c.missing else str(number)
-        rows.append([c.title(), seeds, shown(c.score_cm), gap])
+        rows.append([c.title(), seeds, shown(c.score), gap])
     return rows
 
 
-def verdict(confirmed: Sequence[Confirmed]) -> str:
+def verdict(confirmed: Sequence[Confirmed], unit: str = "cm") -> str:
     """Whether the best setting beats the paper's weights, with the interval of the difference."""
     best = confirmed[0]
     if best.setting == 0:
-        error = f"{shown(best.score_cm)} cm"
+        error = f"{shown(best.score)} {unit}"
         return (
             f"no trial's weights score better than the paper's over seeds: theirs have {error} "
             f"of error, and less is better"
         )
-    gap = best.difference_cm
+    gap = best.difference
     if not gap.clusters:
         return f"{best.title()} has the least error, and no seed of the paper's to compare with"
     how = "better beyond noise" if best.better() else "not better beyond noise"
     return (
         f"{best.title()} is {how}: its error minus that of the paper's weights is "
-        f"{shown(gap, '+')} cm over {gap.clusters} seeds, and negative is better"
+        f"{shown(gap, '+')} {unit} over {gap.clusters} seeds, and negative is better"
     )
 
 
 def shown(interval: Interval, sign: str = "") -> str:
-    """A value in cm with its interval; one seed has none."""
+    """A value with its interval; one seed has none."""
     if not interval.clusters:
         return ""
     form = f"{sign}.2f"

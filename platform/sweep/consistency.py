@@ -16,7 +16,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from dynaflip.platform.sweep.config import METRIC
+from dynaflip.platform.sweep.config import METRIC, SCORE_NAME
 from dynaflip.platform.sweep.ledger import STATUS
 from dynaflip.platform.sweep.opened_sweep import Sweep, open_to_read
 from dynaflip.platform.sweep.study import CONFIRM, SEARCH, open_storage, own_trials, study_name
@@ -56,11 +56,12 @@ def _of_stage(sweep: Sweep, stage: str, runs: list[RunRecord]) -> Iterator[str]:
         if trial.state not in STATUS:
             yield f"{name}: {trial.state.name.lower()} in the study"
             continue
-        yield from _with_mlflow(name, trial, by_name.get(name))
+        score = SCORE_NAME[sweep.config.objectives[0]]
+        yield from _with_mlflow(name, trial, by_name.get(name), score)
         yield from _with_tune(name, trial, sweep)
 
 
-def _with_mlflow(name: str, trial: FrozenTrial, run: RunRecord | None) -> Iterator[str]:
+def _with_mlflow(name: str, trial: FrozenTrial, run: RunRecord | None, score: str) -> Iterator[str]:
     if run is None:
         yield f"{name}: MLflow has no run"
         return
@@ -69,8 +70,8 @@ def _with_mlflow(name: str, trial: FrozenTrial, run: RunRecord | None) -> Iterat
         yield f"{name}: {state} in the study, {run.status} in MLflow"
     if run.run_id != trial.user_attrs.get("run_id"):
         yield f"{name}: another run than the study names"
-    if trial.state == TrialState.COMPLETE and not _close(run.metrics.get("score_cm"), trial):
-        yield f"{name}: {trial.values[0]} in the study, {run.metrics.get('score_cm')} in MLflow"
+    if trial.state == TrialState.COMPLETE and not _close(run.metrics.get(score), trial):
+        yield f"{name}: {trial.values[0]} in the study, {run.metrics.get(score)} in MLflow"
 
 
 def _with_tune(name: str, trial: FrozenTrial, sweep: Sweep) -> Iterator[str]:

@@ -75,15 +75,16 @@ def _confirmation(report: Report) -> Figure | None:
     figure, axes = _figure(1.1 + 0.45 * len(confirmed))
     for row, c in enumerate(confirmed):
         colour = _GREY if c.setting == 0 else _BLUE
-        seeds = list(c.scores_cm.values())
+        seeds = list(c.scores.values())
         axes.plot(seeds, [row] * len(seeds), "o", color=colour, alpha=0.35, markersize=5)
-        if not math.isnan(c.score_cm.low):
-            axes.plot([c.score_cm.low, c.score_cm.high], [row, row], color=colour, linewidth=2)
-        axes.plot(c.score_cm.value, row, "D", color=colour, markersize=7)
+        if not math.isnan(c.score.low):
+            axes.plot([c.score.low, c.score.high], [row, row], color=colour, linewidth=2)
+        axes.plot(c.score.value, row, "D", color=colour, markersize=7)
     axes.set_yticks(range(len(confirmed)), [c.title() for c in confirmed])
     axes.set_ylim(len(confirmed) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel("error, cm (less is better): mean, 95 % interval over seeds, each seed")
+    said = "(less is better): mean, 95 % interval over seeds, each seed"
+    axes.set_xlabel(f"error, {report.unit} {said}")
     return figure
 
 

@@ -6,18 +6,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from optuna.trial import TrialState
 from scipy import special
 
-from dynaflip.eval.intervals.cluster_bootstrap import paired_difference
 from dynaflip.platform import promotion, tracking
 from dynaflip.platform.sweep import confirmation
-from dynaflip.platform.sweep import sweep_folder as folders
+from dynaflip.platform.sweep.config import SCORE_NAME, UNITS
 from dynaflip.platform.sweep.confirmation import Confirmed
 from dynaflip.platform.sweep.opened_sweep import Sweep
-from dynaflip.platform.sweep.probe_score import FrameErrors, ProbeScore
 from dynaflip.platform.sweep.study import CONFIRM, SEARCH
+from dynaflip.platform.sweep.trial_score import Errors, trial_score
 from dynaflip.platform.tracking import registry
 
 
@@ -27,7 +25,7 @@ class Winner:
 
     setting: int
     name: str  # of the trial that trained it
-    score_cm: float  # of the setting: over seeds where it was confirmed
+    score: float  # of the setting: over seeds where it was confirmed
     runs: list[str]  # trials of the same setting with other seeds, itself among them
 
 
@@ -41,7 +39,8 @@ def finish(sweep: Sweep, confirmed: Sequence[Confirmed]) -> None:
     report = report_of(sweep, confirmed, finished=True)
     print(f"\n{report.text()}\n")
     winner = winner_of(sweep, confirmed)
-    model = sweep.base.tracking.model_name
+    model, objective = sweep.base.tracking.model_name, sweep.config.objectives[0]
+    unit = UNITS[objective]
     with promotion.comparing():
         version = _registered(sweep, winner)
         decision = promotion.decide_candidate(
@@ -51,14 +50,15 @@ def finish(sweep: Sweep, confirmed: Sequence[Confirmed]) -> None:
             confirmed=bool(confirmed),
             missing_seeds=confirmed[0].missing if confirmed else 0,
             gap_to=lambda present: _difference_to(sweep, winner, confirmed, present),
+            unit=unit,
         )
     reason = f"{'yes' if decision.promoted else 'no'}: {decision.explanation}"
     tags = {"best_trial": winner.name, "registered_version": version, "promotion": reason}
     sweep.parent.set_tags(tags)
-    sweep.parent.log_metrics({"best/score_cm": winner.score_cm}, 0)
-    print(f"registered models:/{model}/{version}: {winner.name}, {winner.score_cm:.2f} cm")
+    sweep.parent.log_metrics({f"best/{SCORE_NAME[objective]}": winner.score}, 0)
+    registered = Registered(model, version, winner.name, winner.score, unit, reason)
+    print(f"registered models:/{model}/{version}: {registered.best()}")
     print(f"alias {promotion.CANDIDATE}: {reason}")
-    registered = Registered(model, version, winner.name, winner.score_cm, reason)
     path = log_report(report, registered)
     print(f"report: {path} (and on the sweep's MLflow run)")
 
@@ -70,8 +70,8 @@ def winner_of(sweep: Sweep, confirmed: Sequence[Confirmed]) -> Winner:
     """
     if confirmed:
         best = confirmed[0]
-        mean = best.score_cm.value
-        seed = min(best.scores_cm, key=lambda s: abs(best.scores_cm[s] - mean))
+        mean = best.score.value
+        seed = min(best.scores, key=lambda s: abs(best.scores[s] - mean))
         return Winner(best.setting, best.names[seed], mean, list(best.names.values()))
     done = [t for t in sweep.trials(SEARCH) if t.state == TrialState.COMPLETE]
     trial = min(done, key=lambda t: t.values[0])
@@ -93,7 +93,7 @@ def _registered(sweep: Sweep, winner: Winner) -> int:
         run,
         name=sweep.base.tracking.model_name,
         tags={
-            "score_cm": f"{winner.score_cm:.4f}",
+            SCORE_NAME[sweep.config.objectives[0]]: f"{winner.score:.4f}",
             "score_digest": sweep.facts.score_digest,
             "data_digest": sweep.facts.data_digest,
             "config_digest": child.tags.get("config_digest", ""),
@@ -109,44 +109,42 @@ def _registered(sweep: Sweep, winner: Winner) -> int:
 def _difference_to(
     sweep: Sweep, winner: Winner, confirmed: Sequence[Confirmed], present: int
 ) -> tuple[float, float]:
-    """Winner's mean error minus the candidate's on the same frames, and its 95 % half width, cm.
+    """Winner's mean error minus the candidate's on the same frames, and its 95 % half width.
 
-    Episodes are resampled; the candidate is one seed and the winner the mean of s seeds, which
-    adds a standard deviation of σ √(1 + 1/s), with σ pooled over the confirmation.
+    Both in the score's unit. Episodes or recordings are resampled; the candidate is one seed and
+    the winner the mean of s seeds, which adds a standard deviation of σ √(1 + 1/s), with σ pooled
+    over the confirmation.
     """
     from dynaflip.encoders.checkpoint import allowed_backbone, backbone_name, load_image_encoder
 
-    settings = sweep.config.score
-    score = ProbeScore(sweep.folder() / folders.FRAMES, settings.folds, settings.batch_size)
+    score, objective = trial_score(sweep.config, sweep.folder()), sweep.config.objectives[0]
     trials = sweep.folder() / "trials"
     encoders = [trials / name / "encoder" for name in winner.runs]
     ours = [
-        score.errors(load_image_encoder(folder, backbone=backbone_name(folder)))
+        score.ranking_errors(load_image_encoder(folder, backbone=backbone_name(folder)), objective)
         for folder in encoders
     ]
     folder = registry.resolve(f"models:/{sweep.base.tracking.model_name}/{present}")
     # A class of the user's own is taken from the sweep's settings, never from the version.
     own = allowed_backbone(folder, sweep.base.model.image.name)
-    theirs = score.errors(registry.load_encoder(str(folder), backbone=own))
-    return difference_with_noise(ours, theirs, *confirmation.seed_noise_cm(confirmed))
+    theirs = score.ranking_errors(registry.load_encoder(str(folder), backbone=own), objective)
+    return difference_with_noise(ours, theirs, *confirmation.seed_noise(confirmed))
 
 
 def difference_with_noise(
-    ours: Sequence[FrameErrors], theirs: FrameErrors, noise_cm: float, freedom: int
+    ours: Sequence[Errors], theirs: Errors, noise: float, freedom: int
 ) -> tuple[float, float]:
-    """Difference of mean errors under perturbation and its 95 % half width, in cm.
+    """Difference of mean errors and its 95 % half width, in their unit.
 
     Args:
         ours: of s encoders that differ by their seeds.
         theirs: of the encoder that it is compared with, on the same frames.
-        noise_cm: standard deviation between seeds.
+        noise: standard deviation between seeds.
         freedom: degrees of freedom of that standard deviation.
     """
-    here = theirs.perturbed
-    mean_cm = np.mean([errors.error_cm for errors in ours], axis=0)
-    gap = paired_difference(mean_cm[here], theirs.error_cm[here], theirs.episode[here])
+    gap = theirs.gap_of(ours)
     of_episodes = (gap.high - gap.low) / 2
     of_seeds = math.inf
     if freedom:
-        of_seeds = float(special.stdtrit(freedom, 0.975)) * noise_cm * math.sqrt(1 + 1 / len(ours))
+        of_seeds = float(special.stdtrit(freedom, 0.975)) * noise * math.sqrt(1 + 1 / len(ours))
     return gap.value, math.hypot(of_episodes, of_seeds)

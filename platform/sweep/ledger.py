@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from dynaflip.platform import tracking
 from dynaflip.platform.sweep import requests
-from dynaflip.platform.sweep.config import METRIC, SweepConfig
+from dynaflip.platform.sweep.config import METRIC, SCORE_NAME, SweepConfig
 from dynaflip.platform.sweep.space import Dimension
 from dynaflip.platform.sweep.study import (
     FINISHED,
@@ -242,10 +242,11 @@ class Ledger:
             tags["sweep.skipped"] = "by the user"
         run.set_tags(tags)
         if trial.state == TrialState.COMPLETE:
-            run.log_metrics({"score_cm": trial.values[0]}, self.facts.total_steps)
+            name = SCORE_NAME[self.config.objectives[0]]
+            run.log_metrics({name: trial.values[0]}, self.facts.total_steps)
             # The parent's curve over trials.
             number = number_of(trial, self.facts, self.stage)
-            self.parent.log_metrics({f"{self.stage}/score_cm": trial.values[0]}, number)
+            self.parent.log_metrics({f"{self.stage}/{name}": trial.values[0]}, number)
         run.end(STATUS[trial.state])
 
     def _open_run(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dynaflip.files import write_file
+from dynaflip.platform.sweep.config import FLOW_PROBE, PERTURBED
 from dynaflip.platform.sweep.confirmation import confirmation_table
 from dynaflip.platform.sweep.figures import figures
 from dynaflip.platform.sweep.opened_sweep import space_of
@@ -32,6 +33,12 @@ _CAPTIONS = {
     "parallel_coordinates": "Values of each finished trial; the axes span the searched ranges. The "
     "best trial is thick, the paper's weights are dashed and may lie outside.",
     "pareto_front": "The objectives against each other.",
+}
+_SCORES = {
+    PERTURBED: "error of a probe for hand and object in images with one factor perturbed, on the "
+    "dev split, in cm: less is better",
+    FLOW_PROBE: "held-out 3D flow that a ridge on the frozen features of the first frame leaves "
+    "unexplained, in percent; predicting the training mean leaves 100, and less is better",
 }
 _CSS = """
 :root { color-scheme: light; }
@@ -67,8 +74,13 @@ class Registered:
     model: str
     version: int
     trial: str
-    score_cm: float
+    score: float
+    unit: str
     promotion: str  # whether the alias moved, and why
+
+    def best(self) -> str:
+        """The trial with its score."""
+        return f"{self.trial}, {self.score:.2f} {self.unit}"
 
 
 def log_report(sweep_report: Report, registered: Registered) -> Path:
@@ -88,7 +100,7 @@ def log_report(sweep_report: Report, registered: Registered) -> Path:
         sweep.parent.log_figure(figure, f"plots/{name}.png")
     uri, name = sweep.parent.uri, sweep.facts.name
     version = links.version_address(uri, registered.model, registered.version)
-    best = f"{registered.trial}, {registered.score_cm:.2f} cm"
+    best = registered.best()
     said = f"**{_sentence(sweep_report.verdict)}**"
     links.describe_run(
         sweep.parent,
@@ -124,7 +136,7 @@ def page(
     if report.confirmed:
         body.append("<h2>Confirmation</h2>")
         body.append(_figure(made, "confirmation"))
-        body.append(_table(confirmation_table(report.confirmed)))
+        body.append(_table(confirmation_table(report.confirmed, report.unit)))
     body.append("<h2>Search</h2>")
     body += [_figure(made, name) for name in made if name != "confirmation"]
     for stage in report.stages:
@@ -147,8 +159,7 @@ def _facts(report: Report, experiment: str, registered: Registered | None) -> st
     parent = links.run_address(experiment, facts.run_id)
     rows = [
         ("Searched", ", ".join(f"<code>{_text(d.text())}</code>" for d in sweep.space)),
-        ("Score", "error of a probe for hand and object in images with one factor perturbed, on "
-         "the dev split, in cm: less is better"),
+        ("Score", _SCORES[sweep.config.objectives[0]]),
         ("Each trial", f"{facts.total_steps} steps, "
          f"{facts.total_steps / facts.steps_per_epoch:.1f} epochs"),
         ("Triplets", f"digest <code>{_text(facts.data_digest)}</code>"),
@@ -160,8 +171,7 @@ def _facts(report: Report, experiment: str, registered: Registered | None) -> st
         what = f"{registered.model} version {registered.version}"
         rows.insert(0, (
             "Registered",
-            f'<a href="{_text(address)}">{_text(what)}</a>: {_text(registered.trial)}, '
-            f"{registered.score_cm:.2f} cm",
+            f'<a href="{_text(address)}">{_text(what)}</a>: {_text(registered.best())}',
         ))  # fmt: skip
         rows.insert(1, ("Alias candidate", _text(registered.promotion)))
     lines = [f"<strong>{label}</strong>: {value}" for label, value in rows]

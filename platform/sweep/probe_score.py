@@ -8,6 +8,7 @@ factor perturbed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dynaflip.eval.expert_views import UNPERTURBED as PLAIN
+from dynaflip.eval.intervals.cluster_bootstrap import Interval, paired_difference
 from dynaflip.eval.labelled_frames import POSITIONS, embed
 from dynaflip.eval.metrics.probes import errors_cm, fit_probe
 from dynaflip.platform.sweep.config import METRIC, PERTURBED, UNPERTURBED
@@ -22,7 +24,6 @@ from dynaflip.platform.sweep.frames import TRAIN, read_frames
 
 if TYPE_CHECKING:
     from dynaflip.encoders.image import ImageEncoder
-    from dynaflip.encoders.model import DynaFLIP
 
 
 @dataclass(frozen=True)
@@ -40,21 +41,20 @@ class FrameErrors:
             METRIC[UNPERTURBED]: float(self.error_cm[~self.perturbed].mean()),
         }
 
+    def gap_of(self, others: Sequence[FrameErrors]) -> Interval:
+        """The others' mean error under perturbation minus this one's, in cm, over episodes."""
+        here = self.perturbed
+        mean_cm = np.mean([errors.error_cm for errors in others], axis=0)
+        return paired_difference(mean_cm[here], self.error_cm[here], self.episode[here])
 
+
+@dataclass(frozen=True)
 class ProbeScore:
-    """Scores models on a file of labelled frames; pickles as a path and settings."""
+    """Scores encoders on a file of labelled frames; pickles as a path and settings."""
 
-    def __init__(self, frames: Path, folds: int, batch_size: int) -> None:
-        """Set the file and the probes' settings; frames are read at the first score."""
-        self.frames, self.folds, self.batch_size = frames, folds, batch_size
-
-    def __call__(self, model: DynaFLIP) -> dict[str, float]:
-        """Metrics of a model in training, whose mode is restored."""
-        was_training = model.training
-        try:
-            return self.errors(model.image).metrics()
-        finally:
-            model.train(was_training)
+    frames: Path
+    folds: int
+    batch_size: int
 
     def errors(self, encoder: ImageEncoder) -> FrameErrors:
         """Errors of the encoder's probes on each test frame."""

@@ -41,6 +41,11 @@ class Report:
     verdict: str  # empty while there is none
     parts: list[str | TrialTable]
 
+    @property
+    def unit(self) -> str:
+        """Of the score that ranks."""
+        return UNITS[self.sweep.config.objectives[0]]
+
     def text(self) -> str:
         """Plain text."""
         return "\n".join(p.text() if isinstance(p, TrialTable) else p for p in self.parts)
@@ -79,7 +84,7 @@ def report_of(sweep: Sweep, confirmed: Sequence[Confirmed], *, finished: bool = 
     if confirmed:
         from dynaflip.platform.sweep.confirmation import confirmation_table
 
-        rows = aligned(confirmation_table(confirmed))
+        rows = aligned(confirmation_table(confirmed, UNITS[objectives[0]]))
         parts += ["", "confirmation, with other seeds (less error is better):", *rows]
     if said:
         parts += ["", f"verdict: {said}"]
@@ -91,7 +96,7 @@ def verdict_of(sweep: Sweep, search: StageStatus, confirmed: Sequence[Confirmed]
     if confirmed:
         from dynaflip.platform.sweep.confirmation import verdict
 
-        return verdict(confirmed)
+        return verdict(confirmed, UNITS[sweep.config.objectives[0]])
     done = [t for t in search.trials if t.state == DONE]
     if not done or any(t.state in (RUNNING, STOPPED, WAITING) for t in search.trials):
         return ""

@@ -24,7 +24,14 @@ from dynaflip.platform.sweep import frames as labelled
 from dynaflip.platform.sweep import requests
 from dynaflip.platform.sweep import study as studies
 from dynaflip.platform.sweep import sweep_folder as folders
-from dynaflip.platform.sweep.config import POLICY, SweepConfig, SweepJobConfig, pretrain_part
+from dynaflip.platform.sweep.config import (
+    FLOW_PROBE,
+    POLICY,
+    SweepConfig,
+    SweepJobConfig,
+    pretrain_part,
+)
+from dynaflip.platform.sweep.flow_score import make_flow_frames
 from dynaflip.platform.sweep.opened_sweep import Sweep
 from dynaflip.platform.sweep.policy_score import policy_score
 from dynaflip.platform.sweep.resources import Fit, fit_trials
@@ -32,11 +39,12 @@ from dynaflip.platform.sweep.space import Dimension, paper_values, parse_space
 from dynaflip.platform.sweep.stages import confirm, search
 from dynaflip.platform.sweep.study import SEARCH
 from dynaflip.platform.sweep.sweep_folder import Facts
+from dynaflip.platform.sweep.trial_score import needs_labelled_frames
 from dynaflip.platform.training.config import PretrainConfig
 from dynaflip.platform.training.pretrained import pin_models
 
 if TYPE_CHECKING:
-    from dynaflip.eval.labelled_frames import LabelledFrames
+    from dynaflip.platform.training.data.index import TripletIndex
 
 # Settings that may change when a sweep is resumed, because they change no trial.
 CHANGEABLE = ("trials", "concurrent", "promote", "confirm", "confirm_seeds", "max_failures")
@@ -65,12 +73,7 @@ def start(job: SweepJobConfig) -> str:
         work = _prepare(base, name)
         if POLICY in job.sweep.objectives:
             policy_score(job.sweep.score.policy)  # checks and collects now, not after a trial
-        frames = labelled.make_frames(job.sweep.score, str(base.triplets))
-        print(
-            f"score: probes on {len(frames)} frames, "
-            f"{(frames.condition == labelled.TRAIN).sum()} of them to fit on"
-        )
-        labelled.write_frames(frames, folders.folder_of(name) / folders.FRAMES)
+        score_digest = _make_score_data(job.sweep, name, work.index)
         folders.write_config(name, job)
         sweep = open_sweep(
             job,
@@ -78,7 +81,7 @@ def start(job: SweepJobConfig) -> str:
             space,
             papers,
             data=(str(base.triplets), work.index.digest),
-            score_digest=_score_digest(job.sweep, frames),
+            score_digest=score_digest,
             length=(work.length.total_steps, work.length.steps_per_epoch),
         )
         _search_confirm_finish(sweep, work, fit)
@@ -157,7 +160,7 @@ def open_sweep(
         space: what is searched.
         papers: values of trial 0.
         data: (folder, digest) of the triplets.
-        score_digest: of the labelled frames.
+        score_digest: of all that decides a score.
         length: (steps of a trial, steps of an epoch).
     """
     base, config = pretrain_part(job), job.sweep
@@ -195,11 +198,31 @@ def open_sweep(
     return Sweep(config, base, space, facts, parent)
 
 
-def _score_digest(config: SweepConfig, frames: LabelledFrames) -> str:
-    """Digest of all that decides a score: scores with equal digests are comparable."""
-    digest = f"{labelled.digest_of(frames)}-{config.score.folds}"
-    by_policy = POLICY in config.objectives
-    return f"{digest}-{config_digest(config.score.policy.recipe())}" if by_policy else digest
+def _make_score_data(config: SweepConfig, name: str, index: TripletIndex) -> str:
+    """Write what trials are scored on, and the digest of all that decides a score.
+
+    Scores with equal digests are comparable.
+    """
+    folder, parts = folders.folder_of(name), []
+    if needs_labelled_frames(config):
+        frames = labelled.make_frames(config.score, index.folder)
+        print(
+            f"score: probes on {len(frames)} frames, "
+            f"{(frames.condition == labelled.TRAIN).sum()} of them to fit on"
+        )
+        labelled.write_frames(frames, folder / folders.FRAMES)
+        parts.append(f"{labelled.digest_of(frames)}-{config.score.folds}")
+    if FLOW_PROBE in config.objectives:
+        flow = make_flow_frames(index, config.score.flow_probe, folder)
+        held = flow.windows.heldout
+        print(
+            f"score: flow of {held.sum()} held-out windows, with {(~held).sum()} training windows "
+            "to fit on"
+        )
+        parts.append(f"flow-{flow.digest()}-{config.score.flow_probe.folds}")
+    if POLICY in config.objectives:
+        parts.append(config_digest(config.score.policy.recipe()))
+    return "-".join(parts)
 
 
 def sweep_lock(name: str) -> contextlib.AbstractContextManager[None]:

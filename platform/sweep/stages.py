@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from optuna.trial import FrozenTrial
 
 from dynaflip.platform.sweep import study as studies
-from dynaflip.platform.sweep import sweep_folder as folders
 from dynaflip.platform.sweep.config import POLICY
 from dynaflip.platform.sweep.ledger import Assignment, Ledger
 from dynaflip.platform.sweep.live_view import LiveView
@@ -66,15 +65,14 @@ def _values(sweep: Sweep, trial: FrozenTrial) -> dict[str, Any]:
 
 def _run(sweep: Sweep, stage: str, total: int, work: Any, fit: Fit) -> None:
     from dynaflip.platform.sweep.policy_score import policy_score
-    from dynaflip.platform.sweep.probe_score import ProbeScore
     from dynaflip.platform.sweep.trial import TrialTask
+    from dynaflip.platform.sweep.trial_score import trial_score
 
-    score = sweep.config.score
     by_policy = POLICY in sweep.config.objectives
     task = TrialTask(
         work=work,
-        score=ProbeScore(sweep.folder() / folders.FRAMES, score.folds, score.batch_size),
-        policy_score=policy_score(score.policy) if by_policy else None,
+        score=trial_score(sweep.config, sweep.folder()),
+        policy_score=policy_score(sweep.config.score.policy) if by_policy else None,
         score_steps=(
             studies.score_steps(sweep.config, sweep.facts.total_steps)
             if stage == SEARCH

@@ -28,13 +28,13 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from dynaflip.encoders.checkpoint import load_image_encoder
 from dynaflip.files import write_file
 from dynaflip.platform import tracking
-from dynaflip.platform.sweep.config import METRIC, PERTURBED, POLICY, UNPERTURBED
+from dynaflip.platform.sweep.config import METRIC, POLICY
 from dynaflip.platform.sweep.ledger import Assignment
 from dynaflip.platform.sweep.policy_score import PolicyScore
-from dynaflip.platform.sweep.probe_score import ProbeScore
 from dynaflip.platform.sweep.ray_tune import ProcessLost
 from dynaflip.platform.sweep.resources import Fit, placed
 from dynaflip.platform.sweep.space import with_values
+from dynaflip.platform.sweep.trial_score import TrialScore
 from dynaflip.platform.training.backends import ray_train
 from dynaflip.platform.training.config import PretrainConfig
 from dynaflip.platform.training.curve_file import CurveFile
@@ -63,7 +63,7 @@ class TrialTask:
     """Trainable of a sweep: Tune calls it with a trial's assignment."""
 
     work: TrainJob  # of the settings that are not searched
-    score: ProbeScore
+    score: TrialScore
     policy_score: PolicyScore | None  # where it is an objective
     score_steps: tuple[int, ...]
     folder: Path  # of all trials
@@ -109,15 +109,12 @@ class TrialTask:
         metrics = {name: points[-1][1] for name, points in curves.items()}
         recorded = dataclasses.replace(work, config=settings)
         encoder = save_encoder(recorded, assignment.run, folder, metrics)
-        scores = {
-            METRIC[name]: curves.get(METRIC[name], [(0, 0.0)])[-1]
-            for name in (PERTURBED, UNPERTURBED)
-        }
+        scores = {name: curves.get(name, [(0, 0.0)])[-1] for name in self.score.names}
         if any(at != step for at, _ in scores.values()):
             # Killed between the last checkpoint and its report: score what was saved.
             note(folder, "scoring")
             own = load_image_encoder(encoder, backbone=settings.model.image.name)
-            found = self.score.errors(own).metrics()
+            found = self.score.metrics(own)
             assignment.run.log_metrics(found, step)
         else:
             found = {name: value for name, (_, value) in scores.items()}

@@ -1,9 +1,9 @@
 """The suite ``probes``: a trained encoder beside its own initialisation.
 
-Two measures: retrieval over held-out transitions, and linear probes from frozen features to
-positions, fitted on unperturbed training recordings and tested unchanged on unperturbed and on
-``dev``-perturbed episodes. Only ``dev`` is shown here: what is tuned against this score must
-never have seen ``test``.
+Three measures: retrieval over held-out transitions, the share of their flow that a ridge on frozen
+features explains, and linear probes from frozen features to positions, fitted on unperturbed
+training recordings and tested unchanged on unperturbed and on ``dev``-perturbed episodes. Only
+``dev`` is shown here: what is tuned against this score must never have seen ``test``.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dynaflip.eval.labelled_frames import LabelledFrames
     from dynaflip.eval.metrics.probe_report import ProbeReport
     from dynaflip.platform.evaluation.encoders_under_test import EncoderUnderTest
+    from dynaflip.platform.evaluation.flow_comparison import FlowComparison
     from dynaflip.platform.evaluation.report.html_page import ReportImage
 
 
@@ -46,6 +47,7 @@ class Probes(Suite):
             UserError: the encoder or the triplets do not exist, or the simulator cannot render.
         """
         from dynaflip.platform.evaluation.encoders_under_test import resolve_others
+        from dynaflip.platform.evaluation.flow_comparison import compare_flow
         from dynaflip.platform.evaluation.retrieval_scopes import drop_meaningless
         from dynaflip.platform.evaluation.score_cache import resolved, score_digest
         from dynaflip.platform.tracking import registry
@@ -72,6 +74,11 @@ class Probes(Suite):
         print(f"retrieval scored in {time.monotonic() - began:.0f} s")
         notes += drop_meaningless(retrieval, pair.info)
         began = time.monotonic()
+        flow = compare_flow(pair.trained, pair.initial, others, config)
+        print(f"flow probe scored in {time.monotonic() - began:.0f} s")
+        if isinstance(flow, str):
+            notes.append(f"the flow probe is not shown: {flow}")
+        began = time.monotonic()
         reason = _why_no_probes(config)
         probed = None
         if reason is None:
@@ -80,8 +87,9 @@ class Probes(Suite):
         else:
             notes.append(f"probes skipped: {reason}")
             if others:
-                notes.append("encoders: the others are compared by probes alone, so not here")
-        return _report(config, pair, others, retrieval, probed, notes, digest)
+                notes.append("encoders: the others are compared by the flow probe alone")
+        shown = None if isinstance(flow, str) else flow
+        return _report(config, pair, others, retrieval, probed, shown, notes, digest)
 
     def find_finished(self, config: ProbeSuiteConfig) -> Outcome | None:
         """The newest score of these weights on these triplets with these settings, if any."""
@@ -226,10 +234,12 @@ def _report(
     others: Sequence[EncoderUnderTest],
     retrieval: dict[str, dict[str, float]],
     probed: Probed | None,
+    flow: FlowComparison | None,
     notes: list[str],
     digest: str,
 ) -> Outcome:
     """Write the report with its tables and images, and log the score."""
+    from dynaflip.platform.evaluation.flow_comparison import NOTE
     from dynaflip.platform.evaluation.report import html_page, tables
     from dynaflip.platform.evaluation.report.encoder_table import encoder_section
     from dynaflip.platform.evaluation.score_cache import log_score
@@ -241,6 +251,10 @@ def _report(
         tables.embedding_section(trained, initial),
     ]
     metrics = {f"{who}/{k}": v for who, scores in retrieval.items() for k, v in scores.items()}
+    if flow is not None:
+        sections.append(flow.section())
+        metrics |= {key.replace(" ", "_"): v for key, v in flow.metrics().items()}
+        notes = [*notes, NOTE]
     if probed is not None:
         sections += tables.probe_sections(probed.report)
         if others:
@@ -263,7 +277,7 @@ def _report(
     table = tables.as_text(sections)
     for image in images:
         path.with_name(f"{run_name}-{image.name}").write_bytes(image.data)
-    results = _results(config, others, retrieval, probed, run_name)
+    results = _results(config, others, retrieval, probed, flow, run_name)
     run_id = log_score(config, pair.info, digest, run_name, metrics, table, path, results)
     return Outcome(
         table,
@@ -309,6 +323,7 @@ def _results(
     others: Sequence[EncoderUnderTest],
     retrieval: dict[str, dict[str, float]],
     probed: Probed | None,
+    flow: FlowComparison | None,
     run_name: str,
 ) -> pl.DataFrame:
     from dynaflip.platform.evaluation.encoders_under_test import weights_digest
@@ -317,16 +332,15 @@ def _results(
     weights = {entry.name: entry.encoders[0] for entry in others}
     named = {name: (encoder.name, encoder.digest) for name, encoder in weights.items()}
     named["trained"] = (config.encoder, weights_digest(config.encoder))
-    return probe_results(
-        retrieval,
-        None if probed is None else probed.report,
-        named,
-        config.views.level,
-        suite="probes",
-        run=run_name,
-        split=TUNING_SPLIT,
-        environment=config.views.environment,
-    )
+    about = {
+        "suite": "probes",
+        "run": run_name,
+        "split": TUNING_SPLIT,
+        "environment": config.views.environment,
+    }
+    report = None if probed is None else probed.report
+    table = probe_results(retrieval, report, named, config.views.level, **about)
+    return table if flow is None else table.vstack(flow.results(named, **about))
 
 
 def _images(retrieval: dict[str, dict[str, float]], probed: Probed | None) -> list[ReportImage]:

@@ -72,9 +72,9 @@ def test_a_winner_is_confirmed_and_registered_and_moves_the_alias_only_beyond_no
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep, confirmed = run_both_stages("first")
-    assert [sorted(c.scores_cm) for c in confirmed] == [[1, 2], [1, 2]]
+    assert [sorted(c.scores) for c in confirmed] == [[1, 2], [1, 2]]
     assert confirmed[0].setting != 0
-    assert confirmed[0].difference_cm.high < 0
+    assert confirmed[0].difference.high < 0
     finish(sweep, confirmed)
     said = capsys.readouterr().out
     assert "better beyond noise" in said

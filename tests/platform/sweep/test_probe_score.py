@@ -16,13 +16,14 @@ from dynaflip.eval.labelled_frames import LabelledFrames
 from dynaflip.platform.sweep.confirmation import (
     confirmation_table,
     confirmed_of,
-    seed_noise_cm,
+    seed_noise,
     student_interval,
     verdict,
 )
 from dynaflip.platform.sweep.finish import difference_with_noise
 from dynaflip.platform.sweep.frames import digest_of, read_frames, write_frames
 from dynaflip.platform.sweep.probe_score import FrameErrors, ProbeScore
+from dynaflip.platform.sweep.trial_score import TrialScore
 
 
 class Where(torch.nn.Module):
@@ -54,20 +55,22 @@ class Model(torch.nn.Module):
 
 
 def test_features_that_say_where_things_are_score_better(tmp_path: Path) -> None:
-    score = ProbeScore(write_labelled_frames(tmp_path / "frames.npz"), folds=3, batch_size=16)
+    probes = ProbeScore(write_labelled_frames(tmp_path / "frames.npz"), folds=3, batch_size=16)
+    score = TrialScore(probes, None)
     seeing, blind = score(Model()), score(Model(blind=True))
     for name in ("score/perturbed_cm", "score/unperturbed_cm"):
         assert seeing[name] < 0.5 * blind[name]
-    errors = score.errors(Where())
+    assert tuple(seeing) == score.names
+    errors = probes.errors(Where())
     frames = labelled_frames()
     assert len(errors.error_cm) == (frames.condition != "train").sum()
     assert errors.perturbed.sum() == (frames.condition == "light").sum()
 
 
 def test_a_model_in_training_is_left_in_training(tmp_path: Path) -> None:
-    score = ProbeScore(write_labelled_frames(tmp_path / "frames.npz"), folds=3, batch_size=16)
+    probes = ProbeScore(write_labelled_frames(tmp_path / "frames.npz"), folds=3, batch_size=16)
     model = Model().train()
-    score(model)
+    TrialScore(probes, None)(model)
     assert model.training
     assert model.image.training
 
@@ -108,8 +111,8 @@ def test_a_setting_is_judged_by_seeds_that_did_not_choose_it() -> None:
     confirmed = confirmed_of(trials, [0, 7, 3])
     assert [c.setting for c in confirmed] == [7, 0, 3]
     # Paired by seed the difference is exact, though the seeds' spread is wide.
-    assert confirmed[0].difference_cm.high == pytest.approx(-1.0)
-    assert confirmed[0].score_cm.low < 4.0 < 4.4 < confirmed[0].score_cm.high
+    assert confirmed[0].difference.high == pytest.approx(-1.0)
+    assert confirmed[0].score.low < 4.0 < 4.4 < confirmed[0].score.high
     assert "better beyond noise" in verdict(confirmed)
     assert "not better" not in verdict(confirmed)
     assert [row[0] for row in confirmation_table(confirmed)][1:] == [
@@ -143,17 +146,17 @@ def test_an_alias_moves_for_a_gap_beyond_the_noise_of_episodes_and_of_seeds() ->
         return FrameErrors(own, episode, np.ones(100, bool))
 
     ours, theirs = [errors(1.0) for _ in range(3)], errors(0.0)
-    gap, half = difference_with_noise(ours, theirs, noise_cm=0.1, freedom=6)
+    gap, half = difference_with_noise(ours, theirs, noise=0.1, freedom=6)
     assert gap == pytest.approx(-1, abs=0.1)
     assert gap + half < 0
     # The same gap between seeds that differ by as much is luck.
-    assert gap + difference_with_noise(ours, theirs, noise_cm=1.0, freedom=6)[1] > 0
-    assert difference_with_noise(ours[:1], theirs, noise_cm=float("nan"), freedom=0)[1] == np.inf
+    assert gap + difference_with_noise(ours, theirs, noise=1.0, freedom=6)[1] > 0
+    assert difference_with_noise(ours[:1], theirs, noise=float("nan"), freedom=0)[1] == np.inf
 
 
 def test_the_spread_of_seeds_is_pooled_over_settings() -> None:
     confirmed = confirmed_of(confirming_trials({0: [1.0, 3.0], 1: [10.0, 12.0]}), [0, 1])
-    assert seed_noise_cm(confirmed) == (pytest.approx(np.sqrt(2)), 2)
+    assert seed_noise(confirmed) == (pytest.approx(np.sqrt(2)), 2)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from checkout import REPOSITORY
 
 from dynaflip.errors import UserError
 from dynaflip.losses.config import ObjectiveConfig
+from dynaflip.platform.evaluation.flow_probe_config import FlowProbeConfig
 from dynaflip.platform.sweep.config import ScoreConfig, SweepConfig, SweepJobConfig, pretrain_part
 from dynaflip.platform.sweep.resources import DRIVER_CPUS, fit_trials, placed
 from dynaflip.platform.sweep.run import with_changes
@@ -169,8 +170,17 @@ def job(*words: str, home: Path) -> subprocess.CompletedProcess[str]:
         ({"scheduler": "hyperband"}, "scheduler must be one of none, median, asha"),
         ({"sampler": "grid"}, "sampler must be one of"),
         ({"trials": 0}, "trials must be at least 1"),
-        ({"objectives": ("loss",)}, "objectives must be perturbed"),
-        ({"objectives": ("policy",)}, "alone or with unperturbed or policy"),
+        ({"objectives": ("loss",)}, "objectives must be perturbed or flow_probe"),
+        ({"objectives": ("policy",)}, "alone or with one other of perturbed, unperturbed, flow_pr"),
+        ({"objectives": ("flow_probe", "flow_probe")}, "alone or with one other"),
+        (
+            {"objectives": ("flow_probe",), "score": ScoreConfig(data="/set")},
+            "score.data is read for the objective perturbed alone, not for flow_probe",
+        ),
+        (
+            {"score": ScoreConfig(flow_probe=FlowProbeConfig(clips=9))},
+            "score.flow_probe is read for the objective flow_probe alone",
+        ),
         ({"objectives": ("perturbed", "unperturbed"), "scheduler": "asha"}, "needs one objective"),
         ({"confirm_seeds": 1}, "confirm_seeds must be at least 2"),
         ({"name": "a/b"}, "name must be of letters"),
