@@ -27,6 +27,7 @@ from dynaflip.platform.evaluation.config import ViewsConfig
 from dynaflip.platform.job_queues import JobQueue
 from dynaflip.platform.paths import home
 
+_SIMULATOR = "simulator"  # key of a cached file's metadata: the version that rendered it
 _POSITION_M = pa.list_(pa.float64(), 3)
 SCHEMA = pa.schema(
     [
@@ -87,7 +88,7 @@ def render_views(plans: dict[str, list[EpisodePlan]]) -> LabelledFrames:
         UserError: the simulator cannot render here.
     """
     paths = {task: _cache_path(task, episodes) for task, episodes in plans.items()}
-    missing = [task for task, path in paths.items() if not path.is_file()]
+    missing = [task for task, path in paths.items() if not _is_current(path, plans[task][0])]
     if missing:
         _render_on_ray({task: plans[task] for task in missing}, paths)
     return concatenate([_read(path) for path in paths.values()])
@@ -104,7 +105,7 @@ def _render_on_ray(plans: dict[str, list[EpisodePlan]], paths: dict[str, Path]) 
     with pool, tqdm(total=len(plans), desc="render", unit="task") as bar:
         rendered = pool.run(queue.next, lambda actor, task: actor.render.remote(plans[task]))
         for task, table in rendered:
-            _write(table, paths[task])
+            _write(table.replace_schema_metadata({_SIMULATOR: spec.version()}), paths[task])
             bar.update()
 
 
@@ -144,6 +145,17 @@ def _row(view: expert_views.View) -> dict[str, Any]:
 def _cache_path(task: str, plans: list[EpisodePlan]) -> Path:
     digest = hashlib.sha256("".join(plan.digest() for plan in plans).encode()).hexdigest()[:16]
     return home() / "evaluation" / f"{task}-{digest}.parquet"
+
+
+def _is_current(path: Path, plan: EpisodePlan) -> bool:
+    """Whether images are cached, and of the simulator's present version where that is stored."""
+    if not path.is_file():
+        return False
+    try:
+        stored = (pq.read_schema(path).metadata or {}).get(_SIMULATOR.encode())
+    except (OSError, pa.ArrowException):
+        return True  # reading it says what is wrong
+    return stored is None or stored.decode() == environment(plan.environment).version()
 
 
 def _write(table: pa.Table, path: Path) -> None:

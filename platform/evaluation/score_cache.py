@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynaflip.encoders.checkpoint import CONFIG
-from dynaflip.eval.envs.registry import DEFAULT_ENVIRONMENT
+from dynaflip.errors import UserError
+from dynaflip.eval.envs.registry import DEFAULT_ENVIRONMENT, environment
 from dynaflip.eval.expert_views import RENDER_VERSION
 from dynaflip.platform import tracking
 from dynaflip.platform.config_loader import config_digest
@@ -25,6 +26,8 @@ from dynaflip.renames import first_settings
 
 if TYPE_CHECKING:
     import polars as pl
+
+_SIMULATOR_TAG = "simulator"  # as of rollouts
 
 # Metrics that a registered version shows as tags.
 _HEADLINES = (
@@ -55,6 +58,11 @@ def find_score(config: ProbeSuiteConfig) -> Outcome | None:
     run = tracking.find_finished({"kind": "evaluate", "score_digest": digest})
     if run is None:
         return None
+    if now := _simulator(config):
+        before = run.tags.get(_SIMULATOR_TAG, now)  # of before it was recorded
+        if before != now:
+            print(f"a score of these weights is of {before}, not of {now}: they are scored anew")
+            return None
     table = tracking.read_artifact(run.run_id, "table.txt")
     report = home() / "reports" / f"{run.run_name}.html"
     if table is None or not report.is_file():
@@ -106,6 +114,16 @@ def score_digest(
     return digest.hexdigest()[:16]
 
 
+def _simulator(config: ProbeSuiteConfig) -> str:
+    """Version of the simulator of rendered views; empty where it is not needed or not installed."""
+    if not config.probes.enabled:
+        return ""
+    try:
+        return environment(config.views.environment).version()
+    except UserError:  # retrieval alone takes no simulator
+        return ""
+
+
 def log_score(
     config: ProbeSuiteConfig,
     info: dict[str, Any],
@@ -142,6 +160,8 @@ def log_score(
         "perturbation_split": TUNING_SPLIT,
         "score_digest": digest,
     }
+    if simulator := _simulator(config):
+        tags[_SIMULATOR_TAG] = simulator
     run = tracking.open_run(config.experiment, run_name, tags)
     with tracking.ending(run):
         run.log_settings(config)
