@@ -46,8 +46,9 @@ CAPTIONS: dict[str, tuple[str, ...]] = {
     ),
 }
 
+# ogb3: random actions solve none, behaviour cloning on the state of the simulator nearly all.
 TASK_SETS: dict[str, tuple[str, ...]] = {
-    "ogb6": tuple(task for task in CAPTIONS if not task.startswith("cube")),
+    "ogb3": ("drawer-open", "window-open", "window-close"),
     "ogb8": tuple(CAPTIONS),
 }
 
@@ -81,9 +82,9 @@ ENVIRONMENT = EnvironmentSpec(
         "shadows",
     ),
     task_sets=TASK_SETS,
-    default_tasks={"collect": ("ogb8",), "evaluate": ("ogb6",), "sweep": ("drawer-open",)},
+    default_tasks={"collect": ("ogb8",), "evaluate": ("ogb3",), "sweep": ("drawer-open",)},
     default_steps={"collect": 120, "evaluate": 100},
-    promotion_tasks=("ogb6",),
+    promotion_tasks=("ogb3",),
     noise_dims=3,  # the hand's translation
     has_depth=True,
     robot="ur5e",
