@@ -66,6 +66,7 @@ def main(argv: list[str]) -> int:
         action="store_true",
         help="show a finished evaluation of these weights with these settings, if there is one",
     )
+    _add_dry_run(parser)
     settings: Any = suite.settings
     below = None
     if protocol is not None and protocol_name is not None:
@@ -75,6 +76,9 @@ def main(argv: list[str]) -> int:
     args, config = parse_config(parser, settings, argv, aliases={}, below=below)
     if isinstance(config, RolloutConfig) and config.protocol:
         print("\n".join([f"protocol {label_of(config, name)}", *change_lines(config, name)]))
+    if args.dry_run:
+        _show_cost(suite, config, args.gpu_images_per_s)
+        return 0
     finished = suite.find_finished(config) if args.reuse else None
     if finished is not None:
         print("these weights have been evaluated with these settings already:")
@@ -134,6 +138,30 @@ def _compare(argv: list[str]) -> int:
     sections = compare_runs(args.first, args.others, args.environment)
     show_sections(sections, as_text(sections))
     return 0
+
+
+def _add_dry_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dry-run", action="store_true",
+        help="list what would run, what is cached and how long it takes on 2 cores, on 16 and with "
+        "a GPU, and do nothing; unit costs are measured once per machine",
+    )  # fmt: skip
+    parser.add_argument(
+        "--gpu_images_per_s", type=float, default=5000.0, metavar="N",
+        help="with --dry-run: images a second that a GPU is assumed to encode (default 5000, which "
+        "nobody has measured)",
+    )  # fmt: skip
+
+
+def _show_cost(suite: Suite, config: Any, gpu_images_per_s: float) -> None:
+    from dynaflip.platform.evaluation.report.tables import as_text
+    from dynaflip.platform.evaluation.report.terminal import show_sections
+
+    if not gpu_images_per_s > 0:
+        raise UserError(f"--gpu_images_per_s must be above 0, not {gpu_images_per_s:g}")
+    sections = suite.dry_run(config, gpu_images_per_s=gpu_images_per_s)
+    show_sections(sections, as_text(sections))
+    print("nothing was run")
 
 
 def _protocols(argv: list[str]) -> int:

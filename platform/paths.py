@@ -84,6 +84,11 @@ def cache_folder() -> Path:
     return home() / "cache"
 
 
+def made_encoders() -> Path:
+    """Encoders that an evaluation makes to compare with: initialisations, models of others."""
+    return home() / "evaluation" / "encoders"
+
+
 def mlflow_folder() -> Path:
     """The embedded MLflow store: ``mlflow.db`` and ``artifacts/``."""
     return home() / "mlflow"

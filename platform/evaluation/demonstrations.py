@@ -73,29 +73,37 @@ def collect_demonstrations(
     """
     sets = {}
     for task in tasks:
-        settings = CollectConfig(
-            environment=config.environment,
-            tasks=(task,),
-            # The expert fails now and then; what it failed is no demonstration.
-            episodes_per_task=config.demonstrations + max(2, config.demonstrations // 3),
-            image_px=config.image_px,
-            perturbed_share=0.0,
-            moving_camera_share=0.0,
-            seed=config.seed,
-        )
-        digest = _recipe_digest(settings, config.demonstrations)
-        folder = home() / "evaluation" / "demonstrations" / f"{task}-{digest}"
-        collected = collect(settings, str(folder))
+        shown = demonstration_set(config, task)
+        collected = collect(collect_settings(config, task), shown.folder)
         solved, number = collected.successes[task]
         if solved < config.demonstrations:
             raise UserError(
                 f"demonstrations: the expert solved {solved} of {number} episodes of {task}, "
                 f"{config.demonstrations} are wanted; ask for fewer or leave this task out"
             )
-        sets[task] = DemonstrationSet(
-            task, str(folder), digest, config.demonstrations, config.environment
-        )
+        sets[task] = shown
     return sets
+
+
+def demonstration_set(config: RolloutConfig, task: str) -> DemonstrationSet:
+    """A task's demonstrations, whether they are collected or not."""
+    digest = _recipe_digest(collect_settings(config, task), config.demonstrations)
+    folder = home() / "evaluation" / "demonstrations" / f"{task}-{digest}"
+    return DemonstrationSet(task, str(folder), digest, config.demonstrations, config.environment)
+
+
+def collect_settings(config: RolloutConfig, task: str) -> CollectConfig:
+    """How a task's demonstrations are collected."""
+    return CollectConfig(
+        environment=config.environment,
+        tasks=(task,),
+        # The expert fails now and then; what it failed is no demonstration.
+        episodes_per_task=config.demonstrations + max(2, config.demonstrations // 3),
+        image_px=config.image_px,
+        perturbed_share=0.0,
+        moving_camera_share=0.0,
+        seed=config.seed,
+    )
 
 
 def _recipe_digest(settings: CollectConfig, number: int) -> str:

@@ -12,7 +12,7 @@ from dynaflip.platform.evaluation.config import ProbeSuiteConfig, RolloutConfig
 from dynaflip.platform.evaluation.encoder_entries import BASELINES, EncoderEntry, read_entries
 from dynaflip.platform.evaluation.initialisation import initialisation_of
 from dynaflip.platform.evaluation.offline_config import OfflineConfig
-from dynaflip.platform.paths import home
+from dynaflip.platform.paths import made_encoders
 from dynaflip.platform.tracking import registry
 
 if TYPE_CHECKING:
@@ -48,8 +48,14 @@ class EncoderUnderTest:
         return self.encoders[seed % len(self.encoders)]
 
 
-def resolve_encoders(config: RolloutConfig | OfflineConfig) -> list[EncoderUnderTest]:
+def resolve_encoders(
+    config: RolloutConfig | OfflineConfig, built_in: Path | None = None
+) -> list[EncoderUnderTest]:
     """The encoder under test, the baselines, and the other encoders, in the table's order.
+
+    Args:
+        config: of the evaluation.
+        built_in: folder of the encoders that are made here; None: the home's.
 
     Raises:
         UserError: an encoder does not exist, two entries share a name or one takes a reserved
@@ -62,11 +68,11 @@ def resolve_encoders(config: RolloutConfig | OfflineConfig) -> list[EncoderUnder
     entries = read_entries(config.encoders)
     named = [entry.baseline for entry in entries if entry.baseline is not None]
     for baseline in dict.fromkeys([*config.baselines, *named]):
-        built = [_build_baseline(baseline, encoder) for encoder in trained]
+        built = [_build_baseline(baseline, encoder, built_in) for encoder in trained]
         # Equal weights (an initialisation from ImageNet, say) are one encoder.
         equal = len({encoder.digest for encoder in built}) == 1
         tested.append(EncoderUnderTest(baseline, tuple(built[:1] if equal else built)))
-    tested += [_entry(e, config.backbone) for e in entries if e.baseline is None]
+    tested += [_entry(e, config.backbone, built_in) for e in entries if e.baseline is None]
     if isinstance(config, RolloutConfig) and config.check_harness:
         without = [Encoder(name, None, name) for name in (EXPERT, RANDOM_POLICY)]
         tested += [EncoderUnderTest(encoder.name, (encoder,)) for encoder in without]
@@ -95,17 +101,20 @@ def resolve_others(config: ProbeSuiteConfig) -> list[EncoderUnderTest]:
     return tested
 
 
-def _entry(entry: EncoderEntry, backbone: str | None) -> EncoderUnderTest:
+def _entry(
+    entry: EncoderEntry, backbone: str | None, built_in: Path | None = None
+) -> EncoderUnderTest:
     """The encoders of an entry that is no baseline."""
     if entry.name in _RESERVED:
         raise UserError(
             f"encoders: {entry.name} is the name of a baseline that is built here "
             "(--baselines, --check_harness); choose another"
         )
-    return EncoderUnderTest(entry.name, tuple(_other(u, entry, backbone) for u in entry.uris))
+    encoders = tuple(_other(uri, entry, backbone, built_in) for uri in entry.uris)
+    return EncoderUnderTest(entry.name, encoders)
 
 
-def _other(uri: str, entry: EncoderEntry, backbone: str | None) -> Encoder:
+def _other(uri: str, entry: EncoderEntry, backbone: str | None, built_in: Path | None) -> Encoder:
     """An encoder of the registry or in a folder, or a model of others as it stands."""
     from dynaflip.encoders.backbones import own_class
     from dynaflip.encoders.outside_models import is_outside_model, source_of
@@ -125,7 +134,7 @@ def _other(uri: str, entry: EncoderEntry, backbone: str | None) -> Encoder:
         return replace(encoder_at(uri, backbone), licence=entry.licence)
     source = source_of(uri)
     own = own_class(source) or backbone
-    encoder = _encoder_in(outside_folder(source, entry, own), source, own)
+    encoder = _encoder_in(outside_folder(source, entry, own, built_in), source, own)
     return replace(encoder, licence=entry.licence)
 
 
@@ -212,7 +221,7 @@ def _split(uris: str) -> list[str]:
     return [uri.strip() for uri in uris.split(",") if uri.strip()]
 
 
-def _build_baseline(name: str, encoder: Encoder) -> Encoder:
+def _build_baseline(name: str, encoder: Encoder, built_in: Path | None = None) -> Encoder:
     """Build a baseline of the encoder's image size, and except ImageNet's of its architecture."""
     from dynaflip.encoders.checkpoint import load_model, save_folder
     from dynaflip.encoders.config import EFFICIENTNET_LITE0, ImageConfig
@@ -226,6 +235,6 @@ def _build_baseline(name: str, encoder: Encoder) -> Encoder:
             image = ImageConfig(EFFICIENTNET_LITE0, image_px=image.image_px)
         model_config = replace(trained.config, image=image)
     model = initialisation_of(trained, model_config)
-    folder = home() / "evaluation" / "encoders" / f"{name}-of-{encoder.digest}"
+    folder = (built_in or made_encoders()) / f"{name}-of-{encoder.digest}"
     save_folder(folder, model, {"baseline": name, "of": encoder.name})
     return _encoder_in(folder, f"{name} of {encoder.name}", encoder.backbone)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynaflip.errors import UserError
-from dynaflip.platform.paths import home
+from dynaflip.platform.paths import made_encoders
 
 if TYPE_CHECKING:
     from dynaflip.platform.evaluation.encoder_entries import EncoderEntry
@@ -24,7 +24,9 @@ OUTSIDE_VERSION = 1
 UNKNOWN = "unknown"
 
 
-def outside_folder(source: str, entry: EncoderEntry, own: str | None = None) -> Path:
+def outside_folder(
+    source: str, entry: EncoderEntry, own: str | None = None, built_in: Path | None = None
+) -> Path:
     """The folder of a model of others, made where it is not there yet.
 
     Args:
@@ -32,6 +34,7 @@ def outside_folder(source: str, entry: EncoderEntry, own: str | None = None) -> 
             folder, a backbone or a class.
         entry: with the options.
         own: the user's own backbone class, where they have named one.
+        built_in: folder of what is made here; None: the home's.
 
     Raises:
         UserError: the model cannot be loaded or used as the entry says, or its features are no
@@ -53,7 +56,7 @@ def outside_folder(source: str, entry: EncoderEntry, own: str | None = None) -> 
     recipe = [made_by, identity_of(source), entry.pooling, entry.image_px]
     digest = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
     name = re.sub(r"[^\w.-]+", "-", entry.name)
-    folder = home() / "evaluation" / "encoders" / f"{name}-{digest}"
+    folder = (built_in or made_encoders()) / f"{name}-{digest}"
     # A class's code and weights have no digest: it is built every time.
     if (folder / CONFIG).is_file() and own_class(source) is None:
         return folder

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from dynaflip.eval import perturbations
@@ -18,7 +19,11 @@ from dynaflip.eval.policies.config import settings_to_hash
 from dynaflip.eval.policies.readouts.config import POOLED
 from dynaflip.eval.rollout import EpisodeStart
 from dynaflip.platform.evaluation.config import RolloutConfig
-from dynaflip.platform.evaluation.demonstrations import DemonstrationSet, collect_demonstrations
+from dynaflip.platform.evaluation.demonstrations import (
+    DemonstrationSet,
+    collect_demonstrations,
+    demonstration_set,
+)
 from dynaflip.platform.evaluation.encoders_under_test import (
     Encoder,
     EncoderUnderTest,
@@ -124,6 +129,23 @@ def prepare(config: RolloutConfig) -> tuple[list[EncoderUnderTest], list[Evaluat
     Raises:
         UserError: a task, a head or an encoder does not exist, or the simulator cannot render.
     """
+    tested, _, jobs = plan_rollouts(config)
+    collect_demonstrations(config, environment(config.environment).tasks_of(config.tasks))
+    return tested, jobs
+
+
+def plan_rollouts(
+    config: RolloutConfig, built: Path | None = None
+) -> tuple[list[EncoderUnderTest], dict[str, DemonstrationSet], list[EvaluationJob]]:
+    """The encoders, the demonstrations of each task (collected or not), and all jobs.
+
+    Args:
+        config: of the evaluation.
+        built: where encoders are made that are compared with; None: in the home, which keeps them.
+
+    Raises:
+        UserError: a task, a head or an encoder does not exist.
+    """
     from dynaflip.eval.policies.registry import check_reads, head_settings, readout_settings
 
     tasks = environment(config.environment).tasks_of(config.tasks)
@@ -132,9 +154,10 @@ def prepare(config: RolloutConfig) -> tuple[list[EncoderUnderTest], list[Evaluat
     check_reads(config.head, config.readout)
     for note in environment(config.environment).notes:
         print(f"note: {note}", flush=True)
-    tested = resolve_encoders(config)
+    tested = resolve_encoders(config, built)
     check_unseen(config, tested)
-    return tested, plan_jobs(config, tested, collect_demonstrations(config, tasks))
+    shown = {task: demonstration_set(config, task) for task in tasks}
+    return tested, shown, plan_jobs(config, tested, shown)
 
 
 def plan_jobs(

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from dynaflip.errors import UserError
 from dynaflip.platform.evaluation.outcome import Outcome
+
+if TYPE_CHECKING:
+    from dynaflip.platform.evaluation.report.tables import Section
 
 
 class Suite(ABC):
@@ -30,6 +34,18 @@ class Suite(ABC):
         Raises:
             UserError: a setting names what does not exist, or the evaluation cannot run here.
         """
+
+    def dry_run(self, config: Any, *, gpu_images_per_s: float) -> list[Section]:
+        """Tables of what :meth:`run` would do and how long it takes, without doing it.
+
+        Args:
+            config: an object of :attr:`settings`.
+            gpu_images_per_s: assumed throughput of a GPU's encoder.
+
+        Raises:
+            UserError: the suite has no estimate.
+        """
+        raise UserError(f"--dry-run: {type(self).__name__.lower()} is not estimated; rollouts are")
 
     def find_finished(self, config: Any) -> Outcome | None:
         """A finished evaluation of the same weights with these settings, for ``--reuse``."""

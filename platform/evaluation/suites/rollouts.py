@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dynaflip.platform.evaluation.encoders_under_test import EncoderUnderTest
     from dynaflip.platform.evaluation.plan import EvaluationJob
     from dynaflip.platform.evaluation.report.html_page import ReportImage
+    from dynaflip.platform.evaluation.report.tables import Section
     from dynaflip.platform.evaluation.worker import SaliencyMaps
 
 SALIENCY_IMAGES = 3  # images per task whose saliency is shown
@@ -61,6 +62,12 @@ class Rollouts(Suite):
             outcome = _report(config, tested, jobs, table, saliency, run, test_evaluation, kept)
             mark_versions(config, tested, outcome)
         return outcome
+
+    def dry_run(self, config: RolloutConfig, *, gpu_images_per_s: float) -> list[Section]:
+        """The jobs, what of them is cached, and the time of the rest on several machines."""
+        from dynaflip.platform.evaluation.cost import dry_run
+
+        return dry_run(config, gpu_images_per_s=gpu_images_per_s)
 
 
 def _saliency(
