@@ -134,11 +134,11 @@ def _stages(
         collected += POOL_S + makespan([scene.open_s / episodes + one] * episodes, workers)
     fits, rollouts, encoded, seen = [], [], 0.0, 0.0
     for group in work.fits:
-        cost = costs[group[0].policy.encoder.digest]
+        fitted = costs[group[0].policy.encoder.digest]
         images = sum(_frames(d, scene) for d in group[0].policy.demonstrations)
         encoded += images
-        encode_s = cost.encode_s if gpu_images_per_s is None else 0.0
-        fits.append(images * encode_s + len(group) * cost.fit_s)
+        encode_s = fitted.encode_s if gpu_images_per_s is None else 0.0
+        fits.append(images * encode_s + len(group) * fitted.fit_s)
     opened = set()
     for job in work.rollouts:
         cost = costs.get(job.policy.encoder.digest)

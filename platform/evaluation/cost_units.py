@@ -75,7 +75,8 @@ def policy_costs(job: EvaluationJob) -> PolicyCosts:
     values = _known_or(
         policy_kind(job), lambda: _together(job.environment, _measure_policy, job, None)
     )
-    return PolicyCosts(**{**values, "chunk": round(values["chunk"])})
+    seconds = (values[name] for name in ("encode_s", "act_s", "fit_s"))
+    return PolicyCosts(*seconds, chunk=round(values["chunk"]))
 
 
 def policy_kind(job: EvaluationJob) -> str:
