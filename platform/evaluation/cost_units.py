@@ -75,8 +75,12 @@ def policy_costs(job: EvaluationJob) -> PolicyCosts:
     values = _known_or(
         policy_kind(job), lambda: _together(job.environment, _measure_policy, job, None)
     )
-    seconds = (values[name] for name in ("encode_s", "act_s", "fit_s"))
-    return PolicyCosts(*seconds, chunk=round(values["chunk"]))
+    return PolicyCosts(
+        encode_s=values["encode_s"],
+        act_s=values["act_s"],
+        fit_s=values["fit_s"],
+        chunk=round(values["chunk"]),
+    )
 
 
 def policy_kind(job: EvaluationJob) -> str:
