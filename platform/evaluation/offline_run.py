@@ -30,7 +30,12 @@ from dynaflip.eval.image_perturbations import (
 from dynaflip.eval.metrics.action_scale import ActionScale, action_scale
 from dynaflip.files import write_file
 from dynaflip.platform.actor_pool import ActorPool
-from dynaflip.platform.evaluation.encoders_under_test import NO_IMAGE, Encoder, EncoderUnderTest
+from dynaflip.platform.evaluation.encoders_under_test import (
+    NO_IMAGE,
+    Encoder,
+    EncoderUnderTest,
+    info_of,
+)
 from dynaflip.platform.evaluation.offline_config import OfflineConfig
 from dynaflip.platform.evaluation.offline_data import OfflineData, OfflineEpisode
 from dynaflip.platform.evaluation.offline_worker import FeatureJob, FitJob, Inputs, decode_frames
@@ -210,6 +215,29 @@ def fit_and_test(
 
 
 FitKey = tuple[str, int]  # name of an entry, seed of the policy
+
+
+def heldout_share_notes(share: float, tested: Sequence[EncoderUnderTest]) -> list[str]:
+    """A note for each pretraining that held out a smaller share than is held out here.
+
+    Both splits are by the same hash, so a smaller share's recordings are among a larger one's:
+    where pretraining read this data set, the encoder knows the others, which are held out here.
+    Encoders made before the share was recorded, or elsewhere, give no note.
+
+    Args:
+        share: held out here.
+        tested: the encoders, as their folders describe them.
+    """
+    notes = []
+    for encoder in (encoder for entry in tested for encoder in entry.encoders):
+        own = info_of(encoder).get("heldout_share")
+        if own is not None and float(own) < share:
+            notes.append(
+                f"note: {encoder.name} was pretrained on triplets with heldout_share {own:g}, and "
+                f"here it is {share:g}: if those were made from this data set, it has seen some of "
+                f"the recordings that are held out here; set --heldout_share {own:g}"
+            )
+    return list(dict.fromkeys(notes))
 
 
 def with_no_image(data: OfflineData, tested: list[EncoderUnderTest]) -> list[EncoderUnderTest]:

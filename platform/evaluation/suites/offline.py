@@ -46,6 +46,7 @@ class Offline(Suite):
         from dynaflip.platform.evaluation.offline_run import (
             compute_features,
             fit_and_test,
+            heldout_share_notes,
             plan_offline,
             with_no_image,
         )
@@ -61,7 +62,8 @@ class Offline(Suite):
             with ActorPool(OfflineWorker, job="evaluate") as pool:
                 lost = compute_features(config, data, plan, tested, pool)
                 table, scale = fit_and_test(config, data, plan, tested, pool)
-            notes = [*data.notes, *(f"note: left out {reason}" for reason in lost)]
+            notes = [*data.notes, *heldout_share_notes(config.heldout_share, tested)]
+            notes += [f"note: left out {reason}" for reason in lost]
             if test_evaluation:
                 notes.append(
                     f"this is evaluation {test_evaluation} on the test split in this store"

@@ -121,6 +121,7 @@ class TripletIndex:
             "caption_groups": self.caption_groups,
             "flow_sources": self.flow_sources,
             "depth_kinds": self.depth_kinds,
+            "heldout_share": self.settings.get("heldout_share"),
         }
 
 

@@ -14,8 +14,10 @@ import pytest
 from tiny_rollouts import encoder_folder
 
 from dynaflip.errors import UserError
+from dynaflip.platform.evaluation.encoders_under_test import Encoder, EncoderUnderTest
 from dynaflip.platform.evaluation.offline_config import OfflineConfig
 from dynaflip.platform.evaluation.offline_data import read_offline
+from dynaflip.platform.evaluation.offline_run import heldout_share_notes
 from dynaflip.platform.promotion_config import PromotionConfig
 from dynaflip.platform.triplets.config import SourceConfig
 from dynaflip.platform.triplets.sources.lerobot import LeRobotSource
@@ -96,6 +98,20 @@ def test_an_episode_that_cannot_be_used_is_left_out_and_said(tmp_path: Path) -> 
     data = read_offline(OfflineConfig(source=str(odd.write(tmp_path)), heldout_share=0.4))
     assert len(data.train) + len(data.heldout) == 7
     assert any("left out episode 0" in note for note in data.notes)
+
+
+def test_a_pretraining_that_held_out_less_is_said_with_both_shares(tmp_path: Path) -> None:
+    def notes(share: float | None) -> list[str]:
+        folder = encoder_folder(tmp_path / f"encoder-{share}")
+        described = json.loads((folder / "config.json").read_text())
+        described["info"]["heldout_share"] = share
+        (folder / "config.json").write_text(json.dumps(described))
+        encoder = Encoder("mine", str(folder), "digest")
+        return heldout_share_notes(0.2, [EncoderUnderTest("trained", (encoder, encoder))])
+
+    (said,) = notes(0.05)
+    assert "heldout_share 0.05, and here it is 0.2" in said
+    assert notes(0.2) == notes(0.5) == notes(None) == []
 
 
 def evaluate(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
