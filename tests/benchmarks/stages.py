@@ -1,6 +1,6 @@
 """Throughput of the stage graph beside what its slowest stage allows.
 
-    python tests/benchmarks/stages.py [--clips 160] [--sleep-s 0.5]
+    python tests/benchmarks/stages.py [--clips 480] [--sleep-s 0.5]
 
 A depth model sleeps for each batch on a cluster that says it has one GPU, so that it limits: the
 run cannot be faster than its batches times its sleep. The ratio of that to the time from the
@@ -123,7 +123,7 @@ def measured(clips: int, sleep_s: float) -> float:
 def main() -> float:
     """Print the share of what the slowest stage allows, which is also returned."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--clips", type=int, default=160)
+    parser.add_argument("--clips", type=int, default=480)
     parser.add_argument("--sleep-s", type=float, default=0.5)
     args = parser.parse_args()
     sys.path.insert(0, str(HERE))

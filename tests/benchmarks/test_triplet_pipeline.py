@@ -44,7 +44,7 @@ def test_flow_of_sixteen_frames_is_close_to_the_truth(moving_camera: bool) -> No
 
 def test_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["speed.py"])
-    speed.main()
+    show("Ray Data on 2 CPUs, times as fast as a plain loop", speed.main(), at_least=1.85)
 
 
 def test_stages_are_as_fast_as_the_slowest(monkeypatch: pytest.MonkeyPatch) -> None:
