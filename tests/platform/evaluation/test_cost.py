@@ -1,4 +1,4 @@
-"""The plan behind ``--dry-run``: what is cached costs nothing, and free workers take jobs in turn."""
+"""The plan behind ``--dry-run``: cached work costs nothing, and free workers take jobs in turn."""
 
 from __future__ import annotations
 
