@@ -131,12 +131,10 @@ def _compare(argv: list[str]) -> int:
     )  # fmt: skip
     args = parser.parse_args(argv)
 
-    from dynaflip.platform.evaluation.compare import compare_runs
-    from dynaflip.platform.evaluation.report.tables import as_text
-    from dynaflip.platform.evaluation.report.terminal import show_sections
+    from dynaflip.platform.evaluation.compare import read_runs
+    from dynaflip.platform.evaluation.report.compare_report import report_comparison
 
-    sections = compare_runs(args.first, args.others, args.environment)
-    show_sections(sections, as_text(sections))
+    _show(report_comparison(read_runs(args.first, args.others, args.environment)))
     return 0
 
 

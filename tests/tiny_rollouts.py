@@ -23,11 +23,11 @@ def encoder_folder(path: Path, seed: int = 0) -> Path:
 
 
 def compared(*runs: str) -> str:
-    """What ``evaluate.py compare`` prints where the output is no terminal."""
-    from dynaflip.platform.evaluation.compare import compare_runs
+    """The table that ``evaluate.py compare`` prints where the output is no terminal."""
+    from dynaflip.platform.evaluation.compare import comparison_sections, read_runs
     from dynaflip.platform.evaluation.report.tables import as_text
 
-    return as_text(compare_runs(runs[0], runs[1:]))
+    return as_text(comparison_sections(read_runs(runs[0], runs[1:])))
 
 
 def tiny(encoder: Path, **changes: object) -> RolloutConfig:

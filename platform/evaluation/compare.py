@@ -1,4 +1,7 @@
-"""Compare finished evaluations by rollouts with a first one, paired episode by episode."""
+"""Compare finished evaluations by rollouts with a first one, paired episode by episode.
+
+:mod:`dynaflip.platform.evaluation.report.compare_report` makes a report of it.
+"""
 
 from __future__ import annotations
 
@@ -76,6 +79,28 @@ class PairedGroup:
     difference: Rate  # first − second
     tasks: tuple[str, ...]
     conditions: tuple[tuple[str, int], ...]  # (factor, level)
+    policies: int  # of the run that has more
+
+
+@dataclass(frozen=True)
+class ComparedRuns:
+    """Runs read from the store, of which the first is compared with each of the others."""
+
+    first: FinishedEvaluation
+    others: tuple[FinishedEvaluation, ...]
+
+    def given(self) -> dict[bool, list[FinishedEvaluation]]:
+        """Others to compare with, with (True) and without (False) proprioception.
+
+        Raises:
+            UserError: a run shares neither with the first.
+        """
+        asked = [shared_proprioception(self.first, other) for other in self.others]
+        found = {
+            given: [o for o, shared in zip(self.others, asked, strict=True) if given in shared]
+            for given in self.first.settings["proprioception"]
+        }
+        return {given: together for given, together in found.items() if together}
 
 
 def shared_proprioception(first: FinishedEvaluation, second: FinishedEvaluation) -> list[bool]:
@@ -107,6 +132,33 @@ def paired_groups(
     Raises:
         UserError: they share none.
     """
+    mine, theirs = shared_successes(
+        first, second, proprioception=proprioception, second_encoder=second_encoder
+    )
+    policies = max(len(mine.values), len(theirs.values))
+    paired = []
+    for name, chosen in groups(mine.conditions).items():
+        a, b = mine.of_conditions(chosen), theirs.of_conditions(chosen)
+        rates = success_rate(a), success_rate(b), paired_success(a, b)
+        paired.append(PairedGroup(name, *rates, mine.tasks, tuple(chosen), policies))
+    return paired
+
+
+def shared_successes(
+    first: FinishedEvaluation,
+    second: FinishedEvaluation,
+    *,
+    proprioception: bool,
+    second_encoder: str = TRAINED,
+) -> tuple[Successes, Successes]:
+    """Successes of both runs, on the tasks and conditions that both have.
+
+    Args:
+        first, second, proprioception, second_encoder: of :func:`paired_groups`.
+
+    Raises:
+        UserError: they share none, or their episodes are no pairs.
+    """
     check_same_protocol(first, second)
     for run, name in ((first, TRAINED), (second, second_encoder)):
         if name not in run.episodes["arm"].unique():
@@ -125,18 +177,14 @@ def paired_groups(
         conditions = [c for c in conditions if c[0] != ALL_FACTORS]
     if not tasks or not conditions:
         raise UserError("compare: the runs share no task under the same condition")
-    paired = []
-    for name, chosen in groups(tuple(conditions)).items():
-        a, b = _chosen(mine, tasks, chosen), _chosen(theirs, tasks, chosen)
-        rates = success_rate(a), success_rate(b), paired_success(a, b)
-        paired.append(PairedGroup(name, *rates, tuple(tasks), tuple(chosen)))
-    return paired
+    chosen = tuple(conditions)
+    return _shared(mine, tasks, chosen), _shared(theirs, tasks, chosen)
 
 
-def compare_runs(
+def read_runs(
     first_run: str, other_runs: Sequence[str], environment: str | None = None
-) -> list[Section]:
-    """Each run's encoder under test beside the first's, on what the two share.
+) -> ComparedRuns:
+    """The runs to compare.
 
     Args:
         first_run: name or id of an MLflow run.
@@ -144,17 +192,22 @@ def compare_runs(
         environment: that all of them ran in, where it is a class of the user's own.
 
     Raises:
-        UserError: a run is no finished evaluation, or its episodes are no pairs with the first's.
+        UserError: a run is no finished evaluation.
     """
-    first = read_evaluation(first_run, environment)
-    others = [read_evaluation(run, environment) for run in other_runs]
-    asked = [shared_proprioception(first, other) for other in others]
-    sections = []
-    for proprioception in first.settings["proprioception"]:
-        together = [o for o, shared in zip(others, asked, strict=True) if proprioception in shared]
-        if together:
-            sections.append(_comparison(first, together, proprioception=proprioception))
-    return sections
+    first, *others = (read_evaluation(run, environment) for run in (first_run, *other_runs))
+    return ComparedRuns(first, tuple(others))
+
+
+def comparison_sections(runs: ComparedRuns) -> list[Section]:
+    """Each run's encoder under test beside the first's, on what the two share.
+
+    Raises:
+        UserError: a run's episodes are no pairs with the first's.
+    """
+    return [
+        _comparison(runs.first, together, proprioception=given)
+        for given, together in runs.given().items()
+    ]
 
 
 def _comparison(
@@ -183,5 +236,8 @@ def _comparison(
     return section
 
 
-def _chosen(values: Successes, tasks: list[str], conditions: list[tuple[str, int]]) -> Any:
-    return values.of_tasks(tasks).of_conditions(conditions)
+def _shared(
+    values: Successes, tasks: list[str], conditions: tuple[tuple[str, int], ...]
+) -> Successes:
+    of_tasks = values.of_tasks(tasks)
+    return Successes(of_tasks.of_conditions(list(conditions)), of_tasks.tasks, conditions)

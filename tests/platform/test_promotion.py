@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 from collections.abc import Iterator
@@ -146,6 +147,33 @@ def test_the_better_one_is_promoted_over_the_worse_and_not_the_other_way(store: 
     assert evidence["instead_of"] == good
 
 
+def test_a_comparison_has_a_page_and_a_run_that_begin_with_its_verdict(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dynaflip.jobs import evaluate
+    from dynaflip.platform import tracking
+
+    small = {"tasks": ("drawer-open-v3",), "factors": ("light_tint", "camera")}
+    (_, good), (_, worse), (_, same) = (
+        evaluated(store, inside=0.5, outside=outside, **small) for outside in (0.8, 0.3, 0.8)
+    )
+    assert evaluate.main(["compare", good, worse, same]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    (verdict,) = [line for line in printed if line.startswith("Out of distribution on test, ")]
+    assert f"more often than dynaflip-encoder@candidate ({worse}) [" in verdict
+    assert verdict.endswith("holds with Holm's correction for 2 comparisons): better.")
+    unclear = [line for line in printed if line.startswith("Not distinguishable: ")]
+    assert [worse in line for line in unclear] == [False, True, False], "in distribution none is"
+    (path,) = [line.removeprefix("report: ") for line in printed if line.startswith("report: ")]
+    page = html.unescape(Path(path).read_text())
+    assert page.index(f'class="verdict">{verdict}') < page.index("<img") < page.index("<table")
+    assert f"camera, over dynaflip-encoder@candidate ({same}): +" in page
+    run = tracking.find_run(Path(path).stem)
+    assert run is not None
+    assert run.tags["mlflow.note.content"].startswith(f"**{verdict}**")
+    assert tracking.read_artifact(run.run_id, Path(path).name) is not None
+
+
 def test_what_is_lost_in_distribution_is_not_made_up_for_out_of_it(store: Path) -> None:
     from dynaflip.platform.promotion import promote
 
@@ -237,7 +265,7 @@ def test_versions_of_another_simulator_or_environment_are_no_pairs(store: Path) 
 def test_a_class_of_the_users_own_is_promoted_where_they_name_it_again(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dynaflip.platform.evaluation.compare import compare_runs
+    from dynaflip.platform.evaluation.compare import comparison_sections, read_runs
     from dynaflip.platform.promotion import promote
 
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "eval"))
@@ -252,14 +280,14 @@ def test_a_class_of_the_users_own_is_promoted_where_they_name_it_again(
     line = f"if it is yours, add --environment {own}"
     for attempt in (
         lambda: promote(NAME, first),
-        lambda: compare_runs(first_run, [second_run]),
+        lambda: comparison_sections(read_runs(first_run, [second_run])),
     ):
         with pytest.raises(UserError, match=line):
             attempt()
     with pytest.raises(UserError, match=f"ran in {own}, not in metaworld"):
         promote(NAME, first, environment="metaworld")
     with pytest.raises(UserError, match=f"ran in {own}, not in metaworld"):
-        compare_runs(first_run, [second_run], "metaworld")
-    assert compare_runs(second_run, [first_run], own)
+        comparison_sections(read_runs(first_run, [second_run], "metaworld"))
+    assert comparison_sections(read_runs(second_run, [first_run], own))
     assert promote(NAME, second, environment=own).promoted
     assert champion() == second
