@@ -121,7 +121,7 @@ def test_the_curve_has_each_number_with_paired_gains_and_other_tables_the_whole_
     assert [metrics[f"{key}/{n}_demonstrations"] for n in (1, 2, 3)] == [0, 1, 1]
     assert successes(table, "random", proprioception=True).values.all()
     (image,) = curve_images(config, names, table, "success_ever", "success, %")
-    assert image[2].startswith(b"\x89PNG")
+    assert image.data.startswith(b"\x89PNG")
     plain = replace(config, fewer_demonstrations=())
     assert curve_sections(plain, names, table, "success_ever", "Success %") == ([], {})
     assert curve_images(plain, names, table, "success_ever", "success, %") == []

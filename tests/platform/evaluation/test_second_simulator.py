@@ -1,4 +1,4 @@
-"""Collection, triplets and a policy evaluation in OGBench, by the jobs' own functions on real Ray."""
+"""Collection, triplets and a policy evaluation in OGBench, by jobs on real Ray."""
 
 from __future__ import annotations
 
