@@ -203,8 +203,7 @@ def test_the_policy_is_scored_on_dev_and_its_settings_are_checked() -> None:
     assert PolicyScoreConfig().rollouts().split == "dev"
     with pytest.raises(ValueError, match="factors: there is no factor 'rain'"):
         PolicyScoreConfig(factors=("rain",))
-    with pytest.raises(ValueError, match="factors: name at least one"):
-        PolicyScoreConfig(factors=())
+    assert PolicyScoreConfig(factors=()).factors == ("light_gain", "table_colour")
 
 
 def test_the_digest_of_a_policys_score_is_that_of_version_0_1() -> None:

@@ -80,7 +80,7 @@ def test_the_page_begins_with_the_verdict_and_needs_no_other_file(done: Sweep) -
     report = report_on(done)
     made = figures(report)
     assert set(made) == {"confirmation", "history", "importance", "parallel_coordinates"}
-    registered = Registered("encoder", 7, "confirm-002", 4.13, "yes: there was none")
+    registered = Registered("encoder", 7, "confirm-002", 4.13, "cm", "yes: there was none")
     text = page(report, made, "http://server/#/experiments/1", registered)
     verdict = html.escape(report.verdict[0].upper() + report.verdict[1:])
     assert text.index(verdict) < text.index("<img")
