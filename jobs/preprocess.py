@@ -135,8 +135,9 @@ def inspect(argv: list[str]) -> int:
         card = write_card(found, args.examples)
 
     from dynaflip.platform.tracking import ending, open_run
+    from dynaflip.platform.tracking.version_card import TRIPLET_RUNS
 
-    with ending(open_run("triplets", paths.new_run_name("triplets"))) as run:
+    with ending(open_run(TRIPLET_RUNS, paths.new_run_name("triplets"))) as run:
         counts = json.dumps(found.manifest["counts"])
         run.log_dataset(found.folder.name, found.manifest["digest"], folder, counts)
         run.log_text(card.read_text(), card.name)

@@ -21,6 +21,7 @@ from dynaflip.platform.evaluation.outcome import Outcome
 from dynaflip.platform.evaluation.results_table import save_results
 from dynaflip.platform.paths import default_data, default_triplets, home, input_path
 from dynaflip.platform.tracking import registry
+from dynaflip.platform.tracking.version_card import add_result
 from dynaflip.platform.triplets.schema import read_manifest
 from dynaflip.renames import first_settings
 
@@ -133,8 +134,9 @@ def log_score(
     table: str,
     path: Path,
     results: pl.DataFrame,
+    verdict: list[str],
 ) -> str:
-    """Log the score as an MLflow run, and name it on the encoder's version.
+    """Log the score as an MLflow run, and name it on the encoder's version and in its card.
 
     Args:
         config: resolved settings.
@@ -145,6 +147,7 @@ def log_score(
         table: plain text.
         path: of the HTML report.
         results: of :func:`dynaflip.platform.evaluation.results_table.probe_results`.
+        verdict: sentences, none where there are no probes.
 
     Returns:
         MLflow's id of the run.
@@ -175,4 +178,6 @@ def log_score(
     marks = {"evaluation_run_id": run.run_id, **headlines}
     for version in versions:
         registry.set_version_tags(version.name, version.number, marks)
+    if made_by:
+        add_result(made_by, f"probes on {TUNING_SPLIT}", verdict, run.run_id)
     return run.run_id

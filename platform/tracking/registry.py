@@ -87,7 +87,8 @@ def register(
             )
         version = int(logged.registered_model_version)
         experiment = store.get_run(run.run_id).info.experiment_id
-        card = card_of(Path(folder), run, name, version, experiment)
+        settings_digest = str((tags or {}).get("config_digest", ""))
+        card = card_of(Path(folder), run, name, version, experiment, settings_digest)
         store.update_model_version(name, str(version), description=card)
         # start_run's end marks the run FINISHED, but it is the caller who ends it.
         store.update_run(run.run_id, status="RUNNING")

@@ -13,13 +13,16 @@ if TYPE_CHECKING:
 
     from dynaflip.platform.tracking.runs import Run
 
+TRIPLET_RUNS = "triplets"  # experiment of the runs that look at triplet folders
 _HEADING = "# DynaFLIP image encoder"  # of the card; what stands before it is others'
 _RESULTS = "## Results so far"
 _CARD = "README.md"
 _NONE = "* none yet: `python jobs/evaluate.py --suite rollouts --encoder"
 
 
-def card_of(folder: Path, run: Run, name: str, version: int, experiment: str) -> str:
+def card_of(
+    folder: Path, run: Run, name: str, version: int, experiment: str, settings_digest: str = ""
+) -> str:
     """Markdown: results and links, then the card of the encoder's folder.
 
     Args:
@@ -27,6 +30,7 @@ def card_of(folder: Path, run: Run, name: str, version: int, experiment: str) ->
         run: that made it.
         name, version: it is registered as.
         experiment: id of the run's experiment.
+        settings_digest: of the settings that decide its weights; empty where it has none.
     """
     uri = f"models:/{name}/{version}"
     path = folder / _CARD
@@ -35,11 +39,38 @@ def card_of(folder: Path, run: Run, name: str, version: int, experiment: str) ->
     made_by = run_address(f"{ui_address(run.uri)}/#/experiments/{experiment}", run.run_id)
     links = (
         f"Made by the run [{run.run_name}]({made_by}), whose inputs name the triplets and whose "
-        "artifacts hold the reports. `data_card.html` beside the triplets shows them."
+        f"artifacts hold the reports. {_data_card(run)}"
     )
+    if settings_digest:
+        links += f" Its settings have the digest `{settings_digest}`, the tag `config_digest`."
     head, _, rest = card.partition("\n")
     results = f"{_RESULTS}\n\n{_NONE} {uri}`"
     return f"{head}\n\n{links}\n\n{results}\n\n{rest.strip()}\n"
+
+
+def _data_card(run: Run) -> str:
+    """A sentence with a link to the data card of a run's triplets, or how one is made.
+
+    The newest look at triplets of the same digest is linked, wherever they lie.
+    """
+    from dynaflip.platform.triplets.report.data_card import CARD_NAME
+
+    store = client(run.uri)
+    looks = store.get_experiment_by_name(TRIPLET_RUNS)
+    inputs = store.get_run(run.run_id).inputs
+    if looks is not None and inputs is not None:
+        for digest in {one.dataset.digest for one in inputs.dataset_inputs}:
+            query = f"dataset.digest = '{digest}'"
+            for look in store.search_runs([looks.experiment_id], query, max_results=5):
+                files = store.list_artifacts(look.info.run_id)
+                if any(file.path == CARD_NAME for file in files):
+                    page = f"{ui_address(run.uri)}/#/experiments/{looks.experiment_id}"
+                    card = f"{run_address(page, look.info.run_id)}/artifacts/{CARD_NAME}"
+                    return f"The triplets' [data card]({card}) shows them."
+    return (
+        "`python jobs/preprocess.py inspect FOLDER` makes the triplets' data card, which the next "
+        "version's card links to."
+    )
 
 
 def with_result(card: str, what: str, line: str) -> str:

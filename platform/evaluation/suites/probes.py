@@ -278,7 +278,7 @@ def _report(
     for image in images:
         path.with_name(f"{run_name}-{image.name}").write_bytes(image.data)
     results = _results(config, others, retrieval, probed, flow, run_name)
-    run_id = log_score(config, pair.info, digest, run_name, metrics, table, path, results)
+    run_id = log_score(config, pair.info, digest, run_name, metrics, table, path, results, verdict)
     return Outcome(
         table,
         run_name,

@@ -6,6 +6,7 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -15,9 +16,16 @@ from dynaflip.encoders.config import FlowConfig, ImageConfig, ModelConfig
 from dynaflip.encoders.model import DynaFLIP
 from dynaflip.errors import UserError
 from dynaflip.platform import tracking
+from dynaflip.platform.evaluation.config import ProbesConfig, ProbeSuiteConfig
+from dynaflip.platform.evaluation.score_cache import log_score
 from dynaflip.platform.tracking import registry
 from dynaflip.platform.tracking.store import client
-from dynaflip.platform.tracking.version_card import add_result, describe_version
+from dynaflip.platform.tracking.version_card import (
+    TRIPLET_RUNS,
+    add_result,
+    describe_version,
+)
+from dynaflip.platform.triplets.report.data_card import CARD_NAME
 
 TINY = ModelConfig(
     image=ImageConfig(image_px=32, pretrained=False),
@@ -32,9 +40,14 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (2, 40, 48, 3), dtype=np.uint
 def registered(home: Path, tmp_path: Path) -> Path:
     """An encoder's folder, registered twice; candidate is version 1."""
     folder = save_folder(tmp_path / "encoder", DynaFLIP(TINY, text_dim=384), {"steps": 3})
+    look = tracking.open_run(TRIPLET_RUNS, "look")
+    with tracking.ending(look):
+        look.log_dataset("triplets", "abc", "elsewhere/triplets")
+        look.log_text("<html></html>", CARD_NAME)
     run = tracking.open_run("test", "register")
     with tracking.ending(run):
-        tags = {"data_digest": "abc"}
+        run.log_dataset("triplets", "abc", "triplets")
+        tags = {"data_digest": "abc", "config_digest": "1f2e"}
         assert registry.register(folder, run, tags=tags) == 1
         registry.set_alias(registry.DEFAULT_NAME, "candidate", 1)
         assert registry.register(folder, run) == 1, "a run that was killed then keeps its version"
@@ -81,6 +94,13 @@ def test_a_version_is_described_by_its_card_and_what_evaluations_found(registere
     assert 'dynaflip.load_encoder("models:/dynaflip-encoder/1")' in card
     assert f"/runs/{found.run_id}" in card
     assert "* none yet" in card
+    assert "settings have the digest `1f2e`" in card
+    look = tracking.find_run("look")
+    assert look is not None
+    assert f"/runs/{look.run_id}/artifacts/data_card.html)" in card
+    other = client().get_model_version(registry.DEFAULT_NAME, "2").description
+    assert "inspect FOLDER` makes" in other, "nobody has looked at its triplets"
+    assert "digest `" not in other
     assert "licences of the data" in card
     run = tracking.open_run("dynaflip-evaluate", "evaluation")
     add_result(found.run_id, "rollouts on dev", ["It is better.", "More."], run.run_id)
@@ -97,6 +117,21 @@ def test_a_version_is_described_by_its_card_and_what_evaluations_found(registere
     ]
     describe_version(registry.DEFAULT_NAME, 1, "First words.")
     assert described() == f"First words.\n\n{told}"
+
+
+def test_a_score_by_probes_stands_in_the_card(registered: Path, tmp_path: Path) -> None:
+    made_by = client().get_model_version(registry.DEFAULT_NAME, "1").run_id
+    off = ProbesConfig(enabled=False)
+    config = ProbeSuiteConfig(encoder="models:/dynaflip-encoder/1", probes=off)
+    report = tmp_path / "evaluate-1.html"
+    report.write_text("<html></html>")
+    what = (config, {"mlflow_run_id": made_by}, "0a", "evaluate-1", {}, "table", report)
+    run_id = log_score(*what, pl.DataFrame({"score": [1.0]}), ["It is better.", "More."])
+    card = client().get_model_version(registry.DEFAULT_NAME, "1").description
+    results = card.partition("## Results so far\n\n")[2].partition("\n\n")[0]
+    assert results.startswith("* **probes on dev**: It is better. ([evaluate-1](")
+    assert f"/runs/{run_id})" in results
+    assert "* none yet" in client().get_model_version(registry.DEFAULT_NAME, "2").description
 
 
 def test_latest_moves_by_itself_and_candidate_on_request(registered: Path) -> None:
