@@ -12,8 +12,8 @@ initialisation in about a minute, `rollouts` measures success of policies in the
 `imitation` the same policies' action error without rollouts. `--suite NAME --help` shows a
 suite's settings; `--suite class:MODULE:NAME` runs your own. `--protocol NAME` takes the settings
 of a named protocol (`protocols` lists them), which `--config` and flags override. `compare` pairs
-runs of rollouts with the first of them, episode by episode. Results go to the terminal, to an HTML
-report, to one Parquet table and to MLflow.
+runs of rollouts, or of the suite `offline`, with the first of them, episode by episode. Results go
+to the terminal, to an HTML report, to one Parquet table and to MLflow.
 """
 
 from __future__ import annotations
@@ -122,18 +122,27 @@ def _description(suite: Suite) -> str:
 
 
 def _compare(argv: list[str]) -> int:
-    parser = job_parser("Pair runs of rollouts episode by episode.", "evaluate.py compare")
+    parser = job_parser(
+        "Pair runs of rollouts, or of the suite offline, episode by episode.", "evaluate.py compare"
+    )
     parser.add_argument("first", metavar="RUN_A", help="name or id of an MLflow run")
     parser.add_argument("others", metavar="RUN_B", nargs="+", help="runs that it is compared with")
     parser.add_argument(
         "--environment", "--env", metavar="NAME",
-        help="the environment that they ran in, where it is a class of your own",
+        help="the environment that rollouts ran in, where it is a class of your own",
     )  # fmt: skip
     args = parser.parse_args(argv)
 
     from dynaflip.platform.evaluation.compare import read_runs
+    from dynaflip.platform.evaluation.offline_compare import compare_offline, offline_alone
     from dynaflip.platform.evaluation.report.compare_report import report_comparison
+    from dynaflip.platform.evaluation.report.tables import as_text
+    from dynaflip.platform.evaluation.report.terminal import show_sections
 
+    if offline_alone([args.first, *args.others], args.environment):
+        sections = compare_offline(args.first, args.others)
+        show_sections(sections, as_text(sections))
+        return 0
     _show(report_comparison(read_runs(args.first, args.others, args.environment)))
     return 0
 

@@ -18,6 +18,8 @@ from dynaflip.platform.evaluation.config import (
 )
 from dynaflip.platform.evaluation.encoder_entries import BASELINES, read_entries
 
+KIND = "offline"  # tag `kind` of the suite's runs
+
 
 @dataclass(frozen=True)
 class OfflineConfig(EvaluationConfig):

@@ -11,22 +11,26 @@ import polars as pl
 import yaml
 
 from dynaflip.errors import UserError
+from dynaflip.eval.expert_views import ALL_FACTORS, UNPERTURBED
 from dynaflip.eval.intervals.cluster_bootstrap import Interval, paired_difference
 from dynaflip.eval.perturbations import recorded_factors
 from dynaflip.platform import tracking
 from dynaflip.platform.evaluation.coverage import MIN_POLICIES, missing_coverage
 from dynaflip.platform.evaluation.encoders_under_test import TRAINED, weights_digest
+from dynaflip.platform.evaluation.offline_config import KIND
 from dynaflip.platform.evaluation.report.offline_report import Pair, groups_of
 from dynaflip.platform.evaluation.rollout_run import FACTORS_TAG, TEST_TAG
 from dynaflip.platform.promotion_config import PromotionConfig
 from dynaflip.platform.tracking import registry
 
 RUN_TAG = "offline_test_run_id"  # written by an evaluation on test on the version that it scored
+VERSION_TAG = "offline_version"
+_FIRST_VERSION = "1, images 1"  # of runs from before the tag
 ERRORS_FILE = "action_errors.parquet"
-# What a moment's error depends on beside the encoder.
+# What a moment's error depends on beside the encoder, the recordings and the head's own settings.
 _PROTOCOL = (
-    "action", "cameras", "proprioception", "frames_per_episode", "image_px", "seed", "split",
-    "head", "head_settings", "behaviour_cloning", "diffusion", "seeds",
+    "split", "levels", "action", "cameras", "proprioception", "frames_per_episode", "image_px",
+    "seed", "seeds", "head", "head_settings",
 )  # fmt: skip
 _PLACE = ("recording", "episode", "factor", "level")
 
@@ -41,6 +45,7 @@ class OfflineEvidence:
     table: pl.DataFrame
     test_evaluation: str  # its number among the evaluations on test; empty on dev
     factors: tuple[str, ...]  # all that there were when it was made
+    version: str = _FIRST_VERSION  # of the code's recipe for features and images
 
     def of(self, encoder: str, digest: str | None = None) -> pl.DataFrame:
         """Mean over policies of an encoder: a row per condition and episode."""
@@ -54,21 +59,30 @@ class OfflineEvidence:
         """(factor, level) that were shown."""
         return set(self.table.select("factor", "level").unique().iter_rows())
 
+    def single_factors(self) -> set[str]:
+        """Factors that were shown one at a time."""
+        return {factor for factor, _ in self.conditions()} - {UNPERTURBED, ALL_FACTORS}
 
-def read_offline_run(run: str) -> OfflineEvidence:
+
+def read_offline_run(run: str, asker: str = "promotion") -> OfflineEvidence:
     """Read a finished evaluation by name or id of its MLflow run.
+
+    Args:
+        run: name or id.
+        asker: first word of a refusal.
 
     Raises:
         UserError: there is none, or it is no finished evaluation by the suite offline.
     """
     entity = tracking.find_run(run)
     if entity is None:
-        raise UserError(f"promotion: there is no run {run}")
+        newest = ", ".join(tracking.newest_run_names(KIND)) or "none"
+        raise UserError(f"{asker}: there is no run {run}; newest offline runs: {newest}")
     errors = tracking.read_artifact(entity.run_id, ERRORS_FILE)
     settings = tracking.read_artifact(entity.run_id, "config.yaml")
     if errors is None or settings is None:
         raise UserError(
-            f"promotion: run {run} holds no {ERRORS_FILE}; it is no finished evaluation of the "
+            f"{asker}: run {run} holds no {ERRORS_FILE}; it is no finished evaluation of the "
             "suite offline"
         )
     return OfflineEvidence(
@@ -78,6 +92,7 @@ def read_offline_run(run: str) -> OfflineEvidence:
         pl.read_parquet(io.BytesIO(errors)),
         entity.tags.get(TEST_TAG, ""),
         recorded_factors(entity.tags.get(FACTORS_TAG)),
+        entity.tags.get(VERSION_TAG, _FIRST_VERSION),
     )
 
 
@@ -145,9 +160,10 @@ def check_offline_coverage(
         )
 
 
-def paired_gains(
-    mine: tuple[OfflineEvidence, str, str | None], theirs: tuple[OfflineEvidence, str, str | None]
-) -> dict[str, Interval]:
+Side = tuple[OfflineEvidence, str, str | None]  # evaluation, encoder's name in it, its digest
+
+
+def paired_gains(mine: Side, theirs: Side) -> dict[str, Interval]:
     """How much lower my action error is than theirs, in sigma, by group of conditions.
 
     Args:
@@ -157,33 +173,96 @@ def paired_gains(
     Raises:
         UserError: the two are not about the same moments, perturbations and policies.
     """
+    return {
+        name: paired_difference(their_errors, my_errors, np.arange(len(my_errors)))
+        for name, (my_errors, their_errors) in paired_errors(mine, theirs, "promotion").items()
+    }
+
+
+def paired_errors(mine: Side, theirs: Side, asker: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """My and their action error of each held-out episode, (E,) and (E,) sigma, by group.
+
+    An episode's error is its mean over policies and over the conditions that both have. All
+    factors at once are a condition of both where they are the same factors.
+
+    Args:
+        mine: evaluation, encoder's name in it, and digest of its weights (None takes any).
+        theirs: the same.
+        asker: first word of a refusal.
+
+    Raises:
+        UserError: the two are not about the same moments, perturbations and policies.
+    """
+    _check_same_protocol(mine[0], theirs[0], asker)
     first, second = mine[0].of(*mine[1:]), theirs[0].of(*theirs[1:])
-    for name in _PROTOCOL:
-        one, other = (evidence.settings.get(name) for evidence in (mine[0], theirs[0]))
-        if one != other:
-            raise UserError(
-                f"promotion: {mine[0].run_name} has {name} {one}, {theirs[0].run_name} {other}: "
-                "their episodes are no pairs; evaluate both with the same settings"
-            )
+    for (evidence, encoder, _), rows in ((mine, first), (theirs, second)):
+        if rows.is_empty():
+            raise UserError(f"{asker}: {evidence.run_name} has no encoder {encoder}")
     both = first.join(second, on=_PLACE, how="inner", suffix="_theirs", maintain_order="left")
-    scale, other_scale = (
-        both[name].to_numpy() for name in ("squared_of_mean", "squared_of_mean_theirs")
-    )
-    whole = both["recording"].n_unique() == first["recording"].n_unique()
-    whole &= first["recording"].n_unique() == second["recording"].n_unique()
-    # Equal only where the same actions are compared, in sigmas of the same training episodes.
-    if both.is_empty() or not whole or not np.allclose(scale, other_scale, rtol=1e-6):
-        raise UserError(
-            f"promotion: {mine[0].run_name} and {theirs[0].run_name} are not about the same "
-            "recordings; evaluate both on the same data set with the same settings"
-        )
-    gains = {}
+    _check_same_recordings((mine[0], first), (theirs[0], second), both, asker)
+    if mine[0].single_factors() != theirs[0].single_factors():
+        both = both.filter(pl.col("factor") != ALL_FACTORS)
+    errors = {}
     for name, conditions in groups_of(both).items():
         chosen = pl.DataFrame(conditions, schema=["factor", "level"], orient="row")
         rows = both.join(chosen.cast({"level": pl.Int64}), on=["factor", "level"])
-        compared = ("action_error_theirs", "action_error")
+        compared = ("action_error", "action_error_theirs")
         by_episode = rows.group_by("recording", "episode", maintain_order=True)
         episodes = by_episode.agg(pl.col(compared).mean())
-        before, after = (episodes[column].to_numpy() for column in compared)
-        gains[name] = paired_difference(before, after, np.arange(len(episodes)))
-    return gains
+        my_errors, their_errors = (episodes[column].to_numpy() for column in compared)
+        errors[name] = my_errors, their_errors
+    return errors
+
+
+def _check_same_protocol(mine: OfflineEvidence, theirs: OfflineEvidence, asker: str) -> None:
+    """Refuse to pair episodes of different settings or versions."""
+    values: list[tuple[str, Any, Any]] = [("version", mine.version, theirs.version)]
+    # Settings of a head that is not used change nothing.
+    for name in (*_PROTOCOL, str(mine.settings["head"])):
+        one, other = (evidence.settings.get(name) for evidence in (mine, theirs))
+        if isinstance(one, dict) and isinstance(other, dict):
+            keys = dict.fromkeys((*one, *other))
+            values += [(f"{name}.{key}", one.get(key), other.get(key)) for key in keys]
+        else:
+            values.append((name, one, other))
+    for name, one, other in values:
+        if one != other:
+            raise UserError(
+                f"{asker}: {mine.run_name} has {name} {one}, {theirs.run_name} {other}: "
+                "their episodes are no pairs; evaluate both with the same settings"
+            )
+
+
+def _check_same_recordings(
+    mine: tuple[OfflineEvidence, pl.DataFrame],
+    theirs: tuple[OfflineEvidence, pl.DataFrame],
+    both: pl.DataFrame,
+    asker: str,
+) -> None:
+    """Refuse to pair episodes of which only some are shared, or errors in different sigmas.
+
+    Args:
+        mine, theirs: evaluation, and rows of :meth:`OfflineEvidence.of`.
+        both: the rows that they share.
+        asker: first word of a refusal.
+    """
+    runs = f"{mine[0].run_name} and {theirs[0].run_name}"
+    mine_held, their_held, shared = (
+        set(rows.select("recording", "episode").iter_rows()) for rows in (mine[1], theirs[1], both)
+    )
+    if not mine_held == their_held == shared:
+        raise UserError(
+            f"{asker}: {runs} are not about the same recordings: {len(mine_held)} held-out "
+            f"episodes and {len(their_held)}, {len(mine_held & their_held)} of them in both; "
+            "evaluate both on the same data set with the same heldout_share and heldout_episodes"
+        )
+    scales = [both[name].to_numpy() for name in ("squared_of_mean", "squared_of_mean_theirs")]
+    # Equal only where the same actions are compared, in sigmas of the same training episodes.
+    if not np.allclose(scales[0], scales[1], rtol=1e-6):
+        clean = (both["factor"] == UNPERTURBED).to_numpy()
+        one, other = (float(scale[clean].sum()) for scale in scales)
+        raise UserError(
+            f"{asker}: {runs} have other actions or learnt from other training episodes: the "
+            f"squared error of training's mean action sums up to {one:.6g} and {other:.6g}; "
+            "evaluate both on the same data set with the same heldout_share and train_episodes"
+        )

@@ -73,11 +73,14 @@ class Compared:
 
     def verdict(self) -> str:
         """Of the encoder under test beside this one."""
-        if self.gap is None:
-            return "-"
-        if not np.isfinite(self.gap.low):
-            return UNKNOWN
-        return CLEAR[0] if self.gap.low > 0 else CLEAR[1] if self.gap.high < 0 else UNCLEAR
+        return "-" if self.gap is None else verdict_of_gap(self.gap)
+
+
+def verdict_of_gap(gap: Interval) -> str:
+    """Of an encoder, by how much higher another one's error is."""
+    if not np.isfinite(gap.low):
+        return UNKNOWN
+    return CLEAR[0] if gap.low > 0 else CLEAR[1] if gap.high < 0 else UNCLEAR
 
 
 def by_episode(table: pl.DataFrame, encoder: str, conditions: list[Pair]) -> np.ndarray:
@@ -123,8 +126,8 @@ def comparison_sections(table: pl.DataFrame) -> tuple[list[Section], dict[str, f
         if episodes > 1:  # of one episode no other can be drawn
             best = probability_best({name: -one[:, None] for name, one in errors.items()})
         for name, one in compared.items():
-            gap = "-" if one.gap is None else _text(one.gap, sign=True)
-            row = [name, _text(one.error), f"{100 * one.explained:.1f}", gap, one.verdict()]
+            gap = "-" if one.gap is None else interval_text(one.gap, sign=True)
+            row = [name, interval_text(one.error), f"{100 * one.explained:.1f}", gap, one.verdict()]
             chance = f"{100 * best[name]:.0f}" if name in best else "-"
             section.rows.append([*row, together.get(name, "-"), chance])
             metrics |= _metrics(group, name, one)
@@ -139,7 +142,7 @@ def condition_section(table: pl.DataFrame) -> Section:
     for factor, level in table.select("factor", "level").unique(maintain_order=True).iter_rows():
         compared = compare(table, [(factor, level)])
         label = condition_name(factor) + (f", level {level}" if level else "")
-        section.rows.append([label, *(_text(compared[name].error) for name in names)])
+        section.rows.append([label, *(interval_text(compared[name].error) for name in names)])
     return section
 
 
@@ -177,7 +180,7 @@ def verdict_of(table: pl.DataFrame, encoder: str, data: str, split: str) -> list
                 told = replace(told, corrected=together.get(name), comparisons=len(names))
             lines.append(sentence(told, ACTION_ERROR))
         if not names:
-            error = _text(compared[TRAINED].error)
+            error = interval_text(compared[TRAINED].error)
             told_alone = f"has an action error of {error} sigma"
             lines.append(alone(where, subject_name(encoder), told_alone, design))
     return lines
@@ -301,9 +304,12 @@ def notes_of(table: pl.DataFrame) -> list[str]:
         compared = compare(table, [(UNPERTURBED, 0)])
         gap = compared[NO_IMAGE].gap
         if gap is not None and not gap.low > 0:
+            with_image, without = (
+                interval_text(compared[name].error) for name in (TRAINED, NO_IMAGE)
+            )
             notes.append(
                 f"note: with the image the error of {TRAINED} is not clearly lower than without "
-                f"({_text(compared[TRAINED].error)} and {_text(compared[NO_IMAGE].error)} sigma as "
+                f"({with_image} and {without} sigma as "
                 "recorded): these episodes are too few, or their actions can be guessed from "
                 "proprioception; more training episodes, or --proprioception '[]', tell encoders "
                 "apart"
@@ -330,20 +336,33 @@ def _error_of_mean(table: pl.DataFrame) -> float:
 def _holm(
     table: pl.DataFrame, conditions: list[Pair], compared: dict[str, Compared]
 ) -> dict[str, str]:
-    """Verdicts that hold together; one is given only where the interval's own says the same."""
+    """Verdicts on the encoder under test that hold together."""
     first = by_episode(table, TRAINED, conditions).mean((0, 1))
-    rates = {}
+    gaps = {}
     for name, one in compared.items():
-        gap = one.gap
-        if gap is None or gap.clusters < 2 or name == NO_IMAGE:
+        if one.gap is not None and name != NO_IMAGE:
+            values = by_episode(table, name, conditions).mean((0, 1)) - first
+            gaps[name] = values, one.gap
+    return verdicts_together(gaps)
+
+
+def verdicts_together(gaps: dict[str, tuple[np.ndarray, Interval]]) -> dict[str, str]:
+    """Verdicts with Holm's correction; one is given only where the interval's own says the same.
+
+    Args:
+        gaps: name of a comparison → the gap in error of each episode, (E,), and their mean's
+            interval. Those of a single episode get none.
+    """
+    rates = {}
+    for name, (values, gap) in gaps.items():
+        if gap.clusters < 2:
             continue
-        values = by_episode(table, name, conditions).mean((0, 1)) - first
         error = float(values.std(ddof=1) / np.sqrt(len(values)))
         rates[name] = Rate(
             gap.value, gap.low, gap.high, 1, len(values), error, len(values) - 1, len(values)
         )
     verdicts = family_verdicts(rates) if rates else {}
-    return {n: v if v == compared[n].verdict() else UNCLEAR for n, v in verdicts.items()}
+    return {n: v if v == verdict_of_gap(gaps[n][1]) else UNCLEAR for n, v in verdicts.items()}
 
 
 def _metrics(group: str, name: str, one: Compared) -> dict[str, float]:
@@ -359,7 +378,8 @@ def _metrics(group: str, name: str, one: Compared) -> dict[str, float]:
     return metrics
 
 
-def _text(interval: Interval, *, sign: bool = False) -> str:
+def interval_text(interval: Interval, *, sign: bool = False) -> str:
+    """Value and interval to three decimals; the value alone where there is no interval."""
     form = "+.3f" if sign else ".3f"
     if not np.isfinite(interval.low):
         return f"{interval.value:{form}}"

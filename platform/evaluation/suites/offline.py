@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dynaflip.platform.evaluation.offline_config import OfflineConfig
+from dynaflip.platform.evaluation.offline_config import KIND, OfflineConfig
 from dynaflip.platform.evaluation.outcome import Outcome
 from dynaflip.platform.evaluation.suites.base import Suite
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from dynaflip.platform.evaluation.encoders_under_test import EncoderUnderTest
     from dynaflip.platform.evaluation.offline_data import OfflineData
     from dynaflip.platform.evaluation.offline_run import OfflinePlan
-
-KIND = "offline"  # the run's tag `kind`
 
 
 class Offline(Suite):
@@ -77,11 +75,12 @@ def _open_run(
     config: OfflineConfig, data: OfflineData, plan: OfflinePlan, tested: list[EncoderUnderTest]
 ) -> tuple[tracking.Run, int]:
     """Open the run, with its number among the evaluations on ``test`` (0 on dev)."""
-    from dynaflip.eval.image_perturbations import IMAGE_FACTOR_NAMES
+    from dynaflip.eval.image_perturbations import IMAGE_FACTOR_NAMES, IMAGE_VERSION
     from dynaflip.eval.perturbations import factors_to_record
     from dynaflip.platform import tracking
     from dynaflip.platform.evaluation.encoders_under_test import info_of
-    from dynaflip.platform.evaluation.offline_run import evaluation_digest
+    from dynaflip.platform.evaluation.offline_evidence import VERSION_TAG
+    from dynaflip.platform.evaluation.offline_run import OFFLINE_VERSION, evaluation_digest
     from dynaflip.platform.evaluation.rollout_run import (
         FACTORS_TAG,
         JOBS_TAG,
@@ -101,6 +100,7 @@ def _open_run(
         "data": data.name,
         JOBS_TAG: digest,
         FACTORS_TAG: factors_to_record(IMAGE_FACTOR_NAMES),
+        VERSION_TAG: f"{OFFLINE_VERSION}, images {IMAGE_VERSION}",
     }
     number = count_test_evaluations(digest, KIND) if config.split == "test" else 0
     if number:
