@@ -139,7 +139,7 @@ def _stages(
         encoded += images
         encode_s = fitted.encode_s if gpu_images_per_s is None else 0.0
         fits.append(images * encode_s + len(group) * fitted.fit_s)
-    opened = set()
+    opened: set[str] = set()
     for job in work.rollouts:
         cost = costs.get(job.policy.encoder.digest)
         chunk = 1 if cost is None else cost.chunk
@@ -149,8 +149,8 @@ def _stages(
             act_s = max(0.0, cost.act_s - cost.encode_s)
         one = scene.reset_s + work.steps * scene.step_s + images * (scene.render_s + act_s)
         seconds = one * len(job.starts)
-        if (job.task,) not in opened:
-            opened.add((job.task,))
+        if job.task not in opened:
+            opened.add(job.task)
             seconds += scene.open_s * min(job.environments, len(job.starts))
         seen += images * len(job.starts)
         rollouts.append(seconds)
