@@ -333,7 +333,7 @@ class Env(ABC):
     # What it may have ---------------------------------------------------------------------
 
     def has_expert(self) -> bool:
-        """Whether :meth:`expert_action` acts."""
+        """True where there is a scripted expert, which :meth:`expert_action` asks."""
         return type(self).expert_action is not Env.expert_action
 
     def expert_action(self) -> np.ndarray:

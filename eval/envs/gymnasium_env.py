@@ -58,7 +58,7 @@ class ActionRange:
 
 @dataclass(frozen=True)
 class Moment:
-    """What an environment showed at a moment; it can be shown again, and not acted on."""
+    """Image and proprioception of one moment: it can be shown again, and not acted on."""
 
     image: np.ndarray  # (H, W, 3) uint8, unperturbed
     proprioception: np.ndarray  # (P,) float32
@@ -153,7 +153,7 @@ class GymnasiumEnv(Env):
         return np.asarray(self._proprioception(self._observation, self._info), np.float32)
 
     def has_expert(self) -> bool:
-        """Whether there is an expert."""
+        """True where the environment brings a scripted expert."""
         return self._expert is not None
 
     def expert_action(self) -> np.ndarray:
@@ -170,7 +170,7 @@ class GymnasiumEnv(Env):
         return self._privileged(self._observation, self._info) if self._privileged else {}
 
     def state(self) -> Moment:
-        """What is to be seen now, for :meth:`set_state`."""
+        """The image and proprioception of now, for :meth:`set_state`."""
         return Moment(self.render(), self.proprioception())
 
     def set_state(self, state: Moment) -> None:

@@ -49,7 +49,7 @@ Reader = Callable[[Any, Info], np.ndarray]
 
 @dataclass(frozen=True)
 class GymnasiumTask:
-    """How a task's environment is made."""
+    """A task: Gymnasium's id or class, and the keyword arguments of its environment."""
 
     made_by: Maker
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -145,6 +145,36 @@ def gymnasium_environment(
     finally:
         raw.close()
 
+    make = _opener(makers, horizon_steps, actions, solved, read, name, setting)
+    return EnvironmentSpec(
+        name=name,
+        make=make,
+        captions={task: given.get(task) or (_words(task),) for task in makers},
+        action_names=tuple(f"action_{i}" for i in range(len(actions.low))),
+        proprioception_names=names,
+        control_hz=hz,
+        horizon_steps=horizon,
+        camera=camera,
+        factors=factors,
+        noise_dims=len(actions.low),
+        worker_variables=_rendering if mujoco else _without_display,
+        origin=origin,
+        notes=tuple(f"{name} {line}" for line in [*notes, *assumed]),
+        action_bounds=tuple(zip(actions.low.tolist(), actions.high.tolist(), strict=True)),
+    )
+
+
+def _opener(
+    makers: Mapping[str, GymnasiumTask],
+    horizon_steps: int | None,
+    actions: ActionRange,
+    solved: Callable[[Info], bool],
+    read: Reader,
+    name: str,
+    setting: str,
+) -> Callable[..., Env]:
+    """The function that opens one task, rendered at a size."""
+
     def make(task: str, *, height_px: int, width_px: int, camera: str) -> Env:
         one = makers[task].make(setting, horizon_steps)
         own = _action_range(one, f"{setting}: {name}")
@@ -167,22 +197,7 @@ def gymnasium_environment(
             resize=True,
         )
 
-    return EnvironmentSpec(
-        name=name,
-        make=make,
-        captions={task: given.get(task) or (_words(task),) for task in makers},
-        action_names=tuple(f"action_{i}" for i in range(len(actions.low))),
-        proprioception_names=names,
-        control_hz=hz,
-        horizon_steps=horizon,
-        camera=camera,
-        factors=factors,
-        noise_dims=len(actions.low),
-        worker_variables=_rendering if mujoco else _without_display,
-        origin=origin,
-        notes=tuple(f"{name} {line}" for line in [*notes, *assumed]),
-        action_bounds=tuple(zip(actions.low.tolist(), actions.high.tolist(), strict=True)),
-    )
+    return make
 
 
 def split_options(name: str) -> tuple[str, dict[str, str]]:
