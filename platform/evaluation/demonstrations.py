@@ -14,7 +14,7 @@ from dynaflip.platform.demonstrations.collect import RECIPE_VERSION, collect
 from dynaflip.platform.demonstrations.config import CollectConfig
 from dynaflip.platform.evaluation.config import RolloutConfig
 from dynaflip.platform.lerobot.columns import ACTION, PROPRIOCEPTION, read_arrays
-from dynaflip.platform.lerobot.metadata import Episode
+from dynaflip.platform.lerobot.episode import Episode
 from dynaflip.platform.paths import home
 from dynaflip.platform.triplets.clips import ClipRejected
 from dynaflip.platform.triplets.config import SourceConfig

@@ -17,7 +17,7 @@ import pyarrow as pa
 from dynaflip.errors import UserError
 from dynaflip.platform.evaluation.offline_config import OfflineConfig
 from dynaflip.platform.lerobot.columns import PROPRIOCEPTION, read_columns
-from dynaflip.platform.lerobot.metadata import Episode
+from dynaflip.platform.lerobot.episode import Episode
 from dynaflip.platform.triplets.clips import Clip, ClipRejected
 from dynaflip.platform.triplets.config import SourceConfig
 from dynaflip.platform.triplets.sources.lerobot import LeRobotSource

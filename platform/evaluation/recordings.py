@@ -24,7 +24,7 @@ from dynaflip.platform.lerobot.columns import (
     PROPRIOCEPTION,
     read_arrays,
 )
-from dynaflip.platform.lerobot.metadata import Episode
+from dynaflip.platform.lerobot.episode import Episode
 from dynaflip.platform.triplets.clips import Clip, ClipRejected
 from dynaflip.platform.triplets.config import SourceConfig
 from dynaflip.platform.triplets.sources.lerobot import LeRobotSource

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from dynaflip.platform.lerobot.metadata import Episode, Meta
+from dynaflip.platform.lerobot.episode import Episode
+from dynaflip.platform.lerobot.metadata import Meta
 from dynaflip.platform.triplets.sources.locations import read_schema, read_table
 
 # Of every data set that is collected here; all that a policy may read of a frame beside its image.

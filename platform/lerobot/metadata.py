@@ -10,15 +10,14 @@ import json
 import math
 from array import array
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from itertools import groupby
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from dynaflip.errors import UserError
+from dynaflip.platform.lerobot.episode import Episode, whole_number
 from dynaflip.platform.triplets.clips import ClipRejected
 from dynaflip.platform.triplets.sources.locations import (
     Location,
@@ -29,8 +28,6 @@ from dynaflip.platform.triplets.sources.locations import (
     why_unreadable,
 )
 
-# Where an episode lies, and which number its task has, is no part of its content.
-_POSITIONAL_STATS = ("index", "episode_index", "frame_index", "timestamp", "task_index")
 _PATHS = {
     "v3": {
         "video": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
@@ -41,131 +38,6 @@ _PATHS = {
         "data": "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
     },
 }
-
-
-@dataclass(frozen=True)
-class Episode:
-    """A row of ``meta/episodes``; beyond LeRobot's columns it may have those of a simulator.
-
-    ``row`` is the row, in v3.0's form; statistics are ``stats/FEATURE/NAME``.
-    """
-
-    row: Mapping[str, Any]
-
-    @classmethod
-    def from_json(cls, text: str) -> Episode:
-        """The episode that :meth:`to_json` wrote down, without statistics."""
-        return cls(json.loads(text))
-
-    def to_json(self, *, statistics: bool = False) -> str:
-        """The row as text, equal for equal rows."""
-        row = {k: v for k, v in self.row.items() if statistics or "stats/" not in k}
-        return _as_text(row)
-
-    @cached_property
-    def _pieces(self) -> list[tuple[str, str]]:
-        """All of the row as text, in pieces of one kind: each value is written down once."""
-        runs = groupby(sorted(self.row), _kind)
-        return [(kind, _as_text({k: self.row[k] for k in keys})[1:-1]) for kind, keys in runs]
-
-    @cached_property
-    def text(self) -> str:
-        """All of the row as text, made once for all cameras."""
-        return f"{{{', '.join(piece for _, piece in self._pieces)}}}"
-
-    @cached_property
-    def identity(self) -> tuple[bool, str]:
-        """Whether it has statistics, and its content as text: those and its length."""
-        length = _as_text({"length": self.row.get("length")})[1:-1]
-        statistics = [piece for kind, piece in self._pieces if kind == _CONTENT]
-        return bool(statistics), f"{{{', '.join([length, *statistics])}}}"
-
-    @property
-    def index(self) -> int:
-        """Number of the episode in its data set."""
-        return int(self.row["episode_index"])
-
-    @property
-    def length(self) -> int | None:
-        """Number of frames, where it is stored; what is no number counts as not stored."""
-        return _whole(self.row.get("length"))
-
-    @property
-    def captions(self) -> tuple[str, ...]:
-        """Its tasks in words."""
-        tasks = self.row.get("tasks") or ()
-        # Some writers give the task itself and not a list of one.
-        tasks = (tasks,) if isinstance(tasks, str) else tasks
-        return tuple(str(t).strip() for t in tasks if t is not None and str(t).strip())
-
-    @property
-    def task_id(self) -> str:
-        """Equal = same meaning; empty where the data set has none."""
-        return str(self.row.get("task_id") or "")
-
-    @property
-    def factors(self) -> str:
-        """Perturbation values, JSON."""
-        return str(self.row.get("factors") or "{}")
-
-    @property
-    def layout_seed(self) -> int | None:
-        """Seed of a simulator's layout; None: not recorded in a simulator of this project."""
-        seed = self.row.get("layout_seed")
-        return None if seed is None else int(seed)
-
-    @property
-    def environment(self) -> str:
-        """Name of the simulator, where it is not the default one."""
-        return str(self.row.get("environment") or "")
-
-    @property
-    def moving_camera(self) -> bool:
-        """Whether a simulator's camera moved."""
-        return bool(self.row.get("moving_camera", False))
-
-    @property
-    def success(self) -> bool:
-        """Whether the task was solved, as far as that is recorded."""
-        return bool(self.row.get("success", False))
-
-    def span_s(self, video_key: str) -> tuple[float, float | None]:
-        """Begin and end within the file of a video; None: the file's end.
-
-        Raises:
-            ClipRejected: they are no times, or in the wrong order.
-        """
-        stated = [self.row.get(f"videos/{video_key}/{name}_timestamp") for name in ("from", "to")]
-        try:
-            start, end = float(stated[0] or 0.0), None if stated[1] is None else float(stated[1])
-            good = math.isfinite(start) and start >= 0
-            good &= end is None or (math.isfinite(end) and end > start)
-        except (TypeError, ValueError):
-            good = False
-        if not good:
-            reason = f"episode {self.index} lies from {stated[0]} to {stated[1]} s of its video"
-            raise ClipRejected("list", f"{reason}: no span of time")
-        return start, end
-
-    def statistics(self) -> dict[str, Any]:
-        """Statistics of its contents: not of where it lies, nor of its task's number."""
-        return {name: value for name, value in self.row.items() if _kind(name) == _CONTENT}
-
-
-# Kinds of columns.
-_CONTENT, _POSITION, _OTHER = "statistics", "statistics of its place", "other"
-
-
-@lru_cache(maxsize=4096)
-def _kind(column: str) -> str:
-    if not column.startswith("stats/"):
-        return _OTHER
-    return _POSITION if column.split("/")[1] in _POSITIONAL_STATS else _CONTENT
-
-
-def _as_text(values: Mapping[str, Any]) -> str:
-    """JSON of a row of Parquet, equal for equal rows."""
-    return json.dumps(values, default=str, sort_keys=True)
 
 
 class Meta:
@@ -236,7 +108,7 @@ class Meta:
         """The rows with ``episode_index`` a whole number."""
         rows = self._lines_of_v2 if self.version == "v2" else self._rows_of_v3
         for place, row in enumerate(rows(statistics)):
-            number = _whole(row.get("episode_index"))
+            number = whole_number(row.get("episode_index"))
             if number is None or not -(2**63) <= number < 2**63:
                 raise UserError(
                     f"source.path: {self.root}/meta: episode_index of row {place} of the "
@@ -247,9 +119,9 @@ class Meta:
     def _lines_of_v2(self, statistics: bool) -> Iterator[dict[str, Any]]:
         """Rows of v2.1 in v3.0's form."""
         lines = self._json_lines("episodes_stats.jsonl", True) if statistics else []
-        stats = {_whole(line.get("episode_index")): line.get("stats") for line in lines}
+        stats = {whole_number(line.get("episode_index")): line.get("stats") for line in lines}
         for row in self._json_lines("episodes.jsonl"):
-            for feature, values in _items(stats.get(_whole(row.get("episode_index")))):
+            for feature, values in _items(stats.get(whole_number(row.get("episode_index")))):
                 row |= {f"stats/{feature}/{name}": value for name, value in _items(values)}
             yield row
 
@@ -389,19 +261,11 @@ def _items(values: Any) -> list[tuple[str, Any]]:
     return list(values.items()) if isinstance(values, Mapping) else []
 
 
-def _whole(value: Any) -> int | None:
-    """A whole number, or None where it is something else."""
-    try:
-        return int(value) if float(value) == int(value) else None
-    except (TypeError, ValueError, OverflowError):
-        return None
-
-
 def _file_number(row: Mapping[str, Any], name: str) -> int:
     """Number of a chunk or file in an episode's row; 0 where the data set has no such column."""
     if name not in row:
         return 0
-    number = _whole(row[name])
+    number = whole_number(row[name])
     if number is None or number < 0:
         reason = f"{name} of episode {row['episode_index']} is {row[name]!r}, not a number"
         raise ClipRejected("list", reason)

@@ -79,7 +79,7 @@ class Clip:
     start_s: float = 0.0  # within the file's own time
     end_s: float | None = None  # None: the file's end
     content: str = ""  # fingerprint of every file that is read
-    extra: str = ""  # what the source needs to open the clip, such as lerobot.metadata.Episode
+    extra: str = ""  # what the source needs to open the clip, such as lerobot.episode.Episode
     problem: tuple[str, str] | None = None  # (stage, reason) found while listing
     depth: str = ""  # its source's own settings, where it has any: see SourceConfig
     flow_window_s: float = 0.0

@@ -9,7 +9,7 @@ import json
 
 import numpy as np
 
-from dynaflip.platform.lerobot.metadata import Episode
+from dynaflip.platform.lerobot.episode import Episode
 from dynaflip.platform.triplets.clips import Clip, ClipRejected, Doubles, Floats
 from dynaflip.platform.triplets.flow.estimate import Flow
 from dynaflip.platform.triplets.flow.lifting import at_steps

@@ -20,7 +20,8 @@ from itertools import islice
 from typing import Any
 
 from dynaflip.errors import UserError
-from dynaflip.platform.lerobot.metadata import Episode, Meta
+from dynaflip.platform.lerobot.episode import Episode
+from dynaflip.platform.lerobot.metadata import Meta
 from dynaflip.platform.lerobot.shared_videos import SharedVideos
 from dynaflip.platform.triplets.clips import Clip, ClipRejected, content_hash
 from dynaflip.platform.triplets.config import SourceConfig

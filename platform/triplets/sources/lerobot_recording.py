@@ -15,7 +15,8 @@ from dynaflip.platform.lerobot.columns import (
     read_columns,
 )
 from dynaflip.platform.lerobot.depth_codec import check_depth_info, decode_depth_m
-from dynaflip.platform.lerobot.metadata import Episode, Meta
+from dynaflip.platform.lerobot.episode import Episode
+from dynaflip.platform.lerobot.metadata import Meta
 from dynaflip.platform.lerobot.shared_videos import Place
 from dynaflip.platform.s3_errors import NetworkError
 from dynaflip.platform.triplets.clips import (

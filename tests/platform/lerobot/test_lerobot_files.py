@@ -17,7 +17,8 @@ from dynaflip.platform.lerobot.columns import (
     read_arrays,
     read_columns,
 )
-from dynaflip.platform.lerobot.metadata import Episode, Meta
+from dynaflip.platform.lerobot.episode import Episode
+from dynaflip.platform.lerobot.metadata import Meta
 
 CAMERA = "observation.images.top"
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from dynaflip.errors import UserError
-from dynaflip.platform.lerobot.metadata import Episode, Meta
+from dynaflip.platform.lerobot.episode import Episode
+from dynaflip.platform.lerobot.metadata import Meta
 
 EPISODE = Episode({"episode_index": 0, "data/chunk_index": 0, "data/file_index": 0})
 

@@ -11,7 +11,8 @@ import pytest
 from dynaflip.errors import UserError
 from dynaflip.platform.triplets.clips import Clip
 from dynaflip.platform.triplets.config import SourceConfig
-from dynaflip.platform.triplets.sources.rlds import RLDSSource, StoredEpisode
+from dynaflip.platform.triplets.sources.rlds import RLDSSource
+from dynaflip.platform.triplets.sources.rlds_recording import StoredEpisode
 
 LICENCES = {"bridge": "CC BY 4.0", "droid": "Apache-2.0"}
 
