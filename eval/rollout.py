@@ -43,12 +43,23 @@ class EpisodeStart:
 
 
 @dataclass
+class GoalDistance:
+    """How far the object was from its goal in an episode, metres."""
+
+    start_m: float
+    nearest_m: float
+    nearest_step: int  # after so many steps
+    end_m: float
+
+
+@dataclass
 class EpisodeResult:
     """How an episode went."""
 
     success_ever: bool = False
     success_last: bool = False
     steps: int = 0
+    goal: GoalDistance | None = None  # where the environment knows it
     images: list[np.ndarray] = field(default_factory=list)  # (H, W, 3) uint8, where asked for
 
 
@@ -105,6 +116,7 @@ class _Running:
 
     def begin(self) -> None:
         self.scene.reset(self.start.layout_seed)
+        self._measure()
         self.scene.apply(self.start.factors)
 
     def see(self) -> np.ndarray:
@@ -120,8 +132,20 @@ class _Running:
         result.steps += 1
         result.success_last = solved
         result.success_ever |= solved
+        self._measure()
         if solved and self.solved_at is None:
             self.solved_at = result.steps
+
+    def _measure(self) -> None:
+        """Note how far the object is from its goal."""
+        distance_m, result = self.scene.goal_distance_m(), self.result
+        if distance_m is None:
+            return
+        if result.goal is None:
+            result.goal = GoalDistance(distance_m, distance_m, result.steps, distance_m)
+        result.goal.end_m = distance_m
+        if distance_m < result.goal.nearest_m:
+            result.goal.nearest_m, result.goal.nearest_step = distance_m, result.steps
 
     def over(self, horizon_steps: int, steps_after_success: int) -> bool:
         if self.ended:

@@ -348,6 +348,13 @@ class Env(ABC):
         """
         return {}
 
+    def goal_distance_m(self) -> float | None:
+        """How far the task's object is from its goal now, metres; 0 is there.
+
+        None where it is not known. Reports tell near misses from failures by it.
+        """
+        return None
+
     def recorded_state(self) -> dict[str, np.ndarray]:
         """The physical state, recorded as ``privileged.*``: equally wide for all tasks."""
         return {}

@@ -143,6 +143,10 @@ class Scene(MujocoScene):
             for name, value in {**positions, "joint_angles": joints}.items()
         }
 
+    def goal_distance_m(self) -> float:
+        """From the object (cube, handle, button) to its goal, metres."""
+        return float(np.linalg.norm(np.subtract(*self._object().values())))
+
     def recorded_state(self) -> dict[str, np.ndarray]:
         """``qpos`` and ``qvel``, padded to one length for all tasks."""
         return {

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dynaflip.eval.rollout import GoalDistance
 from dynaflip.files import write_file
 from dynaflip.platform.evaluation.plan import EvaluationJob, PolicySpec
 from dynaflip.platform.evaluation.worker import JobResult
@@ -57,8 +58,10 @@ def load_result(job: EvaluationJob) -> JobResult | None:
             values["steps"],
             values["seconds"],
             animation=None,
+            # Results of before have none.
+            goal=[goal and GoalDistance(**goal) for goal in values.get("goal", [])],
         )
-    except (OSError, json.JSONDecodeError, KeyError):
+    except (OSError, json.JSONDecodeError, KeyError, TypeError):
         return None
 
 

@@ -16,6 +16,13 @@ from dynaflip.platform.evaluation.plan import EvaluationJob
 from dynaflip.platform.evaluation.worker import JobResult
 
 MEASURES = ("success_ever", "success_last")
+# How far the object was from its goal: empty where the environment does not know.
+GOAL_COLUMNS = {
+    "start_m": pl.Float64,
+    "nearest_m": pl.Float64,
+    "nearest_step": pl.Int64,
+    "end_m": pl.Float64,
+}
 IN_DISTRIBUTION = "in distribution"
 OUT_OF_DISTRIBUTION = "out of distribution"
 # Groups of conditions, as tables name them.
@@ -29,6 +36,7 @@ def episode_table(jobs: list[EvaluationJob], results: list[JobResult]) -> pl.Dat
     rows: list[dict[str, Any]] = []
     for job, result in zip(jobs, results, strict=True):
         for index, start in enumerate(job.starts):
+            goal = result.goal[index] if result.goal else None
             rows.append(
                 {
                     "arm": job.under_test,
@@ -45,9 +53,10 @@ def episode_table(jobs: list[EvaluationJob], results: list[JobResult]) -> pl.Dat
                     "success_ever": result.success_ever[index],
                     "success_last": result.success_last[index],
                     "steps": result.steps[index],
+                    **{column: getattr(goal, column, None) for column in GOAL_COLUMNS},
                 }
             )
-    return pl.DataFrame(rows)
+    return pl.DataFrame(rows, schema_overrides=GOAL_COLUMNS)
 
 
 @dataclass(frozen=True)

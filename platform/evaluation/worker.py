@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from dynaflip.eval.envs.registry import environment
+from dynaflip.eval.rollout import GoalDistance
 from dynaflip.platform.evaluation.demonstrations import DemonstrationSet
 from dynaflip.platform.evaluation.encoders_under_test import EXPERT, RANDOM_POLICY, Encoder, load
 from dynaflip.platform.evaluation.plan import EvaluationJob, PolicySpec
@@ -34,6 +35,7 @@ class JobResult:
     steps: list[int]
     seconds: float
     animation: bytes | None  # GIF of the first episode
+    goal: list[GoalDistance | None] = field(default_factory=list)  # empty: not recorded
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ class Worker:
             [r.steps for r in results],
             time.monotonic() - began,
             _animation(images) if images else None,
+            [r.goal for r in results],
         )
 
     def compare_with_expert(

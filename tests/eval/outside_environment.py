@@ -46,6 +46,9 @@ class Reach(Env):
     def expert_action(self) -> np.ndarray:
         return np.clip((self.object - self.hand) / 0.2, -1, 1).astype(np.float32)
 
+    def goal_distance_m(self) -> float:
+        return float(np.linalg.norm(self.hand - self.object))
+
     def privileged(self) -> dict[str, np.ndarray]:
         return {"object_position_m": np.array([*self.object, 0.0], np.float32)}
 

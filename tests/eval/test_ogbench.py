@@ -146,6 +146,9 @@ def test_the_expert_solves_a_task_and_random_actions_do_not(task: str) -> None:
     rng = np.random.default_rng(0)
     for index in range(2):
         assert solved(scene, layout_seed("dev", index), None)
+        solved_m = scene.goal_distance_m()
+        scene.reset(layout_seed("dev", index))
+        assert solved_m < 0.02 < scene.goal_distance_m()
         assert not solved(scene, layout_seed("dev", index), rng)
     scene.close()
 

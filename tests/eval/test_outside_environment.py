@@ -46,6 +46,10 @@ def test_an_outsiders_environment_is_rolled_out_by_its_expert_and_by_a_policy() 
     by_expert = roll_out(scenes, starts, None, record_first=True, **options)
     assert all(result.success_ever and result.steps < 20 for result in by_expert)
     assert by_expert[0].images[0].shape == (32, 32, 3)
+    for result in by_expert:
+        assert result.goal.start_m > 0.15 >= result.goal.nearest_m
+        assert result.goal.nearest_step > 0
+        assert result.goal.nearest_m <= result.goal.end_m
     blind = roll_out(scenes, starts, RandomPolicy(0, spec.action_dim), **options)
     assert sum(result.success_ever for result in blind) < 5
 

@@ -20,7 +20,10 @@ def expert_success(task: str, horizon_steps: int) -> float:
     starts = [EpisodeStart(layout_seed("dev", index), {}) for index in range(EPISODES)]
     results = roll_out([scene], starts, None, horizon_steps=horizon_steps, steps_after_success=0)
     scene.close()
-    return sum(result.success_ever for result in results) / EPISODES
+    solved = [result for result in results if result.success_ever]
+    for goal in (result.goal for result in solved):
+        assert goal.nearest_m < goal.start_m, f"{task}: solved, and further from the goal"
+    return len(solved) / EPISODES
 
 
 @pytest.mark.slow
