@@ -6,18 +6,16 @@ Legend of shapes: N frames of all demonstrations, D feature width, V values of a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dynaflip.eval.policies.config import BehaviourCloningConfig, EndToEndConfig
+from dynaflip.eval.policies.frozen_fit import fit_frozen, scales_of, store_tokens
 from dynaflip.eval.policies.recipe import (
     ENCODER_PREFIX,
-    READOUT_PREFIX,
     PolicyRecipe,
     PolicyTensors,
     assemble,
     split_tensors,
-    token_norm,
 )
 from dynaflip.platform.evaluation.encoders_under_test import load
 from dynaflip.platform.evaluation.plan import PolicySpec
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
     from dynaflip.encoders.image import ImageEncoder
     from dynaflip.eval.policies.base import Demonstrations
     from dynaflip.eval.policies.encoder_policy import EncoderPolicy
-    from dynaflip.eval.policies.readouts.token_store import TokenStore
 
 # On a CPU a small batch's activations stay in the cache: 64 images at once took 1.4 times as
 # long an image (EfficientNet-Lite0 at 112 px).
@@ -48,9 +45,9 @@ def encode_demonstrations(encoder: Any, parts: Sequence[Any], spec: PolicySpec) 
     import numpy as np
 
     from dynaflip.eval.policies.base import Demonstrations
-    from dynaflip.eval.policies.encoder_policy import check_encoder, features_of
+    from dynaflip.eval.policies.encoder_policy import check_encoder, features_of, tokens_of
 
-    scales, words = _scales(spec), words_of(spec)
+    scales, words = scales_of(spec.readout, spec.readout_settings), words_of(spec)
     check_encoder(encoder, parts[0].images[:4], scales)
     batches = [
         part.images[start : start + FEATURE_BATCH]
@@ -62,7 +59,7 @@ def encode_demonstrations(encoder: Any, parts: Sequence[Any], spec: PolicySpec) 
     if scales is None:
         features = np.concatenate([features_of(encoder, batch) for batch in batches])
     else:
-        tokens = _store_tokens(encoder, batches, number, scales)
+        tokens = store_tokens((tokens_of(encoder, batch, scales) for batch in batches), number)
     context = None
     if words is not None:
         context = np.repeat(words, [len(part.images) for part in parts], 0)
@@ -84,29 +81,10 @@ def fit_policy(spec: PolicySpec, demonstrations: Demonstrations) -> dict[str, An
         demonstrations: of :func:`encode_demonstrations`; it learns from the first episodes of each
             task where it says so.
     """
-    from dynaflip.eval.policies.readouts.base import new_reader, reader_state
-    from dynaflip.eval.policies.registry import head_settings, policy_head, read_out
-
-    settings, reader = head_settings(spec.head, spec.head_settings), None
     if spec.demonstrations[0].first is not None:
         rows = _first_rows(demonstrations.episode, [d.shown for d in spec.demonstrations])
         demonstrations = demonstrations.some(rows)
-    if demonstrations.tokens is not None:
-        reader = new_reader(
-            read_out(spec.readout),
-            _readout_settings(spec),
-            demonstrations.tokens.grids,
-            norm=token_norm(settings),
-            seed=spec.seed,
-        )
-    head = policy_head(spec.head).fit(
-        replace(demonstrations, reader=reader),
-        settings,
-        use_proprioception=spec.use_proprioception,
-        seed=spec.seed,
-    )
-    read = {} if reader is None else reader_state(reader)
-    return head.state_dict() | {READOUT_PREFIX + name: tensor for name, tensor in read.items()}
+    return fit_frozen(recipe_of(spec), demonstrations, spec.seed)
 
 
 def fit_end_to_end_policy(spec: PolicySpec, frames: Any) -> dict[str, Any]:
@@ -196,33 +174,3 @@ def _first_rows(episode: Any, numbers: Sequence[int]) -> Any:
     task = episode // _A_TASK
     chosen = [np.unique(episode[task == i])[:number] for i, number in enumerate(numbers)]
     return np.flatnonzero(np.isin(episode, np.concatenate(chosen)))
-
-
-def _store_tokens(encoder: Any, batches: Sequence[Any], number: int, scales: int) -> TokenStore:
-    """Tokens of all images, on disk."""
-    from dynaflip.eval.policies.encoder_policy import tokens_of
-    from dynaflip.eval.policies.readouts.token_store import TokenStore
-
-    store = None
-    for batch in batches:
-        tokens, grids = tokens_of(encoder, batch, scales)
-        if store is None:
-            store = TokenStore(number, grids)
-        store.append(tokens)
-    assert store is not None, "there are demonstrations"
-    return store
-
-
-def _scales(spec: PolicySpec) -> int | None:
-    """How many feature maps the read-out reads; None where it reads the embedding."""
-    from dynaflip.eval.policies.registry import read_out
-
-    if read_out(spec.readout).build is None:
-        return None
-    return getattr(_readout_settings(spec), "scales", 1)
-
-
-def _readout_settings(spec: PolicySpec) -> Any:
-    from dynaflip.eval.policies.registry import readout_settings
-
-    return readout_settings(spec.readout, spec.readout_settings)
