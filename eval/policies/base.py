@@ -56,6 +56,15 @@ class PolicyHead:
 
 
 @dataclass(frozen=True)
+class RecordedActions:
+    """All R actions of the episodes that N frames are chosen from."""
+
+    actions: np.ndarray  # (R, A) float32
+    episode: np.ndarray  # (R,) int
+    rows: np.ndarray  # (N,) int: which of them the frames have
+
+
+@dataclass(frozen=True)
 class Demonstrations:
     """Frames that a policy learns from, in the order of their episodes.
 
@@ -70,6 +79,7 @@ class Demonstrations:
     context: np.ndarray | None = None  # (N, C) float32: the task in words, of several tasks
     tokens: TokenStore | None = None  # of the N frames, frozen
     reader: Reader | None = None  # of the tokens; a fit trains it in place
+    recorded: RecordedActions | None = None  # None: the frames are all that were recorded
 
     @property
     def action_dim(self) -> int:
@@ -77,7 +87,12 @@ class Demonstrations:
         return self.actions.shape[1]
 
     def chunks(self, length: int) -> np.ndarray:
-        """Each frame's next actions, (N, T, A) float32, as :func:`chunks_of`."""
+        """Each frame's next actions, (N, T, A) float32, as :func:`chunks_of`.
+
+        They are those of the next control steps, also where only some frames were chosen.
+        """
+        if (recorded := self.recorded) is not None:
+            return chunks_of(recorded.actions, recorded.episode, length)[recorded.rows]
         return chunks_of(self.actions, self.episode, length)
 
     def some(self, rows: np.ndarray) -> Demonstrations:
@@ -90,6 +105,9 @@ class Demonstrations:
             episode=self.episode[rows],
             context=None if self.context is None else self.context[rows],
             tokens=None if self.tokens is None else self.tokens.some(rows),
+            recorded=None
+            if self.recorded is None
+            else replace(self.recorded, rows=self.recorded.rows[rows]),
         )
 
     def inputs(self, use_proprioception: bool) -> np.ndarray:

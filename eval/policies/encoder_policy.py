@@ -1,12 +1,12 @@
 """A frozen encoder and a fitted head, acting together; and what an encoder must hold to.
 
 Legend of shapes: B episodes, H, W image size, D feature width, V values of all tokens of an image,
-T steps, A action width.
+T steps, A action width, P width of proprioception.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ class EncoderPolicy:
         reader: the read-out that was fitted with the head, where it reads tokens.
         use_proprioception: whether the head was given proprioception.
         context: (C,) of the task's words, where the head serves several tasks.
+        cameras: how many it sees; their features, or tokens, stand side by side.
     """
 
     def __init__(
@@ -39,22 +40,51 @@ class EncoderPolicy:
         use_proprioception: bool,
         context: np.ndarray | None = None,
         reader: Reader | None = None,
+        cameras: int = 1,
     ) -> None:
         self.encoder, self.head, self.reader = encoder, head, reader
+        self.cameras = cameras
         self.use_proprioception, self.context = use_proprioception, context
         self._first: tuple[np.ndarray, np.ndarray] | None = None
 
     def act(self, observation: Observation) -> np.ndarray:
         """(B, T, A) in [-1, 1]."""
-        seen = self._see(observation.images)
+        seen = self.see([observation.images])
         if self._first is None:
             self._first = observation.images[:1].copy(), seen[:1]
+        return self.plan(seen, observation.proprioception)
+
+    def see(self, views: Sequence[np.ndarray]) -> np.ndarray:
+        """What the frozen encoder gives of all cameras: (B, D), or (B, V) for a read-out.
+
+        Args:
+            views: (B, H, W, 3) uint8 of each camera; cameras may differ in size.
+        """
+        assert len(views) == self.cameras, "each camera has its own part of what the head reads"
+        if self.reader is None:
+            return np.concatenate([features_of(self.encoder, one) for one in views], 1)
+        scales = len(self.reader.grids) // self.cameras
+        seen, grids = tokens_of_views(self.encoder, views, scales)
+        if grids != self.reader.grids:
+            raise UserError(
+                f"encoder: its tokens have the grids {_words(grids)}, and the read-out was fitted "
+                f"on {_words(self.reader.grids)}"
+            )
+        return seen
+
+    def plan(self, seen: np.ndarray, proprioception: np.ndarray | None) -> np.ndarray:
+        """The next actions, (B, T, A) in [-1, 1].
+
+        Args:
+            seen: of :meth:`see`.
+            proprioception: (B, P) float32; not read where the policy was fitted without.
+        """
         features = seen if self.reader is None else self._read(seen)
         context = None
         if self.context is not None:
             context = np.tile(self.context, (len(features), 1))
-        proprioception = observation.proprioception if self.use_proprioception else None
-        return self.head.plan(torch.from_numpy(join(features, proprioception, context))).numpy()
+        state = proprioception if self.use_proprioception else None
+        return self.head.plan(torch.from_numpy(join(features, state, context))).numpy()
 
     def check_features(self) -> None:
         """The first image again, after all that has happened in the simulator since.
@@ -64,19 +94,7 @@ class EncoderPolicy:
         """
         if self._first is not None:
             image, seen = self._first
-            _same(seen, self._see(image))
-
-    def _see(self, images: np.ndarray) -> np.ndarray:
-        """What the frozen encoder gives: (B, D), or (B, V) for a read-out."""
-        if self.reader is None:
-            return features_of(self.encoder, images)
-        seen, grids = tokens_of(self.encoder, images, len(self.reader.grids))
-        if grids != self.reader.grids:
-            raise UserError(
-                f"encoder: its tokens have the grids {_words(grids)}, and the read-out was fitted "
-                f"on {_words(self.reader.grids)}"
-            )
-        return seen
+            _same(seen, self.see([image]))
 
     @torch.no_grad()
     def _read(self, seen: np.ndarray) -> np.ndarray:
@@ -121,6 +139,15 @@ def tokens_of(
     if not np.isfinite(tokens).all():
         raise UserError(f"encoder: tokens of images of shape {images.shape} are not finite")
     return tokens, grids_of(maps)
+
+
+def tokens_of_views(
+    encoder: Any, views: Sequence[np.ndarray], scales: int
+) -> tuple[np.ndarray, tuple[TokenGrid, ...]]:
+    """Tokens of several cameras' images side by side, as further scales; see :func:`tokens_of`."""
+    found = [tokens_of(encoder, images, scales) for images in views]
+    grids = tuple(grid for _, own in found for grid in own)
+    return np.concatenate([tokens for tokens, _ in found], 1), grids
 
 
 @torch.no_grad()

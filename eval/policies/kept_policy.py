@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynaflip.errors import UserError
-from dynaflip.eval.rollout import Observation
+from dynaflip.eval.policies.shrinking import shrink
 
 if TYPE_CHECKING:
+    from dynaflip.eval.metrics.action_scale import ActionScale
     from dynaflip.eval.policies.encoder_policy import EncoderPolicy
     from dynaflip.eval.policies.policy_folder import PolicyDescription
 
@@ -30,16 +31,21 @@ class KeptPolicy:
     description: PolicyDescription
 
     def __init__(
-        self, description: PolicyDescription, by_task: Mapping[str, EncoderPolicy]
+        self,
+        description: PolicyDescription,
+        by_task: Mapping[str, EncoderPolicy],
+        units: ActionScale | None = None,
     ) -> None:
         """Take what :func:`~.policy_loading.load_policy_folder` has read.
 
         Args:
             description: of its folder.
             by_task: the policy as it acts in each of its tasks.
+            units: of the actions, where they are a data set's own.
         """
         self.description = description
         self._by_task = dict(by_task)
+        self._units = units
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -51,28 +57,54 @@ class KeptPolicy:
 
         Args:
             image: (H, W, 3) uint8 RGB as it comes from the camera, or a batch (B, H, W, 3); an
-                array or a tensor. It is resized inside.
+                array or a tensor. It is resized inside. A policy that sees several cameras is given
+                a dict, name of a camera (``description.cameras``) → its image.
             proprioception: (P,) or (B, P) in the units of the demonstrations, its entries as
                 ``description.proprioception`` names them. A policy that was fitted without takes
                 none into account.
             task: one of :attr:`tasks`, where there are several.
 
         Returns:
-            (T, A) or (B, T, A) float32 in [-1, 1], its entries as ``description.actions`` names
-            them.
+            (T, A) or (B, T, A) float32, its entries as ``description.actions`` names them: in
+            [-1, 1] of the environment, or in the units of the data set that it was fitted on.
 
         Raises:
             UserError: an input of another type or shape, proprioception that is missing, or a
                 task that it was not fitted on.
         """
-        images = _images(image)
-        single = images.ndim == 3
+        views = self._views(image)
+        single = views[0].ndim == 3
         policy = self._by_task[self._known_task(task)]
         if single:
-            images = images[None]
-        state = self._proprioception(proprioception, len(images), single)
-        actions = policy.act(Observation(images, state))
+            views = [one[None] for one in views]
+        if self.description.data:  # as its frames were read
+            views = [shrink(one, self.description.image_px) for one in views]
+        state = self._proprioception(proprioception, len(views[0]), single)
+        actions = policy.plan(policy.see(views), state)
+        if self._units is not None:
+            actions = self._units.from_unit(actions)
         return actions[0] if single else actions
+
+    def _views(self, image: Any) -> list[np.ndarray]:
+        """(H, W, 3) or (B, H, W, 3) uint8 of each camera."""
+        cameras = self.description.cameras
+        if not isinstance(image, Mapping):
+            if len(cameras) > 1:
+                raise UserError(
+                    f"image: this policy sees {len(cameras)} cameras; give a dict with the images "
+                    f"of {', '.join(cameras)}"
+                )
+            return [_images(image)]
+        if set(image) != set(cameras):
+            raise UserError(
+                f"image: has {', '.join(map(str, image)) or 'no camera'}; this policy sees "
+                f"{', '.join(cameras) or 'one camera, whose image is given as it is'}"
+            )
+        views = [_images(image[name]) for name in cameras]
+        if len({one.shape[:-3] for one in views}) > 1:
+            shapes = ", ".join(f"{n} {v.shape}" for n, v in zip(cameras, views, strict=True))
+            raise UserError(f"image: give as many images of each camera, not {shapes}")
+        return views
 
     def _known_task(self, task: str | None) -> str:
         if task is None and len(self.tasks) == 1:

@@ -11,11 +11,13 @@ from safetensors.torch import load_file
 from dynaflip.encoders.checkpoint import CONFIG, load_for_use, weights_digest
 from dynaflip.encoders.checkpoint import ENCODER as WEIGHTS
 from dynaflip.errors import UserError
+from dynaflip.eval.metrics.action_scale import ActionScale
 from dynaflip.eval.policies.kept_policy import KeptPolicy
 from dynaflip.eval.policies.policy_folder import (
     DESCRIPTION,
     ENCODER,
     TENSORS,
+    UNITS_PREFIX,
     WORDS,
     PolicyDescription,
     read_description,
@@ -49,20 +51,26 @@ def load_policy_folder(
     description = read_description(folder)
     _check_code(folder, description, head, readout)
     tensors = _read_tensors(folder)
-    words = tensors.pop(WORDS, None)
+    words, units = tensors.pop(WORDS, None), _pop_units(folder, tensors)
     at = _encoder_folder(folder, description)
     encoder = load_for_use(at, description.encoder, device=device, backbone=backbone)
     by_task = {}
     for index, task in enumerate(description.tasks):
         context = None if words is None else words[index].numpy()
         try:
-            by_task[task] = assemble(description.recipe, split_tensors(tensors), encoder, context)
+            by_task[task] = assemble(
+                description.recipe,
+                split_tensors(tensors),
+                encoder,
+                context,
+                cameras=max(len(description.cameras), 1),
+            )
         except (KeyError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"policy: {folder / TENSORS} does not fit {DESCRIPTION} ({reason})"
             ) from None
-    return KeptPolicy(description, by_task)
+    return KeptPolicy(description, by_task, units)
 
 
 def _check_code(
@@ -91,6 +99,20 @@ def _read_tensors(folder: Path) -> dict[str, Any]:
         raise UserError(f"policy: {path} is missing; the folder is incomplete") from None
     except (OSError, SafetensorError) as error:
         raise UserError(f"policy: {path} cannot be read ({error})") from None
+
+
+def _pop_units(folder: Path, tensors: dict[str, Any]) -> ActionScale | None:
+    """Take the units of the actions out of a policy's tensors; None: they are in [-1, 1]."""
+    names = [name for name in tensors if name.startswith(UNITS_PREFIX)]
+    if not names:
+        return None
+    parts = {name.removeprefix(UNITS_PREFIX): tensors.pop(name).numpy() for name in names}
+    try:
+        return ActionScale(**parts)
+    except TypeError:
+        raise UserError(
+            f"policy: {folder / TENSORS} lacks units of the actions ({', '.join(parts)} are there)"
+        ) from None
 
 
 def _encoder_folder(folder: Path, description: PolicyDescription) -> Path:

@@ -50,7 +50,12 @@ def token_norm(head_settings: Any) -> str:
 
 
 def assemble(
-    recipe: PolicyRecipe, tensors: PolicyTensors, encoder: Any, context: Any = None
+    recipe: PolicyRecipe,
+    tensors: PolicyTensors,
+    encoder: Any,
+    context: Any = None,
+    *,
+    cameras: int = 1,
 ) -> EncoderPolicy:
     """A policy that acts.
 
@@ -59,6 +64,7 @@ def assemble(
         tensors: of read-out and head.
         encoder: that the policy was fitted on, or that was trained with it.
         context: (C,) float32 of the task's words, where the policy serves several tasks.
+        cameras: how many it sees.
     """
     from dynaflip.eval.policies.encoder_policy import EncoderPolicy
     from dynaflip.eval.policies.readouts.base import load_reader
@@ -84,4 +90,5 @@ def assemble(
         use_proprioception=recipe.use_proprioception,
         context=context,
         reader=reader,
+        cameras=cameras,
     )
