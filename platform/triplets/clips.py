@@ -177,8 +177,13 @@ def content_hash(*parts: str) -> str:
 
 def captions_digest(captions: Iterable[str]) -> str:
     """Digest of a set of captions, whatever their order."""
+    return digest_of_sorted(sorted(captions))
+
+
+def digest_of_sorted(captions: Iterable[str]) -> str:
+    """The same of captions that come sorted."""
     digest = hashlib.sha256()
-    for caption in sorted(captions):
+    for caption in captions:
         text = caption.encode()
         digest.update(len(text).to_bytes(8, "little") + text)
     return digest.hexdigest()[:32]

@@ -126,11 +126,26 @@ def _batches(parts: Iterator[Part]) -> Iterator[dict[str, Part]]:
         yield batch
 
 
-def read_index(work: WorkFolder) -> FileIndex:
-    """The index of all parts that a folder holds."""
-    done = [work.done / name for name in place.names(work.done) if name.startswith("part-")]
-    parts = (json.loads(text) for text in place.read_texts(done))
-    return FileIndex.joined(FileIndex.from_json(part["index"]) for part in parts)
+def read_indexes(
+    work: WorkFolder, known: Callable[[str], dict[str, Any] | None] = lambda part: None
+) -> Iterator[FileIndex]:
+    """The indexes of all parts that a folder holds, one after the other.
+
+    Args:
+        work: that folder.
+        known: the index of a part that was read before, or None.
+    """
+    unread = []
+    for name in place.names(work.done):
+        if not name.startswith("part-"):
+            continue
+        index = known(name.removesuffix(".json"))
+        if index is None:
+            unread.append(work.done / name)
+        else:
+            yield FileIndex.from_json(index)
+    for text in place.read_texts(unread):
+        yield FileIndex.from_json(json.loads(text)["index"])
 
 
 def write_part(description: dict[str, Any]) -> dict[str, Any]:

@@ -1,16 +1,16 @@
 """Index of a triplet folder's Parquet files: a row a row group, found without reading images.
 
 A row group holds a clip. It is what training orders, shares among workers and reads at once. The
-index lies beside the triplets: ``index/clips.parquet`` (:data:`CLIPS_SCHEMA`),
-``index/captions.parquet`` and ``index/caption_groups.parquet`` (of the training triplets), both
-distinct and sorted, and a summary in ``manifest.json``.
+index (written by :mod:`.index_writer`) lies beside the triplets: ``index/clips.parquet``
+(:data:`CLIPS_SCHEMA`), ``index/captions.parquet`` and ``index/caption_groups.parquet`` (of the
+training triplets), both distinct and sorted, and a summary in ``manifest.json``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -21,8 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dynaflip.errors import UserError
-from dynaflip.platform.triplets.clips import captions_digest
-from dynaflip.platform.triplets.place import Place, names, new_file, read_table
+from dynaflip.platform.triplets.place import Place, names, read_table
 from dynaflip.platform.triplets.schema import TRAINING_COLUMNS, TRIPLET_SCHEMA
 
 # Folders in a triplet folder.
@@ -54,11 +53,11 @@ _TENSOR_BYTES = {
     for field in TRIPLET_SCHEMA
     if field.name in TRAINING_COLUMNS and isinstance(field.type, pa.FixedShapeTensorType)
 }
-_KINDS = ("licence", "flow_source", "depth_kind")
+KINDS = ("licence", "flow_source", "depth_kind")
 _SCHEMAS = {
     "clips": CLIPS_SCHEMA,
     "texts": pa.schema([pa.field(name, pa.string(), nullable=False) for name in _TEXTS]),
-    "kinds": pa.schema([pa.field(name, pa.string(), nullable=False) for name in _KINDS]),
+    "kinds": pa.schema([pa.field(name, pa.string(), nullable=False) for name in KINDS]),
 }
 
 
@@ -82,16 +81,6 @@ class FileIndex:
         """The index that :meth:`to_json` turned into plain values."""
         tables = (pa.Table.from_pylist(values[name], schema) for name, schema in _SCHEMAS.items())
         return cls(*tables)
-
-    @classmethod
-    def joined(cls, parts: Iterable[FileIndex]) -> FileIndex:
-        """One index of all files, in the order of :func:`in_order`."""
-        found = list(parts)
-        return cls(
-            in_order(pa.concat_tables(part.clips for part in found)),
-            _distinct(pa.concat_tables(part.texts for part in found)),
-            _distinct(pa.concat_tables(part.kinds for part in found)),
-        )
 
 
 def set_files(folder: Place, manifest: Mapping[str, Any]) -> Place:
@@ -122,7 +111,7 @@ def index_file(path: Path, name: str | None = None) -> FileIndex:
     Raises:
         UserError: a row group holds triplets of several splits or sources.
     """
-    wanted = list(dict.fromkeys([*_IDENTITY, *_TEXTS, *_KINDS]))
+    wanted = list(dict.fromkeys([*_IDENTITY, *_TEXTS, *KINDS]))
     with pq.ParquetFile(path) as file:
         table = file.read(columns=wanted)
         footer = file.metadata
@@ -157,34 +146,8 @@ def index_file(path: Path, name: str | None = None) -> FileIndex:
     return FileIndex(
         pa.Table.from_pylist(rows, schema=CLIPS_SCHEMA),
         _distinct(table.select(_TEXTS)),
-        _distinct(table.select(_KINDS)),
+        _distinct(table.select(KINDS)),
     )
-
-
-def write_index(folder: Place, index: FileIndex) -> dict[str, Any]:
-    """Write an index, and return its summary, which the manifest holds.
-
-    Args:
-        folder: ``index/`` of a triplet folder; made if it is missing.
-        index: of all files.
-    """
-    trained = index.texts.filter(pc.field("split") == "train")
-    captions = distinct(index.texts["caption"])
-    _write(folder / CLIPS_FILE, index.clips)
-    _write(folder / CAPTIONS_FILE, pa.table({"caption": captions}))
-    groups = distinct(trained["caption_group"])
-    _write(folder / GROUPS_FILE, pa.table({"caption_group": groups}))
-    return {
-        "captions": len(captions),
-        "caption_groups": len(groups),  # of the training triplets
-        "captions_digest": captions_digest(captions.to_pylist()),
-        **{f"{name}s": distinct(index.kinds[name]).to_pylist() for name in _KINDS},
-    }
-
-
-def _write(path: Place, table: pa.Table) -> None:
-    with new_file(path) as unfinished:
-        pq.write_table(table, unfinished, compression="zstd")
 
 
 def distinct(column: pa.ChunkedArray) -> pa.Array:
@@ -217,21 +180,6 @@ def clip_key(clip_id: str, triplet_id: str) -> int:
 def name_hash(text: str) -> str:
     """A fixed pseudo-random sort key of a name."""
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def in_order(clips: pa.Table) -> pa.Table:
-    """Clips in the order of a hash of their recording, then of their id.
-
-    Its first held-out clips are the gallery: a larger data set has most of a smaller one's.
-    """
-    hashes = bytearray()  # :func:`name_hash`, 32 bytes a clip
-    for name in clips["recording_id"]:
-        hashes += hashlib.sha256(name.as_py().encode()).digest()
-    buffers = [None, pa.py_buffer(hashes)]
-    column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), len(clips), buffers)
-    keyed = clips.append_column("hash", column)
-    by = [(name, "ascending") for name in ("hash", "clip_id", "key", "file", "row_group")]
-    return keyed.take(pc.sort_indices(keyed, by)).drop_columns(["hash"])
 
 
 def _distinct(table: pa.Table) -> pa.Table:

@@ -15,7 +15,7 @@ from typing import Any
 from dynaflip.platform.triplets import place
 from dynaflip.platform.triplets.clips import TEMPORARY_STAGES
 from dynaflip.platform.triplets.folder_index import name_hash
-from dynaflip.platform.triplets.work_folder import StoredClip, WorkFolder, read_stored
+from dynaflip.platform.triplets.work_folder import StoredClip, WorkFolder, stored_clips
 
 _CACHE_KIB = 8 << 10
 _TABLES = """
@@ -25,6 +25,7 @@ create table clips (
     rows integer, split text, place text, clip_id text, recording text,
     stage text, reason text, temporary integer, summary text);
 create table tasks (task text primary key) without rowid;
+create table indexes (part text primary key, content text) without rowid;
 """
 _PLACED = "select number, part, file, row_group, bytes, rows, split, clip_id, recording, digest"
 
@@ -55,7 +56,10 @@ class Ledger:
         """Take up the clips of a finished set: none of them is wanted yet."""
         files = [finished.done / name for name in place.names(finished.done)]
         for file, text in zip(files, place.read_texts(files), strict=True):
-            self._insert(read_stored(text, finished.triplets), part=file.stem)
+            known = json.loads(text)
+            self._insert(stored_clips(known, finished.triplets), part=file.stem)
+            if "index" in known:
+                self.note_index(file.stem, known["index"])
         self._database.execute("create index by_digest on clips (digest, wanted, temporary)")
 
     def claim(self, digest: str) -> str | None:
@@ -108,6 +112,19 @@ class Ledger:
             self._database.execute("delete from clips where number = ?", (clip.number,))
             marks = ", ".join("?" * len(values))
             self._database.execute(f"insert into clips values (null, {marks})", values)
+
+    def note_index(self, part: str, index: Mapping[str, Any]) -> None:
+        """Keep the index of a part: :meth:`.FileIndex.to_json`."""
+        with self._lock:
+            self._database.execute(
+                "insert or replace into indexes values (?, ?)", (part, json.dumps(index))
+            )
+
+    def index_of(self, part: str) -> dict[str, Any] | None:
+        """The index of a part; None where it is not known."""
+        for (content,) in self._select("select content from indexes where part = ?", (part,)):
+            return dict(json.loads(content))
+        return None
 
     def whole_parts(self) -> list[str]:
         """Parquet files of the finished set, without suffix, whose clips are all wanted."""

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dynaflip.files import UNFINISHED
 from dynaflip.platform.triplets import place
-from dynaflip.platform.triplets.compaction import compact, parts_of, read_index
+from dynaflip.platform.triplets.compaction import compact, parts_of, read_indexes
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.counts import count
 from dynaflip.platform.triplets.destination import Destination
-from dynaflip.platform.triplets.folder_index import INDEX, write_index
+from dynaflip.platform.triplets.folder_index import INDEX
+from dynaflip.platform.triplets.index_writer import write_index
 from dynaflip.platform.triplets.joined_splits import join_near_duplicates
 from dynaflip.platform.triplets.ledger import Ledger
 from dynaflip.platform.triplets.place import Place
@@ -116,14 +116,14 @@ def finish(
     counts, digest = counted
     _remove_others(work, names)
     _write_rejected_summaries(work, ledger)
-    index = read_index(work)
-    if pc.sum(index.clips["rows"]).as_py() != counts["triplets"]:
+    try:
+        indexes = read_indexes(work, ledger.index_of)
+        summary = write_index(work.path / INDEX, indexes, counts["triplets"])
+    except ValueError as error:
         raise RuntimeError(
-            f"{work.triplets} holds {pc.sum(index.clips['rows'])} triplets instead of "
-            f"{counts['triplets']}; nothing was published; delete {work.path} and run again"
-        )
+            f"{work.triplets}: {error}; nothing was published; delete {work.path} and run again"
+        ) from None
     files = [f"{name}.parquet" for name in sorted(names)]
-    summary = write_index(work.path / INDEX, index)
     image = work.path / "pictures" / "examples.png"
     write_examples([work.triplets / name for name in files], image, examples)
     before = read_finished(target.folder)

@@ -106,7 +106,11 @@ def read_stored(text: str, folder: Place) -> list[StoredClip]:
     Returns:
         The clips in the file's order; none where the file was made before November 2026.
     """
-    known = json.loads(text)
+    return stored_clips(json.loads(text), folder)
+
+
+def stored_clips(known: Any, folder: Place) -> list[StoredClip]:
+    """The same of a file's content."""
     if not isinstance(known, dict):
         return []
     return [stored_clip(summary, folder) for summary in known["clips"]]

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ from dynaflip.platform.triplets.folder_index import (
     FileIndex,
     index_file,
     name_hash,
-    write_index,
 )
+from dynaflip.platform.triplets.index_writer import write_index
 from dynaflip.platform.triplets.schema import SCHEMA_VERSION
 from dynaflip.platform.triplets.work_folder import ClipFile
 
@@ -103,14 +104,15 @@ def write_folder(folder: Path, heldout_rows: int, captions: int) -> None:
             file.write(clip_of(number, jpegs(rng), rng if place * ROWS_A_CLIP < GALLERY else None))
         file.close()
         found.append(index_file(file.path))
-    heldout = FileIndex.joined(found)
-    clips = pa.concat_tables([heldout.clips, others(4 * len(numbers), rng)])
     texts = [
         {"caption": caption(n), "caption_group": str(n), "split": "train"} for n in range(captions)
     ]
-    listed = FileIndex(clips, pa.Table.from_pylist(texts, heldout.texts.schema), heldout.kinds)
+    schema = found[0].texts.schema
+    parts = [replace(part, texts=schema.empty_table()) for part in found]
+    trained = others(4 * len(numbers), rng)
+    parts.append(FileIndex(trained, pa.Table.from_pylist(texts, schema), found[0].kinds))
     manifest = {"schema_version": SCHEMA_VERSION, "digest": folder.name, "counts": {}}
-    manifest["index"] = write_index(folder / "index", listed)
+    manifest["index"] = write_index(folder / "index", parts)
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 

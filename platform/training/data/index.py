@@ -28,8 +28,8 @@ from dynaflip.platform.triplets.folder_index import (
     index_file,
     parquet_files,
     set_files,
-    write_index,
 )
+from dynaflip.platform.triplets.index_writer import write_index
 from dynaflip.platform.triplets.place import Place, place_of
 from dynaflip.platform.triplets.report.cautions import small_set_lines
 from dynaflip.platform.triplets.schema import read_manifest
@@ -183,7 +183,7 @@ def _index_of_earlier(folder: str, manifest: dict[str, Any]) -> tuple[Path, dict
         if len(paths) > _MANY_FILES:
             print(f"triplets: indexing the {len(paths):,} files of {folder}, once", flush=True)
         with ThreadPoolExecutor(_READERS) as readers:
-            summary = write_index(place, FileIndex.joined(readers.map(_index_file, paths)))
+            summary = write_index(place, readers.map(_index_file, paths))
         places.write(known, json.dumps(summary))
     return place, json.loads(known.read_text())
 

@@ -6,8 +6,9 @@ import contextlib
 import json
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,11 +17,11 @@ from triplet_recordings import moving_square, settings, write_video
 
 from dynaflip import files
 from dynaflip.platform.training.data.index import read_index
-from dynaflip.platform.triplets import publish
+from dynaflip.platform.triplets import place, publish
 from dynaflip.platform.triplets.compaction import plan_parts
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.digest import digest_of, row_digests
-from dynaflip.platform.triplets.folder_index import FileIndex, index_file, name_hash
+from dynaflip.platform.triplets.folder_index import index_file, name_hash
 from dynaflip.platform.triplets.pipeline import preprocess
 from dynaflip.platform.triplets.work_folder import StoredClip
 
@@ -43,6 +44,11 @@ def digest_of_files(folder: Path) -> str:
     return digest_of(digest for table in tables for digest in row_digests(table))
 
 
+def place_in_index(clip: dict[str, Any]) -> tuple[Any, ...]:
+    names = ("clip_id", "key", "file", "row_group")
+    return name_hash(clip["recording_id"]), *(clip[name] for name in names)
+
+
 def stamps(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in (folder / "triplets").iterdir()}
 
@@ -54,8 +60,9 @@ def check(folder: Path, digest: str) -> None:
     assert manifest["digest"] == digest
     files = clips_by_file(folder)
     assert all(len(clip) == 1 for groups in files.values() for clip in groups)
-    scanned = FileIndex.joined(index_file(folder / "triplets" / name) for name in files)
-    assert pq.read_table(folder / "index" / "clips.parquet") == scanned.clips
+    scanned = [index_file(folder / "triplets" / name).clips for name in files]
+    rows = sorted(pa.concat_tables(scanned).to_pylist(), key=place_in_index)
+    assert pq.read_table(folder / "index" / "clips.parquet").to_pylist() == rows
     assert {path.name for path in folder.iterdir()} <= {
         "triplets",
         "index",
@@ -161,12 +168,21 @@ def test_killed_anywhere_it_goes_on_to_the_same_folder(
 
 
 def test_what_is_added_goes_to_new_files_and_what_is_removed_leaves_the_others(
-    small: Path, tmp_path: Path
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = settings(small, example_images=0, part_mb=CLIP_A_FILE)
     out = tmp_path / "out"
     first = preprocess(config, str(out))
     before = stamps(out)
+    read: Counter[str] = Counter()
+    read_texts = place.read_texts
+
+    def counted(paths: Iterable[Path]) -> Iterator[str]:
+        some = list(paths)
+        read.update(path.stem for path in some if path.parent.name == "done")
+        return read_texts(some)
+
+    monkeypatch.setattr(place, "read_texts", counted)
     write_video(small / "added.mp4", moving_square(step_px=1.5))
     lines = (small / "captions.csv").read_text()
     (small / "captions.csv").write_text(f"{lines}added.mp4,push again\n")
@@ -175,6 +191,8 @@ def test_what_is_added_goes_to_new_files_and_what_is_removed_leaves_the_others(
     after = stamps(out)
     assert before.items() <= after.items()
     assert len(after) == 5
+    # Its summaries and the index of each file, of old ones as well, in one reading.
+    assert read == dict.fromkeys([*(Path(name).stem for name in after), "rejected"], 1)
     (small / "clip0.mp4").unlink()
     kept = [line for line in lines.splitlines() if not line.startswith("clip0")]
     (small / "captions.csv").write_text("\n".join([*kept, "added.mp4,push again"]))
