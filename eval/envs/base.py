@@ -134,6 +134,10 @@ class EnvironmentSpec:
     """(low, high) of each entry in the simulator's own units, to which [-1, 1] is rescaled; empty
     where its own are [-1, 1]. Recordings made elsewhere hold actions in these units."""
 
+    own_image_px: tuple[int, int] | None = None
+    """(width, height) that the simulator renders at, where images are resized to the size asked
+    for; none where it renders at any size."""
+
     install_hint: str = ""
     """What to run where a package is missing."""
 

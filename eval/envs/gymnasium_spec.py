@@ -130,7 +130,7 @@ def gymnasium_environment(
         actions = _action_range(raw, f"{setting}: {name}")
         names, read = _proprioception(raw.observation_space, proprioception, f"{setting}: {name}")
         solved = _success_reader(success, f"{setting}: {name}")
-        notes = _check_behaviour(raw, solved, actions, f"{setting}: {name}")
+        own_px, notes = _check_behaviour(raw, solved, actions, f"{setting}: {name}")
         hz, assumed = _control_hz(raw, control_hz)
         horizon = horizon_steps or _horizon(raw, f"{setting}: {name}")
         words = caption or raw.metadata.get("caption")
@@ -161,6 +161,7 @@ def gymnasium_environment(
         origin=origin,
         notes=tuple(f"{name} {line}" for line in [*notes, *assumed]),
         action_bounds=tuple(zip(actions.low.tolist(), actions.high.tolist(), strict=True)),
+        own_image_px=own_px,
     )
 
 
@@ -365,8 +366,10 @@ def _success_reader(flag: str | None, where: str) -> Callable[[Info], bool]:
 
 def _check_behaviour(
     raw: Any, solved: Callable[[Info], bool], actions: ActionRange, where: str
-) -> list[str]:
-    """What a user must know, in words, of two episodes' first images: equal seeds give equal ones.
+) -> tuple[tuple[int, int], list[str]]:
+    """Size (width, height) of its images, and what a user must know, in words, of two episodes.
+
+    Equal seeds must give equal images.
 
     Raises:
         UserError: they differ, nothing is rendered, or there is no flag of success.
@@ -390,7 +393,7 @@ def _check_behaviour(
     notes = [f"renders {width}x{height}; images are resized to the size asked for"]
     if (first[0] == other[0]).all():
         notes.append("shows the same first image for two seeds: its episodes may all be one")
-    return notes
+    return (width, height), notes
 
 
 def _image(raw: Any, where: str) -> np.ndarray:

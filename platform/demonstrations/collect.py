@@ -170,8 +170,9 @@ def _record_missing(
     check_expert(
         spec,
         missing[0].task,
-        "so nothing can be collected; give its class a method expert_action, or evaluate your "
-        "recordings with --suite offline --source PATH",
+        "so nothing can be collected; give its class a method expert_action, or your recordings to "
+        "jobs/evaluate.py with --source PATH (rollouts learn from them, --suite offline needs no "
+        "simulator)",
     )
     from tqdm import tqdm
 

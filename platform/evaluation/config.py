@@ -172,6 +172,8 @@ class RolloutConfig(EvaluationConfig):
         "fewer_demonstrations",
         "unseen",
         "protocol",
+        "source",
+        "source_camera",
     )
     RENAMED: ClassVar[dict[str, str]] = {"arms": "encoders"}
     SHORT: ClassVar[dict[str, tuple[str, ...]]] = {"env": ("environment",)}
@@ -229,6 +231,14 @@ class RolloutConfig(EvaluationConfig):
 
     demonstrations: int = 25
     """Unperturbed demonstrations per task."""
+
+    source: str = ""
+    """Your own LeRobot data set of this environment, whose recordings are the demonstrations: a
+    folder or s3:// prefix. Empty: they are collected with the environment's scripted expert."""
+
+    source_camera: str | None = None
+    """Camera of source that shows what policies will see; none = its only one, or the one that is
+    called as the environment's."""
 
     fewer_demonstrations: tuple[int, ...] = ()
     """Also fit and evaluate policies on so many of these demonstrations, always the first ones (the
@@ -299,6 +309,8 @@ class RolloutConfig(EvaluationConfig):
         one_of(self, ADAPTATIONS, "adaptation")
         self._check_adaptation()
         one_of(self, UNSEEN, "unseen")
+        if self.source_camera is not None and not self.source:
+            raise ValueError("source_camera is a camera of source, which is not given")
         check_once("fewer_demonstrations", self.fewer_demonstrations)
         for number in self.fewer_demonstrations:
             if not 1 <= number < self.demonstrations:

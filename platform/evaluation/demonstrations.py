@@ -1,18 +1,22 @@
-"""Demonstrations that policies are trained on: collected once per task, read without labels."""
+"""Demonstrations that policies are trained on: collected once per task, or a user's own.
+
+They are read without a simulator's labels.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 
 import numpy as np
 
 from dynaflip.errors import UserError
-from dynaflip.eval.envs.registry import DEFAULT_ENVIRONMENT, environment
+from dynaflip.eval.envs.registry import environment
 from dynaflip.platform.config_loader import config_digest
 from dynaflip.platform.demonstrations.collect import RECIPE_VERSION, collect
 from dynaflip.platform.demonstrations.config import CollectConfig
 from dynaflip.platform.evaluation.config import RolloutConfig
+from dynaflip.platform.evaluation.demonstration_set import DemonstrationFrames, DemonstrationSet
+from dynaflip.platform.evaluation.own_demonstrations import own_demonstrations, read_own
 from dynaflip.platform.lerobot.columns import ACTION, PROPRIOCEPTION, read_arrays
 from dynaflip.platform.lerobot.episode import Episode
 from dynaflip.platform.paths import home
@@ -20,45 +24,7 @@ from dynaflip.platform.triplets.clips import ClipRejected
 from dynaflip.platform.triplets.config import SourceConfig
 from dynaflip.platform.triplets.sources.lerobot import LeRobotSource
 
-# All that a policy may read of a frame besides its image.
 _AS_RECORDED = 1 << 20  # px: longer than any short side, and images are never enlarged
-
-
-@dataclass(frozen=True)
-class DemonstrationSet:
-    """A task's demonstrations on disk."""
-
-    task: str
-    folder: str
-    digest: str
-    number: int  # of solved episodes in it that may be shown, the first ones
-    environment: str = DEFAULT_ENVIRONMENT
-    first: int | None = None  # policies are trained on the first so many alone; None: on all
-
-    @property
-    def shown(self) -> int:
-        """Episodes that policies are trained on."""
-        return self.number if self.first is None else self.first
-
-    @property
-    def shown_digest(self) -> str:
-        """Equal where policies are trained on equal episodes; ``digest`` is of the whole set."""
-        return self.digest if self.first is None else f"{self.digest}/first {self.first}"
-
-    @property
-    def caption(self) -> str:
-        """The task in words."""
-        return environment(self.environment).caption(self.task)
-
-
-@dataclass(frozen=True)
-class DemonstrationFrames:
-    """N frames of a task's solved demonstrations."""
-
-    images: np.ndarray  # (N, H, W, 3) uint8
-    proprioception: np.ndarray  # (N, P) float32
-    actions: np.ndarray  # (N, A) float32
-    episode: np.ndarray  # (N,) int
 
 
 def collect_demonstrations(
@@ -85,8 +51,21 @@ def collect_demonstrations(
     return sets
 
 
+def demonstration_sets(
+    config: RolloutConfig, tasks: tuple[str, ...]
+) -> dict[str, DemonstrationSet]:
+    """Demonstrations of each task: the user's own, or those that are or will be collected.
+
+    Raises:
+        UserError: the user's own do not fit the environment.
+    """
+    if config.source:
+        return own_demonstrations(config, tasks)
+    return {task: demonstration_set(config, task) for task in tasks}
+
+
 def demonstration_set(config: RolloutConfig, task: str) -> DemonstrationSet:
-    """A task's demonstrations, whether they are collected or not."""
+    """A task's demonstrations by the expert, whether they are collected or not."""
     digest = _recipe_digest(collect_settings(config, task), config.demonstrations)
     folder = home() / "evaluation" / "demonstrations" / f"{task}-{digest}"
     return DemonstrationSet(task, str(folder), digest, config.demonstrations, config.environment)
@@ -115,6 +94,8 @@ def _recipe_digest(settings: CollectConfig, number: int) -> str:
 
 def read_demonstrations(demonstrations: DemonstrationSet) -> DemonstrationFrames:
     """Decode every frame of the first episodes that were solved."""
+    if demonstrations.own is not None:
+        return read_own(demonstrations)
     source = LeRobotSource(SourceConfig(path=demonstrations.folder))
     solved = [episode.index for episode in source.meta.episodes() if episode.success]
     chosen = solved[: demonstrations.number]

@@ -19,16 +19,17 @@ from dynaflip.eval.policies.config import settings_to_hash
 from dynaflip.eval.policies.readouts.config import POOLED
 from dynaflip.eval.rollout import EpisodeStart
 from dynaflip.platform.evaluation.config import RolloutConfig
+from dynaflip.platform.evaluation.demonstration_set import DemonstrationSet
 from dynaflip.platform.evaluation.demonstrations import (
-    DemonstrationSet,
     collect_demonstrations,
-    demonstration_set,
+    demonstration_sets,
 )
 from dynaflip.platform.evaluation.encoders_under_test import (
     Encoder,
     EncoderUnderTest,
     resolve_encoders,
 )
+from dynaflip.platform.evaluation.own_demonstrations import own_notes
 from dynaflip.platform.evaluation.unseen import check_unseen
 from dynaflip.platform.provenance import versions_of
 
@@ -124,13 +125,14 @@ def conditions_of(config: RolloutConfig) -> list[Condition]:
 
 
 def prepare(config: RolloutConfig) -> tuple[list[EncoderUnderTest], list[EvaluationJob]]:
-    """The encoders to compare and all jobs, with their demonstrations collected.
+    """The encoders to compare and all jobs, with their demonstrations at hand.
 
     Raises:
         UserError: a task, a head or an encoder does not exist, or the simulator cannot render.
     """
     tested, _, jobs = plan_rollouts(config)
-    collect_demonstrations(config, environment(config.environment).tasks_of(config.tasks))
+    if not config.source:
+        collect_demonstrations(config, environment(config.environment).tasks_of(config.tasks))
     return tested, jobs
 
 
@@ -144,7 +146,8 @@ def plan_rollouts(
         built: where encoders are made that are compared with; None: in the home, which keeps them.
 
     Raises:
-        UserError: a task, a head or an encoder does not exist.
+        UserError: a task, a head or an encoder does not exist, or the user's own demonstrations
+            do not fit the environment.
     """
     from dynaflip.eval.policies.registry import check_reads, head_settings, readout_settings
 
@@ -156,7 +159,9 @@ def plan_rollouts(
         print(f"note: {note}", flush=True)
     tested = resolve_encoders(config, built)
     check_unseen(config, tested)
-    shown = {task: demonstration_set(config, task) for task in tasks}
+    shown = demonstration_sets(config, tasks)
+    for note in own_notes(list(shown.values())):
+        print(note, flush=True)
     return tested, shown, plan_jobs(config, tested, shown)
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from dynaflip.eval.envs.registry import environment
 from dynaflip.eval.rollout import GoalDistance
-from dynaflip.platform.evaluation.demonstrations import DemonstrationSet
+from dynaflip.platform.evaluation.demonstration_set import DemonstrationSet
 from dynaflip.platform.evaluation.encoders_under_test import EXPERT, RANDOM_POLICY, Encoder, load
 from dynaflip.platform.evaluation.plan import EvaluationJob, PolicySpec
 from dynaflip.platform.evaluation.policy_fits import (

@@ -172,7 +172,8 @@ def facts_of(
         "levels": ", ".join(map(str, config.levels)),
         "image": f"{config.image_px} px",
         "horizon": f"{config.horizon_steps} steps of 1/{spec.control_hz:g} s",
-        "demonstrations": f"{', '.join(map(str, numbers))} per task, unperturbed",
+        "demonstrations": f"{', '.join(map(str, numbers))} per task, unperturbed"
+        + (f", of {config.source}" if config.source else ""),
         "git commit": git_commit(),
         "hardware": hardware(),
     }

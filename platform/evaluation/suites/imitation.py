@@ -65,6 +65,7 @@ class Imitation(Suite):
             )
         from dynaflip.eval.envs.registry import environment
         from dynaflip.platform import tracking
+        from dynaflip.platform.demonstrations.collect import check_expert
         from dynaflip.platform.evaluation.encoders_under_test import info_of
         from dynaflip.platform.evaluation.kept_policies import keep_policies
         from dynaflip.platform.evaluation.plan import prepare
@@ -77,6 +78,13 @@ class Imitation(Suite):
         )
         from dynaflip.platform.paths import new_run_name
 
+        if config.source:  # collecting asks for the expert too
+            check_expert(
+                spec := environment(config.environment),
+                spec.tasks_of(config.tasks)[0],
+                "whose actions policies' are compared with; roll policies out with --suite "
+                "rollouts, or compare them with held-out recordings with --suite offline",
+            )
         tested, jobs = prepare(config)
         tags = {
             "kind": KIND,
@@ -144,6 +152,7 @@ def _report(
 ) -> Outcome:
     """Write the report, and log it with the table of moments."""
     from dynaflip.platform.evaluation.encoders_under_test import single_seed_notes
+    from dynaflip.platform.evaluation.own_demonstrations import own_notes
     from dynaflip.platform.evaluation.report.demonstration_curve import (
         curve_images,
         curve_sections,
@@ -172,6 +181,7 @@ def _report(
     sections.append(encoder_section(tested))
     power = power_lines(config, [entry.name for entry in tested], table, AGREEMENT)
     notes = [*NOTES, COMPARISONS, *power, *single_seed_notes(tested), *kept]
+    notes += own_notes([shown for job in jobs for shown in job.policy.demonstrations])
     path = home() / "reports" / f"{run.run_name}.html"
     given = config.proprioception[0]
     verdict = verdict_of(config, names, table, AGREEMENT, IMITATION)

@@ -102,6 +102,7 @@ def _report(
     kept: list[str],
 ) -> Outcome:
     """Write the report, and log it with the episodes."""
+    from dynaflip.platform.evaluation.own_demonstrations import own_notes
     from dynaflip.platform.evaluation.report import rollout_report
     from dynaflip.platform.evaluation.report.demonstration_curve import (
         curve_images,
@@ -127,6 +128,7 @@ def _report(
         metrics |= shares
     sections.append(encoder_section(tested))
     notes = rollout_report.notes_of(config, tested, table, unseen_tasks, test_evaluation) + kept
+    notes += own_notes([shown for job in jobs for shown in job.policy.demonstrations])
     verdict = verdict_of(config, names, table)
     curve = curve_images(config, names, table, MEASURES[0], "success, %")
     images = images_of(config, tested, jobs, table, saliency, curve)
