@@ -173,7 +173,7 @@ def _measure_policy(job: EvaluationJob, _: None) -> PolicyCosts:
     import torch
 
     from dynaflip.eval.rollout import Observation
-    from dynaflip.platform.evaluation.demonstrations import DemonstrationFrames
+    from dynaflip.platform.evaluation.demonstration_set import DemonstrationFrames
     from dynaflip.platform.evaluation.encoders_under_test import load
     from dynaflip.platform.evaluation.policy_fits import encode_demonstrations, fitted_policy
 

@@ -17,7 +17,7 @@ from dynaflip.platform.sweep.config import PolicyScoreConfig
 
 if TYPE_CHECKING:
     from dynaflip.platform.evaluation.config import RolloutConfig
-    from dynaflip.platform.evaluation.demonstrations import DemonstrationSet
+    from dynaflip.platform.evaluation.demonstration_set import DemonstrationSet
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def test_notes_say_what_nobody_can_know(home: Path, tmp_path: Path, capsys: Any)
 
     encoder_folder(tmp_path / "encoder")
     config = settings(recorded(some_failed).write(tmp_path / "mine"))
-    _, sets, jobs = plan_rollouts(config)
+    _, sets, _ = plan_rollouts(config)
     own = sets["NoExpert"].own
     assert own is not None
     assert own.episodes == (0, 2, 3)
@@ -123,12 +123,12 @@ def test_recordings_of_another_simulator_or_version_are_said(home: Path, tmp_pat
     recipe = {"settings": {"environment": "class:elsewhere:Env"}, "simulator": "elsewhere 3"}
     (folder / "meta" / "dynaflip.json").write_text(json.dumps(recipe))
     # Collected here, its actions are in [-1, 1] and its images square.
-    with pytest.raises(UserError, match="images of 128x96, and .*NoExpert shows policies squares"):
+    with pytest.raises(UserError, match=r"images of 128x96, and .*NoExpert shows policies squares"):
         shown(folder)
     info = json.loads((folder / "meta" / "info.json").read_text())
     info["features"][KEY]["shape"] = [96, 96, 3]
     (folder / "meta" / "info.json").write_text(json.dumps(info))
-    with pytest.raises(UserError, match="actions from -2 to .*takes -1 to 1: they are in other"):
+    with pytest.raises(UserError, match=r"actions from -2 to .*takes -1 to 1: they are in other"):
         shown(folder)
 
 
@@ -176,7 +176,7 @@ def test_what_contradicts_the_environment_is_refused_with_both_figures(
 
 def test_without_proprioception_it_need_not_be_recorded(home: Path, tmp_path: Path) -> None:
     folder = recorded(state=False).write(tmp_path / "mine")
-    with pytest.raises(UserError, match="has no observation.state, and .* gives policies 2"):
+    with pytest.raises(UserError, match=r"has no observation.state, and .* gives policies 2"):
         shown(folder)
     assert read_demonstrations(shown(folder, proprioception=(False,))).proprioception.size == 0
 
