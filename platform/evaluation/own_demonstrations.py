@@ -77,7 +77,7 @@ def own_demonstrations(config: RolloutConfig, tasks: Sequence[str]) -> dict[str,
         frames = sum(_check_columns(config, spec, source, clip, recorded) for clip in chosen)
         own = OwnRecordings(
             key,
-            tuple(clip.episode_index for clip in chosen),
+            tuple(Episode.from_json(clip.extra).index for clip in chosen),
             frames,
             config.image_px,
             recorded.own_units,
@@ -299,13 +299,13 @@ def _by_task(
 
 
 def _enough(config: RolloutConfig, task: str, clips: list[Clip]) -> list[Clip]:
-    """The first recordings, as many as demonstrations are asked for."""
+    """The first recordings, listed by their numbers, as many as are asked for."""
     if len(clips) < config.demonstrations:
         raise UserError(
             f"demonstrations: {config.demonstrations} are wanted, and {config.source} has "
             f"{len(clips)} of {task} that can be used; set --demonstrations {len(clips)}"
         )
-    return sorted(clips, key=lambda clip: clip.episode_index)[: config.demonstrations]
+    return clips[: config.demonstrations]
 
 
 def _check_columns(
