@@ -63,8 +63,9 @@ FACTOR_TABLE = ExtensionPoint(
     contract="dynaflip.eval.perturbations.Factor",
 )
 BUILT_IN_FACTORS = tuple(FACTOR_TABLE.table)
-# Of a scene, and of an image.
-FACTORS, IMAGE_SPACE_FACTORS = BUILT_IN_FACTORS[:10], BUILT_IN_FACTORS[10:]
+# Of a simulator's scene, and of its image.
+FACTORS = tuple(name for name, place in FACTOR_TABLE.table.items() if place.startswith(_MUJOCO))
+IMAGE_SPACE_FACTORS = tuple(name for name in BUILT_IN_FACTORS if name not in FACTORS)
 # Those that every evaluation had before evaluations recorded their list of factors.
 FACTORS_BEFORE_RECORDING = (
     "light_gain",

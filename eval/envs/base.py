@@ -29,7 +29,8 @@ both halves are made by :mod:`dynaflip.eval.envs.gymnasium_spec`.
 
 Only :meth:`Env.reset`, :meth:`Env.step`, :meth:`Env.render` and :meth:`Env.proprioception` are
 needed to roll policies out. What else an environment can do (a scripted expert, depth, restoring a
-state, segmentation) it does by overriding that method; the others refuse in one line.
+state, segmentation) it does by overriding a method of :class:`.optional_methods.OptionalMethods`;
+the others refuse in one line.
 
 Conventions: world frame in metres, the first three entries of proprioception are the end
 effector's position where there is one; camera frames are OpenCV's (x right, y down, z forward);
@@ -47,6 +48,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynaflip.errors import UserError
 from dynaflip.eval import perturbations
+from dynaflip.eval.envs.optional_methods import OptionalMethods
 from dynaflip.plugins import load_object
 
 if TYPE_CHECKING:
@@ -293,7 +295,7 @@ class StepResult:
     """Whether the simulator ended the episode (a failure or its own time limit)."""
 
 
-class Env(ABC):
+class Env(OptionalMethods, ABC):
     """One task under one camera.
 
     Attributes:
@@ -331,85 +333,8 @@ class Env(ABC):
     def proprioception(self) -> np.ndarray:
         """Proprioception of a real robot: (P,) float32."""
 
-    def close(self) -> None:  # noqa: B027  (nothing to free is common)
+    def close(self) -> None:
         """Free what the simulator holds; the environment cannot be used afterwards."""
-
-    # What it may have ---------------------------------------------------------------------
-
-    def has_expert(self) -> bool:
-        """True where there is a scripted expert, which :meth:`expert_action` asks."""
-        return type(self).expert_action is not Env.expert_action
-
-    def expert_action(self) -> np.ndarray:
-        """The scripted expert's action (A,) float32 in the present state."""
-        raise self._lacks("no scripted expert")
-
-    def privileged(self) -> dict[str, np.ndarray]:
-        """Labels that only a simulator knows; policies and encoders must never read them.
-
-        Recorded as ``privileged.NAME``. Linear probes want ``object_position_m`` (3,) in the
-        world frame and ``joint_angles`` (J,) in radians; other names are recorded too.
-        """
-        return {}
-
-    def goal_distance_m(self) -> float | None:
-        """How far the task's object is from its goal now, metres; 0 is there.
-
-        None where it is not known. Reports tell near misses from failures by it.
-        """
-        return None
-
-    def recorded_state(self) -> dict[str, np.ndarray]:
-        """The physical state, recorded as ``privileged.*``: equally wide for all tasks."""
-        return {}
-
-    def state(self) -> Any:
-        """A copy of all that moves, for :meth:`set_state`."""
-        raise self._lacks("no state that can be restored")
-
-    def set_state(self, state: Any) -> None:
-        """Put everything where a state of the same task and layout had it; the image with it."""
-        raise self._lacks("no state that can be restored")
-
-    def robot_and_object(self) -> tuple[np.ndarray, np.ndarray]:
-        """Masks of the robot and of the task's objects: two (H, W) bool."""
-        raise self._lacks("no segmentation of robot and objects")
-
-    def rgb_and_depth(self) -> tuple[np.ndarray, np.ndarray]:
-        """Image (H, W, 3) uint8 and distance along the viewing axis (H, W) float32, metres."""
-        raise self._lacks("no depth")
-
-    def intrinsics(self) -> np.ndarray:
-        """Camera matrix (3, 3) float64 in pixels."""
-        raise self._lacks("no depth camera")
-
-    def camera_pose(self) -> np.ndarray:
-        """Camera → world, (4, 4) float64, OpenCV axes, metres."""
-        raise self._lacks("no depth camera")
-
-    def set_camera_pose(self, pose: np.ndarray) -> None:
-        """Move the camera: (4, 4) camera → world, OpenCV axes, metres."""
-        raise self._lacks("no camera that can be placed")
-
-    def depth_m(self) -> np.ndarray:
-        """Distance along the viewing axis: (H, W) float32 metres."""
-        return self.rgb_and_depth()[1]
-
-    def bodies(self) -> np.ndarray:
-        """Id of the rigid body at each pixel: (H, W) int32; 0 for what never moves."""
-        raise self._lacks("no segmentation of bodies")
-
-    def body_poses(self) -> tuple[np.ndarray, np.ndarray]:
-        """World poses of all bodies by id: positions (N, 3) in metres, rotations (N, 3, 3)."""
-        raise self._lacks("no poses of bodies")
-
-    def state_at(self, qpos: np.ndarray) -> Any:
-        """The present state with recorded coordinates (``privileged.qpos``), at rest."""
-        raise self._lacks("no recorded coordinates")
-
-    def follow_camera_path(self, camera: dict[str, Any], time_s: float) -> None:
-        """Move the camera to where a moving camera's value has it at a time."""
-        raise self._lacks("no moving camera")
 
     # Images and perturbation --------------------------------------------------------------
 
@@ -448,11 +373,8 @@ class Env(ABC):
         self.image_filters.clear()
         self.restore_appearance()
 
-    def restore_appearance(self) -> None:  # noqa: B027  (filters alone need none)
+    def restore_appearance(self) -> None:
         """Undo what factors changed in the simulator (not :attr:`image_filters`)."""
 
-    def appearance_changed(self) -> None:  # noqa: B027  (filters alone need none)
+    def appearance_changed(self) -> None:
         """Bring what factors changed to the renderer; called once after all of them."""
-
-    def _lacks(self, what: str) -> UserError:
-        return UserError(f"environment: {self.spec.name} has {what}")

@@ -52,6 +52,10 @@ class ActionRange:
         unit = 2 * (own - self.low) / (self.high - self.low) - 1
         return np.where(self._is_unit(), own, unit).astype(np.float32)
 
+    def bounds(self) -> tuple[tuple[float, float], ...]:
+        """(low, high) of each entry."""
+        return tuple(zip(self.low.tolist(), self.high.tolist(), strict=True))
+
     def _is_unit(self) -> np.ndarray:
         return (self.low == -1) & (self.high == 1)  # no rounding where there is nothing to do
 

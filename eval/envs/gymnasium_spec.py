@@ -28,23 +28,23 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
-
-import numpy as np
 
 from dynaflip.errors import UserError
 from dynaflip.eval.envs.base import Env, EnvironmentSpec
-from dynaflip.eval.envs.gymnasium_env import ActionRange, GymnasiumEnv, Info
+from dynaflip.eval.envs.gymnasium_env import GymnasiumEnv
+from dynaflip.eval.envs.gymnasium_inspection import (
+    Inspection,
+    action_range,
+    inspect,
+    versions_of,
+)
 from dynaflip.eval.perturbations import IMAGE_SPACE_FACTORS
 
 GYMNASIUM = "gym:"
 OPTIONS = ("success", "proprioception", "control_hz", "horizon_steps", "caption", "camera")
-SUCCESS_FLAGS = ("success", "is_success")
-_NO_PROPRIOCEPTION = "none"
 
 Maker = str | Callable[..., Any]  # Gymnasium's id, or a class
-Reader = Callable[[Any, Info], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -127,50 +127,64 @@ def gymnasium_environment(
     from gymnasium.error import Error as GymnasiumError
 
     try:
-        actions = _action_range(raw, f"{setting}: {name}")
-        names, read = _proprioception(raw.observation_space, proprioception, f"{setting}: {name}")
-        solved = _success_reader(success, f"{setting}: {name}")
-        own_px, notes = _check_behaviour(raw, solved, actions, f"{setting}: {name}")
-        hz, assumed = _control_hz(raw, control_hz)
-        horizon = horizon_steps or _horizon(raw, f"{setting}: {name}")
-        words = caption or raw.metadata.get("caption")
-        given = dict(captions or {}) or ({next(iter(makers)): (words,)} if words else {})
-        unknown = [task for task in given if task not in makers]
-        if unknown or (caption and len(makers) > 1):
-            raise UserError(f"{setting}: {name} has the tasks {', '.join(makers)}; caption those")
+        found = inspect(
+            raw,
+            f"{setting}: {name}",
+            success=success,
+            proprioception=proprioception,
+            control_hz=control_hz,
+            horizon_steps=horizon_steps,
+        )
         mujoco = hasattr(raw.unwrapped, "model") and "mujoco" in sys.modules
-        origin = _origin(first.made_by, raw, mujoco=mujoco)
+        origin = versions_of(first.made_by, raw, mujoco=mujoco)
     except GymnasiumError as error:  # such as a package that only rendering needs
         raise UserError(f"{setting}: {name} cannot be rendered: {error}") from None
     finally:
         raw.close()
 
-    make = _opener(makers, horizon_steps, actions, solved, read, name, setting)
+    action_width = len(found.actions.low)
     return EnvironmentSpec(
         name=name,
-        make=make,
-        captions={task: given.get(task) or (_words(task),) for task in makers},
-        action_names=tuple(f"action_{i}" for i in range(len(actions.low))),
-        proprioception_names=names,
-        control_hz=hz,
-        horizon_steps=horizon,
+        make=_opener(makers, horizon_steps, found, name, setting),
+        captions=_captions(list(makers), captions, caption, found.caption, f"{setting}: {name}"),
+        action_names=tuple(f"action_{i}" for i in range(action_width)),
+        proprioception_names=found.proprioception_names,
+        control_hz=found.control_hz,
+        horizon_steps=found.horizon_steps,
         camera=camera,
         factors=factors,
-        noise_dims=len(actions.low),
+        noise_dims=action_width,
         worker_variables=_rendering if mujoco else _without_display,
         origin=origin,
-        notes=tuple(f"{name} {line}" for line in [*notes, *assumed]),
-        action_bounds=tuple(zip(actions.low.tolist(), actions.high.tolist(), strict=True)),
-        own_image_px=own_px,
+        notes=tuple(f"{name} {line}" for line in found.notes),
+        action_bounds=found.actions.bounds(),
+        own_image_px=found.image_px,
     )
+
+
+def _captions(
+    tasks: Sequence[str],
+    phrasings: Mapping[str, tuple[str, ...]] | None,
+    single: str | None,
+    of_metadata: str | None,
+    where: str,
+) -> dict[str, tuple[str, ...]]:
+    """Phrasings of every task: those given, else the words of its name.
+
+    Raises:
+        UserError: phrasings of a task that there is none of, or one for several tasks.
+    """
+    words = single or of_metadata
+    given = dict(phrasings or {}) or ({tasks[0]: (words,)} if words else {})
+    if {*given} - {*tasks} or (single and len(tasks) > 1):
+        raise UserError(f"{where} has the tasks {', '.join(tasks)}; caption those")
+    return {task: given.get(task) or (_words(task),) for task in tasks}
 
 
 def _opener(
     makers: Mapping[str, GymnasiumTask],
     horizon_steps: int | None,
-    actions: ActionRange,
-    solved: Callable[[Info], bool],
-    read: Reader,
+    found: Inspection,
     name: str,
     setting: str,
 ) -> Callable[..., Env]:
@@ -178,11 +192,11 @@ def _opener(
 
     def make(task: str, *, height_px: int, width_px: int, camera: str) -> Env:
         one = makers[task].make(setting, horizon_steps)
-        own = _action_range(one, f"{setting}: {name}")
-        if len(own.low) != len(actions.low):
+        own = action_range(one, f"{setting}: {name}")
+        if len(own.low) != len(found.actions.low):
             raise UserError(
                 f"{setting}: the actions of {task} have {len(own.low)} entries, those of "
-                f"{next(iter(makers))} {len(actions.low)}; a policy needs one width"
+                f"{next(iter(makers))} {len(found.actions.low)}; a policy needs one width"
             )
         return GymnasiumEnv(
             one,
@@ -190,8 +204,8 @@ def _opener(
             height_px=height_px,
             width_px=width_px,
             camera=camera,
-            success=solved,
-            proprioception=read,
+            success=found.success,
+            proprioception=found.proprioception,
             expert=getattr(one.unwrapped, "expert_action", None),
             privileged=getattr(one.unwrapped, "privileged", None),
             actions=own,
@@ -286,162 +300,6 @@ def _words(task: str) -> str:
     """``fetch pick and place`` of ``FetchPickAndPlace-v4``."""
     plain = re.sub(r"[-_]v\d+$", "", task)
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[-_]", " ", plain).lower()
-
-
-def _action_range(raw: Any, where: str) -> ActionRange:
-    """The box of actions.
-
-    Raises:
-        UserError: actions are not continuous, or have no bounds.
-    """
-    space = raw.action_space
-    low, high = getattr(space, "low", None), getattr(space, "high", None)
-    if low is None or high is None or not np.issubdtype(space.dtype, np.floating):
-        raise UserError(
-            f"{where} has the action space {space}; policies give continuous actions, so it must "
-            "be a Box of floats"
-        )
-    low, high = np.ravel(low).astype(np.float64), np.ravel(high).astype(np.float64)
-    if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
-        raise UserError(
-            f"{where} has actions from {low.min():g} to {high.max():g}; they need finite bounds, "
-            "the lower below the upper, to be rescaled to [-1, 1]: wrap it in one that has them"
-        )
-    return ActionRange(low, high, tuple(space.shape), space.dtype)
-
-
-def _proprioception(
-    space: Any, keys: Sequence[str] | None, where: str
-) -> tuple[tuple[str, ...], Reader]:
-    """Names of the entries, and what reads them.
-
-    Raises:
-        UserError: keys that the observation has not, or a dictionary without keys that are chosen.
-    """
-    parts: Mapping[str, Any] | None = getattr(space, "spaces", None)
-    if isinstance(parts, Mapping):
-        vectors = {k: int(np.prod(s.shape)) for k, s in parts.items() if _is_vector(s)}
-        listed = ", ".join(f"{key} ({width})" for key, width in vectors.items()) or "no vectors"
-        if keys is None:
-            raise UserError(
-                f"{where} observes {listed}; say what the robot knows of itself, such as "
-                f"[proprioception={next(iter(vectors), _NO_PROPRIOCEPTION)}], or "
-                f"[proprioception={_NO_PROPRIOCEPTION}]"
-            )
-    else:
-        vectors, listed = {}, "no dictionary"
-    if keys is not None and list(keys) == [_NO_PROPRIOCEPTION]:
-        return (), lambda observation, info: np.zeros(0, np.float32)
-    if keys is not None:
-        if missing := [key for key in keys if key not in vectors]:
-            raise UserError(f"{where} observes {listed}, and so no vector {', '.join(missing)}")
-        names = tuple(f"{key}_{i}" for key in keys for i in range(vectors[key]))
-        return names, lambda observation, info: np.concatenate(
-            [np.ravel(observation[key]) for key in keys]
-        )
-    if not _is_vector(space):
-        return (), lambda observation, info: np.zeros(0, np.float32)
-    names = tuple(f"observation_{i}" for i in range(int(np.prod(space.shape))))
-    return names, lambda observation, info: np.ravel(observation)
-
-
-def _is_vector(space: Any) -> bool:
-    return hasattr(space, "low") and len(space.shape) == 1
-
-
-def _success_reader(flag: str | None, where: str) -> Callable[[Info], bool]:
-    flags = SUCCESS_FLAGS if flag is None else (flag,)
-
-    def solved(info: Info) -> bool:
-        for name in flags:
-            if name in info:
-                return bool(np.all(info[name]))
-        raise UserError(
-            f"{where} has no {' and no '.join(flags)} in its info after a step, which holds "
-            f"{', '.join(map(str, info)) or 'nothing'}; name the flag of success as [success=NAME]"
-        )
-
-    return solved
-
-
-def _check_behaviour(
-    raw: Any, solved: Callable[[Info], bool], actions: ActionRange, where: str
-) -> tuple[tuple[int, int], list[str]]:
-    """Size (width, height) of its images, and what a user must know, in words, of two episodes.
-
-    Equal seeds must give equal images.
-
-    Raises:
-        UserError: they differ, nothing is rendered, or there is no flag of success.
-    """
-
-    def begin(seed: int) -> list[np.ndarray]:
-        raw.reset(seed=seed)
-        images = [_image(raw, where)]
-        solved(raw.step(actions.to_own_units(np.zeros(len(actions.low))))[4])
-        return [*images, _image(raw, where)]
-
-    first, again, other = begin(0), begin(0), begin(1)
-    for number, (one, two) in enumerate(zip(first, again, strict=True)):
-        if one.shape != two.shape or (one != two).any():
-            raise UserError(
-                f"{where} shows other images after {number} steps of two episodes with the same "
-                "seed; all its randomness must come from reset(seed=…), or no two encoders can "
-                "be compared on the same episodes"
-            )
-    height, width = first[0].shape[:2]
-    notes = [f"renders {width}x{height}; images are resized to the size asked for"]
-    if (first[0] == other[0]).all():
-        notes.append("shows the same first image for two seeds: its episodes may all be one")
-    return (width, height), notes
-
-
-def _image(raw: Any, where: str) -> np.ndarray:
-    image = raw.render()
-    if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3):
-        kind = f"{image.dtype} of shape {image.shape}" if isinstance(image, np.ndarray) else image
-        raise UserError(
-            f"{where} renders {kind}, not (H, W, 3) uint8; it needs the render mode rgb_array"
-        )
-    return image.copy()
-
-
-def _control_hz(raw: Any, asked: float | None) -> tuple[float, list[str]]:
-    rate = asked or raw.metadata.get("render_fps")
-    if not rate and getattr(raw.unwrapped, "dt", None):
-        rate = 1 / raw.unwrapped.dt
-    if rate:
-        return float(rate), []
-    return 20.0, ["has no render_fps: 20 actions a second are assumed ([control_hz=…])"]
-
-
-def _horizon(raw: Any, where: str) -> int:
-    steps = getattr(raw.spec, "max_episode_steps", None) or raw.metadata.get("max_episode_steps")
-    if not steps:
-        raise UserError(
-            f"{where} has no longest episode; give it as [horizon_steps=N], or in its metadata as "
-            "max_episode_steps"
-        )
-    return int(steps)
-
-
-def _origin(made_by: Maker, raw: Any, *, mujoco: bool) -> tuple[str, ...]:
-    """Versions of all that decides what is simulated and rendered."""
-    from dynaflip.eval.envs.source_digest import of_module
-
-    names = ["gymnasium", *(["mujoco"] if mujoco else [])]
-    home = type(raw.unwrapped).__module__
-    entries = [f"{name} {version(name)}" for name in names]
-    if not home.startswith("gymnasium."):
-        entries.append(_installed(home.partition(".")[0]) or of_module(home))
-    return (*entries, made_by) if isinstance(made_by, str) else tuple(entries)
-
-
-def _installed(package: str) -> str | None:
-    try:
-        return f"{package} {version(package)}"
-    except PackageNotFoundError:
-        return None
 
 
 def _rendering() -> dict[str, str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dynaflip.eval.envs.base import EnvironmentSpec
 from dynaflip.eval.envs.mujoco_variables import worker_variables
+from dynaflip.eval.perturbations import FACTORS
 
 CAPTIONS: dict[str, tuple[str, ...]] = {
     "assembly-v3": (
@@ -165,18 +166,7 @@ ENVIRONMENT = EnvironmentSpec(
     control_hz=80.0,  # 5 steps of 2.5 ms an action
     horizon_steps=500,  # further steps are refused
     camera="corner4",
-    factors=(
-        "light_gain",
-        "light_tint",
-        "light_direction",
-        "table_colour",
-        "table_texture",
-        "camera",
-        "floor",
-        "object_colour",
-        "distractors",
-        "shadows",
-    ),
+    factors=FACTORS,
     task_sets=TASK_SETS,
     default_tasks={
         "collect": _COLLECTED,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dynaflip.eval.envs.base import EnvironmentSpec
 from dynaflip.eval.envs.mujoco_variables import worker_variables
+from dynaflip.eval.perturbations import FACTORS
 
 CAPTIONS: dict[str, tuple[str, ...]] = {
     "drawer-open": (
@@ -69,18 +70,7 @@ ENVIRONMENT = EnvironmentSpec(
     control_hz=20.0,  # 25 steps of 2 ms an action
     horizon_steps=200,
     camera="front_pixels",
-    factors=(
-        "light_gain",
-        "light_tint",
-        "light_direction",
-        "table_colour",
-        "table_texture",
-        "camera",
-        "floor",
-        "object_colour",
-        "distractors",
-        "shadows",
-    ),
+    factors=FACTORS,
     task_sets=TASK_SETS,
     default_tasks={"collect": ("ogb8",), "evaluate": ("ogb3",), "sweep": ("drawer-open",)},
     default_steps={"collect": 120, "evaluate": 100},

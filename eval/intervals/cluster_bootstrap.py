@@ -60,14 +60,12 @@ def cluster_mean(
         )
     if values.size and not np.isfinite(values).all():
         raise ValueError("values hold NaN or infinity")
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie in (0, 1), got {level}")
     if values.size == 0:
         return Interval(float("nan"), float("nan"), float("nan"), 0)
     _, index = np.unique(clusters, return_inverse=True)
     counts = np.bincount(index).astype(np.float64)
     sums = np.bincount(index, weights=values)
-    return _ratio(sums, counts, float(values.mean()), seed, resamples, level)
+    return cluster_ratio(sums, counts, seed=seed, resamples=resamples, level=level)
 
 
 def cluster_ratio(
@@ -84,24 +82,18 @@ def cluster_ratio(
         numerators: (R,) of each cluster.
         denominators: (R,) of each cluster, at least 0 and not all 0.
         seed, resamples, level: as in :func:`cluster_mean`.
+
+    Returns:
+        The interval; its bounds are NaN for fewer than two clusters.
     """
     sums, counts = (np.asarray(v, dtype=np.float64) for v in (numerators, denominators))
     if sums.ndim != 1 or sums.shape != counts.shape or not sums.size:
         raise ValueError(f"a ratio needs (R,) and (R,), got {sums.shape} and {counts.shape}")
     if not (counts >= 0).all() or not counts.sum() > 0 or not np.isfinite(sums).all():
         raise ValueError("denominators must be at least 0 and not all 0, numerators finite")
-    return _ratio(sums, counts, float(sums.sum() / counts.sum()), seed, resamples, level)
-
-
-def _ratio(
-    sums: np.ndarray,
-    counts: np.ndarray,
-    estimate: float,
-    seed: int,
-    resamples: int,
-    level: float,
-) -> Interval:
-    """The interval of Σ sums / Σ counts over the clusters; bounds are NaN for fewer than two."""
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie in (0, 1), got {level}")
+    estimate = float(sums.sum() / counts.sum())
     number = len(counts)
     if number < 2:
         return Interval(estimate, float("nan"), float("nan"), number)
