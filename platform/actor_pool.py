@@ -203,8 +203,12 @@ class ActorPool:
         start_ray(self._start_cpus)
         import ray
 
-        if not joins_cluster() and ray.cluster_resources().get("CPU", 0) < 1:
-            raise UserError(f"{self._job}: the Ray cluster has no CPU to run on")
+        if not joins_cluster():  # else machines may be added
+            total = ray.cluster_resources()
+            for name, amount in {"CPU": 1.0, **self._each}.items():
+                if total.get(name, 0) < amount:
+                    has = f"{total[name]:g} {name}" if total.get(name) else f"no {name}"
+                    raise UserError(f"{self._job}: the Ray cluster has {has} to run on")
         self._looked = 0.0
 
     def _look(self, jobs: _Jobs) -> None:

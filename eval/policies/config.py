@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from dynaflip.checks import above, at_least, one_of
 
 BATCH, STD_FLOOR = "batch", "std_floor"
+FLOAT32, BFLOAT16 = "float32", "bfloat16"
 INPUT_NORMS = (BATCH, STD_FLOOR)
 _RENAMED_NORM = {"input_norm": {"floored": STD_FLOOR}}
 
@@ -108,6 +109,8 @@ class DiffusionConfig:
 class EndToEndConfig:
     """Training the encoder with the head: :mod:`dynaflip.eval.policies.end_to_end`."""
 
+    ADDED: ClassVar[tuple[str, ...]] = ("precision",)
+
     steps: int = 1000
     """Optimizer steps."""
 
@@ -120,9 +123,15 @@ class EndToEndConfig:
     lora_rank: int = 16
     """Rank of the low-rank additions (adaptation ``lora``)."""
 
+    precision: str = FLOAT32
+    """Of the encoder's computation while it is trained: float32 (never TF32), or bfloat16
+    (autocast), for GPUs that have it. Weights, head and loss stay in float32, and policies act in
+    float32. Part of a policy's digest."""
+
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "batch_size", "lora_rank")
         above(self, 0, "encoder_lr")
+        one_of(self, (FLOAT32, BFLOAT16), "precision")
 
 
 def settings_to_hash(settings: Mapping[str, Any]) -> dict[str, Any]:

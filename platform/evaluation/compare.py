@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from dynaflip.errors import UserError
 from dynaflip.eval.expert_views import ALL_FACTORS
 from dynaflip.eval.intervals.hierarchical_bootstrap import Rate, paired_success, success_rate
 from dynaflip.eval.intervals.holm import family_verdicts
+from dynaflip.eval.policies.config import EndToEndConfig
 from dynaflip.eval.policies.readouts.config import POOLED
 from dynaflip.platform.evaluation.encoders_under_test import TRAINED
 from dynaflip.platform.evaluation.report.rollout_tables import GIVEN, percent, points
@@ -66,6 +67,8 @@ def _setting(run: FinishedEvaluation, key: str) -> Any:
         return list(run.environment.tasks_of(run.settings["tasks"]))
     if key == "readout":
         return run.settings.get(key) or POOLED
+    if key == "end_to_end":
+        return asdict(EndToEndConfig(**run.settings[key]))
     return run.settings.get(key) or None
 
 

@@ -17,6 +17,7 @@ from dynaflip.eval.policies.readouts.config import (
 )
 from dynaflip.eval.policies.registry import HEADS, READOUTS
 from dynaflip.platform.evaluation.encoder_entries import BASELINES, read_entries
+from dynaflip.platform.evaluation.fits_config import FitsConfig
 from dynaflip.platform.evaluation.flow_probe_config import FlowProbeConfig
 
 ADAPTATIONS = ("frozen", "lora", "full")
@@ -174,6 +175,7 @@ class RolloutConfig(EvaluationConfig):
         "protocol",
         "source",
         "source_camera",
+        "fits",
     )
     RENAMED: ClassVar[dict[str, str]] = {"arms": "encoders"}
     SHORT: ClassVar[dict[str, tuple[str, ...]]] = {"env": ("environment",)}
@@ -297,6 +299,7 @@ class RolloutConfig(EvaluationConfig):
     attentive: AttentiveConfig = field(default_factory=AttentiveConfig)
     spatial_softmax: SpatialSoftmaxConfig = field(default_factory=SpatialSoftmaxConfig)
     end_to_end: EndToEndConfig = field(default_factory=EndToEndConfig)
+    fits: FitsConfig = field(default_factory=FitsConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -371,6 +374,11 @@ class RolloutConfig(EvaluationConfig):
 
     def _check_adaptation(self) -> None:
         if self.adaptation == "frozen":
+            if self.fits != FitsConfig():
+                raise ValueError(
+                    "fits is read with adaptation lora or full; heads on frozen encoders are "
+                    "fitted on CPUs"
+                )
             return
         if self.readout != POOLED:
             raise ValueError(f"readout {self.readout} goes with adaptation frozen")

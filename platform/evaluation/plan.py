@@ -32,6 +32,7 @@ from dynaflip.platform.evaluation.encoders_under_test import (
 from dynaflip.platform.evaluation.own_demonstrations import own_notes
 from dynaflip.platform.evaluation.unseen import check_unseen
 from dynaflip.platform.provenance import versions_of
+from dynaflip.renames import first_settings
 
 # Raised when the same recipe gives other results than before.
 ROLLOUT_VERSION = 3
@@ -245,7 +246,7 @@ def _policy(
         use_proprioception=proprioception,
         seed=seed,
         adaptation=config.adaptation,
-        end_to_end={} if config.adaptation == "frozen" else asdict(config.end_to_end),
+        end_to_end={} if config.adaptation == "frozen" else first_settings(config.end_to_end),
         readout=config.readout,
         readout_settings=config.settings_of_readout(),
     )

@@ -87,8 +87,13 @@ def fit_policy(spec: PolicySpec, demonstrations: Demonstrations) -> dict[str, An
     return fit_frozen(recipe_of(spec), demonstrations, spec.seed)
 
 
-def fit_end_to_end_policy(spec: PolicySpec, frames: Any) -> dict[str, Any]:
-    """Tensors of head and encoder, trained together.
+def fit_end_to_end_policy(spec: PolicySpec, frames: Any, device: str = "cpu") -> dict[str, Any]:
+    """Tensors of head and encoder, trained together; on the CPU, whichever device trained them.
+
+    Args:
+        spec: of the policy.
+        frames: decoded, of its demonstrations.
+        device: of the training.
 
     Raises:
         UserError: the encoder does not do what an encoder must.
@@ -111,6 +116,7 @@ def fit_end_to_end_policy(spec: PolicySpec, frames: Any) -> dict[str, Any]:
         EndToEndConfig(**spec.end_to_end),
         mode=spec.adaptation,
         seed=spec.seed,
+        device=device,
     )
     adapted = {ENCODER_PREFIX + name: tensor for name, tensor in encoder.state_dict().items()}
     return head.state_dict() | adapted

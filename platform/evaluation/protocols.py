@@ -23,7 +23,7 @@ _ABOUT = ("question", "for", "not_for", "pretraining")
 # What no result depends on, and which encoders are compared.
 _FREE = {
     "encoder", "encoders", "experiment", "backbone",
-    "environments", "keep_policies", "check_harness", "protocol",
+    "environments", "keep_policies", "check_harness", "protocol", "fits",
 }  # fmt: skip
 # Sections that are read by one head, read-out or adaptation: compared as these are asked for.
 _SECTIONS = ("behaviour_cloning", "diffusion", "attentive", "spatial_softmax", "end_to_end")

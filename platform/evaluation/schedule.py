@@ -9,6 +9,8 @@ from dynaflip.eval.envs.base import EnvironmentSpec
 from dynaflip.platform.actor_pool import ActorPool
 from dynaflip.platform.evaluation import cache
 from dynaflip.platform.evaluation.encoders_under_test import Encoder
+from dynaflip.platform.evaluation.end_to_end_fits import fit_end_to_end_policies
+from dynaflip.platform.evaluation.fits_config import ANYWHERE, FitsConfig
 from dynaflip.platform.evaluation.plan import EvaluationJob, PolicySpec
 from dynaflip.platform.evaluation.worker import (
     ImitationResult,
@@ -25,12 +27,19 @@ def open_pool(environment: EnvironmentSpec) -> ActorPool:
     return ActorPool(Worker, job="evaluate", variables=environment.worker_environment())
 
 
-def run_jobs(jobs: list[EvaluationJob], pool: ActorPool, *, quiet: bool = False) -> list[JobResult]:
+def run_jobs(
+    jobs: list[EvaluationJob],
+    pool: ActorPool,
+    fits: FitsConfig = ANYWHERE,
+    *,
+    quiet: bool = False,
+) -> list[JobResult]:
     """Results of all jobs in their order, from the cache where they are in it.
 
     Args:
         jobs: of any encoders and tasks; those of equal digests run once.
         pool: of :class:`Worker`.
+        fits: where policies that train their encoder are fitted.
         quiet: print neither counts nor progress.
 
     Raises:
@@ -45,7 +54,7 @@ def run_jobs(jobs: list[EvaluationJob], pool: ActorPool, *, quiet: bool = False)
             f"{len(jobs) - len(missing)} of them cached"
         )
     if distinct:
-        fit_missing(distinct, pool, quiet=quiet)
+        fit_missing(distinct, pool, fits, quiet=quiet)
         _roll_out_missing(distinct, pool, quiet=quiet)
     results = []
     for job in jobs:
@@ -55,34 +64,52 @@ def run_jobs(jobs: list[EvaluationJob], pool: ActorPool, *, quiet: bool = False)
     return results
 
 
-def fit_missing(jobs: list[EvaluationJob], pool: ActorPool, *, quiet: bool = False) -> None:
-    """Fit the jobs' policies that are not cached, those of one encoder and task together."""
+def fit_missing(
+    jobs: list[EvaluationJob],
+    pool: ActorPool,
+    fits: FitsConfig = ANYWHERE,
+    *,
+    quiet: bool = False,
+) -> None:
+    """Fit the jobs' policies that are not cached.
+
+    Those of one frozen encoder and task are fitted together, so that their features are computed
+    once. Those that train their encoder are fitted one by one, where ``fits`` says.
+    """
     from tqdm import tqdm
 
-    groups: dict[tuple[str, ...], dict[str, PolicySpec]] = {}
-    for job in jobs:
-        spec = job.policy
-        if spec.encoder.folder is None or cache.has_policy(spec):
-            continue
+    needed = {job.policy.digest(): job.policy for job in jobs if job.policy.encoder.folder}
+    missing = {digest: spec for digest, spec in needed.items() if not cache.has_policy(spec)}
+    frozen = [spec for spec in missing.values() if spec.adaptation == "frozen"]
+    adapted = [spec for spec in missing.values() if spec.adaptation != "frozen"]
+    with tqdm(total=len(missing), desc="fit", unit="policy", disable=quiet or not missing) as bar:
+        if frozen:
+            _fit_frozen(frozen, pool, bar)
+        for spec, fitted in fit_end_to_end_policies(adapted, fits) if adapted else ():
+            cache.save_policy(spec.digest(), fitted.weights)
+            bar.set_postfix_str(f"on {fitted.device}")
+            bar.update()
+
+
+def _fit_frozen(specs: list[PolicySpec], pool: ActorPool, bar: Any) -> None:
+    """Fit heads, those of one encoder, read-out and demonstrations together."""
+    groups: dict[tuple[str, ...], list[PolicySpec]] = {}
+    for spec in specs:
+        # By the whole set: policies of its first episodes alone share its features.
         shown = (d.digest for d in spec.demonstrations)
         key = (spec.encoder.digest, *shown, spec.readout, repr(spec.readout_settings))
-        groups.setdefault(key, {})[spec.digest()] = spec
-    batches = [list(specs.values()) for specs in groups.values()]
-    if not batches:
-        return
-    number = sum(map(len, batches))
-    with tqdm(total=number, desc="fit", unit="policy", disable=quiet) as bar:
-        results = pool.run(
-            JobQueue(batches).next,
-            lambda actor, specs: actor.fit.remote(specs),
-            number=len(batches),
-            describe=lambda specs: f"fitting {len(specs)} policies on {specs[0].encoder.name}",
-        )
-        for specs, fitted in results:
-            for digest, weights in fitted.items():
-                cache.save_policy(digest, weights)
-            bar.set_postfix_str(f"workers {pool.state().words()}")
-            bar.update(len(specs))
+        groups.setdefault(key, []).append(spec)
+    results = pool.run(
+        JobQueue(list(groups.values())).next,
+        lambda actor, specs: actor.fit.remote(specs),
+        number=len(groups),
+        describe=lambda specs: f"fitting {len(specs)} policies on {specs[0].encoder.name}",
+    )
+    for fitted_specs, fitted in results:
+        for digest, weights in fitted.items():
+            cache.save_policy(digest, weights)
+        bar.set_postfix_str(f"workers {pool.state().words()}")
+        bar.update(len(fitted_specs))
 
 
 def compare_with_expert(

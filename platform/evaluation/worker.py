@@ -15,7 +15,6 @@ from dynaflip.platform.evaluation.plan import EvaluationJob, PolicySpec
 from dynaflip.platform.evaluation.policy_fits import (
     FEATURE_BATCH,
     encode_demonstrations,
-    fit_end_to_end_policy,
     fit_policy,
     fitted_policy,
 )
@@ -79,13 +78,14 @@ class Worker:
         self._frames: dict[str, Any] = {}
 
     def fit(self, specs: list[PolicySpec]) -> dict[str, dict[str, Any]]:
-        """Fit policies that share encoder, demonstrations and read-out: digest → state dict.
+        """Fit policies that share a frozen encoder, demonstrations and read-out.
 
         Features are computed once for all of them, and in no minibatch.
+
+        Returns:
+            Digest of a policy → its state dict.
         """
         parts = [self._frames_of(d) for d in specs[0].demonstrations]
-        if specs[0].adaptation != "frozen":
-            return {spec.digest(): fit_end_to_end_policy(spec, parts[0]) for spec in specs}
         shown = encode_demonstrations(self._encoder(specs[0].encoder), parts, specs[0])
         return {spec.digest(): fit_policy(spec, shown) for spec in specs}
 

@@ -98,7 +98,7 @@ class Imitation(Suite):
         with tracking.ending(run):
             run.log_settings(config)
             with open_pool(environment(config.environment)) as pool:
-                fit_missing(jobs, pool)
+                fit_missing(jobs, pool, config.fits)
                 results = compare_with_expert(jobs, pool)
             kept = keep_policies(config, jobs, run)
             return _report(config, tested, jobs, imitation_table(jobs, results), run, kept)

@@ -56,7 +56,7 @@ class Rollouts(Suite):
         with tracking.ending(run):
             run.log_settings(config)
             with open_pool(environment(config.environment)) as pool:
-                table = episode_table(jobs, run_jobs(jobs, pool))
+                table = episode_table(jobs, run_jobs(jobs, pool, config.fits))
                 saliency = _saliency(config, tested, pool)
             kept = keep_policies(config, jobs, run)
             outcome = _report(config, tested, jobs, table, saliency, run, test_evaluation, kept)
