@@ -104,6 +104,14 @@ def roll_out(
     return results
 
 
+def see(scene: Env) -> np.ndarray:
+    """What policies are shown of a scene: (H, W, 3) uint8, as videos of demonstrations store it."""
+    # Here, so that a policy in use needs no video library.
+    from dynaflip.eval.labelled_frames import as_recorded
+
+    return as_recorded(scene.rgb())
+
+
 class _Running:
     """One episode under way."""
 
@@ -118,12 +126,6 @@ class _Running:
         self.scene.reset(self.start.layout_seed)
         self._measure()
         self.scene.apply(self.start.factors)
-
-    def see(self) -> np.ndarray:
-        # Here, so that a policy in use needs no video library.
-        from dynaflip.eval.labelled_frames import as_recorded
-
-        return as_recorded(self.scene.rgb())
 
     def step(self, action: np.ndarray) -> None:
         after = self.scene.step(action)
@@ -180,7 +182,7 @@ def _expert(active: list[_Running]) -> np.ndarray:
 
 
 def _ask(policy: Policy, active: list[_Running]) -> np.ndarray:
-    images = np.stack([episode.see() for episode in active])
+    images = np.stack([see(episode.scene) for episode in active])
     proprioception = np.stack([episode.scene.proprioception() for episode in active])
     plans = policy.act(Observation(images, proprioception))
     width = active[0].scene.spec.action_dim

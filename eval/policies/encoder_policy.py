@@ -97,6 +97,15 @@ class EncoderPolicy:
             _same(seen, self.see([image]))
 
     @torch.no_grad()
+    def tokens(self, images: np.ndarray) -> list[torch.Tensor]:
+        """What the read-out is given of one camera (B, H, W, 3) uint8: (B, T, channels) a scale.
+
+        Only where there is one.
+        """
+        assert self.reader is not None, "pooled features have no tokens"
+        return self.reader.tokens(torch.from_numpy(self.see([images])))
+
+    @torch.no_grad()
     def _read(self, seen: np.ndarray) -> np.ndarray:
         assert self.reader is not None
         return self.reader(torch.from_numpy(seen)).numpy()

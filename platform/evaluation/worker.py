@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import time
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dynaflip.eval.envs.registry import environment
-from dynaflip.eval.rollout import GoalDistance
+from dynaflip.eval.rollout import EpisodeStart, GoalDistance
 from dynaflip.platform.evaluation.demonstration_set import DemonstrationSet
 from dynaflip.platform.evaluation.encoders_under_test import EXPERT, RANDOM_POLICY, Encoder, load
 from dynaflip.platform.evaluation.plan import EvaluationJob, PolicySpec
@@ -18,6 +18,9 @@ from dynaflip.platform.evaluation.policy_fits import (
     fit_policy,
     fitted_policy,
 )
+
+if TYPE_CHECKING:
+    from dynaflip.eval.metrics.attention import AttentionMaps
 
 CACHED_DEMONSTRATIONS = 5  # tasks whose decoded frames stay in memory
 CACHED_ENCODERS = 4
@@ -170,6 +173,32 @@ class Worker:
         images, robot, objects = (np.stack(column) for column in zip(*views, strict=True))
         maps = {e.digest: saliency(self._encoder(e), images) for e in encoders}
         return SaliencyMaps(images, robot, objects, maps)
+
+    def attention(
+        self,
+        spec: SceneSpec,
+        starts: dict[str, tuple[EpisodeStart, ...]],
+        policies: list[tuple[PolicySpec, dict[str, Any]]],
+    ) -> AttentionMaps | None:
+        """What fitted policies' read-outs read of a task; None where they say nothing of places.
+
+        Args:
+            spec: of the scene.
+            starts: condition → initial states, of equal layouts under all conditions.
+            policies: with their fitted tensors.
+        """
+        from dynaflip.eval.metrics.attention import AttentionMaps, moments_of, reading_of
+
+        moments = moments_of(self._load_scenes(spec, 1)[0], starts)
+        readings = {}
+        for policy, weights in policies:
+            encoder = self._encoder(policy.encoder)
+            fitted = fitted_policy(policy, weights, encoder, spec.task)
+            reading = reading_of(fitted, moments.images)
+            if reading is None:
+                return None
+            readings[policy.digest()] = reading
+        return AttentionMaps(moments, readings)
 
     def _expert_views(self, jobs: list[EvaluationJob]) -> Any:
         """The expert's views of the jobs' task and conditions; the last ones stay in memory."""

@@ -30,6 +30,10 @@ class TokenPooling(Protocol):
         """S × (B, T, C), the coarsest scale first, standardised per channel → (B, W)."""
         ...
 
+    # Reports show where it reads, of a module that has one of these two:
+    # attention(tokens) → (B, heads, queries, T of all scales), which sums to 1 over tokens;
+    # positions(tokens) → (B, P, 2): x and y in [-1, 1], as of TokenGrid.centres.
+
 
 @dataclass(frozen=True)
 class ReadOut:
@@ -75,13 +79,17 @@ class Reader(nn.Module):
 
     def forward(self, flat: Tensor) -> Tensor:
         """All scales' values (B, V), as :func:`~.grid.flatten` gives them → (B, W)."""
+        return self.readout(self.tokens(flat))
+
+    def tokens(self, flat: Tensor) -> list[Tensor]:
+        """The same values as the read-out is given them: S × (B, T, C), standardised."""
         scales = flat.split([grid.values for grid in self.grids], 1)
         tokens = []
         for values, grid, norm in zip(scales, self.grids, self.norms, strict=True):
             # A channel has one mean and std for all places, so that place is told by it.
             of_place = norm(values.reshape(-1, grid.channels))
             tokens.append(of_place.view(len(flat), grid.places, grid.channels))
-        return self.readout(tokens)
+        return tokens
 
     def set_statistics(self, store: TokenStore) -> None:
         """Give norms that do not gather their statistics during the fit those of all frames."""

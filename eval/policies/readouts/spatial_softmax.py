@@ -30,11 +30,15 @@ class SpatialSoftmax(nn.Module):
 
     def forward(self, tokens: list[Tensor]) -> Tensor:
         """S × (B, T, C) → (B, 2·K·S)."""
+        return self.positions(tokens).flatten(1)
+
+    def positions(self, tokens: list[Tensor]) -> Tensor:
+        """S × (B, T, C) → (B, K·S, 2): x and y in [-1, 1]."""
         positions = [
             expected_positions(score(scale) / self.temperature, centres)
             for score, scale, centres in zip(self.score, tokens, self._centres, strict=True)
         ]
-        return torch.cat(positions, 1)
+        return torch.cat(positions, 1).unflatten(1, (-1, 2))
 
 
 def expected_positions(scores: Tensor, centres: Tensor) -> Tensor:
