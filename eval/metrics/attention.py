@@ -117,7 +117,7 @@ def reading_of(policy: EncoderPolicy, images: np.ndarray) -> Reading | None:
             return Reading(heat=_spread(weights, policy.reader.grids, height, width))
         if hasattr(readout, "positions"):
             positions = readout.positions(policy.tokens(images)).numpy()
-            return Reading(points_px=(positions + 1) / 2 * np.float32([width, height]))
+            return Reading(points_px=(positions + 1) / 2 * np.array([width, height], np.float32))
     return None
 
 
