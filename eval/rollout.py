@@ -1,5 +1,8 @@
 """Policies in the simulator: many episodes in lockstep, one batch of images a step.
 
+Where images are encoded elsewhere, scenes are in several groups: while one group's images are on
+their way, the others step and render.
+
 A policy sees an :class:`Observation` and nothing else. The one exception is the scripted
 expert (policy None), which reads the simulator's state and is there to check the harness.
 Legend of shapes: B episodes, H, W image size, T steps of a chunk, A action width, P width of
@@ -8,9 +11,11 @@ proprioception.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from itertools import islice
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -27,7 +32,11 @@ class Observation:
 
 
 class Policy(Protocol):
-    """Acts for a batch of episodes; has no memory of its own."""
+    """Acts for a batch of episodes; has no memory of its own.
+
+    One whose images are encoded elsewhere also has ``ask(observation)``: it sends them off, and
+    returns a function that waits for what :meth:`act` gives.
+    """
 
     def act(self, observation: Observation) -> np.ndarray:
         """(B, T, A) float32: the actions of the next T steps; then the next image is read."""
@@ -72,6 +81,7 @@ def roll_out(
     steps_after_success: int,
     record_first: bool = False,
     record_every: int = 3,
+    groups: int = 1,
 ) -> list[EpisodeResult]:
     """Run episodes, as many at a time as there are scenes.
 
@@ -86,22 +96,31 @@ def roll_out(
         steps_after_success: see above.
         record_first: keep images of the first episode.
         record_every: one image in so many steps.
+        groups: of scenes, each in lockstep: while one waits for its images, the others go on.
     """
-    results = [EpisodeResult() for _ in starts]
-    for begin in range(0, len(starts), len(scenes)):
-        chosen = range(begin, min(begin + len(scenes), len(starts)))
-        running = [
-            _Running(scenes[i - begin], starts[i], results[i], record_first and i == 0)
-            for i in chosen
-        ]
-        try:
-            for episode in running:
-                episode.begin()
-            _run_together(running, policy, horizon_steps, steps_after_success, record_every)
-        finally:
-            for episode in running:
-                episode.scene.restore()
-    return results
+    episodes = [_Running(one, record_first and i == 0) for i, one in enumerate(starts)]
+    waiting, length = iter(episodes), _Length(horizon_steps, steps_after_success, record_every)
+    shares = [scenes[i::groups] for i in range(min(groups, len(scenes)))]
+    turns = [_run_in_turn(share, waiting, policy, length) for share in shares]
+    under_way = list(turns)
+    try:
+        while under_way:
+            under_way = [turn for turn in under_way if next(turn, _OVER) is not _OVER]
+    finally:
+        for turn in turns:
+            turn.close()
+    return [episode.result for episode in episodes]
+
+
+class _Length(NamedTuple):
+    """How long episodes are, and how often they are recorded."""
+
+    horizon_steps: int
+    steps_after_success: int
+    record_every: int
+
+
+_OVER = object()
 
 
 def see(scene: Env) -> np.ndarray:
@@ -113,16 +132,17 @@ def see(scene: Env) -> np.ndarray:
 
 
 class _Running:
-    """One episode under way."""
+    """An episode to come, under way, or over."""
 
-    def __init__(
-        self, scene: Env, start: EpisodeStart, result: EpisodeResult, recorded: bool
-    ) -> None:
-        self.scene, self.start, self.result, self.recorded = scene, start, result, recorded
+    scene: Env  # once it has begun
+
+    def __init__(self, start: EpisodeStart, recorded: bool) -> None:
+        self.start, self.recorded, self.result = start, recorded, EpisodeResult()
         self.solved_at: int | None = None
         self.ended = False  # by the simulator
 
-    def begin(self) -> None:
+    def begin(self, scene: Env) -> None:
+        self.scene = scene
         self.scene.reset(self.start.layout_seed)
         self._measure()
         self.scene.apply(self.start.factors)
@@ -149,42 +169,63 @@ class _Running:
         if distance_m < result.goal.nearest_m:
             result.goal.nearest_m, result.goal.nearest_step = distance_m, result.steps
 
-    def over(self, horizon_steps: int, steps_after_success: int) -> bool:
+    def over(self, length: _Length) -> bool:
         if self.ended:
             return True
         if self.solved_at is not None:
-            return self.result.steps >= min(horizon_steps, self.solved_at + steps_after_success)
-        return self.result.steps >= horizon_steps
+            last = self.solved_at + length.steps_after_success
+            return self.result.steps >= min(length.horizon_steps, last)
+        return self.result.steps >= length.horizon_steps
 
 
-def _run_together(
-    running: list[_Running],
-    policy: Policy | None,
-    horizon_steps: int,
-    steps_after_success: int,
-    record_every: int,
-) -> None:
-    active = list(running)
-    while active:
-        plans = _expert(active) if policy is None else _ask(policy, active)
-        for step in range(plans.shape[1]):
-            for episode, plan in zip(active, plans, strict=True):
-                if episode.over(horizon_steps, steps_after_success):
-                    continue
-                if episode.recorded and episode.result.steps % record_every == 0:
-                    episode.result.images.append(episode.scene.rgb())
-                episode.step(plan[step])
-        active = [e for e in active if not e.over(horizon_steps, steps_after_success)]
+def _run_in_turn(
+    scenes: Sequence[Env], waiting: Iterator[_Running], policy: Policy | None, length: _Length
+) -> Iterator[None]:
+    """Run waiting episodes in lockstep, as many as there are scenes, until none is left.
+
+    Yields where images have been sent off.
+    """
+    while running := list(islice(waiting, len(scenes))):
+        pairs = list(zip(scenes, running, strict=False))
+        try:
+            for scene, episode in pairs:
+                episode.begin(scene)
+            active = list(running)
+            while active:
+                plans = _begin_plans(policy, active)
+                yield
+                _follow(plans(), active, length)
+                active = [e for e in active if not e.over(length)]
+        finally:
+            for scene, _ in pairs:
+                scene.restore()
 
 
-def _expert(active: list[_Running]) -> np.ndarray:
-    return np.stack([episode.scene.expert_action() for episode in active])[:, None]
+def _follow(plans: np.ndarray, active: list[_Running], length: _Length) -> None:
+    """Take the planned steps (B, T, A), each episode until it is over."""
+    for step in range(plans.shape[1]):
+        for episode, plan in zip(active, plans, strict=True):
+            if episode.over(length):
+                continue
+            if episode.recorded and episode.result.steps % length.record_every == 0:
+                episode.result.images.append(episode.scene.rgb())
+            episode.step(plan[step])
 
 
-def _ask(policy: Policy, active: list[_Running]) -> np.ndarray:
+def _begin_plans(policy: Policy | None, active: list[_Running]) -> Callable[[], np.ndarray]:
+    """Show a policy the episodes' images; the answer is a function that gives its plans."""
+    if policy is None:
+        plans = np.stack([episode.scene.expert_action() for episode in active])[:, None]
+        return lambda: plans
     images = np.stack([see(episode.scene) for episode in active])
     proprioception = np.stack([episode.scene.proprioception() for episode in active])
-    plans = policy.act(Observation(images, proprioception))
+    observation = Observation(images, proprioception)
+    ask = getattr(policy, "ask", None)
+    answer = partial(policy.act, observation) if ask is None else ask(observation)
+    return lambda: _checked(answer(), active)
+
+
+def _checked(plans: np.ndarray, active: list[_Running]) -> np.ndarray:
     width = active[0].scene.spec.action_dim
     if plans.ndim != 3 or plans.shape[0] != len(active) or plans.shape[2] != width:
         raise UserError(

@@ -7,6 +7,7 @@ T steps, A action width, P width of proprioception.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,8 @@ class EncoderPolicy:
 
     Args:
         encoder: :class:`dynaflip.encoders.image.ImageEncoder`, or anything that maps
-            (B, H, W, 3) uint8 to (B, D).
+            (B, H, W, 3) uint8 to (B, D). One that has ``ask(images, scales)`` is sent images with
+            it, and gives features, or ``scales`` feature maps, when what it returns is called.
         head: fitted on features of this very encoder.
         reader: the read-out that was fitted with the head, where it reads tokens.
         use_proprioception: whether the head was given proprioception.
@@ -49,7 +51,17 @@ class EncoderPolicy:
 
     def act(self, observation: Observation) -> np.ndarray:
         """(B, T, A) in [-1, 1]."""
-        seen = self.see([observation.images])
+        return self.ask(observation)()
+
+    def ask(self, observation: Observation) -> Callable[[], np.ndarray]:
+        """Begin to act: the answer is a function that gives (B, T, A) in [-1, 1].
+
+        Images are on their way to an encoder that lives elsewhere until it is called.
+        """
+        seen = self._begin([observation.images])
+        return lambda: self._act_on(observation, seen())
+
+    def _act_on(self, observation: Observation, seen: np.ndarray) -> np.ndarray:
         if self._first is None:
             self._first = observation.images[:1].copy(), seen[:1]
         return self.plan(seen, observation.proprioception)
@@ -60,11 +72,20 @@ class EncoderPolicy:
         Args:
             views: (B, H, W, 3) uint8 of each camera; cameras may differ in size.
         """
+        return self._begin(views)()
+
+    def _begin(self, views: Sequence[np.ndarray]) -> Callable[[], np.ndarray]:
+        """Begin what :meth:`see` does: the answer is a function that gives it."""
         assert len(views) == self.cameras, "each camera has its own part of what the head reads"
         if self.reader is None:
-            return np.concatenate([features_of(self.encoder, one) for one in views], 1)
+            parts = [begin_features(self.encoder, one) for one in views]
+            return lambda: np.concatenate([part() for part in parts], 1)
         scales = len(self.reader.grids) // self.cameras
-        seen, grids = tokens_of_views(self.encoder, views, scales)
+        seen = begin_tokens_of_views(self.encoder, views, scales)
+        return lambda: self._checked(*seen())
+
+    def _checked(self, seen: np.ndarray, grids: tuple[TokenGrid, ...]) -> np.ndarray:
+        assert self.reader is not None
         if grids != self.reader.grids:
             raise UserError(
                 f"encoder: its tokens have the grids {_words(grids)}, and the read-out was fitted "
@@ -117,7 +138,17 @@ def features_of(encoder: Any, images: np.ndarray) -> np.ndarray:
     Raises:
         UserError: the encoder does not take the images, or gives something else.
     """
-    features = _ask(encoder, images).float().cpu().numpy()
+    return begin_features(encoder, images)()
+
+
+def begin_features(encoder: Any, images: np.ndarray) -> Callable[[], np.ndarray]:
+    """Begin what :func:`features_of` does: the answer is a function that gives it."""
+    features = _begin(encoder, images, None)
+    return lambda: _checked_features(images, features())
+
+
+def _checked_features(images: np.ndarray, given: Any) -> np.ndarray:
+    features: np.ndarray = given.float().cpu().numpy()
     if features.ndim != 2 or len(features) != len(images):
         raise UserError(
             f"encoder: for images of shape {images.shape} it gives features of shape "
@@ -141,33 +172,70 @@ def tokens_of(
     Raises:
         UserError: the encoder does not take the images, or its tokens have no grid.
     """
+    return begin_tokens(encoder, images, scales)()
+
+
+def begin_tokens(
+    encoder: Any, images: np.ndarray, scales: int
+) -> Callable[[], tuple[np.ndarray, tuple[TokenGrid, ...]]]:
+    """Begin what :func:`tokens_of` does: the answer is a function that gives it."""
     if not hasattr(encoder, "feature_maps"):
         raise UserError("readout: this encoder has no feature_maps; set readout to pooled")
-    maps = _ask(lambda batch: encoder.feature_maps(batch, scales), images)
+    maps = _begin(encoder, images, scales)
+    return lambda: _checked_tokens(images, maps())
+
+
+def _checked_tokens(
+    images: np.ndarray, maps: Sequence[torch.Tensor]
+) -> tuple[np.ndarray, tuple[TokenGrid, ...]]:
     tokens = flatten([one.float().cpu() for one in maps]).numpy()
     if not np.isfinite(tokens).all():
         raise UserError(f"encoder: tokens of images of shape {images.shape} are not finite")
     return tokens, grids_of(maps)
 
 
+def _begin(encoder: Any, images: np.ndarray, scales: int | None) -> Callable[[], Any]:
+    """Have an encoder begin with images: the answer gives its features, or its feature maps."""
+    batch = torch.from_numpy(np.ascontiguousarray(images))
+    if hasattr(encoder, "ask"):
+        answer = encoder.ask(batch, scales)
+    elif scales is None:
+        answer = partial(encoder, batch)
+    else:
+        answer = partial(encoder.feature_maps, batch, scales)
+    return lambda: _answered(answer, images)
+
+
 def tokens_of_views(
     encoder: Any, views: Sequence[np.ndarray], scales: int
 ) -> tuple[np.ndarray, tuple[TokenGrid, ...]]:
     """Tokens of several cameras' images side by side, as further scales; see :func:`tokens_of`."""
-    found = [tokens_of(encoder, images, scales) for images in views]
-    grids = tuple(grid for _, own in found for grid in own)
-    return np.concatenate([tokens for tokens, _ in found], 1), grids
+    return begin_tokens_of_views(encoder, views, scales)()
+
+
+def begin_tokens_of_views(
+    encoder: Any, views: Sequence[np.ndarray], scales: int
+) -> Callable[[], tuple[np.ndarray, tuple[TokenGrid, ...]]]:
+    """Begin what :func:`tokens_of_views` does: the answer is a function that gives it."""
+    begun = [begin_tokens(encoder, images, scales) for images in views]
+
+    def answer() -> tuple[np.ndarray, tuple[TokenGrid, ...]]:
+        found = [one() for one in begun]
+        grids = tuple(grid for _, own in found for grid in own)
+        return np.concatenate([tokens for tokens, _ in found], 1), grids
+
+    return answer
 
 
 @torch.no_grad()
-def _ask(function: Callable[[torch.Tensor], Any], images: np.ndarray) -> Any:
-    """What a function of an encoder gives for images.
+def _answered(answer: Callable[[], Any], images: np.ndarray) -> Any:
+    """What an encoder has answered.
 
     Raises:
         UserError: it fails.
     """
     try:
-        return function(torch.from_numpy(np.ascontiguousarray(images)))
+        return answer()
     except UserError:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:

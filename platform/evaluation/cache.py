@@ -42,7 +42,7 @@ def save_result(job: EvaluationJob, result: JobResult) -> None:
     """Save a job's result; its animation first, so that a result is never without it."""
     if result.animation is not None:
         write_file(animation_path(job), result.animation)
-    values = {k: v for k, v in asdict(result).items() if k != "animation"}
+    values = {k: v for k, v in asdict(result).items() if k not in ("animation", "waited_s")}
     values["episodes"] = [asdict(start) for start in job.starts]
     values |= {"arm": job.under_test, "task": job.task, "condition": job.condition.name}
     write_file(_result_path(job), json.dumps(values, indent=1).encode())

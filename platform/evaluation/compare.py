@@ -15,6 +15,7 @@ from dynaflip.eval.intervals.hierarchical_bootstrap import Rate, paired_success,
 from dynaflip.eval.intervals.holm import family_verdicts
 from dynaflip.eval.policies.config import EndToEndConfig
 from dynaflip.eval.policies.readouts.config import POOLED
+from dynaflip.platform.evaluation.encoder_config import FLOAT32
 from dynaflip.platform.evaluation.encoders_under_test import TRAINED
 from dynaflip.platform.evaluation.report.rollout_tables import GIVEN, percent, points
 from dynaflip.platform.evaluation.report.tables import Section
@@ -25,6 +26,7 @@ from dynaflip.platform.evaluation.rollout_run import FinishedEvaluation, read_ev
 _PROTOCOL = (
     "environment", "split", "episodes", "horizon_steps", "steps_after_success", "image_px",
     "demonstrations", "head", "readout", "multitask", "adaptation", "seed", "seeds",
+    "encoder_actor.precision",
 )  # fmt: skip
 
 
@@ -69,6 +71,8 @@ def _setting(run: FinishedEvaluation, key: str) -> Any:
         return run.settings.get(key) or POOLED
     if key == "end_to_end":
         return asdict(EndToEndConfig(**run.settings[key]))
+    if key == "encoder_actor.precision":
+        return run.settings.get("encoder_actor", {}).get("precision", FLOAT32)
     return run.settings.get(key) or None
 
 

@@ -16,6 +16,7 @@ from dynaflip.eval.policies.readouts.config import (
     SpatialSoftmaxConfig,
 )
 from dynaflip.eval.policies.registry import HEADS, READOUTS
+from dynaflip.platform.evaluation.encoder_config import EncoderActorConfig
 from dynaflip.platform.evaluation.encoder_entries import BASELINES, read_entries
 from dynaflip.platform.evaluation.fits_config import FitsConfig
 from dynaflip.platform.evaluation.flow_probe_config import FlowProbeConfig
@@ -176,6 +177,7 @@ class RolloutConfig(EvaluationConfig):
         "source",
         "source_camera",
         "fits",
+        "encoder_actor",
     )
     RENAMED: ClassVar[dict[str, str]] = {"arms": "encoders"}
     SHORT: ClassVar[dict[str, tuple[str, ...]]] = {"env": ("environment",)}
@@ -300,6 +302,7 @@ class RolloutConfig(EvaluationConfig):
     spatial_softmax: SpatialSoftmaxConfig = field(default_factory=SpatialSoftmaxConfig)
     end_to_end: EndToEndConfig = field(default_factory=EndToEndConfig)
     fits: FitsConfig = field(default_factory=FitsConfig)
+    encoder_actor: EncoderActorConfig = field(default_factory=EncoderActorConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()

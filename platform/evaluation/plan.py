@@ -24,6 +24,7 @@ from dynaflip.platform.evaluation.demonstrations import (
     collect_demonstrations,
     demonstration_sets,
 )
+from dynaflip.platform.evaluation.encoder_config import FLOAT32
 from dynaflip.platform.evaluation.encoders_under_test import (
     Encoder,
     EncoderUnderTest,
@@ -66,6 +67,7 @@ class PolicySpec:
     end_to_end: dict[str, Any]  # settings of the training, where it is not frozen
     readout: str = POOLED
     readout_settings: dict[str, Any] = field(default_factory=dict)
+    precision: str = FLOAT32  # of the features
 
     def digest(self) -> str:
         """Equal for policies that are equal."""
@@ -82,6 +84,8 @@ class PolicySpec:
         }
         if self.readout != POOLED:  # as before there were others
             recipe["readout"] = [self.readout, self.readout_settings]
+        if self.precision != FLOAT32:  # as before there were others
+            recipe["precision"] = self.precision
         return _digest(recipe)
 
 
@@ -238,8 +242,9 @@ def _policy(
     seed: int,
 ) -> PolicySpec:
     together = tuple(demonstrations.values()) if config.multitask else (demonstrations[task],)
+    encoder = entry.encoder(seed)
     return PolicySpec(
-        encoder=entry.encoder(seed),
+        encoder=encoder,
         demonstrations=together,
         head=config.head,
         head_settings=config.settings_of_head(),
@@ -249,6 +254,7 @@ def _policy(
         end_to_end={} if config.adaptation == "frozen" else first_settings(config.end_to_end),
         readout=config.readout,
         readout_settings=config.settings_of_readout(),
+        precision=FLOAT32 if encoder.folder is None else config.encoder_actor.precision,
     )
 
 

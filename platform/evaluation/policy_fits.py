@@ -35,7 +35,8 @@ def encode_demonstrations(encoder: Any, parts: Sequence[Any], spec: PolicySpec) 
     """What policies learn from: every image goes through the encoder once, and in no minibatch.
 
     Args:
-        encoder: the frozen one.
+        encoder: the frozen one; or one that lives in an encoder actor, as :class:`dynaflip.
+            platform.evaluation.encoder_service.RemoteEncoder`.
         parts: decoded frames of each task, as of ``spec.demonstrations``.
         spec: any of the policies, which share encoder, demonstrations and read-out.
 
@@ -49,10 +50,11 @@ def encode_demonstrations(encoder: Any, parts: Sequence[Any], spec: PolicySpec) 
 
     scales, words = scales_of(spec.readout, spec.readout_settings), words_of(spec)
     check_encoder(encoder, parts[0].images[:4], scales)
+    size = getattr(encoder, "batch", FEATURE_BATCH)  # an encoder actor's is that of a GPU
     batches = [
-        part.images[start : start + FEATURE_BATCH]
+        part.images[start : start + size]
         for part in parts
-        for start in range(0, len(part.images), FEATURE_BATCH)
+        for start in range(0, len(part.images), size)
     ]
     number = sum(len(part.images) for part in parts)
     features, tokens = np.zeros((number, 0), np.float32), None

@@ -23,7 +23,7 @@ _ABOUT = ("question", "for", "not_for", "pretraining")
 # What no result depends on, and which encoders are compared.
 _FREE = {
     "encoder", "encoders", "experiment", "backbone",
-    "environments", "keep_policies", "check_harness", "protocol", "fits",
+    "environments", "keep_policies", "check_harness", "protocol", "fits", "encoder_actor",
 }  # fmt: skip
 # Sections that are read by one head, read-out or adaptation: compared as these are asked for.
 _SECTIONS = ("behaviour_cloning", "diffusion", "attentive", "spatial_softmax", "end_to_end")
@@ -175,6 +175,8 @@ def _compared(config: RolloutConfig) -> dict[str, Any]:
     spec, values = environment(config.environment), to_dict(config)
     plain = {key: value for key, value in values.items() if key not in {*_FREE, *_SECTIONS}}
     plain["environment"] = None  # compared by name
+    # Where images are encoded is free; in which precision is not.
+    plain["encoder_actor.precision"] = config.encoder_actor.precision
     # A set of tasks is its tasks, and all factors are all factors.
     plain["tasks"] = sorted(spec.tasks_of(config.tasks))
     plain["factors"] = sorted(config.factors or spec.factors)

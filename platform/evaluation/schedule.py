@@ -6,8 +6,10 @@ import time
 from typing import Any, NamedTuple
 
 from dynaflip.eval.envs.base import EnvironmentSpec
+from dynaflip.eval.policies.recipe import ENCODER_PREFIX
 from dynaflip.platform.actor_pool import ActorPool
 from dynaflip.platform.evaluation import cache
+from dynaflip.platform.evaluation.encoder_service import EncoderActors, EncoderService
 from dynaflip.platform.evaluation.encoders_under_test import Encoder
 from dynaflip.platform.evaluation.end_to_end_fits import fit_end_to_end_policies
 from dynaflip.platform.evaluation.fits_config import ANYWHERE, FitsConfig
@@ -31,6 +33,7 @@ def run_jobs(
     jobs: list[EvaluationJob],
     pool: ActorPool,
     fits: FitsConfig = ANYWHERE,
+    service: EncoderService | None = None,
     *,
     quiet: bool = False,
 ) -> list[JobResult]:
@@ -40,6 +43,7 @@ def run_jobs(
         jobs: of any encoders and tasks; those of equal digests run once.
         pool: of :class:`Worker`.
         fits: where policies that train their encoder are fitted.
+        service: encodes the workers' images, if it has actors; None: workers do.
         quiet: print neither counts nor progress.
 
     Raises:
@@ -54,8 +58,8 @@ def run_jobs(
             f"{len(jobs) - len(missing)} of them cached"
         )
     if distinct:
-        fit_missing(distinct, pool, fits, quiet=quiet)
-        _roll_out_missing(distinct, pool, quiet=quiet)
+        fit_missing(distinct, pool, fits, service, quiet=quiet)
+        _roll_out_missing(distinct, pool, service, quiet=quiet)
     results = []
     for job in jobs:
         result = cache.load_result(job)
@@ -68,6 +72,7 @@ def fit_missing(
     jobs: list[EvaluationJob],
     pool: ActorPool,
     fits: FitsConfig = ANYWHERE,
+    service: EncoderService | None = None,
     *,
     quiet: bool = False,
 ) -> None:
@@ -84,14 +89,16 @@ def fit_missing(
     adapted = [spec for spec in missing.values() if spec.adaptation != "frozen"]
     with tqdm(total=len(missing), desc="fit", unit="policy", disable=quiet or not missing) as bar:
         if frozen:
-            _fit_frozen(frozen, pool, bar)
+            _fit_frozen(frozen, pool, service, bar)
         for spec, fitted in fit_end_to_end_policies(adapted, fits) if adapted else ():
             cache.save_policy(spec.digest(), fitted.weights)
             bar.set_postfix_str(f"on {fitted.device}")
             bar.update()
 
 
-def _fit_frozen(specs: list[PolicySpec], pool: ActorPool, bar: Any) -> None:
+def _fit_frozen(
+    specs: list[PolicySpec], pool: ActorPool, service: EncoderService | None, bar: Any
+) -> None:
     """Fit heads, those of one encoder, read-out and demonstrations together."""
     groups: dict[tuple[str, ...], list[PolicySpec]] = {}
     for spec in specs:
@@ -101,7 +108,7 @@ def _fit_frozen(specs: list[PolicySpec], pool: ActorPool, bar: Any) -> None:
         groups.setdefault(key, []).append(spec)
     results = pool.run(
         JobQueue(list(groups.values())).next,
-        lambda actor, specs: actor.fit.remote(specs),
+        lambda actor, specs: actor.fit.remote(specs, _there(service)),
         number=len(groups),
         describe=lambda specs: f"fitting {len(specs)} policies on {specs[0].encoder.name}",
     )
@@ -113,7 +120,7 @@ def _fit_frozen(specs: list[PolicySpec], pool: ActorPool, bar: Any) -> None:
 
 
 def compare_with_expert(
-    jobs: list[EvaluationJob], pool: ActorPool
+    jobs: list[EvaluationJob], pool: ActorPool, service: EncoderService | None = None
 ) -> dict[tuple[str, str], ImitationResult]:
     """Compare all jobs' policies with the expert: (task, digest of a policy) → its result.
 
@@ -129,8 +136,9 @@ def compare_with_expert(
     def submit(actor: Any, key: _Imitation) -> Any:
         specs = {job.policy.digest(): job.policy for job in batches[key]}
         fitted = [digest for digest, spec in specs.items() if spec.encoder.folder is not None]
-        weights = {digest: cache.load_policy(digest) for digest in fitted}
-        return actor.compare_with_expert.remote(batches[key], weights)
+        there = _there(service) if fitted else None
+        weights = {digest: _weights(digest, there) for digest in fitted}
+        return actor.compare_with_expert.remote(batches[key], weights, there)
 
     results: dict[tuple[str, str], ImitationResult] = {}
     queue = TaskQueue(list(batches))
@@ -160,7 +168,22 @@ def compute_saliency(
     return {task: of_task for task, of_task in maps.items() if of_task is not None}
 
 
-def _roll_out_missing(jobs: list[EvaluationJob], pool: ActorPool, *, quiet: bool) -> None:
+def _there(service: EncoderService | None) -> EncoderActors | None:
+    """The encoder actors for a job; None where its worker encodes."""
+    return None if service is None else service.for_a_job()
+
+
+def _weights(digest: str, there: EncoderActors | None) -> dict[str, Any]:
+    """A policy's tensors that a worker needs: without an encoder that actors load themselves."""
+    weights = cache.load_policy(digest)
+    if there is None:
+        return weights
+    return {k: tensor for k, tensor in weights.items() if not k.startswith(ENCODER_PREFIX)}
+
+
+def _roll_out_missing(
+    jobs: list[EvaluationJob], pool: ActorPool, service: EncoderService | None, *, quiet: bool
+) -> None:
     from tqdm import tqdm
 
     queue = TaskQueue(jobs)
@@ -168,8 +191,10 @@ def _roll_out_missing(jobs: list[EvaluationJob], pool: ActorPool, *, quiet: bool
 
     def submit(actor: Any, job: EvaluationJob) -> Any:
         spec = job.policy
-        weights = None if spec.encoder.folder is None else cache.load_policy(spec.digest())
-        return actor.roll_out.remote(job, weights)
+        if spec.encoder.folder is None:
+            return actor.roll_out.remote(job, None)
+        there = _there(service)
+        return actor.roll_out.remote(job, _weights(spec.digest(), there), there)
 
     with tqdm(total=len(jobs), desc="roll out", unit="job", disable=quiet) as bar:
         for job, result in pool.run(queue.next, submit, number=len(jobs), describe=_words):
@@ -179,8 +204,16 @@ def _roll_out_missing(jobs: list[EvaluationJob], pool: ActorPool, *, quiet: bool
             bar.set_postfix_str(
                 f"{steps / (time.monotonic() - began):.0f} steps/s, last {job.task} "
                 f"{job.condition.name} {job.under_test}: {solved}, workers {pool.state().words()}"
+                + _encoding(service, result)
             )
             bar.update()
+
+
+def _encoding(service: EncoderService | None, last: JobResult) -> str:
+    """How busy encoder actors are, and how long the last job's worker waited for them."""
+    if service is None or not (words := service.words()):
+        return ""
+    return f", {words}, worker waited {100 * last.waited_s / last.seconds:.0f} %"
 
 
 def _words(job: EvaluationJob) -> str:

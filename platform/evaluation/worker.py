@@ -21,6 +21,7 @@ from dynaflip.platform.evaluation.policy_fits import (
 
 if TYPE_CHECKING:
     from dynaflip.eval.metrics.attention import AttentionMaps
+    from dynaflip.platform.evaluation.encoder_service import EncoderActors
 
 CACHED_DEMONSTRATIONS = 5  # tasks whose decoded frames stay in memory
 CACHED_ENCODERS = 4
@@ -38,6 +39,7 @@ class JobResult:
     seconds: float
     animation: bytes | None  # GIF of the first episode
     goal: list[GoalDistance | None] = field(default_factory=list)  # empty: not recorded
+    waited_s: float = 0.0  # of these seconds, for images that encoder actors had
 
 
 @dataclass(frozen=True)
@@ -80,25 +82,42 @@ class Worker:
         self._views: tuple[Any, Any] | None = None
         self._frames: dict[str, Any] = {}
 
-    def fit(self, specs: list[PolicySpec]) -> dict[str, dict[str, Any]]:
+    def fit(
+        self, specs: list[PolicySpec], there: EncoderActors | None = None
+    ) -> dict[str, dict[str, Any]]:
         """Fit policies that share a frozen encoder, demonstrations and read-out.
 
         Features are computed once for all of them, and in no minibatch.
+
+        Args:
+            specs: of the policies.
+            there: actors that encode the demonstrations; None: this worker does.
 
         Returns:
             Digest of a policy → its state dict.
         """
         parts = [self._frames_of(d) for d in specs[0].demonstrations]
-        shown = encode_demonstrations(self._encoder(specs[0].encoder), parts, specs[0])
+        shown = encode_demonstrations(self._encoder_of(specs[0], there), parts, specs[0])
         return {spec.digest(): fit_policy(spec, shown) for spec in specs}
 
-    def roll_out(self, job: EvaluationJob, weights: dict[str, Any] | None) -> JobResult:
-        """Run a job's episodes with a fitted policy."""
+    def roll_out(
+        self,
+        job: EvaluationJob,
+        weights: dict[str, Any] | None,
+        there: EncoderActors | None = None,
+    ) -> JobResult:
+        """Run a job's episodes with a fitted policy.
+
+        Args:
+            job: which episodes of which policy.
+            weights: the policy's fitted tensors; without its encoder's, if that is ``there``.
+            there: actors that encode the images; None: this worker does.
+        """
         from dynaflip.eval.rollout import roll_out
 
         began = time.monotonic()
         scenes = self._scenes_for(job)
-        policy = self._policy(job, weights)
+        policy = self._policy(job, weights, there)
         results = roll_out(
             scenes,
             job.starts,
@@ -106,6 +125,7 @@ class Worker:
             horizon_steps=job.horizon_steps,
             steps_after_success=job.steps_after_success,
             record_first=job.recorded,
+            groups=1 if there is None else 2,
         )
         if weights is not None:
             policy.check_features()
@@ -117,16 +137,21 @@ class Worker:
             time.monotonic() - began,
             _animation(images) if images else None,
             [r.goal for r in results],
+            getattr(getattr(policy, "encoder", None), "waited_s", 0.0),
         )
 
     def compare_with_expert(
-        self, jobs: list[EvaluationJob], weights: dict[str, Any]
+        self,
+        jobs: list[EvaluationJob],
+        weights: dict[str, Any],
+        there: EncoderActors | None = None,
     ) -> ImitationResult:
         """Compare policies of one encoder and task with the expert, under all conditions.
 
         Args:
             jobs: one per policy and condition; those of a policy differ in condition alone.
             weights: digest of a policy → its fitted tensors (none for those without an encoder).
+            there: actors that encode the images; None: this worker does.
         """
         import numpy as np
 
@@ -138,9 +163,10 @@ class Worker:
         by_policy = {}
         for job in {job.policy.digest(): job for job in jobs}.values():
             digest = job.policy.digest()
-            policy, actions = self._policy(job, weights.get(digest)), []
-            for start in range(0, len(views.images), FEATURE_BATCH):
-                part = slice(start, start + FEATURE_BATCH)
+            policy, actions = self._policy(job, weights.get(digest), there), []
+            size = FEATURE_BATCH if there is None else there.batch
+            for start in range(0, len(views.images), size):
+                part = slice(start, start + size)
                 observation = Observation(views.images[part], views.proprioception[part])
                 plan = views.actions[part, None] if policy is None else policy.act(observation)
                 actions.append(plan[:, 0])
@@ -245,7 +271,19 @@ class Worker:
             self._encoders[encoder.digest] = load(encoder)
         return self._encoders[encoder.digest]
 
-    def _policy(self, job: EvaluationJob, weights: dict[str, Any] | None) -> Any:
+    def _encoder_of(self, spec: PolicySpec, there: EncoderActors | None) -> Any:
+        """A policy's encoder: here, or in encoder actors."""
+        if there is None:
+            return self._encoder(spec.encoder)
+        from dynaflip.platform.evaluation.encoder_actor import EncoderSource
+        from dynaflip.platform.evaluation.encoder_service import RemoteEncoder
+
+        trained = None if spec.adaptation == "frozen" else spec.digest()
+        return RemoteEncoder(there, EncoderSource(spec.encoder, trained))
+
+    def _policy(
+        self, job: EvaluationJob, weights: dict[str, Any] | None, there: EncoderActors | None
+    ) -> Any:
         from dynaflip.eval.policies.random_policy import RandomPolicy
 
         spec = job.policy
@@ -254,7 +292,7 @@ class Worker:
         if spec.encoder.name == RANDOM_POLICY:
             return RandomPolicy(spec.seed, environment(job.environment).action_dim)
         assert weights is not None
-        return fitted_policy(spec, weights, self._encoder(spec.encoder), job.task)
+        return fitted_policy(spec, weights, self._encoder_of(spec, there), job.task)
 
 
 def _scene_spec(job: EvaluationJob) -> SceneSpec:

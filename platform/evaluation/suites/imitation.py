@@ -66,6 +66,7 @@ class Imitation(Suite):
         from dynaflip.eval.envs.registry import environment
         from dynaflip.platform import tracking
         from dynaflip.platform.demonstrations.collect import check_expert
+        from dynaflip.platform.evaluation.encoder_service import EncoderService
         from dynaflip.platform.evaluation.encoders_under_test import info_of
         from dynaflip.platform.evaluation.kept_policies import keep_policies
         from dynaflip.platform.evaluation.plan import prepare
@@ -85,6 +86,7 @@ class Imitation(Suite):
                 "whose actions policies' are compared with; roll policies out with --suite "
                 "rollouts, or compare them with held-out recordings with --suite offline",
             )
+        service = EncoderService(config.encoder_actor)  # refused before anything is counted
         tested, jobs = prepare(config)
         tags = {
             "kind": KIND,
@@ -97,9 +99,9 @@ class Imitation(Suite):
         run = tracking.open_run(config.experiment, new_run_name(KIND), tags)
         with tracking.ending(run):
             run.log_settings(config)
-            with open_pool(environment(config.environment)) as pool:
-                fit_missing(jobs, pool, config.fits)
-                results = compare_with_expert(jobs, pool)
+            with service, open_pool(environment(config.environment)) as pool:
+                fit_missing(jobs, pool, config.fits, service)
+                results = compare_with_expert(jobs, pool, service)
             kept = keep_policies(config, jobs, run)
             return _report(config, tested, jobs, imitation_table(jobs, results), run, kept)
 

@@ -43,6 +43,7 @@ class Rollouts(Suite):
         """
         from dynaflip.eval.envs.registry import environment
         from dynaflip.platform import tracking
+        from dynaflip.platform.evaluation.encoder_service import EncoderService
         from dynaflip.platform.evaluation.kept_policies import keep_policies
         from dynaflip.platform.evaluation.plan import prepare
         from dynaflip.platform.evaluation.results import episode_table
@@ -50,13 +51,14 @@ class Rollouts(Suite):
         from dynaflip.platform.evaluation.schedule import open_pool, run_jobs
         from dynaflip.platform.evaluation.version_scores import mark_versions
 
+        service = EncoderService(config.encoder_actor)  # refused before anything is counted
         tested, jobs = prepare(config)
         # Opened before the first episode: an evaluation on test counts though it is killed.
         run, test_evaluation = open_rollout_run(config, tested, jobs)
         with tracking.ending(run):
             run.log_settings(config)
-            with open_pool(environment(config.environment)) as pool:
-                table = episode_table(jobs, run_jobs(jobs, pool, config.fits))
+            with service, open_pool(environment(config.environment)) as pool:
+                table = episode_table(jobs, run_jobs(jobs, pool, config.fits, service))
                 saliency = _saliency(config, tested, pool)
             kept = keep_policies(config, jobs, run)
             outcome = _report(config, tested, jobs, table, saliency, run, test_evaluation, kept)

@@ -1,0 +1,111 @@
+"""An evaluation on a cluster of 2 CPUs and a GPU that is only said to be there.
+
+Run by test_encoder_actor.py as a program of its own, because the cluster is its own. The encoder
+actor computes on a CPU and reserves the GPU. Prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from dynaflip.platform.cluster import prepare_environment
+from dynaflip.platform.evaluation.config import RolloutConfig
+from dynaflip.platform.evaluation.encoder_config import CPU, IN_WORKERS, EncoderActorConfig
+from dynaflip.platform.evaluation.outcome import Outcome
+
+
+def settings(encoder: Path) -> RolloutConfig:
+    """An evaluation of an environment that costs nothing."""
+    return RolloutConfig(
+        encoder=str(encoder),
+        baselines=(),
+        environment="class:outside_environment:ENVIRONMENT",
+        factors=("class:outside_environment:FOG",),
+        all_at_once=False,
+        seeds=1,
+        episodes=8,
+        demonstrations=20,
+        image_px=32,
+        horizon_steps=20,
+        steps_after_success=2,
+        environments=4,
+        check_harness=False,
+        head="class:outside_head:HEAD",
+        head_settings={"penalty": 1e4},
+        encoder_actor=EncoderActorConfig(device=IN_WORKERS),
+    )
+
+
+def evaluate(folder: Path, config: RolloutConfig) -> Outcome:
+    """Run it in a home of its own."""
+    from dynaflip.platform.evaluation.suites.rollouts import Rollouts
+
+    os.environ["DYNAFLIP_HOME"] = str(folder)
+    return Rollouts().run(config)
+
+
+def kill_once_fitted(home: Path) -> None:
+    """Kill the encoder actor's process when the first policies are fitted."""
+    from ray._private.state import state
+
+    while not list((home / "evaluation" / "policies").glob("*.safetensors")):
+        time.sleep(0.02)
+    os.kill(encoder_actors(state)[0]["Pid"], signal.SIGKILL)
+
+
+def encoder_actors(state: Any) -> list[dict]:
+    """Ray's records of the encoder actors, those that have ended too."""
+    return [
+        one for one in state.actor_table(None).values() if one["ActorClassName"] == "EncoderActor"
+    ]
+
+
+def main(folder: Path) -> None:
+    """The same evaluation with encoders in the workers, and in an actor that is killed."""
+    prepare_environment()
+    import ray
+    from ray._private.state import state
+
+    root = str(Path(__file__).resolve().parents[3])
+    paths = os.pathsep.join([root, str(Path(root) / "tests" / "eval")])
+    ray.init(
+        "local",
+        num_cpus=2,
+        num_gpus=1,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=100_000_000,
+        runtime_env={"env_vars": {"PYTHONPATH": paths}},
+    )
+    config = settings(folder / "encoder")
+    own = evaluate(folder / "own", config)
+    actors = EncoderActorConfig(device=CPU, gpus_per_actor=0.5, batch=16)
+    killer = threading.Thread(target=kill_once_fitted, args=(folder / "there",), daemon=True)
+    killer.start()
+    there = evaluate(folder / "there", replace(config, encoder_actor=actors))
+    print(
+        "FOUND "
+        + json.dumps(
+            {
+                "equal": own.rows().equals(there.rows()),
+                "episodes": own.rows().height,
+                "solved": own.rows().filter(pl.col("arm") == "trained")["success_ever"].sum(),
+                "restarts": sum(one["NumRestarts"] for one in encoder_actors(state)),
+                "actors": len(encoder_actors(state)),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

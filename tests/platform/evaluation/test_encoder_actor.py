@@ -1,0 +1,97 @@
+"""Encoder actors on real Ray: many workers' images in full passes, and an actor that dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from checkout import REPOSITORY
+from tiny_rollouts import encoder_folder
+
+from dynaflip.errors import UserError
+from dynaflip.platform.evaluation.encoder_config import EncoderActorConfig
+from dynaflip.platform.evaluation.encoders_under_test import encoder_at, load
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (12, 40, 40, 3), np.uint8)
+
+
+@pytest.mark.ray
+def test_requests_share_passes_and_an_actor_that_dies_is_asked_again(
+    tmp_path: Path, ray_cluster: None
+) -> None:
+    import ray
+
+    from dynaflip.platform.evaluation.encoder_actor import EncoderSource
+    from dynaflip.platform.evaluation.encoder_service import EncoderService, RemoteEncoder
+
+    found = encoder_at(str(encoder_folder(tmp_path / "encoder")))
+    encoder, images = load(found), torch.from_numpy(IMAGES)
+    with torch.no_grad():
+        expected, maps = encoder(images), encoder.feature_maps(images, 2)
+    config = EncoderActorConfig(device="cpu", batch=8, window_ms=300)
+    with EncoderService(config) as service:
+        workers = [RemoteEncoder(service.for_a_job(), EncoderSource(found)) for _ in range(4)]
+        (actor,) = service.for_a_job().actors
+        ray.get(actor.usage.remote())
+        answers = [worker.ask(images[3 * i : 3 * i + 3], None) for i, worker in enumerate(workers)]
+        features = torch.cat([answer() for answer in answers])
+        used = ray.get(actor.usage.remote())
+        assert (used.images, used.passes) == (12, 2), "6 images of two workers in each pass"
+        assert 0 < used.busy <= 1
+        torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
+        for ours, true in zip(workers[0].feature_maps(images, 2), maps, strict=True):
+            torch.testing.assert_close(ours, true, rtol=1e-4, atol=1e-4)
+        assert workers[0].waited_s > 0
+        with pytest.raises(UserError, match=r"images: shape .* is needed, not \(8, 40, 40, 2\)"):
+            workers[0](images[..., :2])
+
+        pid = ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))
+        os.kill(pid, signal.SIGKILL)
+        assert torch.equal(workers[1](images), features), "of the one that took its place"
+
+
+@pytest.mark.ray
+def test_features_that_differ_in_half_precision_stop_the_job(
+    tmp_path: Path, ray_cluster: None
+) -> None:
+    from dynaflip.platform.evaluation.encoder_actor import EncoderSource
+    from dynaflip.platform.evaluation.encoder_service import EncoderService, RemoteEncoder
+
+    found = encoder_at(str(encoder_folder(tmp_path / "encoder")))
+    config = EncoderActorConfig(device="cpu", batch=4, precision="bfloat16", tolerance=1e-5)
+    with EncoderService(config) as service:
+        encoder = RemoteEncoder(service.for_a_job(), EncoderSource(found))
+        with pytest.raises(
+            UserError, match=r"encoder_actor\.precision: .* differ .* allows 0\.001"
+        ):
+            encoder(torch.from_numpy(IMAGES))
+
+
+@pytest.mark.ray
+@pytest.mark.integration
+def test_an_evaluation_with_a_killed_encoder_actor_has_the_table_of_workers_that_encode(
+    tmp_path: Path,
+) -> None:
+    encoder_folder(tmp_path / "encoder")
+    paths = os.pathsep.join(str(REPOSITORY / part) for part in ("", "tests/eval"))
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("encoder_actor_run.py")), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    (line,) = [one for one in done.stdout.splitlines() if one.startswith("FOUND ")] or [""]
+    assert line, done.stdout[-2000:] + done.stderr[-3000:]
+    found = json.loads(line.removeprefix("FOUND "))
+    assert found["equal"], "other successes or steps"
+    assert found["episodes"] == 2 * 8 > found["solved"] > 0
+    # Half a GPU each on the only one; one was killed and came back.
+    assert (found["actors"], found["restarts"]) == (2, 1)
