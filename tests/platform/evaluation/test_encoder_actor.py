@@ -85,7 +85,7 @@ def test_an_evaluation_with_a_killed_encoder_actor_has_the_table_of_workers_that
         [sys.executable, str(Path(__file__).with_name("encoder_actor_run.py")), str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=400,
         env={**os.environ, "PYTHONPATH": paths},
     )
     (line,) = [one for one in done.stdout.splitlines() if one.startswith("FOUND ")] or [""]
