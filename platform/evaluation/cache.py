@@ -13,8 +13,8 @@ from typing import Any
 
 from dynaflip.eval.rollout import GoalDistance
 from dynaflip.files import write_file
+from dynaflip.platform.evaluation.job_result import JobResult
 from dynaflip.platform.evaluation.plan import EvaluationJob, PolicySpec
-from dynaflip.platform.evaluation.worker import JobResult
 from dynaflip.platform.paths import home
 
 

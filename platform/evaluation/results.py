@@ -12,8 +12,8 @@ from dynaflip.errors import UserError
 from dynaflip.eval.expert_views import ALL_FACTORS, UNPERTURBED
 from dynaflip.eval.intervals.hierarchical_bootstrap import Rate, paired_success, success_rate
 from dynaflip.eval.perturbations import BUILT_IN_FACTORS, seen_factors, unseen_factors
+from dynaflip.platform.evaluation.job_result import JobResult
 from dynaflip.platform.evaluation.plan import EvaluationJob
-from dynaflip.platform.evaluation.worker import JobResult
 
 MEASURES = ("success_ever", "success_last")
 # How far the object was from its goal: empty where the environment does not know.

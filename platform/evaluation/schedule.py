@@ -13,10 +13,10 @@ from dynaflip.platform.evaluation.encoder_service import EncoderActors, EncoderS
 from dynaflip.platform.evaluation.encoders_under_test import Encoder
 from dynaflip.platform.evaluation.end_to_end_fits import fit_end_to_end_policies
 from dynaflip.platform.evaluation.fits_config import ANYWHERE, FitsConfig
+from dynaflip.platform.evaluation.job_result import JobResult
 from dynaflip.platform.evaluation.plan import EvaluationJob, PolicySpec
 from dynaflip.platform.evaluation.worker import (
     ImitationResult,
-    JobResult,
     SaliencyMaps,
     SceneSpec,
     Worker,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dynaflip.eval.envs.registry import environment
-from dynaflip.eval.rollout import EpisodeStart, GoalDistance
+from dynaflip.eval.rollout import EpisodeStart
 from dynaflip.platform.evaluation.demonstration_set import DemonstrationSet
 from dynaflip.platform.evaluation.encoders_under_test import EXPERT, RANDOM_POLICY, Encoder, load
+from dynaflip.platform.evaluation.job_result import JobResult
 from dynaflip.platform.evaluation.plan import EvaluationJob, PolicySpec
 from dynaflip.platform.evaluation.policy_fits import (
     FEATURE_BATCH,
@@ -27,19 +28,6 @@ CACHED_DEMONSTRATIONS = 5  # tasks whose decoded frames stay in memory
 CACHED_ENCODERS = 4
 
 SALIENCY_STEP = 40  # control steps: the hand has reached the object or is about to
-
-
-@dataclass(frozen=True)
-class JobResult:
-    """Results of a job's episodes in the order of its starts."""
-
-    success_ever: list[bool]
-    success_last: list[bool]
-    steps: list[int]
-    seconds: float
-    animation: bytes | None  # GIF of the first episode
-    goal: list[GoalDistance | None] = field(default_factory=list)  # empty: not recorded
-    waited_s: float = 0.0  # of these seconds, for images that encoder actors had
 
 
 @dataclass(frozen=True)

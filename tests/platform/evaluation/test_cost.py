@@ -13,8 +13,8 @@ from dynaflip.platform.evaluation import cache
 from dynaflip.platform.evaluation.cost import dry_run, makespan, work_of
 from dynaflip.platform.evaluation.demonstrations import demonstration_set
 from dynaflip.platform.evaluation.encoders_under_test import Encoder, EncoderUnderTest
+from dynaflip.platform.evaluation.job_result import JobResult
 from dynaflip.platform.evaluation.plan import plan_jobs
-from dynaflip.platform.evaluation.worker import JobResult
 
 
 def test_free_workers_take_jobs_in_their_order() -> None:

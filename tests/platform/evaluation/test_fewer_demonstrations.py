@@ -16,12 +16,12 @@ from dynaflip.eval.policies.readouts.token_store import TokenStore
 from dynaflip.platform.evaluation.config import RolloutConfig
 from dynaflip.platform.evaluation.demonstrations import DemonstrationSet
 from dynaflip.platform.evaluation.encoders_under_test import EXPERT, Encoder, EncoderUnderTest
+from dynaflip.platform.evaluation.job_result import JobResult
 from dynaflip.platform.evaluation.kept_policies import policy_name
 from dynaflip.platform.evaluation.plan import EvaluationJob, plan_jobs
 from dynaflip.platform.evaluation.policy_fits import fit_policy
 from dynaflip.platform.evaluation.report.demonstration_curve import curve_images, curve_sections
 from dynaflip.platform.evaluation.results import episode_table, successes
-from dynaflip.platform.evaluation.worker import JobResult
 
 TESTED = [
     EncoderUnderTest("trained", (Encoder("a", "/a", "digest-a"),)),

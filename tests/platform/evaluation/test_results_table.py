@@ -15,6 +15,7 @@ from tiny_rollouts import tiny
 from dynaflip.eval.intervals.hierarchical_bootstrap import success_rate
 from dynaflip.platform.evaluation.demonstrations import DemonstrationSet
 from dynaflip.platform.evaluation.encoders_under_test import Encoder, EncoderUnderTest
+from dynaflip.platform.evaluation.job_result import JobResult
 from dynaflip.platform.evaluation.plan import plan_jobs
 from dynaflip.platform.evaluation.report.tables import Section, as_text, retrieval_section
 from dynaflip.platform.evaluation.report.terminal import show_sections
@@ -26,7 +27,6 @@ from dynaflip.platform.evaluation.results_table import (
     state_interval,
 )
 from dynaflip.platform.evaluation.retrieval_scopes import drop_meaningless
-from dynaflip.platform.evaluation.worker import JobResult
 
 ABOUT = {"suite": "rollouts", "run": "r", "split": "dev", "environment": "metaworld"}
 
