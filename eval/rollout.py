@@ -11,7 +11,7 @@ proprioception.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -180,7 +180,7 @@ class _Running:
 
 def _run_in_turn(
     scenes: Sequence[Env], waiting: Iterator[_Running], policy: Policy | None, length: _Length
-) -> Iterator[None]:
+) -> Generator[None, None, None]:
     """Run waiting episodes in lockstep, as many as there are scenes, until none is left.
 
     Yields where images have been sent off.
