@@ -1,12 +1,12 @@
-"""``--dry-run`` of rollouts: what would run, what is cached, and how long it takes.
+"""``--dry-run`` of policies: what would run, what is cached, and how long it takes.
 
 The plan is the evaluation's own: the same jobs, named by the same digests. Seconds follow from unit
-costs that were measured on this machine (:mod:`dynaflip.platform.evaluation.cost_units`).
+costs that were measured on this machine (:mod:`dynaflip.platform.evaluation.cost_units`). Of the
+suite ``rollouts``, and of ``imitation``, which shows policies the expert's moments instead.
 """
 
 from __future__ import annotations
 
-import heapq
 import json
 import math
 import tempfile
@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dynaflip.errors import UserError
-from dynaflip.platform.cluster import available_cpus
+from dynaflip.eval.envs.registry import environment
 from dynaflip.platform.evaluation import cache
 from dynaflip.platform.evaluation.config import RolloutConfig
+from dynaflip.platform.evaluation.cost_table import START_S, makespan, span, time_section
 from dynaflip.platform.evaluation.cost_units import (
     PolicyCosts,
     SceneCosts,
@@ -25,15 +26,13 @@ from dynaflip.platform.evaluation.cost_units import (
     policy_costs,
     policy_kind,
     scene_costs,
+    scene_to_measure,
 )
-from dynaflip.platform.evaluation.demonstrations import (
-    DemonstrationSet,
-    collect_settings,
-)
+from dynaflip.platform.evaluation.demonstration_set import DemonstrationSet
+from dynaflip.platform.evaluation.demonstrations import collect_settings
 from dynaflip.platform.evaluation.plan import EvaluationJob, plan_rollouts
 from dynaflip.platform.evaluation.report.tables import Section
 
-START_S = 10.0  # assumed: Ray, imports, the run, saliency, intervals and the report
 POOL_S = 4.0  # assumed: actors that start for a task's demonstrations
 
 
@@ -47,10 +46,26 @@ class Work:
     jobs: list[EvaluationJob] = field(default_factory=list)  # all, cached ones too
     steps: float = 0.0  # of an episode, expected
     from_cache: bool = False  # whether these are of cached episodes
+    imitation: bool = False  # policies are shown the expert's moments, and not rolled out
 
 
-def dry_run(config: RolloutConfig, *, gpu_images_per_s: float) -> list[Section]:
+@dataclass(frozen=True)
+class Costs:
+    """Unit costs of an evaluation of policies."""
+
+    scene: SceneCosts
+    policies: dict[str, PolicyCosts]  # by the encoder's digest
+
+
+def dry_run(
+    config: RolloutConfig, *, gpu_images_per_s: float, imitation: bool = False
+) -> list[Section]:
     """Tables of what would run and how long it takes; writes nothing but unit costs.
+
+    Args:
+        config: of the evaluation.
+        gpu_images_per_s: assumed throughput of a GPU.
+        imitation: policies are shown the expert's moments, and are not rolled out.
 
     Raises:
         UserError: as the evaluation itself would raise, or its encoders are trained.
@@ -59,21 +74,39 @@ def dry_run(config: RolloutConfig, *, gpu_images_per_s: float) -> list[Section]:
         raise UserError(f"--dry-run: adaptation {config.adaptation} is not estimated, frozen is")
     with tempfile.TemporaryDirectory() as folder:
         _, tasks, jobs = plan_rollouts(config, Path(folder))
-        work = work_of(config, tasks, jobs)
-        with_encoder = [job for job in jobs if job.policy.encoder.folder is not None]
-        scene = scene_costs(jobs[0], collect_settings(config, jobs[0].task))
-        kinds = {policy_kind(job): job for job in with_encoder}
-        known = {kind: policy_costs(job) for kind, job in kinds.items()}
-        costs = {job.policy.encoder.digest: known[policy_kind(job)] for job in with_encoder}
+        work = work_of(config, tasks, jobs, imitation=imitation)
+        costs = costs_of(config, jobs)
+    last = "imitation" if imitation else "rollouts"
     return [
         _jobs_section(work),
-        _work_section(work, scene, costs),
-        _time_section(work, scene, costs, gpu_images_per_s),
+        _work_section(work, costs),
+        time_section(
+            ("demonstrations", "fits", last),
+            lambda cores, rate: stages_s(work, costs, cores, rate),
+            gpu_images_per_s,
+            str(calibration_file()),
+        ),
     ]
 
 
+def costs_of(config: RolloutConfig, jobs: list[EvaluationJob]) -> Costs:
+    """Unit costs of an evaluation's jobs, from the file or measured now."""
+    collect = None if config.source else collect_settings(config, jobs[0].task)
+    with_encoder = [job for job in jobs if job.policy.encoder.folder is not None]
+    kinds = {policy_kind(job): job for job in with_encoder}
+    scene = scene_costs(scene_to_measure(jobs, collect))
+    known = {kind: policy_costs(job) for kind, job in kinds.items()}
+    return Costs(
+        scene, {job.policy.encoder.digest: known[policy_kind(job)] for job in with_encoder}
+    )
+
+
 def work_of(
-    config: RolloutConfig, tasks: dict[str, DemonstrationSet], jobs: list[EvaluationJob]
+    config: RolloutConfig,
+    tasks: dict[str, DemonstrationSet],
+    jobs: list[EvaluationJob],
+    *,
+    imitation: bool = False,
 ) -> Work:
     """What of a plan is not cached.
 
@@ -81,12 +114,13 @@ def work_of(
         config: of the evaluation.
         tasks: demonstrations of each task, collected or not.
         jobs: all of it.
+        imitation: whether policies are shown the expert's moments, which nothing caches.
     """
-    work = Work(jobs=jobs, steps=float(config.horizon_steps or 0))
+    work = Work(jobs=jobs, steps=float(config.horizon_steps or 0), imitation=imitation)
     for task, shown in tasks.items():
-        if not (Path(shown.folder) / "meta" / "dynaflip.json").is_file():
+        if shown.own is None and not (Path(shown.folder) / "meta" / "dynaflip.json").is_file():
             work.demonstrations.append((shown, collect_settings(config, task).episodes_per_task))
-    results = [(job, cache.load_result(job)) for job in jobs]
+    results = [(job, None if imitation else cache.load_result(job)) for job in jobs]
     missing = {job.digest(): job for job, result in results if result is None}
     work.rollouts = list(missing.values())
     steps = [step for _, result in results if result is not None for step in result.steps]
@@ -102,16 +136,30 @@ def work_of(
     return work
 
 
-def makespan(seconds: Sequence[float], workers: int) -> float:
-    """Seconds until jobs are done that free workers take in their order."""
-    free = [0.0] * workers
-    for one in seconds:
-        heapq.heapreplace(free, free[0] + one)
-    return max(free)
+def stages_s(
+    work: Work, costs: Costs, workers: int, gpu_images_per_s: float | None
+) -> tuple[float, float, float]:
+    """Seconds of demonstrations, fits, and rollouts or imitation, on so many workers."""
+    last = _imitation_s if work.imitation else _rollouts_s
+    return (
+        _demonstrations_s(work, costs.scene, workers),
+        _fits_s(work, costs, workers, gpu_images_per_s),
+        last(work, costs, workers, gpu_images_per_s),
+    )
+
+
+def _demonstrations_s(work: Work, scene: SceneCosts, workers: int) -> float:
+    seconds = 0.0
+    for _, episodes in work.demonstrations:
+        one = scene.recorded_frame_s * scene.demonstration_steps
+        seconds += POOL_S + makespan([scene.open_s / episodes + one] * episodes, workers)
+    return seconds
 
 
 def _frames(shown: DemonstrationSet, scene: SceneCosts) -> float:
     """Frames that policies learn from: as recorded, or as the expert's measured episode has."""
+    if shown.own is not None:
+        return shown.own.frames
     path = Path(shown.folder) / "meta" / "info.json"
     per_episode = scene.demonstration_steps
     if path.is_file():
@@ -120,54 +168,80 @@ def _frames(shown: DemonstrationSet, scene: SceneCosts) -> float:
     return per_episode * shown.number
 
 
-def _stages(
-    work: Work,
-    scene: SceneCosts,
-    costs: dict[str, PolicyCosts],
-    workers: int,
-    gpu_images_per_s: float | None,
-) -> tuple[float, float, float]:
-    """Seconds of demonstrations, fits and rollouts on so many workers."""
-    collected = 0.0
-    for _, episodes in work.demonstrations:
-        one = scene.recorded_frame_s * scene.demonstration_steps
-        collected += POOL_S + makespan([scene.open_s / episodes + one] * episodes, workers)
-    fits, rollouts, encoded, seen = [], [], 0.0, 0.0
+def _fits_s(work: Work, costs: Costs, workers: int, gpu_images_per_s: float | None) -> float:
+    seconds, encoded = [], 0.0
     for group in work.fits:
-        fitted = costs[group[0].policy.encoder.digest]
-        images = sum(_frames(d, scene) for d in group[0].policy.demonstrations)
+        fitted = costs.policies[group[0].policy.encoder.digest]
+        images = sum(_frames(d, costs.scene) for d in group[0].policy.demonstrations)
         encoded += images
         encode_s = fitted.encode_s if gpu_images_per_s is None else 0.0
-        fits.append(images * encode_s + len(group) * fitted.fit_s)
-    opened: set[str] = set()
+        seconds.append(images * encode_s + len(group) * fitted.fit_s)
+    return max(makespan(seconds, workers), encoded / (gpu_images_per_s or math.inf))
+
+
+def _rollouts_s(work: Work, costs: Costs, workers: int, gpu_images_per_s: float | None) -> float:
+    scene, seconds, seen, opened = costs.scene, [], 0.0, set[str]()
     for job in work.rollouts:
-        cost = costs.get(job.policy.encoder.digest)
-        chunk = 1 if cost is None else cost.chunk
-        images = 0 if cost is None else math.ceil(work.steps / chunk)
-        act_s = 0.0 if cost is None else cost.act_s
-        if cost is not None and gpu_images_per_s is not None:
-            act_s = max(0.0, cost.act_s - cost.encode_s)
+        cost = costs.policies.get(job.policy.encoder.digest)
+        images = 0 if cost is None else math.ceil(work.steps / cost.chunk)
+        act_s = 0.0 if cost is None else _act_s(cost, gpu_images_per_s)
         one = scene.reset_s + work.steps * scene.step_s + images * (scene.render_s + act_s)
-        seconds = one * len(job.starts)
+        seconds.append(one * len(job.starts))
         if job.task not in opened:
             opened.add(job.task)
-            seconds += scene.open_s * min(job.environments, len(job.starts))
+            seconds[-1] += scene.open_s * min(job.environments, len(job.starts))
         seen += images * len(job.starts)
-        rollouts.append(seconds)
     # Workers beyond the tasks open scenes of their own.
-    spare = max(0, workers - len(opened)) if work.rollouts else 0
     most = max((min(j.environments, len(j.starts)) for j in work.rollouts), default=0)
-    rollout_s = makespan(rollouts, workers) + (scene.open_s * most if spare else 0.0)
-    fit_s = makespan(fits, workers)
-    if gpu_images_per_s is not None:
-        fit_s = max(fit_s, encoded / gpu_images_per_s)
-        rollout_s = max(rollout_s, seen / gpu_images_per_s)
-    return collected, fit_s, rollout_s
+    spare = scene.open_s * most if workers > len(opened) else 0.0
+    return max(makespan(seconds, workers) + spare, seen / (gpu_images_per_s or math.inf))
 
 
-def estimated_s(work: Work, scene: SceneCosts, costs: dict[str, PolicyCosts], cores: int) -> float:
+def _imitation_s(work: Work, costs: Costs, workers: int, gpu_images_per_s: float | None) -> float:
+    """Each task's moments are rendered once a worker; every policy encodes all of them."""
+    scene, seconds, seen, opened = costs.scene, [], 0.0, set[str]()
+    batches: dict[tuple[str, str], list[EvaluationJob]] = {}
+    for job in work.rollouts:
+        batches.setdefault((job.task, job.policy.encoder.digest), []).append(job)
+    rendering = 0.0
+    for (task, digest), jobs in batches.items():
+        images = moments_of(jobs, scene) * len({job.policy.digest() for job in jobs})
+        cost = costs.policies.get(digest)
+        seconds.append(0.0 if cost is None else images * _act_s(cost, gpu_images_per_s))
+        seen += 0 if cost is None else images
+        if task not in opened:
+            opened.add(task)
+            expert = len(jobs[0].starts) * scene.demonstration_steps * scene.step_s
+            rendering = scene.open_s + expert + moments_of(jobs, scene) * scene.render_s
+            seconds[-1] += rendering
+    spare = rendering if workers > len(opened) else 0.0
+    return max(makespan(seconds, workers) + spare, seen / (gpu_images_per_s or math.inf))
+
+
+def moments_of(jobs: Sequence[EvaluationJob], scene: SceneCosts) -> int:
+    """Images of a task that each policy is shown, under all conditions together."""
+    from dynaflip.eval.metrics.action_error import MOMENT_EVERY_S
+
+    every = max(1, round(MOMENT_EVERY_S * environment(jobs[0].environment).control_hz))
+    steps = scene.demonstration_steps or _mean_own(jobs)
+    conditions = len({job.condition.name for job in jobs})
+    return math.ceil(steps / every) * len(jobs[0].starts) * conditions
+
+
+def _mean_own(jobs: Sequence[EvaluationJob]) -> float:
+    """Frames of the mean recording of a user's own."""
+    own = [(d.own.frames, d.number) for d in jobs[0].policy.demonstrations if d.own is not None]
+    return sum(frames for frames, _ in own) / sum(number for _, number in own)
+
+
+def _act_s(cost: PolicyCosts, gpu_images_per_s: float | None) -> float:
+    """Of a worker for an image, which a GPU encodes where there is one."""
+    return cost.act_s if gpu_images_per_s is None else max(0.0, cost.act_s - cost.encode_s)
+
+
+def estimated_s(work: Work, costs: Costs, cores: int) -> float:
     """Seconds of the whole evaluation on so many cores."""
-    return START_S + sum(_stages(work, scene, costs, cores, None))
+    return START_S + sum(stages_s(work, costs, cores, None))
 
 
 def _jobs_section(work: Work) -> Section:
@@ -182,32 +256,30 @@ def _jobs_section(work: Work) -> Section:
         rows.setdefault((job.under_test, job.policy.demonstrations[0].shown), []).append(job)
     for (name, number), jobs in rows.items():
         left = [job for job in jobs if job.digest() in missing]
-        episodes = sum(len(job.starts) for job in left)
-        cells = [name, str(number), str(len(jobs)), str(len(jobs) - len(left)), str(episodes)]
+        episodes = "none" if work.imitation else str(sum(len(job.starts) for job in left))
+        cells = [name, str(number), str(len(jobs)), str(len(jobs) - len(left)), episodes]
         section.rows.append(cells)
     return section
 
 
-def _work_section(work: Work, scene: SceneCosts, costs: dict[str, PolicyCosts]) -> Section:
+def _work_section(work: Work, costs: Costs) -> Section:
     """What is left to do, with its unit cost."""
+    scene, used = costs.scene, list(costs.policies.values())
     episodes = sum(number for _, number in work.demonstrations)
-    images = sum(_frames(d, scene) for group in work.fits for d in group[0].policy.demonstrations)
-    policies = sum(map(len, work.fits))
-    rolled = sum(len(job.starts) for job in work.rollouts)
-    used = list(costs.values())
-
-    def span(values: Sequence[float], digits: int = 1) -> str:
-        low, high = (f"{1000 * value:.{digits}f}" for value in (min(values), max(values)))
-        return f"{low} ms" if low == high else f"{low} to {high} ms"
-
     section = Section("Work that is not cached", [], ("", "number", "measured, of one core"))
     frame = f"{1000 * scene.recorded_frame_s:.1f} ms a frame, {scene.demonstration_steps:.0f} each"
-    section.rows.append(["demonstrations to render, episodes", str(episodes), frame])
+    if scene.demonstration_steps:
+        section.rows.append(["demonstrations to render, episodes", str(episodes), frame])
     if used:
+        groups = [group[0].policy.demonstrations for group in work.fits]
+        images = sum(_frames(d, scene) for shown in groups for d in shown)
         encode = f"{span([c.encode_s for c in used])} an image"
         fit = f"{span([c.fit_s for c in used], 0)} a policy"
         section.rows.append(["images to encode for fits", f"{images:.0f}", encode])
-        section.rows.append(["policies to fit", str(policies), fit])
+        section.rows.append(["policies to fit", str(sum(map(len, work.fits))), fit])
+    if work.imitation:
+        return _with_moments(section, work, costs)
+    rolled = sum(len(job.starts) for job in work.rollouts)
     kind = "of cached episodes" if work.from_cache else "the horizon: at most"
     step = f"{1000 * scene.step_s:.2f} ms a step, {work.steps:.0f} each ({kind})"
     section.rows.append(["episodes to roll out", str(rolled), step])
@@ -217,23 +289,18 @@ def _work_section(work: Work, scene: SceneCosts, costs: dict[str, PolicyCosts]) 
     return section
 
 
-def _time_section(
-    work: Work, scene: SceneCosts, costs: dict[str, PolicyCosts], gpu_images_per_s: float
-) -> Section:
-    section = Section(
-        f"Time, minutes (unit costs: {calibration_file()})",
-        [],
-        ("", "demonstrations", "fits", "rollouts", "together", "assumes"),
-    )
-    here = available_cpus()
-    gpu = f"16 cores as fast as this one's; {gpu_images_per_s:g} images/s on the GPU, not measured"
-    rows: list[tuple[str, int, float | None, str]] = [("2 cores", 2, None, "cores like this one's")]
-    if here not in (2, 16):
-        rows.append((f"this machine, {here} cores", here, None, "two cores' speed for each"))
-    rows.append(("16 cores", 16, None, "16 cores as fast as this one's, and no slower together"))
-    rows.append(("16 cores and a GPU (assumed)", 16, gpu_images_per_s, gpu))
-    for name, cores, rate, assumes in rows:
-        stages = _stages(work, scene, costs, cores, rate)
-        cells = [f"{seconds / 60:.1f}" for seconds in (*stages, START_S + sum(stages))]
-        section.rows.append([name, *cells, assumes])
+def _with_moments(section: Section, work: Work, costs: Costs) -> Section:
+    """The table with the expert's moments, and how often a policy is asked about one."""
+    rendered = asked = 0
+    for task in dict.fromkeys(job.task for job in work.rollouts):
+        jobs = [job for job in work.rollouts if job.task == task]
+        moments = moments_of(jobs, costs.scene)
+        encoders = {job.policy.digest(): job.policy.encoder.digest for job in jobs}
+        rendered += moments
+        asked += moments * sum(digest in costs.policies for digest in encoders.values())
+    render = f"{1000 * costs.scene.render_s:.1f} ms to render"
+    section.rows.append(["moments of the expert, under all conditions", str(rendered), render])
+    if used := list(costs.policies.values()):
+        act = f"{span([c.act_s for c in used])} to act"
+        section.rows.append(["… shown to policies, times", str(asked), act])
     return section

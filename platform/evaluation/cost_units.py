@@ -1,8 +1,9 @@
-"""Unit costs of an evaluation by rollouts, measured in a short calibration and kept per hardware.
+"""Unit costs of an evaluation, measured in a short calibration and kept per hardware.
 
-Seconds of one core. Where a machine has several, two processes measure at the same time, as an
-evaluation's workers run. The figures are the only thing that ``--dry-run`` keeps:
-``DYNAFLIP_HOME/calibration/HARDWARE.json``; delete the file to measure again.
+Seconds of one core, so that a busy machine gives about the same. Where a machine has several, two
+processes measure at the same time, as an evaluation's workers run. The figures are the only thing
+that ``--dry-run`` keeps: ``DYNAFLIP_HOME/calibration/HARDWARE.json``; delete the file to measure
+again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from dynaflip.eval.envs.registry import environment
+from dynaflip.eval.rollout import EpisodeStart
 from dynaflip.files import write_file
 from dynaflip.platform.cluster import available_cpus
 from dynaflip.platform.demonstrations.config import CollectConfig
@@ -29,8 +31,8 @@ from dynaflip.platform.evaluation.plan import EvaluationJob, PolicySpec
 from dynaflip.platform.paths import home
 from dynaflip.platform.provenance import hardware
 
-_VERSION = 1
-_RENDERS, _STEPS = 20, 40
+_VERSION = 2
+_RENDERS, _STEPS = 8, 40
 _FRAMES = 16  # images that a trial fit is given
 _FIT_STEPS = (10, 40)
 
@@ -40,11 +42,11 @@ class SceneCosts:
     """Of an environment at an image size; seconds."""
 
     open_s: float  # a scene
-    reset_s: float  # an episode's initial state with its perturbation
+    reset_s: float  # an episode's initial state with its perturbation, the mean over conditions
     step_s: float  # a control step
-    render_s: float  # an image
+    render_s: float  # an image, the mean over conditions
     recorded_frame_s: float  # a demonstration's frame: rendered, stepped, written as video
-    demonstration_steps: float  # frames of the expert's episode
+    demonstration_steps: float  # frames of the expert's episode; 0: not asked
 
 
 @dataclass(frozen=True)
@@ -57,24 +59,43 @@ class PolicyCosts:
     chunk: int  # steps from one image to the next
 
 
-def scene_costs(job: EvaluationJob, collect: CollectConfig) -> SceneCosts:
-    """Of a job's environment, from the file or measured now.
+@dataclass(frozen=True)
+class SceneToMeasure:
+    """A task at an image size, and how it is shown."""
 
-    Args:
-        job: any of an evaluation.
-        collect: how a task's demonstrations are collected.
-    """
-    spec = environment(job.environment)
-    key = _key("scene", [spec.name, *spec.versions(), job.task, job.image_px, collect.max_steps])
-    values = _known_or(key, lambda: _together(job.environment, _measure_scene, job, collect))
+    environment: str
+    task: str
+    size_px: tuple[int, int]  # (height, width)
+    conditions: Mapping[str, EpisodeStart]  # name → one of its starts
+    collect: CollectConfig | None  # how demonstrations are collected; None: they are not
+
+
+def scene_to_measure(
+    jobs: Sequence[EvaluationJob], collect: CollectConfig | None
+) -> SceneToMeasure:
+    """The first job's task, under the conditions of all of its jobs."""
+    first = jobs[0]
+    starts = {job.condition.name: job.starts[0] for job in jobs if job.task == first.task}
+    size_px = (first.image_px, first.image_px)
+    return SceneToMeasure(first.environment, first.task, size_px, starts, collect)
+
+
+def scene_costs(scene: SceneToMeasure) -> SceneCosts:
+    """Of an environment, from the file or measured now."""
+    spec = environment(scene.environment)
+    steps = None if scene.collect is None else scene.collect.max_steps
+    recipe = [spec.name, *spec.versions(), scene.task, scene.size_px, sorted(scene.conditions)]
+    variables = spec.worker_environment()
+    values = known_or(
+        key_of("scene", [*recipe, steps]), lambda: together(variables, _measure_scene, scene)
+    )
     return SceneCosts(**values)
 
 
 def policy_costs(job: EvaluationJob) -> PolicyCosts:
     """Of a job's policy, from the file or measured now; equal architectures are measured once."""
-    values = _known_or(
-        policy_kind(job), lambda: _together(job.environment, _measure_policy, job, None)
-    )
+    variables = environment(job.environment).worker_environment()
+    values = known_or(policy_kind(job), lambda: together(variables, _measure_policy, job))
     return PolicyCosts(
         encode_s=values["encode_s"],
         act_s=values["act_s"],
@@ -90,7 +111,7 @@ def policy_kind(job: EvaluationJob) -> str:
     described = json.loads((Path(spec.encoder.folder) / "config.json").read_text())
     recipe = [described["preprocessing"], described["image_architecture"], described["model"]]
     recipe += [spec.head, spec.head_settings, spec.readout, spec.readout_settings]
-    return _key("policy", [*recipe, job.image_px, job.environments])
+    return key_of("policy", [*recipe, job.image_px, job.environments])
 
 
 def calibration_file() -> Path:
@@ -99,7 +120,8 @@ def calibration_file() -> Path:
     return home() / "calibration" / f"{name}.json"
 
 
-def _known_or(key: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+def known_or(key: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """Unit costs of a key, from the file or measured now."""
     path = calibration_file()
     try:
         known = json.loads(path.read_text())
@@ -113,15 +135,23 @@ def _known_or(key: str, measure: Callable[[], dict[str, float]]) -> dict[str, fl
     return values
 
 
-def _key(kind: str, recipe: list[Any]) -> str:
+def key_of(kind: str, recipe: list[Any]) -> str:
+    """Name of unit costs in the file: equal where what was measured is."""
     text = json.dumps([_VERSION, *recipe], sort_keys=True)
     return f"{kind} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def _together(name: str, measure: Callable[..., Any], *arguments: Any) -> dict[str, float]:
-    """The mean of what processes measure at the same time, each on one core."""
+def together(
+    variables: Mapping[str, str], measure: Callable[..., Any], *arguments: Any
+) -> dict[str, float]:
+    """The mean of what processes measure at the same time, each on one core.
+
+    Args:
+        variables: environment variables of these processes.
+        measure: gives a dataclass of numbers.
+        arguments: of it.
+    """
     number = min(2, available_cpus())
-    variables = environment(name).worker_environment()
     before = dict(os.environ)
     os.environ.update(variables)  # read when the simulator and torch are imported
     try:
@@ -134,41 +164,58 @@ def _together(name: str, measure: Callable[..., Any], *arguments: Any) -> dict[s
     return {name: sum(one[name] for one in found) / number for name in found[0]}
 
 
-def _measure_scene(job: EvaluationJob, collect: CollectConfig) -> SceneCosts:
+def _measure_scene(asked: SceneToMeasure) -> SceneCosts:
+    import numpy as np
+
+    from dynaflip.eval.labelled_frames import as_recorded
+
+    spec, (height_px, width_px) = environment(asked.environment), asked.size_px
+    scene, open_s = timed(lambda: spec.open(asked.task, height_px=height_px, width_px=width_px))
+    recorded, frames = (0.0, 0) if asked.collect is None else _record(scene, asked.collect)
+    reset_s = render_s = 0.0
+    for start in asked.conditions.values():
+
+        def begin(start: EpisodeStart = start) -> None:
+            scene.reset(start.layout_seed)
+            scene.apply(start.factors)
+
+        reset_s += timed(begin)[1]
+        scene.rgb()
+        render_s += timed(lambda: [as_recorded(scene.rgb()) for _ in range(_RENDERS)])[1] / _RENDERS
+        scene.restore()
+    action = scene.expert_action() if scene.has_expert() else np.zeros(spec.action_dim, np.float32)
+    scene.step(action)
+    steps = min(_STEPS, spec.horizon_steps // 2)
+    _, step_s = timed(lambda: [scene.step(action) for _ in range(steps)])
+    scene.close()
+    number = len(asked.conditions)
+    per_frame = recorded / frames if frames else 0.0
+    return SceneCosts(
+        open_s, reset_s / number, step_s / steps, render_s / number, per_frame, frames
+    )
+
+
+def _record(scene: Any, collect: CollectConfig) -> tuple[float, int]:
+    """Seconds of a demonstration, recorded and written, and its frames."""
     from dynaflip.platform.demonstrations.lerobot_episode import write_episode
     from dynaflip.platform.demonstrations.plan import plan_episodes
     from dynaflip.platform.demonstrations.record import record_episode
 
-    spec = environment(job.environment)
-    scene, open_s = _timed(
-        lambda: spec.open(job.task, height_px=job.image_px, width_px=job.image_px)
-    )
     plan = plan_episodes(collect)[0]
 
     def record() -> int:
         recording = record_episode(scene, plan, collect)
         with tempfile.TemporaryDirectory() as folder:
-            write_episode(Path(folder) / "episode", plan, recording, spec)
+            write_episode(
+                Path(folder) / "episode", plan, recording, environment(collect.environment)
+            )
         return len(recording.rgb)
 
-    frames, recorded_s = _timed(record)
-
-    def begin() -> None:
-        scene.reset(job.starts[0].layout_seed)
-        scene.apply(job.starts[0].factors)
-
-    _, reset_s = _timed(begin)
-    action = scene.expert_action()
-    scene.rgb()
-    _, step_s = _timed(lambda: [scene.step(action) for _ in range(_STEPS)])
-    _, render_s = _timed(lambda: [scene.rgb() for _ in range(_RENDERS)])
-    scene.close()
-    return SceneCosts(
-        open_s, reset_s, step_s / _STEPS, render_s / _RENDERS, recorded_s / frames, frames
-    )
+    frames, seconds = timed(record)
+    return seconds, frames
 
 
-def _measure_policy(job: EvaluationJob, _: None) -> PolicyCosts:
+def _measure_policy(job: EvaluationJob) -> PolicyCosts:
     import numpy as np
     import torch
 
@@ -189,44 +236,62 @@ def _measure_policy(job: EvaluationJob, _: None) -> PolicyCosts:
     )
     frozen = load(policy.encoder)
     shown = encode_demonstrations(frozen, [frames], policy)
-    _, encode_s = _timed(lambda: encode_demonstrations(frozen, [frames], policy))
+    _, encode_s = timed(lambda: encode_demonstrations(frozen, [frames], policy))
     # Its checks encode a few images more than once: they are part of a fit's cost, not of an image.
     from dynaflip.eval.policies.encoder_policy import check_encoder
 
     if shown.tokens is None:
-        _, check_s = _timed(lambda: check_encoder(frozen, frames.images[:4], None))
+        _, check_s = timed(lambda: check_encoder(frozen, frames.images[:4], None))
         encode_s = max(encode_s - check_s, encode_s / 4)
     weights, fit_s = _fit(policy, shown)
     acting = fitted_policy(policy, weights, frozen, job.task)
     batch = images[: job.environments]
     seen = Observation(batch, np.zeros((len(batch), spec.proprioception_dim), np.float32))
     plan = acting.act(seen)
-    _, act_s = _timed(lambda: [acting.act(seen) for _ in range(3)])
+    _, act_s = timed(lambda: [acting.act(seen) for _ in range(3)])
     return PolicyCosts(encode_s / _FRAMES, act_s / 3 / len(batch), fit_s, plan.shape[1])
 
 
 def _fit(policy: PolicySpec, shown: Any) -> tuple[dict[str, Any], float]:
     """A fitted policy, and the seconds that one of all steps takes."""
-    from dynaflip.eval.policies.registry import head_settings
     from dynaflip.platform.evaluation.policy_fits import fit_policy
 
     alone = replace(
         policy, demonstrations=tuple(replace(d, first=None) for d in policy.demonstrations)
     )
-    settings = head_settings(policy.head, policy.head_settings)
-    if not hasattr(settings, "steps"):
-        return _timed(lambda: fit_policy(alone, shown))
+    return fit_seconds(
+        policy.head,
+        policy.head_settings,
+        lambda settings: fit_policy(replace(alone, head_settings=settings), shown),
+    )
+
+
+def fit_seconds(
+    head: str, settings: dict[str, Any], fit: Callable[[dict[str, Any]], Any]
+) -> tuple[Any, float]:
+    """A fit of few steps, and the seconds that one of all steps takes.
+
+    Args:
+        head: name of the policy's head.
+        settings: of it.
+        fit: fits with some settings.
+    """
+    from dynaflip.eval.policies.registry import head_settings
+
+    steps = getattr(head_settings(head, settings), "steps", None)
+    if steps is None:
+        return timed(lambda: fit(settings))
     seconds: list[float] = []
-    weights: dict[str, Any] = {}
-    for steps in (_FIT_STEPS[0], *_FIT_STEPS):  # the first one warms up
-        short = replace(alone, head_settings={**policy.head_settings, "steps": steps})
-        weights, spent = _timed(partial(fit_policy, short, shown))
+    fitted: Any = None
+    for number in (_FIT_STEPS[0], *_FIT_STEPS):  # the first one warms up
+        fitted, spent = timed(partial(fit, {**settings, "steps": number}))
         seconds.append(spent)
     step_s = max(seconds[2] - seconds[1], 0.0) / (_FIT_STEPS[1] - _FIT_STEPS[0])
-    return weights, step_s * settings.steps
+    return fitted, step_s * steps
 
 
-def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    began = time.perf_counter()
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """The result of a call, and its seconds on one core: waiting for others does not count."""
+    began = time.process_time()
     result = work()
-    return result, time.perf_counter() - began
+    return result, time.process_time() - began

@@ -80,8 +80,14 @@ def resolve_encoders(
     return tested
 
 
-def resolve_others(config: ProbeSuiteConfig) -> list[EncoderUnderTest]:
+def resolve_others(
+    config: ProbeSuiteConfig, built_in: Path | None = None
+) -> list[EncoderUnderTest]:
     """The encoders that probes compare with beside the initialisation, which is always there.
+
+    Args:
+        config: of the evaluation.
+        built_in: folder of the encoders that are made here; None: the home's.
 
     Raises:
         UserError: an encoder does not exist, takes a reserved name, or has several seeds.
@@ -92,12 +98,12 @@ def resolve_others(config: ProbeSuiteConfig) -> list[EncoderUnderTest]:
             continue
         if entry.baseline is not None:
             trained = encoder_at(config.encoder, config.backbone)
-            built = _build_baseline(entry.baseline, trained)
+            built = _build_baseline(entry.baseline, trained, built_in)
             tested.append(EncoderUnderTest(entry.name, (built,)))
             continue
         if len(entry.uris) > 1:
             raise UserError(f"encoders: {entry.name} has several encoders; probes take one each")
-        tested.append(_entry(entry, config.backbone))
+        tested.append(_entry(entry, config.backbone, built_in))
     return tested
 
 

@@ -107,6 +107,22 @@ def evaluation_digest(
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def feature_batches(
+    config: OfflineConfig,
+    data: OfflineData,
+    plan: OfflinePlan,
+    tested: Sequence[EncoderUnderTest],
+) -> list[FeatureJob]:
+    """A job an episode and some encoders: as many at a time as stay loaded.
+
+    What is cached is not wanted of it. An image is decoded once for all encoders of a job.
+    """
+    encoders = list({e.digest: e for one in tested for e in one.encoders if e.folder}.values())
+    some = [encoders[i : i + CACHED_ENCODERS] for i in range(0, len(encoders), CACHED_ENCODERS)]
+    episodes = [*data.train, *data.heldout]
+    return [_feature_job(config, data, plan, e, part) for part in some or [[]] for e in episodes]
+
+
 def compute_features(
     config: OfflineConfig,
     data: OfflineData,
@@ -121,17 +137,11 @@ def compute_features(
     """
     from tqdm import tqdm
 
-    encoders = list({e.digest: e for one in tested for e in one.encoders if e.folder}.values())
-    episodes = [*data.train, *data.heldout]
-    jobs = []
-    # As many encoders at a time as stay loaded; an image is decoded once for all of them.
-    for start in range(0, len(encoders), CACHED_ENCODERS):
-        some = encoders[start : start + CACHED_ENCODERS]
-        jobs += [job for e in episodes if (job := _feature_job(config, data, plan, e, some)).wanted]
+    jobs = [job for job in feature_batches(config, data, plan, tested) if job.wanted]
     lost: dict[str, str] = {}
     count = sum(len(job.wanted) * len(job.frames) * len(job.clips) for job in jobs)
     print(f"{count} images to encode, the others are cached")
-    by_digest = {episode.digest(): episode for episode in episodes}
+    by_digest = {episode.digest(): episode for episode in (*data.train, *data.heldout)}
     with tqdm(total=count, desc="encode", unit="image", disable=not count) as bar:
         results = pool.run(
             JobQueue(jobs).next,

@@ -88,10 +88,19 @@ def render_views(plans: dict[str, list[EpisodePlan]]) -> LabelledFrames:
         UserError: the simulator cannot render here.
     """
     paths = {task: _cache_path(task, episodes) for task, episodes in plans.items()}
-    missing = [task for task, path in paths.items() if not _is_current(path, plans[task][0])]
+    missing = missing_views(plans)
     if missing:
         _render_on_ray({task: plans[task] for task in missing}, paths)
     return concatenate([_read(path) for path in paths.values()])
+
+
+def missing_views(plans: dict[str, list[EpisodePlan]]) -> list[str]:
+    """Tasks whose images are not cached."""
+    return [
+        task
+        for task, several in plans.items()
+        if not _is_current(_cache_path(task, several), several[0])
+    ]
 
 
 def _render_on_ray(plans: dict[str, list[EpisodePlan]], paths: dict[str, Path]) -> None:

@@ -45,7 +45,7 @@ class Suite(ABC):
         Raises:
             UserError: the suite has no estimate.
         """
-        raise UserError(f"--dry-run: {type(self).__name__.lower()} is not estimated; rollouts are")
+        raise UserError(f"--dry-run: {type(self).__name__.lower()} has no estimate")
 
     def find_finished(self, config: Any) -> Outcome | None:
         """A finished evaluation of the same weights with these settings, for ``--reuse``."""

@@ -58,11 +58,7 @@ class Imitation(Suite):
             UserError: the split is not ``dev``, an encoder or a task does not exist, or the
                 simulator cannot render.
         """
-        if config.split != "dev":
-            raise UserError(
-                "split: the suite imitation is for tuning, so it is shown dev alone; roll "
-                "policies out on test with --suite rollouts"
-            )
+        check_split(config)
         from dynaflip.eval.envs.registry import environment
         from dynaflip.platform import tracking
         from dynaflip.platform.demonstrations.collect import check_expert
@@ -104,6 +100,26 @@ class Imitation(Suite):
                 results = compare_with_expert(jobs, pool, service)
             kept = keep_policies(config, jobs, run)
             return _report(config, tested, jobs, imitation_table(jobs, results), run, kept)
+
+    def dry_run(self, config: RolloutConfig, *, gpu_images_per_s: float) -> list[Section]:
+        """The policies, what of them is cached, and the time of the rest on several machines."""
+        from dynaflip.platform.evaluation.cost import dry_run
+
+        check_split(config)
+        return dry_run(config, gpu_images_per_s=gpu_images_per_s, imitation=True)
+
+
+def check_split(config: RolloutConfig) -> None:
+    """Refuse the split of headlines.
+
+    Raises:
+        UserError: the split is not ``dev``.
+    """
+    if config.split != "dev":
+        raise UserError(
+            "split: the suite imitation is for tuning, so it is shown dev alone; roll "
+            "policies out on test with --suite rollouts"
+        )
 
 
 def imitation_table(

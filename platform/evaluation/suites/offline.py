@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dynaflip.platform.evaluation.encoders_under_test import EncoderUnderTest
     from dynaflip.platform.evaluation.offline_data import OfflineData
     from dynaflip.platform.evaluation.offline_run import OfflinePlan
+    from dynaflip.platform.evaluation.report.tables import Section
 
 
 class Offline(Suite):
@@ -69,6 +70,12 @@ class Offline(Suite):
             outcome = _report(config, data, plan, tested, table, scale, notes, run)
             _mark_versions(config, data, tested, outcome)
         return outcome
+
+    def dry_run(self, config: OfflineConfig, *, gpu_images_per_s: float) -> list[Section]:
+        """Images to encode, those cached, policies to fit, and the time on several machines."""
+        from dynaflip.platform.evaluation.cost_offline import dry_run
+
+        return dry_run(config, gpu_images_per_s=gpu_images_per_s)
 
 
 def _open_run(

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dynaflip.platform.evaluation.encoders_under_test import EncoderUnderTest
     from dynaflip.platform.evaluation.flow_comparison import FlowComparison
     from dynaflip.platform.evaluation.report.html_page import ReportImage
+    from dynaflip.platform.evaluation.report.tables import Section
 
 
 class Probes(Suite):
@@ -90,6 +91,12 @@ class Probes(Suite):
                 notes.append("encoders: the others are compared by the flow probe alone")
         shown = None if isinstance(flow, str) else flow
         return _report(config, pair, others, retrieval, probed, shown, notes, digest)
+
+    def dry_run(self, config: ProbeSuiteConfig, *, gpu_images_per_s: float) -> list[Section]:
+        """Images to render and to encode, and the time on several machines."""
+        from dynaflip.platform.evaluation.cost_probes import dry_run
+
+        return dry_run(config, gpu_images_per_s=gpu_images_per_s)
 
     def find_finished(self, config: ProbeSuiteConfig) -> Outcome | None:
         """The newest score of these weights on these triplets with these settings, if any."""

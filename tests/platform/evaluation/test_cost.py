@@ -10,7 +10,8 @@ from tiny_rollouts import tiny
 from dynaflip.errors import UserError
 from dynaflip.eval.policies.config import BehaviourCloningConfig
 from dynaflip.platform.evaluation import cache
-from dynaflip.platform.evaluation.cost import dry_run, makespan, work_of
+from dynaflip.platform.evaluation.cost import dry_run, work_of
+from dynaflip.platform.evaluation.cost_table import makespan
 from dynaflip.platform.evaluation.demonstrations import demonstration_set
 from dynaflip.platform.evaluation.encoders_under_test import Encoder, EncoderUnderTest
 from dynaflip.platform.evaluation.job_result import JobResult
