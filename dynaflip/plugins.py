@@ -113,8 +113,8 @@ class ExtensionPoint:
         """The message for an unknown name: the known ones, and the nearest of them."""
         near = difflib.get_close_matches(name, self.names(), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        kind = self.kind.replace("_", " ")
-        return f"there is no {kind} {name!r}{hint}; known: {', '.join(self.names())}, {OWN}"
+        kind, other = self.kind.replace("_", " "), f"; {self.otherwise}" if self.otherwise else ""
+        return f"there is no {kind} {name!r}{hint}; known: {', '.join(self.names())}, {OWN}{other}"
 
     def resolve(self, name: str, setting: str = "", *, trusted: bool = True) -> Any:
         """The object that a name stands for.
@@ -242,7 +242,20 @@ def _import(target: str, failed: str) -> Any:
     try:
         return load_object(target)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"{failed} ({error})") from None
+        raise UserError(f"{failed} ({error}){_remedy(target, error)}") from None
+
+
+def _remedy(target: str, error: Exception) -> str:
+    """What to do about a module that is not found, or an object that is not in it."""
+    module, _, attribute = target.partition(":")
+    if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
+        return (
+            f"; put the folder that holds {error.name} on PYTHONPATH, such as "
+            "`export PYTHONPATH=$PWD`, or install it"
+        )
+    there = vars(sys.modules[module]) if module in sys.modules else {}
+    near = difflib.get_close_matches(attribute, there, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _origin(entry: importlib.metadata.EntryPoint) -> str:

@@ -272,8 +272,21 @@ def _hub_file(base: str, revision: str | None, file: str) -> Path:
     """
     from huggingface_hub import hf_hub_download
 
-    with _alone(base):
+    with _alone(base), _no_lines_of_retries():
         return Path(hf_hub_download(base, file, revision=revision))
+
+
+@contextlib.contextmanager
+def _no_lines_of_retries() -> Iterator[None]:
+    """Keep the hub's warning before each retry out of the output: the failure is one line."""
+    from huggingface_hub.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _download(base: str, commit: str | None) -> Path:

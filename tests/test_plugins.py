@@ -58,7 +58,9 @@ def test_an_unknown_name_lists_what_there_is_and_the_nearest(shapes: ExtensionPo
     [
         ("class:outside_shapes", "must be class:MODULE:NAME"),
         ("class:nowhere:X", r"cannot import class:nowhere:X \(No module named 'nowhere'\)"),
+        ("class:nowhere:X", "put the folder that holds nowhere on PYTHONPATH"),
         ("class:outside_shapes:Y", "cannot import class:outside_shapes:Y"),
+        ("class:outside_shapes:ROUNDED", "did you mean ROUND"),
         ("broken", "outside-shapes 2.1 does not import"),
     ],
 )

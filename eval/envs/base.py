@@ -40,6 +40,7 @@ proprioception.
 
 from __future__ import annotations
 
+import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -183,8 +184,10 @@ class EnvironmentSpec:
         for name in names:
             full = name if name.endswith(self.task_suffix) else name + self.task_suffix
             if name not in self.task_sets and full not in self.captions:
+                near = difflib.get_close_matches(full, [*self.task_sets, *self.captions], n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
                 raise UserError(
-                    f"{setting}: {self.name} has no task or set {name}; "
+                    f"{setting}: {self.name} has no task or set {name}{hint}; "
                     f"sets: {sets or 'none'}; tasks: {', '.join(self.tasks)}"
                 )
             chosen += [task for task in self.task_sets.get(name, (full,)) if task not in chosen]

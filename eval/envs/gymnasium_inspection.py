@@ -164,7 +164,8 @@ def _success_reader(flag: str | None, where: str) -> Callable[[Info], bool]:
                 return bool(np.all(info[name]))
         raise UserError(
             f"{where} has no {' and no '.join(flags)} in its info after a step, which holds "
-            f"{', '.join(map(str, info)) or 'nothing'}; name the flag of success as [success=NAME]"
+            f"{', '.join(map(str, info)) or 'nothing'}; let step() put one there, "
+            "or name the flag of success as [success=NAME]"
         )
 
     return solved

@@ -78,6 +78,8 @@ class GymnasiumTask:
             )
         except failures as error:
             line = (str(error) or type(error).__name__).splitlines()[0]
+            if self.arguments and isinstance(error, TypeError):
+                line += f"; options that are no argument of its own are {', '.join(OPTIONS)}"
             raise UserError(f"{setting}: {_shown(self.made_by)} cannot be made: {line}") from None
 
 

@@ -384,7 +384,10 @@ class RolloutConfig(EvaluationConfig):
                 )
             return
         if self.readout != POOLED:
-            raise ValueError(f"readout {self.readout} goes with adaptation frozen")
+            raise ValueError(
+                f"readout {self.readout} reads frozen tokens: it goes with adaptation frozen, and "
+                f"adaptation {self.adaptation} with readout {POOLED}"
+            )
         if self.multitask or self.head != "behaviour_cloning":
             raise ValueError(
                 f"adaptation {self.adaptation} goes with head behaviour_cloning and one task per "

@@ -49,6 +49,10 @@ class Meta:
         try:
             self.info: dict[str, Any] = json.loads(path.read_text(encoding="utf-8-sig"))
             version, _ = str(self.info["codebase_version"]), self.info["features"].items()
+        except FileNotFoundError:
+            raise UserError(
+                f"source.path: {root} is not a LeRobot data set: there is no {path}"
+            ) from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             lacks = isinstance(error, KeyError | TypeError | AttributeError)
             why = "lacks codebase_version or features" if lacks else why_unreadable(path, error)

@@ -100,7 +100,9 @@ def test_what_an_environment_lacks_is_one_line() -> None:
         environment("metaworld").check_factors(["camra"])
     with pytest.raises(UserError, match=r"tasks: reach has no task or set fly.*tasks: reach"):
         spec.tasks_of(["fly"])
-    with pytest.raises(UserError, match="no environment 'metawrld'; did you mean metaworld"):
+    with pytest.raises(UserError, match="no task or set drawer-opne; did you mean drawer-open-v3"):
+        environment("metaworld").tasks_of(["drawer-opne"])
+    with pytest.raises(UserError, match=r"no environment 'metawrld'; did you mean metaworld.*gym:"):
         environment("metawrld")
     with pytest.raises(UserError, match="FOG is a Factor, not an EnvironmentSpec"):
         environment(FOG)

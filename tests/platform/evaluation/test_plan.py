@@ -204,7 +204,10 @@ def test_an_environment_without_factors_has_one_condition(
             {"readout": "attentive", "spatial_softmax": SpatialSoftmaxConfig(maps=8)},
             "spatial_softmax is read with readout spatial_softmax alone, not attentive",
         ),
-        ({"readout": "attentive", "adaptation": "lora"}, "readout attentive goes with .* frozen"),
+        (
+            {"readout": "attentive", "adaptation": "lora"},
+            "readout attentive reads frozen .*lora with readout pooled",
+        ),
         ({"proprioception": ()}, "proprioception must be"),
     ],
 )
