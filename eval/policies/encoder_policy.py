@@ -93,16 +93,21 @@ class EncoderPolicy:
             )
         return seen
 
-    def plan(self, seen: np.ndarray, proprioception: np.ndarray | None) -> np.ndarray:
+    def plan(
+        self,
+        seen: np.ndarray,
+        proprioception: np.ndarray | None,
+        context: np.ndarray | None = None,
+    ) -> np.ndarray:
         """The next actions, (B, T, A) in [-1, 1].
 
         Args:
             seen: of :meth:`see`.
             proprioception: (B, P) float32; not read where the policy was fitted without.
+            context: (B, C) of each row's task in words, instead of the policy's own.
         """
         features = seen if self.reader is None else self._read(seen)
-        context = None
-        if self.context is not None:
+        if context is None and self.context is not None:
             context = np.tile(self.context, (len(features), 1))
         state = proprioception if self.use_proprioception else None
         return self.head.plan(torch.from_numpy(join(features, state, context))).numpy()

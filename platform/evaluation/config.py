@@ -20,6 +20,7 @@ from dynaflip.platform.evaluation.encoder_config import EncoderActorConfig
 from dynaflip.platform.evaluation.encoder_entries import BASELINES, read_entries
 from dynaflip.platform.evaluation.fits_config import FitsConfig
 from dynaflip.platform.evaluation.flow_probe_config import FlowProbeConfig
+from dynaflip.plugins import ExtensionPoint
 
 ADAPTATIONS = ("frozen", "lora", "full")
 SPLITS = ("dev", "test")
@@ -310,8 +311,7 @@ class RolloutConfig(EvaluationConfig):
         at_least(self, 0, "steps_after_success", "seed")
         self._check_environment()
         one_of(self, SPLITS, "split")
-        self._check_head()
-        self._check_readout()
+        check_head_and_readout(self)
         one_of(self, ADAPTATIONS, "adaptation")
         self._check_adaptation()
         one_of(self, UNSEEN, "unseen")
@@ -350,30 +350,11 @@ class RolloutConfig(EvaluationConfig):
 
     def settings_of_head(self) -> dict[str, Any]:
         """The head's settings as plain values, from its section or ``head_settings``."""
-        section = getattr(self, self.head, None) if self.head in HEADS.table else None
-        return self.head_settings if section is None else asdict(section)
+        return settings_of(self, HEADS, "head")
 
     def settings_of_readout(self) -> dict[str, Any]:
         """The read-out's settings as plain values, from its section or ``readout_settings``."""
-        section = getattr(self, self.readout, None) if self.readout in READOUTS.table else None
-        return self.readout_settings if section is None else asdict(section)
-
-    def _check_head(self) -> None:
-        extension(self, HEADS, "head")
-        if self.head_settings and self.head in HEADS.table:
-            raise ValueError(f"head_settings: head {self.head} has a section of that name instead")
-
-    def _check_readout(self) -> None:
-        extension(self, READOUTS, "readout")
-        if self.readout_settings and self.readout in READOUTS.table:
-            has = "has no settings" if self.readout == POOLED else "has a section of that name"
-            raise ValueError(f"readout_settings: read-out {self.readout} {has}")
-        for name, usual in (
-            ("attentive", AttentiveConfig()),
-            ("spatial_softmax", SpatialSoftmaxConfig()),
-        ):
-            if self.readout != name and getattr(self, name) != usual:
-                raise ValueError(f"{name} is read with readout {name} alone, not {self.readout}")
+        return settings_of(self, READOUTS, "readout")
 
     def _check_adaptation(self) -> None:
         if self.adaptation == "frozen":
@@ -400,6 +381,43 @@ class RolloutConfig(EvaluationConfig):
                     f"behaviour_cloning.{name} is for frozen encoders; with adaptation "
                     f"{self.adaptation} set end_to_end's"
                 )
+
+
+def settings_of(config: Any, point: ExtensionPoint, setting: str) -> dict[str, Any]:
+    """Plain settings of a head or read-out: of its section, else of ``head_settings`` or alike.
+
+    Args:
+        config: settings that have the sections.
+        point: the names that have one.
+        setting: ``head`` or ``readout``.
+    """
+    name = getattr(config, setting)
+    section = getattr(config, name, None) if name in point.table else None
+    if section is not None:
+        return asdict(section)
+    values: dict[str, Any] = getattr(config, f"{setting}_settings")
+    return values
+
+
+def check_head_and_readout(config: Any) -> None:
+    """Refuse a head or read-out that does not exist, and settings that would not be read.
+
+    Raises:
+        ValueError: names the setting.
+    """
+    extension(config, HEADS, "head")
+    if config.head_settings and config.head in HEADS.table:
+        raise ValueError(f"head_settings: head {config.head} has a section of that name instead")
+    extension(config, READOUTS, "readout")
+    if config.readout_settings and config.readout in READOUTS.table:
+        has = "has no settings" if config.readout == POOLED else "has a section of that name"
+        raise ValueError(f"readout_settings: read-out {config.readout} {has}")
+    for name, usual in (
+        ("attentive", AttentiveConfig()),
+        ("spatial_softmax", SpatialSoftmaxConfig()),
+    ):
+        if config.readout != name and getattr(config, name) != usual:
+            raise ValueError(f"{name} is read with readout {name} alone, not {config.readout}")
 
 
 def check_known(setting: str, given: tuple, known: tuple) -> None:

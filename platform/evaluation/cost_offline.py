@@ -27,12 +27,8 @@ from dynaflip.platform.evaluation.cost_units import (
 from dynaflip.platform.evaluation.encoders_under_test import Encoder, resolve_encoders
 from dynaflip.platform.evaluation.offline_config import OfflineConfig
 from dynaflip.platform.evaluation.offline_data import OfflineData, read_offline
-from dynaflip.platform.evaluation.offline_run import (
-    OfflinePlan,
-    feature_batches,
-    plan_offline,
-    with_no_image,
-)
+from dynaflip.platform.evaluation.offline_features import feature_batches
+from dynaflip.platform.evaluation.offline_plan import OfflinePlan, plan_offline, with_no_image
 from dynaflip.platform.evaluation.offline_worker import FeatureJob
 from dynaflip.platform.evaluation.report.tables import Section
 
@@ -71,9 +67,14 @@ def dry_run(config: OfflineConfig, *, gpu_images_per_s: float) -> list[Section]:
     Raises:
         UserError: as the evaluation itself would raise.
     """
+    from dynaflip.eval.policies.frozen_fit import scales_of
     from dynaflip.eval.policies.registry import head_settings
 
     head_settings(config.head, config.settings_of_head())
+    if scales_of(config.readout, config.settings_of_readout()) is not None:
+        raise UserError(
+            f"--dry-run: of the suite offline, readout {config.readout} is not estimated"
+        )
     data = read_offline(config)
     plan = plan_offline(config, data)
     for note in data.notes:
@@ -106,7 +107,7 @@ def _images(
     wanted = {encoder.digest: 0 for encoder in encoders if encoder.folder is not None}
     for job in batches:
         for encoder, _ in job.wanted:
-            wanted[encoder.digest] += len(job.frames) * len(job.clips)
+            wanted[encoder.digest] += len(job.episode.frames) * len(job.episode.clips)
     return {digest: (number, whole - number) for digest, number in wanted.items()}
 
 
@@ -120,7 +121,7 @@ def _stages_s(
     """Seconds of features and of fits on so many workers."""
     seconds, encoded = [], 0
     for job in work.batches:
-        shown = len(job.frames) * len(job.clips)
+        shown = len(job.episode.frames) * len(job.episode.clips)
         conditions = {name for _, name in job.wanted}
         one = shown * (frames.decode_s + len(conditions) * frames.perturb_s)
         if gpu_images_per_s is None:
@@ -156,9 +157,9 @@ def _jobs_section(
 def _work_section(
     work: OfflineWork, frames: FrameCosts, encoders: Mapping[str, EncoderCosts]
 ) -> Section:
-    decoded = sum(len(job.frames) * len(job.clips) for job in work.batches)
+    decoded = sum(len(job.episode.frames) * len(job.episode.clips) for job in work.batches)
     perturbed = sum(
-        len(job.frames) * len(job.clips) * len({name for _, name in job.wanted})
+        len(job.episode.frames) * len(job.episode.clips) * len({name for _, name in job.wanted})
         for job in work.batches
     )
     encoded = sum(left for left, _ in work.images.values())
@@ -176,7 +177,7 @@ def _work_section(
 def _frame_costs(config: OfflineConfig, data: OfflineData, plan: OfflinePlan) -> FrameCosts:
     (job,) = feature_batches(config, replace(data, train=[], heldout=data.heldout[:1]), plan, [])
     names = [one.name for one in plan.conditions]
-    key = key_of("frames", [data.source.path, config.image_px, len(job.frames), names])
+    key = key_of("frames", [data.source.path, config.image_px, len(job.episode.frames), names])
     values = known_or(key, lambda: together(_ONE_THREAD, _measure_frames, job))
     return FrameCosts(**values)
 
@@ -205,16 +206,17 @@ def _measure_frames(job: FeatureJob) -> FrameCosts:
     from dynaflip.platform.triplets.clips import ClipRejected
 
     try:
-        decode_frames(replace(job, frames=job.frames[:1]))  # imports what decodes
-        images, decode_s = timed(lambda: decode_frames(job))
+        first = replace(job.episode, frames=job.episode.frames[:1])
+        decode_frames(job.source, first, job.image_px)  # imports what decodes
+        images, decode_s = timed(lambda: decode_frames(job.source, job.episode, job.image_px))
     except ClipRejected as error:
-        raise UserError(f"source: episode {job.index}: {error.reason}") from None
-    number = len(job.frames) * len(job.clips)
+        raise UserError(f"source: episode {job.episode.index}: {error.reason}") from None
+    number = len(job.episode.frames) * len(job.episode.clips)
 
     def show() -> None:
         for values in job.values.values():
             for camera, one in enumerate(images):
-                perturb(one, values, job.frames, camera)
+                perturb(one, values, job.episode.frames, camera)
 
     perturb_s = timed(show)[1]
     return FrameCosts(decode_s / number, perturb_s / number / len(job.values))

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
-from dynaflip.checks import at_least, extension, one_of, within
+from dynaflip.checks import at_least, one_of, within
 from dynaflip.eval.image_perturbations import IMAGE_FACTORS
 from dynaflip.eval.perturbations import LEVELS
 from dynaflip.eval.policies.config import BehaviourCloningConfig, DiffusionConfig
-from dynaflip.eval.policies.registry import HEADS
+from dynaflip.eval.policies.readouts.config import AttentiveConfig, SpatialSoftmaxConfig
+from dynaflip.eval.policies.registry import HEADS, READOUTS
 from dynaflip.platform.evaluation.config import (
     SPLITS,
     EvaluationConfig,
+    check_head_and_readout,
     check_known,
     check_once,
+    settings_of,
 )
 from dynaflip.platform.evaluation.encoder_entries import BASELINES, read_entries
 
@@ -24,6 +27,15 @@ KIND = "offline"  # tag `kind` of the suite's runs
 @dataclass(frozen=True)
 class OfflineConfig(EvaluationConfig):
     """Settings of the suite ``offline``: policies on your own recordings, without a simulator."""
+
+    ADDED: ClassVar[tuple[str, ...]] = (
+        *EvaluationConfig.ADDED,
+        "readout",
+        "readout_settings",
+        "attentive",
+        "spatial_softmax",
+        "keep_policies",
+    )
 
     source: str = ""
     """Your LeRobot data set, v3.0 or v2.1: a folder or s3:// prefix."""
@@ -49,8 +61,8 @@ class OfflineConfig(EvaluationConfig):
     """Most held-out episodes that they are tested on, chosen by hash."""
 
     frames_per_episode: int = 50
-    """Most frames of an episode, evenly spaced. Where a head predicts several actions, they are
-    those of the next of these frames."""
+    """Most frames of an episode, evenly spaced, that policies learn from and are asked about. Where
+    a head predicts several actions, they are those of the next rows of the recording."""
 
     image_px: int = 224
     """Short side of decoded images, which are never enlarged; encoders then take their own size."""
@@ -84,11 +96,26 @@ class OfflineConfig(EvaluationConfig):
     head_settings: dict[str, Any] = field(default_factory=dict)
     """Settings of a head that has no section below, by name."""
 
+    readout: str = "pooled"
+    """How the head reads every encoder: pooled (its own embedding), or by a small module over its
+    tokens that is trained with the head: attentive, spatial_softmax, an installed package's, or
+    class:MODULE:NAME. Several cameras are read side by side."""
+
+    readout_settings: dict[str, Any] = field(default_factory=dict)
+    """Settings of a read-out that has no section below, by name."""
+
+    keep_policies: bool = True
+    """Log the fitted policies of the encoder under test to the run, for dynaflip.load_policy: about
+    2 MB each (behaviour cloning on EfficientNet-Lite0), and the encoder that they share once
+    (14 MB; 0.35 GB for DINOv2-B)."""
+
     seed: int = 0
     """Changes every draw of perturbations."""
 
     behaviour_cloning: BehaviourCloningConfig = field(default_factory=BehaviourCloningConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    attentive: AttentiveConfig = field(default_factory=AttentiveConfig)
+    spatial_softmax: SpatialSoftmaxConfig = field(default_factory=SpatialSoftmaxConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,9 +125,7 @@ class OfflineConfig(EvaluationConfig):
         at_least(self, 0, "seed")
         within(self, 0, 1, "heldout_share", ends="()")
         one_of(self, SPLITS, "split")
-        extension(self, HEADS, "head")
-        if self.head_settings and self.head in HEADS.table:
-            raise ValueError(f"head_settings: head {self.head} has a section of that name instead")
+        check_head_and_readout(self)
         check_known("baselines", self.baselines, BASELINES)
         check_known("levels", self.levels, LEVELS)
         check_once("factors", self.factors)
@@ -110,5 +135,8 @@ class OfflineConfig(EvaluationConfig):
 
     def settings_of_head(self) -> dict[str, Any]:
         """The head's settings as plain values, from its section or ``head_settings``."""
-        section = getattr(self, self.head, None) if self.head in HEADS.table else None
-        return self.head_settings if section is None else asdict(section)
+        return settings_of(self, HEADS, "head")
+
+    def settings_of_readout(self) -> dict[str, Any]:
+        """The read-out's settings as plain values, from its section or ``readout_settings``."""
+        return settings_of(self, READOUTS, "readout")

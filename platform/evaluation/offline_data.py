@@ -28,17 +28,21 @@ HELDOUT = "heldout"
 
 @dataclass(frozen=True)
 class OfflineEpisode:
-    """An episode's chosen frames, N of them, through all chosen cameras."""
+    """An episode's chosen frames, N of its R rows, through all chosen cameras."""
 
     index: int  # in the data set
     recording_id: str
     heldout: bool
     clips: tuple[Clip, ...]  # one per camera, in the order of the cameras
     frames: tuple[int, ...]  # (N,) numbers of the chosen frames
-    rows: int  # that its table has
-    actions: np.ndarray  # (N, A) float64
+    recorded: np.ndarray  # (R, A) float64: the actions of all rows of its table
     proprioception: np.ndarray  # (N, P) float64; P = 0 where policies get none
     captions: tuple[str, ...]  # (N,) the task at each frame; "" where it has none
+
+    @property
+    def actions(self) -> np.ndarray:
+        """(N, A) float64, of the chosen frames."""
+        return self.recorded[list(self.frames)]
 
     def digest(self) -> str:
         """Equal for equal files, cameras and frames."""
@@ -54,10 +58,17 @@ class OfflineData:
     name: str
     cameras: tuple[str, ...]
     proprioception: tuple[str, ...]  # the columns that are read
+    action_names: tuple[str, ...]  # of the A entries
+    proprioception_names: tuple[str, ...]  # of the P entries
+    fps: float  # rows a second; 0: the data set does not say
     train: list[OfflineEpisode]
     heldout: list[OfflineEpisode]
     recordings: dict[bool, int]  # of the data set, by whether they are held out
     notes: list[str]
+
+    def captions(self) -> tuple[str, ...]:
+        """The tasks in words, each once; "" is one without."""
+        return tuple(sorted({c for e in (*self.train, *self.heldout) for c in e.captions}))
 
 
 def source_of(config: OfflineConfig) -> SourceConfig:
@@ -96,16 +107,38 @@ def read_offline(config: OfflineConfig) -> OfflineData:
         notes.append(f"note: left out {left_out[0]}{more}")
     _check_number(config, read, ids, left_out)
     _check_widths(config, [*read[False], *read[True]])
+    first = read[False][0]
     return OfflineData(
         source_of(config),
         source.name,
-        tuple(clip.camera for clip in read[False][0].clips),
+        tuple(clip.camera for clip in first.clips),
         columns[1],
+        _entries(source, (columns[0],), first.actions.shape[1]),
+        _entries(source, columns[1], first.proprioception.shape[1]),
+        source.meta.fps,
         read[False],
         read[True],
         {heldout: len(chosen) for heldout, chosen in by_split.items()},
         notes,
     )
+
+
+def _entries(source: LeRobotSource, columns: tuple[str, ...], width: int) -> tuple[str, ...]:
+    """Names of the entries of some columns side by side, by number where the set names none."""
+    named: list[str] = []
+    for column in columns:
+        feature = source.info["features"][column]
+        names = feature.get("names")
+        if isinstance(names, dict) and len(names) == 1:  # {"motors": [...]}
+            (names,) = names.values()
+        shape = feature.get("shape")
+        many = shape[0] if isinstance(shape, list) and len(shape) == 1 else 0
+        if not (isinstance(names, list) and len(names) == many):
+            names = [f"{column}[{entry}]" for entry in range(many)]
+        named += [str(name) for name in names]
+    if len(named) == width:
+        return tuple(named)
+    return tuple(f"{'+'.join(columns)}[{entry}]" for entry in range(width))
 
 
 def _columns_of(config: OfflineConfig, source: LeRobotSource) -> tuple[str, tuple[str, ...]]:
@@ -182,8 +215,7 @@ def _episode(
         heldout=heldout,
         clips=clips,
         frames=tuple(frames.tolist()),
-        rows=rows,
-        actions=actions[frames],
+        recorded=actions,
         proprioception=np.concatenate([np.zeros((rows, 0)), *parts], axis=1)[frames],
         captions=_captions(source, clips[0], table, frames),
     )

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
-import yaml
 
 from dynaflip.errors import UserError
 from dynaflip.eval.expert_views import ALL_FACTORS, UNPERTURBED
 from dynaflip.eval.intervals.cluster_bootstrap import Interval, paired_difference
 from dynaflip.eval.perturbations import recorded_factors
-from dynaflip.platform import tracking
+from dynaflip.eval.policies.readouts.config import POOLED
 from dynaflip.platform.evaluation.coverage import MIN_POLICIES, missing_coverage
 from dynaflip.platform.evaluation.encoders_under_test import TRAINED, weights_digest
+from dynaflip.platform.evaluation.evaluation_run import FACTORS_TAG, TEST_TAG, read_finished
 from dynaflip.platform.evaluation.offline_config import KIND
 from dynaflip.platform.evaluation.report.offline_report import Pair, groups_of
-from dynaflip.platform.evaluation.rollout_run import FACTORS_TAG, TEST_TAG
 from dynaflip.platform.promotion_config import PromotionConfig
 from dynaflip.platform.tracking import registry
 
@@ -30,7 +28,7 @@ ERRORS_FILE = "action_errors.parquet"
 # What a moment's error depends on beside the encoder, the recordings and the head's own settings.
 _PROTOCOL = (
     "split", "levels", "action", "cameras", "proprioception", "frames_per_episode", "image_px",
-    "seed", "seeds", "head", "head_settings",
+    "seed", "seeds", "head", "head_settings", "readout", "readout_settings",
 )  # fmt: skip
 _PLACE = ("recording", "episode", "factor", "level")
 
@@ -74,22 +72,14 @@ def read_offline_run(run: str, asker: str = "promotion") -> OfflineEvidence:
     Raises:
         UserError: there is none, or it is no finished evaluation by the suite offline.
     """
-    entity = tracking.find_run(run)
-    if entity is None:
-        newest = ", ".join(tracking.newest_run_names(KIND)) or "none"
-        raise UserError(f"{asker}: there is no run {run}; newest offline runs: {newest}")
-    errors = tracking.read_artifact(entity.run_id, ERRORS_FILE)
-    settings = tracking.read_artifact(entity.run_id, "config.yaml")
-    if errors is None or settings is None:
-        raise UserError(
-            f"{asker}: run {run} holds no {ERRORS_FILE}; it is no finished evaluation of the "
-            "suite offline"
-        )
+    entity, settings, errors = read_finished(
+        run, kind=KIND, file=ERRORS_FILE, what="evaluation of the suite offline", asker=asker
+    )
     return OfflineEvidence(
         entity.run_id,
         entity.run_name,
-        yaml.safe_load(settings),
-        pl.read_parquet(io.BytesIO(errors)),
+        settings,
+        errors,
         entity.tags.get(TEST_TAG, ""),
         recorded_factors(entity.tags.get(FACTORS_TAG)),
         entity.tags.get(VERSION_TAG, _FIRST_VERSION),
@@ -217,9 +207,11 @@ def paired_errors(mine: Side, theirs: Side, asker: str) -> dict[str, tuple[np.nd
 def _check_same_protocol(mine: OfflineEvidence, theirs: OfflineEvidence, asker: str) -> None:
     """Refuse to pair episodes of different settings or versions."""
     values: list[tuple[str, Any, Any]] = [("version", mine.version, theirs.version)]
-    # Settings of a head that is not used change nothing.
-    for name in (*_PROTOCOL, str(mine.settings["head"])):
-        one, other = (evidence.settings.get(name) for evidence in (mine, theirs))
+    # Settings of a head or read-out that is not used change nothing.
+    used = [str(mine.settings["head"]), str(mine.settings.get("readout", POOLED))]
+    before = {"readout": POOLED, "readout_settings": {}}  # of runs from before there were others
+    for name in (*_PROTOCOL, *used):
+        one, other = (e.settings.get(name, before.get(name)) for e in (mine, theirs))
         if isinstance(one, dict) and isinstance(other, dict):
             keys = dict.fromkeys((*one, *other))
             values += [(f"{name}.{key}", one.get(key), other.get(key)) for key in keys]

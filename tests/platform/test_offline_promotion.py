@@ -45,8 +45,8 @@ def evaluated(
     """
     from dynaflip.platform import tracking
     from dynaflip.platform.evaluation.encoders_under_test import weights_digest
+    from dynaflip.platform.evaluation.evaluation_run import FACTORS_TAG
     from dynaflip.platform.evaluation.offline_evidence import ERRORS_FILE, RUN_TAG
-    from dynaflip.platform.evaluation.rollout_run import FACTORS_TAG
     from dynaflip.platform.tracking import registry
 
     number = len(list(folder.glob("encoder-*")))

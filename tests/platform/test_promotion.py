@@ -53,10 +53,10 @@ def evaluated(
     """
     from dynaflip.platform import tracking
     from dynaflip.platform.evaluation.encoders_under_test import weights_digest
+    from dynaflip.platform.evaluation.evaluation_run import FACTORS_TAG
     from dynaflip.platform.evaluation.plan import ROLLOUT_VERSION
     from dynaflip.platform.evaluation.rollout_run import (
         EPISODES_FILE,
-        FACTORS_TAG,
         KIND,
         SIMULATOR_TAG,
         VERSION_TAG,

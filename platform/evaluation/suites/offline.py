@@ -11,13 +11,12 @@ from dynaflip.platform.evaluation.outcome import Outcome
 from dynaflip.platform.evaluation.suites.base import Suite
 
 if TYPE_CHECKING:
-    import polars as pl
-
     from dynaflip.eval.metrics.action_scale import ActionScale
     from dynaflip.platform import tracking
     from dynaflip.platform.evaluation.encoders_under_test import EncoderUnderTest
     from dynaflip.platform.evaluation.offline_data import OfflineData
-    from dynaflip.platform.evaluation.offline_run import OfflinePlan
+    from dynaflip.platform.evaluation.offline_plan import OfflinePlan
+    from dynaflip.platform.evaluation.offline_run import OfflineResult
     from dynaflip.platform.evaluation.report.tables import Section
 
 
@@ -37,21 +36,28 @@ class Offline(Suite):
             UserError: the data set has no actions, too few episodes or episodes of several
                 widths, or an encoder does not exist.
         """
-        from dynaflip.eval.policies.registry import head_settings
+        from dynaflip.eval.policies.registry import (
+            check_reads,
+            head_settings,
+            readout_settings,
+        )
         from dynaflip.platform import tracking
         from dynaflip.platform.actor_pool import ActorPool
         from dynaflip.platform.evaluation.encoders_under_test import resolve_encoders
         from dynaflip.platform.evaluation.offline_data import read_offline
-        from dynaflip.platform.evaluation.offline_run import (
-            compute_features,
-            fit_and_test,
+        from dynaflip.platform.evaluation.offline_kept import keep_offline_policies
+        from dynaflip.platform.evaluation.offline_plan import (
             heldout_share_notes,
             plan_offline,
             with_no_image,
         )
+        from dynaflip.platform.evaluation.offline_run import fit_and_test
         from dynaflip.platform.evaluation.offline_worker import OfflineWorker
 
-        head_settings(config.head, config.settings_of_head())  # refused now, not in every worker
+        # Refused now, not in every worker.
+        head_settings(config.head, config.settings_of_head())
+        readout_settings(config.readout, config.settings_of_readout())
+        check_reads(config.head, config.readout)
         data = read_offline(config)
         tested = with_no_image(data, resolve_encoders(config))
         plan = plan_offline(config, data)
@@ -59,15 +65,15 @@ class Offline(Suite):
         with tracking.ending(run):
             run.log_settings(config)
             with ActorPool(OfflineWorker, job="evaluate") as pool:
-                lost = compute_features(config, data, plan, tested, pool)
-                table, scale = fit_and_test(config, data, plan, tested, pool)
+                found = fit_and_test(config, data, plan, tested, pool)
             notes = [*data.notes, *heldout_share_notes(config.heldout_share, tested)]
-            notes += [f"note: left out {reason}" for reason in lost]
+            notes += [f"note: left out {reason}" for reason in found.lost]
             if test_evaluation:
                 notes.append(
                     f"this is evaluation {test_evaluation} on the test split in this store"
                 )
-            outcome = _report(config, data, plan, tested, table, scale, notes, run)
+            notes += keep_offline_policies(config, data, tested[0], found, run)
+            outcome = _report(config, data, plan, tested, found, notes, run)
             _mark_versions(config, data, tested, outcome)
         return outcome
 
@@ -82,37 +88,20 @@ def _open_run(
     config: OfflineConfig, data: OfflineData, plan: OfflinePlan, tested: list[EncoderUnderTest]
 ) -> tuple[tracking.Run, int]:
     """Open the run, with its number among the evaluations on ``test`` (0 on dev)."""
-    from dynaflip.eval.image_perturbations import IMAGE_FACTOR_NAMES, IMAGE_VERSION
-    from dynaflip.eval.perturbations import factors_to_record
-    from dynaflip.platform import tracking
-    from dynaflip.platform.evaluation.encoders_under_test import info_of
+    from dynaflip.eval.image_perturbations import IMAGE_FACTOR_NAMES
+    from dynaflip.platform.evaluation.evaluation_run import open_counted_run
     from dynaflip.platform.evaluation.offline_evidence import VERSION_TAG
-    from dynaflip.platform.evaluation.offline_run import OFFLINE_VERSION, evaluation_digest
-    from dynaflip.platform.evaluation.rollout_run import (
-        FACTORS_TAG,
-        JOBS_TAG,
-        TEST_TAG,
-        count_test_evaluations,
-    )
-    from dynaflip.platform.paths import new_run_name
+    from dynaflip.platform.evaluation.offline_plan import evaluation_digest, version_tag
 
-    digest = evaluation_digest(config, data, plan, tested)
-    encoders = tested[0].encoders
-    tags = {
-        "kind": KIND,
-        "encoder": config.encoder,
-        "encoder_run_id": info_of(encoders[0]).get("mlflow_run_id", ""),
-        "encoder_digest": ",".join(encoder.digest for encoder in encoders),
-        "perturbation_split": config.split,
-        "data": data.name,
-        JOBS_TAG: digest,
-        FACTORS_TAG: factors_to_record(IMAGE_FACTOR_NAMES),
-        VERSION_TAG: f"{OFFLINE_VERSION}, images {IMAGE_VERSION}",
-    }
-    number = count_test_evaluations(digest, KIND) if config.split == "test" else 0
-    if number:
-        tags[TEST_TAG] = str(number)
-    return tracking.open_run(config.experiment, new_run_name(KIND), tags), number
+    return open_counted_run(
+        config,
+        tested[0],
+        kind=KIND,
+        split=config.split,
+        digest=evaluation_digest(config, data, plan, tested),
+        factors=IMAGE_FACTOR_NAMES,
+        tags={"data": data.name, VERSION_TAG: version_tag(config)},
+    )
 
 
 def _report(
@@ -120,15 +109,14 @@ def _report(
     data: OfflineData,
     plan: OfflinePlan,
     tested: list[EncoderUnderTest],
-    table: pl.DataFrame,
-    scale: ActionScale,
+    found: OfflineResult,
     notes: list[str],
     run: tracking.Run,
 ) -> Outcome:
     """Write the report, and log it with the errors of every episode."""
     from dynaflip.platform.evaluation.encoders_under_test import single_seed_notes
     from dynaflip.platform.evaluation.offline_evidence import ERRORS_FILE
-    from dynaflip.platform.evaluation.offline_run import example_images
+    from dynaflip.platform.evaluation.offline_features import example_images
     from dynaflip.platform.evaluation.report import offline_report
     from dynaflip.platform.evaluation.report.encoder_table import encoder_section
     from dynaflip.platform.evaluation.report.html_page import (
@@ -141,13 +129,14 @@ def _report(
     from dynaflip.platform.evaluation.results_table import save_results
     from dynaflip.platform.paths import home
 
+    table = found.table
     sections, metrics = offline_report.comparison_sections(table)
     sections += [
         offline_report.condition_section(table),
         _strength_section(config, tested),
         encoder_section(tested),
     ]
-    notes = [*notes, *_constant_note(config, scale), *offline_report.notes_of(table)]
+    notes = [*notes, *_constant_note(config, found.scale), *offline_report.notes_of(table)]
     notes += single_seed_notes(tested)
     verdict = offline_report.verdict_of(table, config.encoder, data.name, config.split)
     conditions = ", ".join(one.name for one in plan.conditions).replace("none", "as recorded")
@@ -161,7 +150,7 @@ def _report(
         path,
         title=f"DynaFLIP: action error on {data.name}, {config.encoder}",
         verdict=verdict,
-        facts=_facts(config, data, scale),
+        facts=_facts(config, data, found.scale),
         sections=sections,
         notes=notes,
         images=images,
@@ -214,7 +203,7 @@ def _constant_note(config: OfflineConfig, scale: ActionScale) -> list[str]:
 def _facts(config: OfflineConfig, data: OfflineData, scale: ActionScale) -> dict[str, str]:
     from dynaflip.platform.provenance import git_commit, hardware
 
-    settings = config.settings_of_head()
+    settings, reads = config.settings_of_head(), config.settings_of_readout()
     moments = sum(len(episode.frames) for episode in data.heldout)
     return {
         "data set": config.source,
@@ -228,6 +217,9 @@ def _facts(config: OfflineConfig, data: OfflineData, scale: ActionScale) -> dict
         "proprioception": ", ".join(data.proprioception) or "none: images alone",
         "policy": config.head,
         "policy's settings": ", ".join(f"{key} {value}" for key, value in settings.items()),
+        "read-out": ", ".join(
+            [config.readout, *(f"{key} {value}" for key, value in reads.items())]
+        ),
         "policies": f"{config.seeds} per encoder",
         "perturbation split": config.split,
         "levels": ", ".join(map(str, config.levels)),

@@ -18,7 +18,7 @@ from dynaflip.platform.evaluation.cost_probes import EncodeCosts
 from dynaflip.platform.evaluation.cost_units import PolicyCosts, SceneCosts
 from dynaflip.platform.evaluation.flow_probe_config import FlowProbeConfig
 from dynaflip.platform.evaluation.offline_config import OfflineConfig
-from dynaflip.platform.evaluation.offline_run import _path, _save
+from dynaflip.platform.evaluation.offline_features import _path, _save
 from tests.platform.evaluation.own_robot import write
 
 

@@ -43,7 +43,8 @@ def files(folder: Path) -> dict[Path, bytes]:
 def test_a_dry_run_leaves_unit_costs_alone_and_counts_no_look_at_test(
     home: Path, tmp_path: Path
 ) -> None:
-    from dynaflip.platform.evaluation.rollout_run import KIND, count_test_evaluations
+    from dynaflip.platform.evaluation.evaluation_run import count_test_evaluations
+    from dynaflip.platform.evaluation.rollout_run import KIND
     from dynaflip.platform.tracking import newest_run_names
 
     encoder, started_in = encoder_folder(tmp_path / "encoder"), tmp_path / "empty"
@@ -70,5 +71,5 @@ def test_a_dry_run_leaves_unit_costs_alone_and_counts_no_look_at_test(
     assert files(encoder) == given
     assert not list(started_in.iterdir())
     # The store is first opened here. Were one counted, this would be the second.
-    assert count_test_evaluations("the first one") == 1
+    assert count_test_evaluations("the first one", KIND) == 1
     assert newest_run_names(KIND) == []

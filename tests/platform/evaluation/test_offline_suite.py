@@ -17,7 +17,7 @@ from dynaflip.errors import UserError
 from dynaflip.platform.evaluation.encoders_under_test import Encoder, EncoderUnderTest
 from dynaflip.platform.evaluation.offline_config import OfflineConfig
 from dynaflip.platform.evaluation.offline_data import read_offline
-from dynaflip.platform.evaluation.offline_run import heldout_share_notes
+from dynaflip.platform.evaluation.offline_plan import heldout_share_notes
 from dynaflip.platform.promotion_config import PromotionConfig
 from dynaflip.platform.triplets.config import SourceConfig
 from dynaflip.platform.triplets.sources.lerobot import LeRobotSource

@@ -133,7 +133,8 @@ def test_runs_are_compared_in_pairs_and_promotion_asks_for_test(
     module_home: Path, ray_cluster: None
 ) -> None:
     from dynaflip.platform import tracking
-    from dynaflip.platform.evaluation.rollout_run import JOBS_TAG, count_test_evaluations
+    from dynaflip.platform.evaluation.evaluation_run import JOBS_TAG, count_test_evaluations
+    from dynaflip.platform.evaluation.rollout_run import KIND
     from dynaflip.platform.evaluation.suites.rollouts import Rollouts
     from dynaflip.platform.promotion import RUN_TAG, promote
     from dynaflip.platform.tracking import registry
@@ -152,8 +153,10 @@ def test_runs_are_compared_in_pairs_and_promotion_asks_for_test(
     on_test = Rollouts().run(tiny(Path(uri), split="test", check_harness=False))
     tags = client().get_run(on_test.run_id).data.tags
     assert tags["test_look"] == "1"
-    assert count_test_evaluations(tags[JOBS_TAG]) == 1, "the same jobs are the same evaluation"
-    assert count_test_evaluations("others") == 2
+    assert count_test_evaluations(tags[JOBS_TAG], KIND) == 1, (
+        "the same jobs are the same evaluation"
+    )
+    assert count_test_evaluations("others", KIND) == 2
     on_maker = client().list_artifacts(run.run_id, "evaluation")
     assert [artifact.path for artifact in on_maker] == [f"evaluation/{on_test.report.name}"]
     assert any("evaluation 1 on the test split" in note for note in on_test.notes)

@@ -1,0 +1,232 @@
+"""Policies of the suite ``offline`` that read tokens: fitted by encoder, asked by episode.
+
+Tokens are hundreds of times as large as features, so none are kept: an encoder's training tokens
+lie on its worker's disk while its policies are fitted, and those of held-out frames are read as
+they come. Kept below ``DYNAFLIP_HOME/evaluation/offline`` are the policies and their actions, so an
+interrupted evaluation resumes.
+Legend of shapes: N frames, M entries of an action that move in training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dynaflip.eval.policies.config import settings_to_hash
+from dynaflip.eval.policies.recipe import PolicyRecipe
+from dynaflip.files import write_file
+from dynaflip.platform.actor_pool import ActorPool
+from dynaflip.platform.evaluation.encoders_under_test import Encoder, EncoderUnderTest
+from dynaflip.platform.evaluation.offline_config import OfflineConfig
+from dynaflip.platform.evaluation.offline_data import OfflineData, OfflineEpisode
+from dynaflip.platform.evaluation.offline_plan import OfflinePlan, drop_lost, offline_version
+from dynaflip.platform.evaluation.offline_worker import (
+    ActJob,
+    FitKey,
+    Fitted,
+    TokenFitJob,
+    TokenTraining,
+)
+from dynaflip.platform.evaluation.worker import CACHED_ENCODERS
+from dynaflip.platform.job_queues import JobQueue
+from dynaflip.platform.paths import home
+from dynaflip.platform.provenance import versions_of
+
+Planned = dict[FitKey, dict[str, np.ndarray]]  # policy → condition → (N, M)
+
+
+def training_of(
+    config: OfflineConfig,
+    data: OfflineData,
+    words: dict[str, np.ndarray] | None,
+    recipe: PolicyRecipe,
+    scales: int,
+) -> TokenTraining:
+    """What policies learn from."""
+    return TokenTraining(data.source, tuple(data.train), config.image_px, words, recipe, scales)
+
+
+def fit_on_tokens(
+    config: OfflineConfig,
+    data: OfflineData,
+    training: TokenTraining,
+    tested: Sequence[EncoderUnderTest],
+    pool: ActorPool,
+) -> tuple[list[Fitted], list[str]]:
+    """Fit what is not fitted; reasons of the training episodes that cannot be decoded, which go.
+
+    Raises:
+        UserError: no episode can be decoded.
+    """
+    from tqdm import tqdm
+
+    digests = [episode.digest() for episode in training.episodes]
+    paths = {
+        (entry.name, seed): _fit_path(config, data, training, entry.encoder(seed), seed, digests)
+        for entry in tested
+        for seed in range(config.seeds)
+    }
+    jobs = []
+    for entry in tested:
+        seeds_of: dict[Encoder, list[int]] = {}
+        for seed in range(config.seeds):
+            if not paths[entry.name, seed].is_file():
+                seeds_of.setdefault(entry.encoder(seed), []).append(seed)
+        jobs += [TokenFitJob(entry.name, one, tuple(s)) for one, s in seeds_of.items()]
+    with tqdm(total=len(jobs), desc="fit", unit="encoder", disable=not jobs) as bar:
+        import ray
+
+        put = ray.put(training) if jobs else None
+        results = pool.run(
+            JobQueue(jobs).next,
+            lambda actor, job: actor.fit_on_tokens.remote(job, put),
+            number=len(jobs),
+            describe=lambda job: f"policies on the tokens of {job.under_test}",
+        )
+        for job, fits in results if jobs else ():
+            for seed, tensors in fits.tensors.items():
+                _save_fit(paths[job.under_test, seed], tensors, fits.lost)
+            bar.update()
+    fitted, lost = [], {}
+    for entry in tested:
+        for seed in range(config.seeds):
+            tensors, lost = _load_fit(paths[entry.name, seed])
+            fitted.append(Fitted(entry.name, seed, entry.encoder(seed), tensors))
+    return fitted, drop_lost(config, data, lost)
+
+
+def act_on_tokens(
+    config: OfflineConfig,
+    data: OfflineData,
+    plan: OfflinePlan,
+    training: TokenTraining,
+    fitted: Sequence[Fitted],
+    pool: ActorPool,
+) -> tuple[Planned, list[str]]:
+    """Ask every policy for its actions; reasons of the episodes that cannot be decoded, which go.
+
+    Raises:
+        UserError: no held-out episode can be decoded.
+    """
+    from tqdm import tqdm
+
+    digests = [episode.digest() for episode in training.episodes]
+    fit_paths = {
+        one.key: _fit_path(config, data, training, one.encoder, one.seed, digests) for one in fitted
+    }
+
+    def path(key: FitKey, episode: OfflineEpisode) -> Path:
+        return _actions_path(config, fit_paths[key].stem, episode, plan)
+
+    encoders = list(dict.fromkeys(one.encoder for one in fitted))
+    lost: dict[str, str] = {}
+    jobs = []
+    # As many encoders at a time as stay loaded; an image is decoded once for all of them.
+    for start in range(0, len(encoders), CACHED_ENCODERS):
+        some = encoders[start : start + CACHED_ENCODERS]
+        keys = [one.key for one in fitted if one.encoder in some]
+        for episode in data.heldout:
+            wanted = tuple(key for key in keys if not path(key, episode).is_file())
+            if wanted:
+                values = plan.of(episode)
+                jobs.append(ActJob(data.source, episode, config.image_px, values, wanted))
+    count = sum(len(job.values) * len(job.episode.frames) for job in jobs)
+    with tqdm(total=count, desc="act", unit="image", disable=not count) as bar:
+        import ray
+
+        put = [ray.put(training), ray.put({one.key: one for one in fitted})] if jobs else []
+        results = pool.run(
+            JobQueue(jobs).next,
+            lambda actor, job: actor.act.remote(job, *put),
+            number=len(jobs),
+            describe=lambda job: f"actions in episode {job.episode.index}",
+        )
+        for job, found in results if jobs else ():
+            if isinstance(found, str):
+                lost[job.episode.digest()] = found
+            else:
+                for key, planned in found.items():
+                    _save_actions(path(key, job.episode), planned)
+            bar.update(len(job.values) * len(job.episode.frames))
+    reasons = drop_lost(config, data, lost)
+    together: Planned = {}
+    for one in fitted:
+        parts = [_load_actions(path(one.key, episode)) for episode in data.heldout]
+        names = [condition.name for condition in plan.conditions]
+        together[one.key] = {name: np.concatenate([p[name] for p in parts]) for name in names}
+    return together, reasons
+
+
+def _fit_path(
+    config: OfflineConfig,
+    data: OfflineData,
+    training: TokenTraining,
+    encoder: Encoder,
+    seed: int,
+    digests: list[str],
+) -> Path:
+    """Of a policy, by all that its weights depend on."""
+    captions = None if training.words is None else [e.captions for e in training.episodes]
+    recipe = training.recipe
+    what = [
+        [offline_version(config), *versions_of(("torch",))],
+        [encoder.digest, seed, config.image_px, config.action, data.proprioception],
+        [recipe.head, settings_to_hash(recipe.head_settings)],
+        [recipe.readout, recipe.readout_settings],
+        [digests, captions],
+    ]
+    return _folder() / f"{_digest(what)}.safetensors"
+
+
+def _actions_path(
+    config: OfflineConfig, policy: str, episode: OfflineEpisode, plan: OfflinePlan
+) -> Path:
+    from dynaflip.eval.image_perturbations import IMAGE_VERSION
+
+    what = [IMAGE_VERSION, policy, episode.digest(), config.image_px, plan.of(episode)]
+    name = _digest(what)
+    return _folder() / name[:2] / f"{name}.npz"
+
+
+def _folder() -> Path:
+    return home() / "evaluation" / "offline"
+
+
+def _digest(what: Any) -> str:
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:24]
+
+
+_LOST = "left_out"  # key of a file's metadata
+
+
+def _save_fit(path: Path, tensors: dict[str, Any], lost: dict[str, str]) -> None:
+    from safetensors.torch import save
+
+    plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    write_file(path, save(plain, metadata={_LOST: json.dumps(lost)}))
+
+
+def _load_fit(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """A policy's tensors, and the training episodes that could not be decoded."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return tensors, json.loads((file.metadata() or {})[_LOST])
+
+
+def _save_actions(path: Path, planned: dict[str, np.ndarray]) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, **planned)
+    write_file(path, buffer.getvalue())
+
+
+def _load_actions(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as file:
+        return dict(file)
