@@ -93,7 +93,8 @@ def fit_on_tokens(
             for seed, tensors in fits.tensors.items():
                 _save_fit(paths[job.under_test, seed], tensors, fits.lost)
             bar.update()
-    fitted, lost = [], {}
+    fitted: list[Fitted] = []
+    lost: dict[str, str] = {}
     for entry in tested:
         for seed in range(config.seeds):
             tensors, lost = _load_fit(paths[entry.name, seed])
@@ -221,7 +222,7 @@ def _load_fit(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         return tensors, json.loads((file.metadata() or {})[_LOST])
 
 
-def _save_actions(path: Path, planned: dict[str, np.ndarray]) -> None:
+def _save_actions(path: Path, planned: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, **planned)
     write_file(path, buffer.getvalue())

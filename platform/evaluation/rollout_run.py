@@ -64,7 +64,7 @@ def open_rollout_run(
     """Open the run, with its number among the evaluations on ``test`` (0 on dev)."""
     digests = json.dumps(sorted(job.digest() for job in jobs))
     spec = environment(config.environment)
-    tags = {VERSION_TAG: ROLLOUT_VERSION, SIMULATOR_TAG: spec.version()}
+    tags = {VERSION_TAG: str(ROLLOUT_VERSION), SIMULATOR_TAG: spec.version()}
     if protocol := label_of(config):
         tags[PROTOCOL_TAG] = protocol
     return open_counted_run(
