@@ -65,6 +65,7 @@ class ReportImage:
     alt: str = ""  # what it shows, in words; the caption by default
     columns: tuple[str, ...] = ()  # names below equal parts of it, from the left
     tile: bool = False  # small, several in a row
+    lead: str = ""  # below the heading: what the part shows, and what is better
 
 
 def png_of(figure: Any) -> bytes:
@@ -145,6 +146,8 @@ def _images(images: Sequence[ReportImage]) -> list[str]:
             in_tiles = False
         if image.heading:
             parts.append(f"<h2>{_e(image.heading)}</h2>")
+        if image.lead:
+            parts.append(f'<p class="notes">{_e(image.lead)}</p>')
         if image.tile and not in_tiles:
             parts.append('<div class="tiles">')
             in_tiles = True

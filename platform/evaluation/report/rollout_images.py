@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import io
-from typing import Any
 
 import numpy as np
 import polars as pl
 
-from dynaflip.eval.expert_views import ALL_FACTORS, UNPERTURBED
+from dynaflip.eval.envs.registry import environment
+from dynaflip.eval.metrics.attention import AttentionMaps
 from dynaflip.eval.metrics.saliency import overlay
-from dynaflip.eval.plots import condition_name, gain_figure, gain_words, heat_figure
+from dynaflip.eval.plots import gain_figure, gain_words, heat_figure
 from dynaflip.platform.evaluation import cache
+from dynaflip.platform.evaluation.attention import shown_conditions
 from dynaflip.platform.evaluation.config import RolloutConfig
 from dynaflip.platform.evaluation.encoders_under_test import TRAINED, EncoderUnderTest
-from dynaflip.platform.evaluation.plan import Condition, EvaluationJob
+from dynaflip.platform.evaluation.plan import EvaluationJob
+from dynaflip.platform.evaluation.report.attention import attention_images
+from dynaflip.platform.evaluation.report.failures import failure_images
 from dynaflip.platform.evaluation.report.gains import heat_maps, success_gains
 from dynaflip.platform.evaluation.report.html_page import ReportImage, jpeg_of, png_of
-from dynaflip.platform.evaluation.report.rollout_tables import GIVEN
+from dynaflip.platform.evaluation.report.recordings import ended, frames_of
+from dynaflip.platform.evaluation.report.rollout_tables import GIVEN, condition_words
 from dynaflip.platform.evaluation.results import Successes, successes
 from dynaflip.platform.evaluation.worker import SaliencyMaps
-
-# In the gallery, for each condition.
-_FAILURES = 3
 
 
 def images_of(
@@ -31,6 +32,7 @@ def images_of(
     jobs: list[EvaluationJob],
     table: pl.DataFrame,
     saliency: dict[str, SaliencyMaps],
+    attention: dict[str, AttentionMaps],
     curve: list[ReportImage],
 ) -> list[ReportImage]:
     """Every image, for the report and for MLflow: figures first.
@@ -38,7 +40,7 @@ def images_of(
     Args:
         config, tested, jobs: what was evaluated.
         table: a row per episode.
-        saliency: by task.
+        saliency, attention: by task.
         curve: success by number of demonstrations, if it was asked for.
     """
     names, given = [entry.name for entry in tested], config.proprioception[0]
@@ -59,7 +61,9 @@ def images_of(
         made.append(
             ReportImage("saliency.jpg", caption, sheet, "Saliency of the encoders", "", columns)
         )
-    return made + _failures(recorded, table, names)
+    made += attention_images(config, jobs, attention)
+    control_hz = environment(config.environment).control_hz
+    return made + failure_images(recorded, table, names, control_hz)
 
 
 def measure_figures(by_name: dict[str, Successes], measure: str, given: str) -> list[ReportImage]:
@@ -91,13 +95,6 @@ def measure_figures(by_name: dict[str, Successes], measure: str, given: str) -> 
     return made
 
 
-def _frames(job: EvaluationJob) -> list[np.ndarray]:
-    from PIL import Image, ImageSequence
-
-    with Image.open(cache.animation_path(job)) as animation:
-        return [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(animation)]
-
-
 def _saliency_sheet(shown: list[EncoderUnderTest], saliency: dict[str, SaliencyMaps]) -> np.ndarray:
     """(rows · H, columns · W, 3): each task's first image and every encoder's saliency over it."""
     rows = []
@@ -111,76 +108,20 @@ def _saliency_sheet(shown: list[EncoderUnderTest], saliency: dict[str, SaliencyM
 def _animations(recorded: list[EvaluationJob], table: pl.DataFrame) -> list[ReportImage]:
     """The same initial state with every encoder, side by side: unperturbed and perturbed."""
     made: list[ReportImage] = []
-    conditions = dict.fromkeys(job.condition for job in recorded)
-    perturbed = [c for c in conditions if c.factor != UNPERTURBED]
-    together = [c for c in perturbed if c.factor == ALL_FACTORS]
-    shown = [c for c in conditions if c.factor == UNPERTURBED]
-    for condition in shown + (together or perturbed)[-1:]:
+    for condition in shown_conditions(recorded):
         for task in dict.fromkeys(job.task for job in recorded):
             same = [c for c in recorded if (c.task, c.condition) == (task, condition)]
             if not same:
                 continue
             by_name = {job.under_test: job for job in same}
-            frames = [_frames(job) for job in by_name.values()]
-            columns = tuple(f"{n}: {_ended(job, table)}" for n, job in by_name.items())
-            caption = f"{task}, {_condition_words(condition)}"
+            frames = [frames_of(job) for job in by_name.values()]
+            columns = tuple(f"{n}: {ended(job, table)}" for n, job in by_name.items())
+            caption = f"{task}, {condition_words(condition)}"
             data = _side_by_side(frames)
             heading = "" if made else "Rollouts from the same initial state, side by side"
             name = f"{task}-{condition.name}.webp"
             made.append(ReportImage(name, caption, data, heading, "", columns))
     return made
-
-
-def _failures(
-    recorded: list[EvaluationJob], table: pl.DataFrame, names: list[str]
-) -> list[ReportImage]:
-    """Last frames of recorded episodes in which the encoder under test failed, by condition."""
-    made: list[ReportImage] = []
-    by_condition: dict[Condition, int] = {}
-    for job in recorded:
-        number = by_condition.get(job.condition, 0)
-        if job.under_test != TRAINED or number >= _FAILURES or _episode(job, table)["success_ever"]:
-            continue
-        by_condition[job.condition] = number + 1
-        caption = f"{_condition_words(job.condition)}, {job.task}: {_ended(job, table)}"
-        others = {name: _episode(job, table, name) for name in names if name != TRAINED}
-        solved = [name for name, row in others.items() if row and row["success_ever"]]
-        if others:
-            caption += f"; solved from here by {', '.join(solved) or 'none of the others'}"
-        heading = "" if made else f"Failures of {TRAINED}: last frame"
-        name = f"failure-{job.task}-{job.condition.name}.jpg"
-        made.append(ReportImage(name, caption, jpeg_of(_frames(job)[-1]), heading, tile=True))
-    return sorted(made, key=lambda image: not image.heading)
-
-
-def _episode(
-    job: EvaluationJob, table: pl.DataFrame, under_test: str | None = None
-) -> dict[str, Any]:
-    """The row of the recorded (first) episode of a job, or of another encoder's; {} without one."""
-    rows = table.filter(
-        pl.col("arm") == (under_test or job.under_test),
-        pl.col("proprioception") == job.policy.use_proprioception,
-        pl.col("task") == job.task,
-        pl.col("factor") == job.condition.factor,
-        pl.col("level") == job.condition.level,
-        pl.col("episode") == 0,
-    ).sort("seed")
-    if "demonstrations" in rows.columns:
-        rows = rows.sort("demonstrations", descending=True, maintain_order=True)
-    return rows.row(0, named=True) if len(rows) else {}
-
-
-def _ended(job: EvaluationJob, table: pl.DataFrame) -> str:
-    """How the recorded episode of a job ended."""
-    row = _episode(job, table)
-    if row["success_ever"]:
-        return "solved" if row["success_last"] else "solved, and lost again"
-    return f"not solved in {row['steps']} steps"
-
-
-def _condition_words(condition: Condition) -> str:
-    level = f", level {condition.level}" if condition.level else ""
-    return condition_name(condition.factor) + level
 
 
 def _side_by_side(animations: list[list[np.ndarray]]) -> bytes:

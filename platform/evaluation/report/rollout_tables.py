@@ -11,6 +11,7 @@ from dynaflip.eval.intervals.power import design_of, power_line
 from dynaflip.eval.intervals.ranking import probability_best
 from dynaflip.eval.plots import condition_name
 from dynaflip.platform.evaluation.encoders_under_test import EXPERT, RANDOM_POLICY
+from dynaflip.platform.evaluation.plan import Condition
 from dynaflip.platform.evaluation.report.tables import Section
 from dynaflip.platform.evaluation.results import (
     IN_DISTRIBUTION,
@@ -139,6 +140,12 @@ def encoders_alone(by_name: Mapping[str, Any]) -> dict[str, Any]:
     """Without the policies that check the harness, and without what is None."""
     harness = (EXPERT, RANDOM_POLICY)
     return {n: value for n, value in by_name.items() if n not in harness and value is not None}
+
+
+def condition_words(condition: Condition) -> str:
+    """``camera, level 3``."""
+    level = f", level {condition.level}" if condition.level else ""
+    return condition_name(condition.factor) + level
 
 
 def percent(rate: Rate) -> str:

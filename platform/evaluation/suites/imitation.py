@@ -18,6 +18,7 @@ from dynaflip.platform.evaluation.suites.base import Suite
 if TYPE_CHECKING:
     import polars as pl
 
+    from dynaflip.eval.metrics.attention import AttentionMaps
     from dynaflip.platform import tracking
     from dynaflip.platform.evaluation.encoders_under_test import EncoderUnderTest
     from dynaflip.platform.evaluation.plan import EvaluationJob
@@ -62,6 +63,7 @@ class Imitation(Suite):
         from dynaflip.eval.envs.registry import environment
         from dynaflip.platform import tracking
         from dynaflip.platform.demonstrations.collect import check_expert
+        from dynaflip.platform.evaluation.attention import compute_attention
         from dynaflip.platform.evaluation.encoder_service import EncoderService
         from dynaflip.platform.evaluation.encoders_under_test import info_of
         from dynaflip.platform.evaluation.kept_policies import keep_policies
@@ -98,8 +100,10 @@ class Imitation(Suite):
             with service, open_pool(environment(config.environment)) as pool:
                 fit_missing(jobs, pool, config.fits, service)
                 results = compare_with_expert(jobs, pool, service)
+                attention = compute_attention(config, jobs, pool)
             kept = keep_policies(config, jobs, run)
-            return _report(config, tested, jobs, imitation_table(jobs, results), run, kept)
+            table = imitation_table(jobs, results)
+            return _report(config, tested, jobs, table, attention, run, kept)
 
     def dry_run(self, config: RolloutConfig, *, gpu_images_per_s: float) -> list[Section]:
         """The policies, what of them is cached, and the time of the rest on several machines."""
@@ -165,12 +169,14 @@ def _report(
     tested: list[EncoderUnderTest],
     jobs: list[EvaluationJob],
     table: pl.DataFrame,
+    attention: dict[str, AttentionMaps],
     run: tracking.Run,
     kept: list[str],
 ) -> Outcome:
     """Write the report, and log it with the table of moments."""
     from dynaflip.platform.evaluation.encoders_under_test import single_seed_notes
     from dynaflip.platform.evaluation.own_demonstrations import own_notes
+    from dynaflip.platform.evaluation.report.attention import attention_images, attention_sections
     from dynaflip.platform.evaluation.report.demonstration_curve import (
         curve_images,
         curve_sections,
@@ -195,7 +201,8 @@ def _report(
     sections, metrics = _sections(config, tested, table)
     names, unit = [entry.name for entry in tested], "100 - action error, %"
     curves, values = curve_sections(config, names, table, AGREEMENT, unit)
-    sections, metrics = curves + sections, metrics | values
+    attended, shares = attention_sections(config, jobs, attention)
+    sections, metrics = curves + sections + attended, metrics | values | shares
     sections.append(encoder_section(tested))
     power = power_lines(config, [entry.name for entry in tested], table, AGREEMENT)
     notes = [*NOTES, COMPARISONS, *power, *single_seed_notes(tested), *kept]
@@ -208,6 +215,7 @@ def _report(
     }
     images = measure_figures(by_name, "closeness to the expert's actions", GIVEN[given])
     images += curve_images(config, names, table, AGREEMENT, unit)
+    images += attention_images(config, jobs, attention)
     write_report(
         path,
         title=f"DynaFLIP: action error of policies on {config.encoder}",

@@ -14,6 +14,7 @@ from dynaflip.platform.evaluation.suites.base import Suite
 if TYPE_CHECKING:
     import polars as pl
 
+    from dynaflip.eval.metrics.attention import AttentionMaps
     from dynaflip.platform import tracking
     from dynaflip.platform.actor_pool import ActorPool
     from dynaflip.platform.evaluation.encoders_under_test import EncoderUnderTest
@@ -43,6 +44,7 @@ class Rollouts(Suite):
         """
         from dynaflip.eval.envs.registry import environment
         from dynaflip.platform import tracking
+        from dynaflip.platform.evaluation.attention import compute_attention
         from dynaflip.platform.evaluation.encoder_service import EncoderService
         from dynaflip.platform.evaluation.kept_policies import keep_policies
         from dynaflip.platform.evaluation.plan import prepare
@@ -60,8 +62,11 @@ class Rollouts(Suite):
             with service, open_pool(environment(config.environment)) as pool:
                 table = episode_table(jobs, run_jobs(jobs, pool, config.fits, service))
                 saliency = _saliency(config, tested, pool)
+                attention = compute_attention(config, jobs, pool)
             kept = keep_policies(config, jobs, run)
-            outcome = _report(config, tested, jobs, table, saliency, run, test_evaluation, kept)
+            outcome = _report(
+                config, tested, jobs, table, saliency, attention, run, test_evaluation, kept
+            )
             mark_versions(config, tested, outcome)
         return outcome
 
@@ -99,6 +104,7 @@ def _report(
     jobs: list[EvaluationJob],
     table: pl.DataFrame,
     saliency: dict[str, SaliencyMaps],
+    attention: dict[str, AttentionMaps],
     run: tracking.Run,
     test_evaluation: int,
     kept: list[str],
@@ -106,11 +112,13 @@ def _report(
     """Write the report, and log it with the episodes."""
     from dynaflip.platform.evaluation.own_demonstrations import own_notes
     from dynaflip.platform.evaluation.report import rollout_report
+    from dynaflip.platform.evaluation.report.attention import attention_sections
     from dynaflip.platform.evaluation.report.demonstration_curve import (
         curve_images,
         curve_sections,
     )
     from dynaflip.platform.evaluation.report.encoder_table import encoder_section
+    from dynaflip.platform.evaluation.report.failures import failure_section
     from dynaflip.platform.evaluation.report.html_page import write_report
     from dynaflip.platform.evaluation.report.rollout_images import images_of
     from dynaflip.platform.evaluation.report.rollout_report import verdict_of
@@ -128,12 +136,16 @@ def _report(
         section, shares = rollout_report.saliency_section(tested, saliency)
         sections.append(section)
         metrics |= shares
+    attended, shares = attention_sections(config, jobs, attention)
+    sections, metrics = sections + attended, metrics | shares
+    if ends := failure_section(table, names):
+        sections.append(ends)
     sections.append(encoder_section(tested))
     notes = rollout_report.notes_of(config, tested, table, unseen_tasks, test_evaluation) + kept
     notes += own_notes([shown for job in jobs for shown in job.policy.demonstrations])
     verdict = verdict_of(config, names, table)
     curve = curve_images(config, names, table, MEASURES[0], "success, %")
-    images = images_of(config, tested, jobs, table, saliency, curve)
+    images = images_of(config, tested, jobs, table, saliency, attention, curve)
     path = home() / "reports" / f"{run.run_name}.html"
     write_report(
         path,

@@ -32,6 +32,14 @@ def test_the_same_table_twice_from_policies_that_read_three_scales(
     agreement = "agreement/proprioception/in_distribution"
     assert outcome.metrics[f"{agreement}/scripted_expert"] == 1
     assert 0 <= outcome.metrics[f"{agreement}/trained"] < 1
+    # A reading of a tiny policy on random weights: it is shared out, and the page shows where.
+    shares = [outcome.metrics[f"attention/{part}/none/trained"] for part in ("robot", "object")]
+    assert min(shares) > 0
+    assert sum(shares) < 1
+    page = outcome.report.read_text()
+    assert page.count("Where policies look: attention of the read-out") == 1
+    assert page.count(">reach-v3, ") == 2, "unperturbed and perturbed"
+    assert "Attention on robot and object, %" in outcome.table
     (path,) = (tmp_path / "home" / "evaluation" / "policies").iterdir()
     fitted = load_file(path)
     # 32 px: a cell of 32, 16 and 8 px.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -112,6 +113,11 @@ def test_a_killed_evaluation_goes_on_to_the_table_of_an_uninterrupted_one_and_is
     assert outcome.verdict[0] in page.replace("&#x27;", "'")
     assert page.index(outcome.verdict[0][:20]) < page.index("<img") < page.index("<table")
     assert "http" not in page
+    failed = outcome.rows().filter(~pl.col("success_ever"))
+    assert failed["nearest_m"].is_not_null().all()
+    assert (failed["nearest_m"] <= failed["end_m"]).all()
+    assert "How failures ended" in outcome.table
+    assert re.search(r"reach-v3, [^.]*\. trained \(.*policy of seed 0, layout \d+", page)
 
 
 def _with_one_policy(outcome: Outcome, folder: Path) -> str:
