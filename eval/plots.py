@@ -150,6 +150,19 @@ def heat_figure(maps: list[HeatMap]) -> Any:
     return figure
 
 
+def heat_words(maps: list[HeatMap]) -> str:
+    """The figure in words, for those who cannot see it."""
+    told = []
+    for one in maps:
+        rows = []
+        for name, values in zip(one.rows, one.values, strict=True):
+            form = "+.0f" if one.signed else ".0f"
+            cells = zip(one.columns, values, strict=True)
+            rows.append(f"{name}: {', '.join(f'{c} {v:{form}}' for c, v in cells if v == v)}")
+        told.append(f"{one.title}. {'; '.join(rows)}.")
+    return " ".join(told)
+
+
 def condition_name(condition: str) -> str:
     """How a condition is called in tables and images."""
     return CONDITION_NAMES.get(condition, condition.replace("_", " "))

@@ -15,6 +15,7 @@ from dynaflip.platform.evaluation.outcome import Outcome
 from dynaflip.platform.evaluation.report.gains import ONE_POLICY, success_gains
 from dynaflip.platform.evaluation.report.html_page import ReportImage, png_of, write_report
 from dynaflip.platform.evaluation.report.log_report import log_report
+from dynaflip.platform.evaluation.report.rollout_images import GAIN_CAPTION
 from dynaflip.platform.evaluation.report.rollout_report import COMPARISONS
 from dynaflip.platform.evaluation.report.rollout_tables import GIVEN
 from dynaflip.platform.evaluation.report.tables import as_text
@@ -112,11 +113,8 @@ def _gain_image(runs: ComparedRuns) -> ReportImage:
         mine, theirs = shared_successes(runs.first, other, proprioception=given)
         gains += success_gains({"first": mine, _other(other): theirs}, "first")
     figure = png_of(gain_figure(gains, "points", f"Gain in success by factor, {GIVEN[given]}"))
-    caption = (
-        "Points are means, lines their 95 % intervals: those of the tables, without correction "
-        "for several comparisons."
-    )
-    return ReportImage("gains.png", caption, figure, "Gain by factor", gain_words(gains, "points"))
+    words = gain_words(gains, "points")
+    return ReportImage("gains.png", GAIN_CAPTION, figure, "Gain by factor", words)
 
 
 def _facts(runs: ComparedRuns) -> dict[str, str]:

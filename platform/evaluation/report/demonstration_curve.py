@@ -123,7 +123,7 @@ def curve_images(
     curve = curve_of(config, names, table, measure, proprioception=config.proprioception[0])
     if not curve:
         return []
-    caption = f"{unit} by number of demonstrations"
+    caption = f"{unit} by number of demonstrations: higher is better; lines are 95 % intervals."
     drawn = png_of(_drawn(curve, unit))
     return [ReportImage("demonstrations.png", caption, drawn, "By number of demonstrations")]
 

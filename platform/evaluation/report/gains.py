@@ -136,11 +136,18 @@ def _family(
     return dict(zip(gaps, with_family(findings, list(gaps.values())), strict=True))
 
 
-def heat_maps(by_name: dict[str, Successes], reference: str) -> list[HeatMap]:
+def heat_maps(
+    by_name: dict[str, Successes], reference: str, measure: str = "success"
+) -> list[HeatMap]:
     """Success by factor and level where there are several levels, else by factor and encoder.
 
     With several levels the main baseline's gain stands beside; a factor's level 0 is the
     unperturbed condition.
+
+    Args:
+        by_name: encoder's name → its successes, or another measure.
+        reference: name of the encoder under test.
+        measure: what is measured, in a word or two.
     """
     first = by_name[reference]
     levels = sorted({level for factor, level in first.conditions if factor != UNPERTURBED})
@@ -151,11 +158,11 @@ def heat_maps(by_name: dict[str, Successes], reference: str) -> list[HeatMap]:
     if len(levels) < 2:
         rows = rows_of(first.conditions)
         values = [[_mean(one, chosen) for one in by_name.values()] for chosen in rows.values()]
-        title = "success, %"
+        title = f"{measure}, %"
         return [HeatMap(title, tuple(rows), tuple(by_name), np.array(values), signed=False)]
     columns = tuple("none" if not level else f"level {level}" for level in (0, *levels))
     own = _by_level(first, factors, levels)
-    maps = [HeatMap(f"success of {reference}, %", names, columns, own, signed=False)]
+    maps = [HeatMap(f"{measure} of {reference}, %", names, columns, own, signed=False)]
     main = main_baseline(list(encoders_alone(by_name)), reference)
     if main is not None:
         gap = own - _by_level(by_name[main], factors, levels)

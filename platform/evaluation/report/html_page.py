@@ -23,31 +23,42 @@ from dynaflip.platform.evaluation.report.tables import Section
 IMAGE_BUDGET_BYTES = 6_000_000
 
 _STYLE = """
-:root { color-scheme: light }
+:root { color-scheme: light dark; --ink: #222; --page: #fff; --soft: #4a5260; --line: #ddd;
+        --mark: #14506b; --shade: #eef3fa }
+@media screen and (prefers-color-scheme: dark) {
+  :root { --ink: #e6e6e6; --page: #16181c; --soft: #a9b1bd; --line: #383d45; --mark: #6db3d1;
+          --shade: #20262e }
+}
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; padding: 0 1rem;
-       max-width: 1100px; color: #222; background: #fff }
-h1 { font-size: 1.25rem; font-weight: 500; color: #4a5260; margin: 0 }
+       max-width: 1100px; color: var(--ink); background: var(--page) }
+h1 { font-size: 1.25rem; font-weight: 500; color: var(--soft); margin: 0 }
 h2 { font-size: 1.15rem; margin: 2rem 0 .5rem } h3 { font-size: 1rem; margin: 1.2rem 0 .3rem }
 .verdict { font-size: 1.3rem; font-weight: 600; line-height: 1.4; margin: .6rem 0;
-           padding: .7rem 1rem; background: #eef3fa; border-left: 5px solid #14506b }
+           padding: .7rem 1rem; background: var(--shade); border-left: 5px solid var(--mark) }
 .scroll { overflow-x: auto }
-table { border-collapse: collapse; margin: 0 0 1.5rem; font-variant-numeric: tabular-nums }
-td, th { padding: .25rem .9rem .25rem 0; text-align: right; border-bottom: 1px solid #ddd }
+table { border-collapse: collapse; margin: 0 0 1.5rem; font-size: .88rem;
+        font-variant-numeric: tabular-nums }
+td, th { padding: .25rem .9rem .25rem 0; text-align: right; border-bottom: 1px solid var(--line) }
+th { vertical-align: bottom } td { white-space: nowrap } .facts td { white-space: normal }
 td:first-child, th:first-child, .facts td { text-align: left }
+.scroll td:first-child { position: sticky; left: 0; background: var(--page) }
 figure { margin: .5rem 0 1.2rem; break-inside: avoid }
-figure img { max-width: 100%; height: auto }
-figcaption, .notes { color: #4a5260; font-size: .92rem }
+figure img { max-width: 100%; height: auto; border-radius: 3px }
+.printed { display: none }
+figcaption, .notes { color: var(--soft); font-size: .92rem }
 .columns { display: grid; grid-auto-columns: 1fr; grid-auto-flow: column; text-align: center;
-           font-size: .85rem }
-.side img { width: 100%; image-rendering: auto } .side { max-width: calc(170px * var(--parts)) }
-.tiles { display: flex; flex-wrap: wrap; gap: .8rem } .tiles figure { width: 165px; margin: 0 }
-.tiles img { width: 100% }
+           font-size: .85rem; gap: .3rem }
+.side img { width: 100% } .side { max-width: calc(190px * var(--parts)) }
+.tiles { display: flex; flex-wrap: wrap; gap: 1rem } .tiles figure { width: 345px; margin: 0 }
 @media print {
   @page { margin: 12mm }
   body { margin: 0; padding: 0; max-width: none; font-size: 10pt }
   .scroll { overflow: visible } table { width: 100%; font-size: 7.5pt }
-  td, th { padding: .15rem .4rem .15rem 0; overflow-wrap: anywhere } tr { break-inside: avoid }
-  h2, h3 { break-after: avoid } .verdict { background: none }
+  td, th { padding: .15rem .4rem .15rem 0; overflow-wrap: anywhere; white-space: normal }
+  tr { break-inside: avoid } h2, h3, .notes { break-after: avoid } .verdict { background: none }
+  .scroll td:first-child { position: static }
+  .side { max-width: calc(32mm * var(--parts)) } .tiles figure { width: 58mm }
+  .played { display: none } .printed { display: inline }
 }
 """
 
@@ -65,6 +76,7 @@ class ReportImage:
     alt: str = ""  # what it shows, in words; the caption by default
     columns: tuple[str, ...] = ()  # names below equal parts of it, from the left
     tile: bool = False  # small, several in a row
+    printed: bytes = b""  # stands for one that plays on paper
     lead: str = ""  # below the heading: what the part shows, and what is better
 
 
@@ -137,7 +149,7 @@ def _images(images: Sequence[ReportImage]) -> list[str]:
     parts: list[str] = []
     used, left_out, in_tiles = 0, 0, False
     for image in images:
-        used += len(image.data)
+        used += len(image.data) + len(image.printed)
         if used > IMAGE_BUDGET_BYTES:
             left_out += 1
             continue
@@ -163,9 +175,10 @@ def _images(images: Sequence[ReportImage]) -> list[str]:
 
 
 def _figure(image: ReportImage) -> str:
-    kind = _KINDS.get(image.data[:3], "jpeg")
-    source = f"data:image/{kind};base64,{base64.b64encode(image.data).decode()}"
-    img = f'<img alt="{_e(image.alt or image.caption)}" src="{source}">'
+    alt = image.alt or image.caption
+    img = _img(image.data, alt)
+    if image.printed:
+        img = _img(image.data, alt, "played") + _img(image.printed, alt, "printed")
     names = "".join(f"<span>{_e(name)}</span>" for name in image.columns)
     if names:
         img = (
@@ -173,6 +186,12 @@ def _figure(image: ReportImage) -> str:
             f'<div class="columns">{names}</div></div>'
         )
     return f"<figure>{img}<figcaption>{_e(image.caption)}</figcaption></figure>"
+
+
+def _img(data: bytes, alt: str, kind: str = "") -> str:
+    source = f"data:image/{_KINDS.get(data[:3], 'jpeg')};base64,{base64.b64encode(data).decode()}"
+    marked = f'class="{kind}" ' if kind else ""
+    return f'<img alt="{_e(alt)}" {marked}src="{source}">'
 
 
 def _e(text: str) -> str:

@@ -8,9 +8,9 @@ import numpy as np
 import polars as pl
 
 from dynaflip.eval.envs.registry import environment
-from dynaflip.eval.metrics.attention import AttentionMaps
+from dynaflip.eval.metrics.attention import AttentionMaps, twice
 from dynaflip.eval.metrics.saliency import overlay
-from dynaflip.eval.plots import gain_figure, gain_words, heat_figure
+from dynaflip.eval.plots import gain_figure, gain_words, heat_figure, heat_words
 from dynaflip.platform.evaluation import cache
 from dynaflip.platform.evaluation.attention import shown_conditions
 from dynaflip.platform.evaluation.config import RolloutConfig
@@ -24,6 +24,18 @@ from dynaflip.platform.evaluation.report.recordings import ended, frames_of
 from dynaflip.platform.evaluation.report.rollout_tables import GIVEN, condition_words
 from dynaflip.platform.evaluation.results import Successes, successes
 from dynaflip.platform.evaluation.worker import SaliencyMaps
+
+GAIN_CAPTION = (
+    "The encoder under test beside each other one: right of 0 it is better. Points are means, "
+    "lines their 95 % intervals: those of the tables, without correction for several comparisons."
+)
+
+_SALIENCY = "What each encoder's embedding is made of: saliency"
+_SALIENCY_LEAD = (
+    "The brighter, the more a pixel contributes to the embedding (gradient times input), which is "
+    "the same for every policy on the encoder. More of it on robot and object is what one hopes "
+    "for; the tables have the shares."
+)
 
 
 def images_of(
@@ -53,14 +65,7 @@ def images_of(
             first.setdefault((job.under_test, job.task, job.condition.name), job)
     recorded = [job for job in first.values() if cache.animation_path(job).is_file()]
     made += _animations(recorded, table)
-    if saliency:
-        shown = [entry for entry in tested if entry.encoders[0].folder is not None]
-        columns = ("image", *(entry.name for entry in shown))
-        caption = "A row for each task: the image, and what each encoder's embedding is made of."
-        sheet = jpeg_of(_saliency_sheet(shown, saliency))
-        made.append(
-            ReportImage("saliency.jpg", caption, sheet, "Saliency of the encoders", "", columns)
-        )
+    made += _saliency_images(tested, saliency)
     made += attention_images(config, jobs, attention)
     control_hz = environment(config.environment).control_hz
     return made + failure_images(recorded, table, names, control_hz)
@@ -79,30 +84,37 @@ def measure_figures(by_name: dict[str, Successes], measure: str, given: str) -> 
     if gains:
         title = f"Gain in {measure} by factor, {given}"
         figure = png_of(gain_figure(gains, "points", title))
-        caption = (
-            "Points are means, lines their 95 % intervals: those of the tables, without correction "
-            "for several comparisons."
-        )
-        made.append(
-            ReportImage("gains.png", caption, figure, "Gain by factor", gain_words(gains, "points"))
-        )
-    maps = heat_maps(by_name, TRAINED)
+        words = gain_words(gains, "points")
+        made.append(ReportImage("gains.png", GAIN_CAPTION, figure, "Gain by factor", words))
+    maps = heat_maps(by_name, TRAINED, measure)
     if maps:
         heading = f"{measure.capitalize()} by factor, {given}"
-        caption = f"Mean {measure} of all policies, tasks and initial states, in percent."
+        caption = (
+            f"Mean {measure} of all policies, tasks and initial states, in percent: more is better."
+        )
+        if any(one.signed for one in maps):
+            caption += " The gain beside it is better above 0."
         figure = png_of(heat_figure(maps))
-        made.append(ReportImage("heat_map.png", caption, figure, heading))
+        made.append(ReportImage("heat_map.png", caption, figure, heading, heat_words(maps)))
     return made
 
 
-def _saliency_sheet(shown: list[EncoderUnderTest], saliency: dict[str, SaliencyMaps]) -> np.ndarray:
-    """(rows · H, columns · W, 3): each task's first image and every encoder's saliency over it."""
-    rows = []
-    for maps_of_task in saliency.values():
+def _saliency_images(
+    tested: list[EncoderUnderTest], saliency: dict[str, SaliencyMaps]
+) -> list[ReportImage]:
+    """An image a task: its first moment, and every encoder's saliency over it."""
+    shown = [entry for entry in tested if entry.encoders[0].folder is not None]
+    made: list[ReportImage] = []
+    for task, maps_of_task in saliency.items():
         image = maps_of_task.images[0]
         maps = [maps_of_task.saliency[entry.encoders[0].digest][0] for entry in shown]
-        rows.append(np.concatenate([image, *(overlay(image, heat) for heat in maps)], 1))
-    return np.concatenate(rows, 0)
+        large = twice(image)
+        sheet = jpeg_of(np.concatenate([large, *(overlay(large, heat) for heat in maps)], 1))
+        heading, lead = ("", "") if made else (_SALIENCY, _SALIENCY_LEAD)
+        columns = ("image", *(entry.name for entry in shown))
+        name, caption = f"saliency-{task}.jpg", f"{task}, unperturbed"
+        made.append(ReportImage(name, caption, sheet, heading, columns=columns, lead=lead))
+    return made
 
 
 def _animations(recorded: list[EvaluationJob], table: pl.DataFrame) -> list[ReportImage]:
@@ -120,7 +132,8 @@ def _animations(recorded: list[EvaluationJob], table: pl.DataFrame) -> list[Repo
             data = _side_by_side(frames)
             heading = "" if made else "Rollouts from the same initial state, side by side"
             name = f"{task}-{condition.name}.webp"
-            made.append(ReportImage(name, caption, data, heading, "", columns))
+            still = jpeg_of(np.concatenate([of_one[-1] for of_one in frames], 1))
+            made.append(ReportImage(name, caption, data, heading, columns=columns, printed=still))
     return made
 
 

@@ -350,6 +350,13 @@ def _results(
     return table if flow is None else table.vstack(flow.results(named, **about))
 
 
+_PROBES = "Error of linear probes by condition, with 95 % intervals: lower is better."
+_RETRIEVAL = (
+    "Share of transitions whose caption and flow are found, with 95 % intervals: higher is better; "
+    "a black line is chance."
+)
+
+
 def _images(retrieval: dict[str, dict[str, float]], probed: Probed | None) -> list[ReportImage]:
     """Figures, and examples of what probes were tested on."""
     from dynaflip.eval import plots
@@ -359,15 +366,15 @@ def _images(retrieval: dict[str, dict[str, float]], probed: Probed | None) -> li
     made: list[ReportImage] = []
     if probed is not None:
         bars = plots.probe_figure(probed.report, (TRAINED, INITIAL))
-        made.append(ReportImage("probes.png", "Probe error by factor", png_of(bars)))
+        made.append(ReportImage("probes.png", _PROBES, png_of(bars), "Probes"))
     figure = plots.retrieval_figure(retrieval)
-    made.append(ReportImage("retrieval.png", "Retrieval", png_of(figure)))
+    made.append(ReportImage("retrieval.png", _RETRIEVAL, png_of(figure), "Retrieval"))
     if probed is not None:
         sheet, columns = plots.contact_sheet(probed.views)
         caption = "Frames that probes were tested on: " + ", ".join(
             map(plots.condition_name, columns)
         )
-        made.append(ReportImage("examples.jpg", caption, jpeg_of(sheet)))
+        made.append(ReportImage("examples.jpg", caption, jpeg_of(sheet), "Frames"))
     return made
 
 
