@@ -30,15 +30,15 @@ _STYLE = """
           --shade: #20262e }
 }
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; padding: 0 1rem;
-       max-width: 1100px; color: var(--ink); background: var(--page) }
+       max-width: 1180px; color: var(--ink); background: var(--page) }
 h1 { font-size: 1.25rem; font-weight: 500; color: var(--soft); margin: 0 }
 h2 { font-size: 1.15rem; margin: 2rem 0 .5rem } h3 { font-size: 1rem; margin: 1.2rem 0 .3rem }
 .verdict { font-size: 1.3rem; font-weight: 600; line-height: 1.4; margin: .6rem 0;
            padding: .7rem 1rem; background: var(--shade); border-left: 5px solid var(--mark) }
 .scroll { overflow-x: auto }
-table { border-collapse: collapse; margin: 0 0 1.5rem; font-size: .88rem;
+table { border-collapse: collapse; margin: 0 0 1.5rem; font-size: .8rem;
         font-variant-numeric: tabular-nums }
-td, th { padding: .25rem .9rem .25rem 0; text-align: right; border-bottom: 1px solid var(--line) }
+td, th { padding: .25rem .7rem .25rem 0; text-align: right; border-bottom: 1px solid var(--line) }
 th { vertical-align: bottom } td { white-space: nowrap } .facts td { white-space: normal }
 td:first-child, th:first-child, .facts td { text-align: left }
 .scroll td:first-child { position: sticky; left: 0; background: var(--page) }
