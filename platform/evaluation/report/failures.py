@@ -7,7 +7,7 @@ tolerances of their own. Without a solved episode it is the goal itself.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -109,8 +109,9 @@ def failure_images(
     ):
         for index, failure in enumerate(sorted(own, key=lambda one: -one.way)):
             tile = _tile(failure, table, names, control_hz)
-            first = {"heading": heading, "lead": "" if made else _LEAD} if index == 0 else {}
-            made.append(ReportImage(**tile, **first))
+            if index == 0:
+                tile = replace(tile, heading=heading, lead="" if made else _LEAD)
+            made.append(tile)
     return made
 
 
@@ -141,8 +142,8 @@ def _failures(recorded: list[EvaluationJob], table: pl.DataFrame) -> list[_Failu
 
 def _tile(
     failure: _Failure, table: pl.DataFrame, names: list[str], control_hz: float
-) -> dict[str, Any]:
-    """Fields of its :class:`ReportImage`: its nearest moment, a moment before the end, the end."""
+) -> ReportImage:
+    """Its nearest moment, a moment before the end, and the end."""
     job, row = failure.job, failure.row
     frames = frames_of(job)
     last = len(frames) - 1
@@ -162,13 +163,8 @@ def _tile(
     if others:
         caption += f" Solved from here by {', '.join(solved) or 'none of the others'}."
     name = f"failure-{job.under_test.replace(' ', '_')}-{job.task}-{job.condition.name}.jpg"
-    return {
-        "name": name.replace("/", "_"),
-        "caption": caption[0].upper() + caption[1:],
-        "data": sheet,
-        "columns": tuple(shown),
-        "tile": True,
-    }
+    caption = caption[0].upper() + caption[1:]
+    return ReportImage(name.replace("/", "_"), caption, sheet, columns=tuple(shown), tile=True)
 
 
 def _distances(row: dict[str, Any]) -> str:
