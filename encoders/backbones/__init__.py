@@ -32,13 +32,14 @@ def own_class(name: str) -> str | None:
     return name if name.startswith(CLASS_PREFIX) else None
 
 
-def backbone_class(name: str, *, trusted: bool = True) -> type[Backbone]:
+def backbone_class(name: str, *, trusted: bool = True, setting: str = _SETTING) -> type[Backbone]:
     """The class of a backbone.
 
     Args:
         name: ``model.image.name``.
         trusted: whether the name is from the user's own settings; False for one that was read
             from an encoder's folder, which may have been downloaded.
+        setting: where it was given, for errors.
 
     Raises:
         UserError: not importable, no backbone, or ``class:`` where that is not allowed.
@@ -48,7 +49,7 @@ def backbone_class(name: str, *, trusted: bool = True) -> type[Backbone]:
 
     if not BACKBONES.knows(name):
         return TransformersBackbone
-    cls: Any = BACKBONES.resolve(name, _SETTING, trusted=trusted)
+    cls: Any = BACKBONES.resolve(name, setting, trusted=trusted)
     if not (isinstance(cls, type) and issubclass(cls, Backbone)):
-        raise UserError(f"{_SETTING}: {name} is no subclass of {BACKBONES.contract}")
+        raise UserError(f"{setting}: {name} is no subclass of {BACKBONES.contract}")
     return cls

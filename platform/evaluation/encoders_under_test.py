@@ -122,7 +122,7 @@ def _entry(
 
 def _other(uri: str, entry: EncoderEntry, backbone: str | None, built_in: Path | None) -> Encoder:
     """An encoder of the registry or in a folder, or a model of others as it stands."""
-    from dynaflip.encoders.backbones import own_class
+    from dynaflip.encoders.backbones import backbone_class, own_class
     from dynaflip.encoders.outside_models import is_outside_model, source_of
     from dynaflip.platform.evaluation.outside_encoders import outside_folder
 
@@ -138,6 +138,8 @@ def _other(uri: str, entry: EncoderEntry, backbone: str | None, built_in: Path |
                 "pooling and image size; leave the options out"
             )
         return replace(encoder_at(uri, backbone), licence=entry.licence)
+    if own_class(uri):
+        backbone_class(uri, setting=f"encoders: {entry.name}")
     source = source_of(uri)
     own = own_class(source) or backbone
     encoder = _encoder_in(outside_folder(source, entry, own, built_in), source, own)

@@ -32,6 +32,7 @@ from dynaflip.platform.tracking.store import (
     tracking_uri,
 )
 from dynaflip.platform.tracking.version_card import card_of
+from dynaflip.plugins import CLASS_PREFIX
 
 if TYPE_CHECKING:
     from dynaflip.encoders.image import ImageEncoder
@@ -133,6 +134,11 @@ def resolve(uri: str | int) -> Path:
         return folder
     if "://" in text:
         raise UserError(f"encoder {text}: give models:/NAME@ALIAS, a version or a local folder")
+    if text.startswith(CLASS_PREFIX):
+        raise UserError(
+            f"encoder {text}: a class of your own is no trained encoder of this package; compare "
+            f"it with one: --encoders '[\"own={text}\"]'"
+        )
     what = "is not an encoder's folder (no config.json)" if folder.is_dir() else "does not exist"
     raise UserError(f"encoder {text}: folder {folder} {what}; registered: {describe_versions()}")
 

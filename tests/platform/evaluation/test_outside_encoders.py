@@ -152,6 +152,8 @@ def test_options_and_names_that_do_not_fit_are_refused(
         f"initial={encoder}": "initial is the name of a baseline",
         f"two={encoder},{encoder}": "two has several encoders",
         "own=class:restless_net:Restless": "own: encoder: the same image gave other features",
+        "own=class:restless_net:Restles": "encoders: own: cannot import .*; did you mean Restless",
+        "own=class:pathlib:Path": "encoders: own: class:pathlib:Path is no subclass of",
         "effnet[mean]=efficientnet-lite0": "effnet: efficientnet-lite0: it has its own pooling",
     }.items():
         with pytest.raises(UserError, match=said):

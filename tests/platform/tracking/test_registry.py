@@ -195,6 +195,8 @@ def test_what_does_not_exist_is_one_line_that_lists_what_does(
         dynaflip.load_encoder(str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="not an encoder's folder"):
         dynaflip.load_encoder(str(tmp_path))
+    with pytest.raises(UserError, match=r"compare it with one: --encoders '\[\"own=class:a:B\"\]'"):
+        dynaflip.load_encoder("class:a:B")
 
 
 def test_an_empty_home_says_so_and_stays_empty(home: Path) -> None:
