@@ -16,6 +16,7 @@ from dynaflip.platform.s3 import S3Path, Traffic
 from dynaflip.platform.training.data.index import ClipTable, read_index
 from dynaflip.platform.training.data.row_groups import RowGroupReader
 from dynaflip.platform.triplets.attempt_notes import Notes
+from dynaflip.platform.triplets.batches import BatchSize, forget, note_of
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.destination import destination_of
 from dynaflip.platform.triplets.pipeline import preprocess
@@ -236,6 +237,30 @@ def test_a_clip_that_kills_its_workers_is_counted_in_the_bucket(proxy: Failures)
     assert Notes(folder, "clip").read() == "started\n"
     first.remove()
     assert Notes(folder, "clip").read() == ""
+
+
+def test_actors_learn_from_a_note_in_the_bucket_how_much_fits(proxy: Failures) -> None:
+    attempts = S3Path.parse(prefix("sizes")) / "attempts"
+    forget(attempts, ["depth", "track"])  # where there is none
+    one, other = BatchSize(16), BatchSize(16)
+    for size in (one, other):
+        size.share(note_of(attempts, "depth"))
+    # Nothing on this machine, where the other actor may not be; and the store fails now and then.
+    proxy.rule = lambda path, number: "503" if number % 2 == 0 else None
+    one.halve(16, MemoryError("no room"))
+    one.halve(8, MemoryError("no room"))
+    assert objects(prefix("sizes")) == {"attempts/batch-of-depth"}
+    other.halve(16, MemoryError())
+    assert (one.most, other.most) == (4, 4)
+    later, of_another_stage = BatchSize(16), BatchSize(16)
+    later.share(note_of(attempts, "depth"))
+    of_another_stage.share(note_of(attempts, "track"))
+    assert (later.most, of_another_stage.most) == (4, 16)
+    assert later.news() == {"tried": 16, "fits": 4, "error": "no room"}
+    forget(attempts, ["depth", "track"])
+    anew = BatchSize(16)
+    anew.share(note_of(attempts, "depth"))
+    assert anew.most == 16, "another run's machines may have more memory"
 
 
 def test_a_set_is_inspected_without_its_images(make: Make, proxy: Failures) -> None:
