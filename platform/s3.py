@@ -11,9 +11,10 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlparse
@@ -204,10 +205,10 @@ class S3Path:
         """Delete the object; S3 does not say whether there was one."""
         _try(self, lambda s3: s3.delete_object(Bucket=self.bucket, Key=self.key))
 
-    def delete_below(self, names: list[str]) -> None:
-        """Delete objects by their keys relative to this one."""
-        for begin in range(0, len(names), _DELETED_AT_ONCE):
-            some = names[begin : begin + _DELETED_AT_ONCE]
+    def delete_below(self, names: Iterable[str]) -> None:
+        """Delete objects by their keys relative to this one, while they are listed."""
+        waiting = iter(names)
+        while some := list(islice(waiting, _DELETED_AT_ONCE)):
             keys = [{"Key": (self / name).key} for name in some]
             _try(self, partial(_delete, bucket=self.bucket, keys=keys))
 

@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dynaflip.platform.free_memory import give_back
 from dynaflip.platform.s3 import S3Path, Traffic
 from dynaflip.platform.triplets import place
 from dynaflip.platform.triplets.bucket_parquet import BucketParquet
@@ -109,6 +110,7 @@ def compact(
             ]
             text = json.dumps({"clips": summaries, "index": written["index"]})
             place.write(_done(work, part.name), text)
+        give_back()
     return names
 
 

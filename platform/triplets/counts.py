@@ -92,7 +92,7 @@ def _counts(tally: _Tally, ledger: Ledger) -> dict[str, Any]:
         "rejected": tally.read - tally.kept,
         "triplets": tally.triplets,
         "splits": splits,
-        "share_for_two": share_for_two(list(ledger.recordings())) if few else None,
+        "share_for_two": share_for_two(ledger.recordings()) if few else None,
         "sources": {
             name: {**found, "interpolated": float(found["interpolated"])}
             for name, found in sorted(tally.sources.items())

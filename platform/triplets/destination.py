@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -181,12 +181,15 @@ class BucketDestination:
         """Delete shards, other sets and the Parquet files that only they have."""
         finished = finished_work(self.folder)
         assert isinstance(finished.path, S3Path)
-        mine = f"{_SETS}/{finished.path.name}/"
+        self.folder.delete_below(self._not_of(finished.path))
+
+    def _not_of(self, finished: S3Path) -> Iterator[str]:
+        """Names of objects that a finished set does not need."""
+        mine = f"{_SETS}/{finished.name}/"
         keep = {f"{TRIPLETS}/{name.removesuffix('.json')}.parquet" for name in _done(finished)}
-        left = []
         for name in self.folder.walk():
             top = name.split("/")[0]
-            if finished.path == self.folder:  # a copied set
+            if finished == self.folder:  # a copied set
                 gone = top in (_SETS, "shards", "attempts")
             elif top == TRIPLETS:
                 gone = name not in keep
@@ -194,8 +197,8 @@ class BucketDestination:
                 gone = name.removeprefix(mine).split("/")[0] in ("shards", "attempts")
             else:
                 gone = top in (_SETS, _FAILED, *_COPIED) or name == _REJECTED
-            left += [name] if gone else []
-        self.folder.delete_below(left)
+            if gone:
+                yield name
 
     def for_failures(self) -> Place:
         """Below the prefix."""
@@ -208,8 +211,8 @@ class BucketDestination:
             return ""
 
 
-def _done(work: WorkFolder) -> list[str]:
-    return [name for name in place.names(work.done) if name.startswith("part-")]
+def _done(folder: Place) -> list[str]:
+    return [name for name in place.names(WorkFolder(folder).done) if name.startswith("part-")]
 
 
 def _is_ours(folder: Place) -> bool:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from dynaflip.platform.triplets.schema import SCHEMA_VERSION
 
 _DIGEST_BYTES = 32
-_IN_MEMORY_BYTES = 64 << 20
+_IN_MEMORY_BYTES = 8 << 20
 
 
 def row_digests(table: pa.Table) -> list[str]:
@@ -39,7 +39,7 @@ def digest_of(row_digests: Iterable[str]) -> str:
 
 
 class SetDigest:
-    """SHA-256 of the sorted SHA-256 of all triplets, 64 MB of them in memory at a time."""
+    """SHA-256 of the sorted SHA-256 of all triplets, 8 MB of them in memory at a time."""
 
     def __init__(self) -> None:
         # By the first byte: those of one are sorted at once, one after the other.

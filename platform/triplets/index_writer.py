@@ -28,7 +28,7 @@ from dynaflip.platform.triplets.folder_index import (
 )
 from dynaflip.platform.triplets.place import Place, new_file
 
-_ROWS_AT_ONCE = 8192  # in memory, and in a row group of the index
+_ROWS_AT_ONCE = 2048  # in memory, and in a row group of the index
 _CACHE_KIB = 2 << 10
 _TABLES = f"""
 create table clips ({", ".join(CLIPS_SCHEMA.names)}, hash);

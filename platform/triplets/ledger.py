@@ -17,7 +17,7 @@ from dynaflip.platform.triplets.clips import TEMPORARY_STAGES
 from dynaflip.platform.triplets.folder_index import name_hash
 from dynaflip.platform.triplets.work_folder import StoredClip, WorkFolder, stored_clips
 
-_CACHE_KIB = 8 << 10
+_CACHE_KIB = 2 << 10
 _TABLES = """
 create table clips (
     number integer primary key,
@@ -25,6 +25,7 @@ create table clips (
     rows integer, split text, place text, clip_id text, recording text,
     stage text, reason text, temporary integer, summary text);
 create table tasks (task text primary key) without rowid;
+create table shards (name text primary key) without rowid;
 create table indexes (part text primary key, content text) without rowid;
 """
 _PLACED = "select number, part, file, row_group, bytes, rows, split, clip_id, recording, digest"
@@ -94,6 +95,20 @@ class Ledger:
             self._database.executemany(f"insert into clips values (null, {marks})", rows)
             self._database.execute("commit")
 
+    def note_shards(self, names: Iterable[str]) -> None:
+        """Keep the names of shards that an earlier run has finished."""
+        with self._lock:
+            self._database.execute("begin")
+            self._database.executemany(
+                "insert or ignore into shards values (?)", ((name,) for name in names)
+            )
+            self._database.execute("commit")
+
+    def has_shard(self, name: str) -> bool:
+        """True where :meth:`note_shards` was given a name."""
+        ((found,),) = self._select("select exists(select * from shards where name = ?)", (name,))
+        return bool(found)
+
     def forget_others(self) -> None:
         """Drop clips of the finished set that nothing has claimed."""
         with self._lock:
@@ -146,8 +161,8 @@ class Ledger:
         return number, total
 
     def summaries(self, *, rejected_only: bool = False) -> Iterator[dict[str, Any]]:
-        """Summaries of all clips, or of those without triplets."""
-        chosen = "where stage != ''" if rejected_only else ""
+        """Summaries of all clips, or of those without triplets, by path and id."""
+        chosen = "where stage != '' order by place, clip_id, digest" if rejected_only else ""
         for (text,) in self._select(f"select summary from clips {chosen}"):
             yield json.loads(text)
 
@@ -229,6 +244,7 @@ def _row(clip: StoredClip, part: str | None) -> tuple[Any, ...]:
     stage, split = summary["stage"], summary["split"]
     # Parts are filled in the order of a hash: see `compaction`.
     sorted_by = summary["recording_id" if split == "heldout" else "clip_id"]
+    where = summary["path"] if stage else name_hash(sorted_by)
     return (
         bytes.fromhex(summary["clip_digest"]),
         part is None,
@@ -238,7 +254,7 @@ def _row(clip: StoredClip, part: str | None) -> tuple[Any, ...]:
         clip.bytes,
         clip.rows,
         split,
-        name_hash(sorted_by),
+        where,
         summary["clip_id"],
         summary["recording_id"],
         stage,

@@ -15,6 +15,7 @@ from typing import Any
 from dynaflip.errors import UserError
 from dynaflip.files import file_lock
 from dynaflip.platform.config_loader import to_dict
+from dynaflip.platform.free_memory import give_back
 from dynaflip.platform.paths import home
 from dynaflip.platform.triplets import place
 from dynaflip.platform.triplets.batches import forget
@@ -139,14 +140,14 @@ def _make_all(
     progress = Progress("triplets")
     watch = AdapterWatch(config.track.tracker)
     stores = StoreWatch(one.path for one in config.sources or (config.source,))
-    there = set(place.names(work.shards))
+    ledger.note_shards(n for n in place.each_name(work.shards) if n.endswith(".json"))
     forget(work.attempts, stage_names(config))
     # Closed at once where a job ends early: a thread lists meanwhile.
     with closing(listing.waves(cluster_cpus)) as waves:
         for wave in waves:
             progress.expect(listing.clips, more=not listing.ended)
             progress.update(listing.claimed(), earlier=True)
-            names = _take_finished(wave, there, work, ledger, progress)
+            names = _take_finished(wave, work, ledger, progress)
             missing = {s.name: list(s.clips) for s in wave if s.name not in names}
             if missing:
                 with closing(run_stages(missing, config, work, source, models, progress)) as made:
@@ -155,24 +156,24 @@ def _make_all(
                         stores.see(summary["stage"])
                         ledger.add([stored_clip(summary, work.shards)])
                         progress.update([summary["stage"]])
+            give_back()
     progress.expect(listing.clips, more=False)
     progress.update(listing.claimed(), earlier=True)
     progress.close()
 
 
 def _take_finished(
-    wave: list[Shard], there: set[str], work: WorkFolder, ledger: Ledger, progress: Progress
+    wave: list[Shard], work: WorkFolder, ledger: Ledger, progress: Progress
 ) -> set[str]:
     """Give the ledger the clips of shards that an earlier run made; names of these shards.
 
     Args:
         wave: shards that were listed.
-        there: names of the work folder's files.
         work: that folder.
-        ledger: takes the clips.
+        ledger: takes the clips; it has the names of the folder's files.
         progress: is told of them.
     """
-    done = [path for s in wave if (path := work.shard_summaries(s.name)).name in there]
+    done = [p for s in wave if ledger.has_shard((p := work.shard_summaries(s.name)).name)]
     names = set()
     for path, text in zip(done, place.read_texts(done), strict=True):
         clips = read_stored(text, work.shards)

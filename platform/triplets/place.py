@@ -36,7 +36,18 @@ def place_of(text: str) -> Place:
 
 def names(folder: Place) -> list[str]:
     """The complete files in a folder, sorted; none where there is no such folder."""
-    return sorted(stamps(folder))
+    return sorted(each_name(folder))
+
+
+def each_name(folder: Place) -> Iterator[str]:
+    """The same in any order, one after the other: there may be millions."""
+    if isinstance(folder, S3Path):
+        yield from (name for name in folder.walk() if "/" not in name)
+    elif folder.is_dir():
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_file() and not entry.name.endswith(files.UNFINISHED):
+                    yield entry.name
 
 
 def stamps(folder: Place) -> dict[str, tuple[int, str]]:
@@ -164,9 +175,14 @@ def copy_all(pairs: Sequence[tuple[Place, Place]]) -> None:
 def remove(folder: Place) -> None:
     """Delete a folder and all that is in it, where it is there."""
     if isinstance(folder, S3Path):
-        folder.delete_below(list(folder.walk()))
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
+        folder.delete_below(folder.walk())
+        return
+    # One after the other: `rmtree` holds a list of a folder's entries, of which there are millions.
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.is_dir(follow_symlinks=False):
+                os.unlink(entry.path)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

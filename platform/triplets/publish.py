@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from dataclasses import dataclass
 from itertools import count as count_from
 from itertools import islice
@@ -34,7 +35,7 @@ from dynaflip.platform.triplets.reuse import (
 from dynaflip.platform.triplets.schema import REJECTED_SCHEMA, SCHEMA_VERSION
 from dynaflip.platform.triplets.work_folder import WorkFolder
 
-_REJECTED_AT_ONCE = 10_000
+_REJECTED_AT_ONCE = 2_000
 
 
 @dataclass(frozen=True)
@@ -165,13 +166,11 @@ def _remove_others(work: WorkFolder, names: set[str]) -> None:
 def write_rejected(work: WorkFolder, ledger: Ledger) -> None:
     """Write ``rejected.parquet``."""
     summaries = ledger.summaries(rejected_only=True)
-    tables = [REJECTED_SCHEMA.empty_table()]
-    while some := list(islice(summaries, _REJECTED_AT_ONCE)):
-        rows = [{name: s[name] for name in REJECTED_SCHEMA.names} for s in some]
-        tables.append(pa.Table.from_pylist(rows, schema=REJECTED_SCHEMA))
-    by = [("path", "ascending"), ("clip_id", "ascending")]
-    with place.new_file(work.path / "rejected.parquet") as file:
-        pq.write_table(pa.concat_tables(tables).sort_by(by), file)
+    path = work.path / "rejected.parquet"
+    with place.new_file(path) as unfinished, pq.ParquetWriter(unfinished, REJECTED_SCHEMA) as file:
+        while some := list(islice(summaries, _REJECTED_AT_ONCE)):
+            rows = [{name: s[name] for name in REJECTED_SCHEMA.names} for s in some]
+            file.write_table(pa.Table.from_pylist(rows, schema=REJECTED_SCHEMA))
 
 
 def _write_rejected_summaries(work: WorkFolder, ledger: Ledger) -> None:
@@ -211,13 +210,16 @@ def _set_aside(target: Destination, work: WorkFolder) -> Place:
     (work.path / "rejected.parquet").unlink()
     names = place.names(work.shards)
     done = [work.shards / name for name in names if name.endswith(".json")]
+    parts: dict[str, list[str]] = defaultdict(list)  # by their shard
+    for name in names:
+        if name.endswith(".parquet"):
+            parts[name.rpartition("-")[0]].append(name)
     whole = 0
     for file, text in zip(done, place.read_texts(done), strict=True):
         if any(summary["stage"] for summary in json.loads(text)["clips"]):
             file.unlink()
-            for name in names:
-                if name.startswith(f"{file.stem}-") and name.endswith(".parquet"):
-                    (work.shards / name).unlink()
+            for name in parts[file.stem]:
+                (work.shards / name).unlink()
         else:
             whole += 1
     place.remove(work.attempts if whole else work.path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -24,16 +24,22 @@ def split_in(manifest: Mapping[str, Any], recording_id: str) -> str:
     return moved.get(recording_id) or split_of(recording_id, share)
 
 
-def share_for_two(recording_ids: Collection[str]) -> float | None:
+def share_for_two(recording_ids: Iterable[str]) -> float | None:
     """Least ``heldout_share``, to two digits, that holds out two recordings or more.
 
     None where it would leave none to train on.
     """
-    if len(recording_ids) < 3:
+    least: list[float] = []
+    last, recordings = 0.0, 0
+    for name in recording_ids:
+        recordings += 1
+        fraction = _hash(name) / 2**64
+        least = sorted([*least, fraction])[:2]
+        last = max(last, fraction)
+    if recordings < 3:
         return None
-    fractions = sorted(_hash(name) / 2**64 for name in recording_ids)
-    share = math.floor(fractions[1] * 100 + 1) / 100
-    return share if share < fractions[-1] else None
+    share = math.floor(least[1] * 100 + 1) / 100
+    return share if share < last else None
 
 
 def _hash(recording_id: str) -> int:
