@@ -96,27 +96,32 @@ def fit_missing(
             bar.update()
 
 
-def _fit_frozen(
-    specs: list[PolicySpec], pool: ActorPool, service: EncoderService | None, bar: Any
-) -> None:
-    """Fit heads, those of one encoder, read-out and demonstrations together."""
+def fit_groups(specs: list[PolicySpec]) -> list[list[PolicySpec]]:
+    """Policies that share a frozen encoder, read-out and demonstrations, and so their features."""
     groups: dict[tuple[str, ...], list[PolicySpec]] = {}
     for spec in specs:
         # By the whole set: policies of its first episodes alone share its features.
         shown = (d.digest for d in spec.demonstrations)
         key = (spec.encoder.digest, *shown, spec.readout, repr(spec.readout_settings))
         groups.setdefault(key, []).append(spec)
+    return list(groups.values())
+
+
+def _fit_frozen(
+    specs: list[PolicySpec], pool: ActorPool, service: EncoderService | None, bar: Any
+) -> None:
+    groups = fit_groups(specs)
     results = pool.run(
-        JobQueue(list(groups.values())).next,
-        lambda actor, specs: actor.fit.remote(specs, _there(service)),
+        JobQueue(groups).next,
+        lambda actor, group: actor.fit.remote(group, _there(service)),
         number=len(groups),
-        describe=lambda specs: f"fitting {len(specs)} policies on {specs[0].encoder.name}",
+        describe=lambda group: f"fitting {len(group)} policies on {group[0].encoder.name}",
     )
-    for fitted_specs, fitted in results:
+    for group, fitted in results:
         for digest, weights in fitted.items():
             cache.save_policy(digest, weights)
         bar.set_postfix_str(f"workers {pool.state().words()}")
-        bar.update(len(fitted_specs))
+        bar.update(len(group))
 
 
 def compare_with_expert(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from checkout import REPOSITORY
 from tiny_rollouts import encoder_folder, tiny
 
 from dynaflip.errors import UserError
@@ -18,7 +23,7 @@ from dynaflip.platform.evaluation.compare import _setting
 from dynaflip.platform.evaluation.config import RolloutConfig
 from dynaflip.platform.evaluation.demonstrations import DemonstrationSet
 from dynaflip.platform.evaluation.encoders_under_test import EncoderUnderTest, encoder_at
-from dynaflip.platform.evaluation.end_to_end_fits import fit_device
+from dynaflip.platform.evaluation.end_to_end_fits import fit_device, gpus_of_a_fit
 from dynaflip.platform.evaluation.fits_config import FitsConfig
 
 LORA = {"adaptation": "lora", "end_to_end": EndToEndConfig(steps=3, batch_size=8, lora_rank=2)}
@@ -77,3 +82,45 @@ def test_a_reserved_gpu_that_torch_does_not_see_is_named_or_done_without() -> No
     ) as error:
         fit_device("gpu", reserved=True)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.ray
+def test_a_machine_without_a_gpu_fits_on_cpus_unless_a_gpu_is_asked_for(ray_cluster: None) -> None:
+    assert gpus_of_a_fit(FitsConfig()) == 0
+    assert gpus_of_a_fit(FitsConfig("cpu")) == 0
+    with pytest.raises(UserError, match=r"^fits.device gpu: Ray finds no GPU on this machine"):
+        gpus_of_a_fit(FitsConfig("gpu"))
+
+
+@pytest.mark.ray
+@pytest.mark.sim
+@pytest.mark.integration
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU here is to be one in name alone")
+def test_fits_go_where_the_gpu_is_and_rollouts_where_cpus_are(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("gpu_fits_run.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")]),
+            "DYNAFLIP_HOME": str(tmp_path / "home"),
+        },
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
+    assert lines, done.stdout[-2000:] + done.stderr[-3000:]
+    found = json.loads(lines[0].removeprefix("FOUND "))
+
+    def nodes(kind: str) -> set[str]:
+        return {actor["node"] for actor in found["actors"] if actor["class"] == kind}
+
+    assert nodes("EndToEndWorker") == {found["gpu_node"]}
+    assert nodes("Worker") - {found["gpu_node"]}, "rollouts ran beside the GPU alone"
+    assert all(found["steps"])
+    assert found["equal"], "the weights are not those of a fit in this process, on its CPU"
+    (note,) = [line for line in found["said"] if line.startswith("note: Ray has reserved a GPU on")]
+    assert "where torch sees none: policies are fitted on its CPU" in note
+    assert found["refused"].startswith("fits.device gpu: Ray has reserved a GPU on")
+    assert "\n" not in found["refused"]

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from tiny_rollouts import tiny
 
 from dynaflip.eval.policies.base import Demonstrations
 from dynaflip.eval.policies.readouts.grid import TokenGrid
 from dynaflip.eval.policies.readouts.token_store import TokenStore
 from dynaflip.platform.evaluation.config import RolloutConfig
-from dynaflip.platform.evaluation.demonstrations import DemonstrationSet
+from dynaflip.platform.evaluation.demonstrations import DemonstrationFrames, DemonstrationSet
 from dynaflip.platform.evaluation.encoders_under_test import EXPERT, Encoder, EncoderUnderTest
 from dynaflip.platform.evaluation.job_result import JobResult
 from dynaflip.platform.evaluation.kept_policies import policy_name
@@ -22,6 +23,8 @@ from dynaflip.platform.evaluation.plan import EvaluationJob, plan_jobs
 from dynaflip.platform.evaluation.policy_fits import fit_policy
 from dynaflip.platform.evaluation.report.demonstration_curve import curve_images, curve_sections
 from dynaflip.platform.evaluation.results import episode_table, successes
+from dynaflip.platform.evaluation.schedule import fit_groups
+from dynaflip.platform.evaluation.worker import Worker
 
 TESTED = [
     EncoderUnderTest("trained", (Encoder("a", "/a", "digest-a"),)),
@@ -128,3 +131,30 @@ def test_the_curve_has_each_number_with_paired_gains_and_other_tables_the_whole_
     # Tables of before there were several numbers have no such column.
     whole = table.filter(pl.col("demonstrations") == 3).drop("demonstrations")
     assert successes(whole, "random", proprioception=True).values.all()
+
+
+def test_images_are_encoded_once_for_all_numbers_and_seeds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (30, 32, 32, 3), dtype=np.uint8)
+    rest = rng.standard_normal((30, 8)).astype(np.float32)
+    episode = np.arange(30) // 10
+    frames = DemonstrationFrames(images, rest[:, :4], rest[:, 4:], episode)
+    seen: list[np.ndarray] = []
+
+    def encode(batch: torch.Tensor) -> torch.Tensor:
+        seen.extend(batch.numpy())
+        return batch.float().mean((1, 2))
+
+    worker = Worker()
+    monkeypatch.setattr(worker, "_encoder", lambda encoder: encode)
+    monkeypatch.setattr(worker, "_frames_of", lambda demonstrations: frames)
+    _, jobs = planned()
+    specs = {j.policy.digest(): j.policy for j in jobs if j.policy.encoder.folder}
+    groups = fit_groups(list(specs.values()))
+    assert len(groups) == 2, "one for each encoder"
+    fitted = worker.fit(groups[0])
+    assert len(fitted) == 3 * 2  # numbers, seeds
+    checked = 4 + 1 + 4  # that an image's features are a function of it
+    assert len(seen) == checked + len(images)

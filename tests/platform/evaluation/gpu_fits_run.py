@@ -1,0 +1,89 @@
+"""An evaluation that trains its encoder, on a cluster with a GPU that torch does not see.
+
+Run by test_end_to_end_fits.py as a program of its own, because the cluster is its own. Prints one
+line of JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+from tiny_rollouts import encoder_folder, tiny
+
+from dynaflip.errors import UserError
+from dynaflip.eval.envs.registry import environment
+from dynaflip.eval.policies.config import BehaviourCloningConfig, EndToEndConfig
+from dynaflip.platform.cluster import prepare_environment, start_ray
+from dynaflip.platform.evaluation.fits_config import FitsConfig
+
+
+def main(folder: Path) -> None:
+    """Fit and roll out; say which actor ran where, and whether the weights are a CPU's."""
+    prepare_environment()
+    from ray.cluster_utils import Cluster
+
+    small = {"num_cpus": 1, "object_store_memory": 100_000_000}
+    cluster = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, **small})
+    with_gpu = cluster.add_node(num_gpus=1, **small)
+    os.environ["RAY_ADDRESS"] = cluster.address
+    start_ray()
+    import torch
+    from ray._private.state import state
+
+    from dynaflip.platform.evaluation import cache
+    from dynaflip.platform.evaluation.demonstrations import read_demonstrations
+    from dynaflip.platform.evaluation.end_to_end_fits import fit_end_to_end_policies
+    from dynaflip.platform.evaluation.plan import prepare
+    from dynaflip.platform.evaluation.policy_fits import fit_end_to_end_policy
+    from dynaflip.platform.evaluation.schedule import open_pool, run_jobs
+
+    torch.set_num_threads(1)
+    config = tiny(
+        encoder_folder(folder / "encoder"),
+        adaptation="lora",
+        behaviour_cloning=BehaviourCloningConfig(hidden_dim=16, layers=1),
+        end_to_end=EndToEndConfig(steps=3, batch_size=8, lora_rank=2),
+        fits=FitsConfig(gpus=0.5),
+        baselines=(),
+        seeds=1,
+        check_harness=False,
+    )
+    _, jobs = prepare(config)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), open_pool(environment(config.environment)) as pool:
+        results = run_jobs(jobs, pool, config.fits, quiet=True)
+    actors = [
+        {"class": actor["ActorClassName"], "node": actor["Address"]["NodeID"]}
+        for actor in state.actor_table().values()
+    ]
+    spec = jobs[0].policy
+    here = fit_end_to_end_policy(spec, read_demonstrations(spec.demonstrations[0]))
+    there = cache.load_policy(spec.digest())
+    equal = here.keys() == there.keys() and all(torch.equal(here[k], there[k]) for k in here)
+    try:
+        list(fit_end_to_end_policies([spec], FitsConfig("gpu")))
+        refused = ""
+    except UserError as error:
+        refused = str(error)
+    found = {
+        "actors": actors,
+        "gpu_node": with_gpu.node_id,
+        "said": said.getvalue().splitlines(),
+        "steps": [sum(result.steps) for result in results],
+        "equal": equal,
+        "refused": refused,
+    }
+    print(f"FOUND {json.dumps(found)}", flush=True)
+    import ray
+
+    ray.shutdown()
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
