@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from dynaflip.errors import UserError
-from dynaflip.platform.cluster import joins_cluster, start_ray
+from dynaflip.platform.cluster import await_causes_of_death, joins_cluster, start_ray
 from dynaflip.platform.pool_demand import (
     Announcer,
     ClusterView,
@@ -34,7 +34,6 @@ MOST_LOST = 5
 # Actors that one job may end before it is set aside.
 MOST_ENDED = 3
 _LOOK_S = 1.0  # between two looks at the cluster
-_UNCLEAR_S = 10.0  # until it is known why a connection broke
 _ANY_NUMBER = 10**9
 
 
@@ -200,6 +199,7 @@ class ActorPool:
             jobs.running += 1
 
     def _open(self) -> None:
+        await_causes_of_death()
         start_ray(self._start_cpus)
         import ray
 
@@ -365,18 +365,10 @@ def _machine_is_gone(error: Exception, node: str | None) -> bool:
     """Whether an actor was lost with its machine, which is no fault of its job."""
     import ray
 
-    # A connection that broke says nothing yet: the cluster hears of a lost machine a moment later.
-    unclear = isinstance(error, ray.exceptions.ActorUnavailableError)
-    until = time.monotonic() + (_UNCLEAR_S if unclear else 0)
-    while True:
-        words = str(error)
-        if "node has died" in words or "node was terminated" in words or "node died" in words:
-            return True
-        if node is not None and not any(n["NodeID"] == node and n["Alive"] for n in ray.nodes()):
-            return True
-        if time.monotonic() >= until:
-            return False
-        time.sleep(0.2)
+    words = str(error)
+    if any(said in words for said in ("node has died", "node was terminated", "node died")):
+        return True
+    return node is not None and not any(n["NodeID"] == node and n["Alive"] for n in ray.nodes())
 
 
 def _first_line(error: Exception) -> str:

@@ -53,6 +53,16 @@ def prepare_environment() -> None:
     os.environ["DYNAFLIP_HOME"] = str(home())
 
 
+def await_causes_of_death() -> None:
+    """Have calls of a lost actor fail when Ray knows whether its machine is gone, not before.
+
+    Ray hears of a lost machine by heartbeats that stay away, 10 s and more after connections to it
+    broke; by default a call fails after 1 s, and says that the actor is unavailable. Without effect
+    once Ray is imported.
+    """
+    os.environ.setdefault("RAY_timeout_ms_task_wait_for_death_info", "60000")
+
+
 def _choose_authentication() -> None:
     """Decide whether Ray asks for a token, where ``RAY_AUTH_MODE`` leaves it open.
 

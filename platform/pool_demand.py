@@ -111,7 +111,8 @@ def waiting_line(
         why = f"{used:g} of {total:g} in use by others"
     else:
         why = f"{total:g} in the cluster, none of them free on one machine yet"
-    return f"{job}: waiting for {need:g} {_UNITS.get(name, name)}: {why}; {goes_on}"
+    unit = name if need == 1 else _UNITS.get(name, name)
+    return f"{job}: waiting for {need:g} {unit}: {why}; {goes_on}"
 
 
 class Announcer:

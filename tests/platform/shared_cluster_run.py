@@ -1,7 +1,8 @@
 """Pools of actors on a cluster that others use too, that grows and that loses a machine.
 
 Run by test_shared_cluster.py as a program of its own, because the cluster is its own. Prints one
-line of JSON for each of its parts.
+line of JSON for each of its parts. Nothing here is a matter of time: jobs of a part end when what
+the part is about has come to pass, however slow the machine is.
 """
 
 from __future__ import annotations
@@ -19,12 +20,17 @@ from typing import Any
 
 import dynaflip.platform.pool_demand
 from dynaflip.platform.actor_pool import ActorPool
-from dynaflip.platform.cluster import prepare_environment, start_ray
+from dynaflip.platform.cluster import await_causes_of_death, prepare_environment, start_ray
 from dynaflip.platform.job_queues import JobQueue
 
 SMALL = {"object_store_memory": 100_000_000}
-# Lines about what is waited for come within the test's seconds.
-dynaflip.platform.pool_demand.FIRST_S = 1.5
+# Lines that the tests wait for.
+BUSY = "evaluate: waiting for 2 CPUs: 1 of 2 in use by others; 1 worker at work"
+NEVER = "evaluate: waiting for 1 worker to start; 1 worker at work"
+GIVE_UP_S = 120.0  # until a part goes on without what it waits for, and its test fails
+# What is waited for is said at once and again, as it changes.
+dynaflip.platform.pool_demand.FIRST_S = 0.0
+dynaflip.platform.pool_demand.EVERY_S = 0.5
 
 
 class Sleeper:
@@ -36,26 +42,60 @@ class Sleeper:
                 Path(never).touch(exist_ok=False)
                 time.sleep(1000)
 
-    def nap(self, seconds: float) -> str:
-        """Sleep; the id of the machine."""
+    def nap(self, until: str = "") -> str:
+        """Sleep until there is a file, and say so in another; the id of the machine."""
         import ray
 
-        time.sleep(seconds)
-        return str(ray.get_runtime_context().get_node_id())
+        node = str(ray.get_runtime_context().get_node_id())
+        if until:
+            Path(f"{until}.{node}").touch()
+        while until and not Path(until).exists():
+            time.sleep(0.05)
+        return node
 
 
-def run(number: int, seconds: float, *arguments: str, done: Callable[[int], None] = id) -> dict:
-    """Jobs that sleep: on which machines they were done, what was said, and how it ended."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), ActorPool(Sleeper, *arguments, job="evaluate") as pool:
-        nodes = []
-        queue = JobQueue(list(range(number)))
-        results = pool.run(queue.next, lambda actor, _: actor.nap.remote(seconds), number=number)
-        for _, node in results:
-            nodes.append(node)
-            done(len(nodes))
-        state = pool.state()
-    return {"nodes": nodes, "said": said.getvalue().splitlines(), "lost": state.lost}
+class Part:
+    """A run of jobs that end when a condition has come to pass.
+
+    Args:
+        folder: for the files by which the jobs and this process tell each other.
+        passed: this object → whether it has; asked again and again.
+    """
+
+    def __init__(self, folder: Path, passed: Callable[[Part], bool]) -> None:
+        self._passed = passed
+        self._go = folder / f"go-{time.monotonic_ns()}"
+        self._said = io.StringIO()
+
+    def said(self) -> list[str]:
+        """Lines that were printed until now."""
+        return self._said.getvalue().splitlines()
+
+    def works_on(self, node: str) -> bool:
+        """Whether a job has begun on a machine."""
+        return Path(f"{self._go}.{node}").exists()
+
+    def run(self, number: int, *arguments: str) -> dict:
+        """On which machines jobs were done, what was said, and how many actors were lost."""
+        found: dict[str, Any] = {}
+
+        def run() -> None:
+            with ActorPool(Sleeper, *arguments, job="evaluate") as pool:
+                queue, go = JobQueue(list(range(number))), str(self._go)
+                results = pool.run(queue.next, lambda actor, _: actor.nap.remote(go), number=number)
+                found["nodes"] = [node for _, node in results]
+                found["lost"] = pool.state().lost
+
+        # Here is the watch, because Ray adds machines in the main thread alone.
+        pool_thread = threading.Thread(target=run, daemon=True)
+        with contextlib.redirect_stdout(self._said):
+            pool_thread.start()
+            until = time.monotonic() + GIVE_UP_S
+            while time.monotonic() < until and not self._passed(self):
+                time.sleep(0.05)
+            self._go.touch()
+            pool_thread.join(GIVE_UP_S)
+        return {**found, "said": self.said()}
 
 
 def pending_demand() -> int:
@@ -70,9 +110,10 @@ def pending_demand() -> int:
     return sum(request.count for request in state.pending_resource_requests)
 
 
-def main(folder: str) -> None:
+def main(folder: Path) -> None:
     """All parts in turn, on one cluster."""
     prepare_environment()
+    await_causes_of_death()
     from ray.cluster_utils import Cluster
 
     head = {"num_cpus": 2, "include_dashboard": False, **SMALL}
@@ -85,29 +126,34 @@ def main(folder: str) -> None:
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     other: Any = ray.remote(num_cpus=1)(Sleeper)
     occupied = other.remote()
-    ray.get(occupied.nap.remote(0))
-    demand = []
-    found = run(4, 1.0, done=lambda _: demand.append(pending_demand()))
-    report("busy", found | {"demand": max(demand)})
+    ray.get(occupied.nap.remote())
+    demand: list[int] = []
+
+    def busy(part: Part) -> bool:
+        demand.append(pending_demand())
+        return demand[-1] == 3 and BUSY in part.said()
+
+    report("busy", Part(folder, busy).run(4) | {"demand": demand[-1]})
     ray.kill(occupied)
 
-    report("never", run(4, 1.0, str(Path(folder) / "never")))
+    never = Part(folder, lambda part: NEVER in part.said())
+    report("never", never.run(4, str(folder / "never")))
 
-    joined: list[Any] = []
+    second: list[Any] = []
 
-    def join(number: int) -> None:
-        if number == 2:
-            joined.append(cluster.add_node(num_cpus=1, **SMALL))
+    def joined(part: Part) -> bool:
+        if not second:
+            second.append(cluster.add_node(num_cpus=1, **SMALL))
+        return part.works_on(second[0].node_id)
 
-    found = run(24, 0.5, done=join)
-    report("joined", found | {"node": joined[0].node_id})
+    report("joined", Part(folder, joined).run(6) | {"node": second[0].node_id})
 
-    def leave(number: int) -> None:
-        if number == 4:
-            lose = cluster.remove_node
-            threading.Thread(target=lose, args=(joined[0], False), daemon=True).start()
+    def left(part: Part) -> bool:
+        if part.works_on(second[0].node_id) and second[0] in cluster.worker_nodes:
+            cluster.remove_node(second[0], allow_graceful=False)
+        return any("a worker was lost" in line for line in part.said())
 
-    report("left", run(24, 0.5, done=leave))
+    report("left", Part(folder, left).run(6))
     ray.shutdown()
     cluster.shutdown()
 
@@ -118,4 +164,4 @@ def report(part: str, found: dict) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(Path(sys.argv[1]))

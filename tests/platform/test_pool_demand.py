@@ -69,7 +69,7 @@ def test_the_line_says_what_is_waited_for_and_who_has_it() -> None:
         "evaluate", {"CPU": 1, "GPU": 1}, 1, WorkersView(0, 0, 1), cluster(8, 8, grows=True)
     )
     assert gpu == (
-        "evaluate: waiting for 1 GPUs: the cluster has 0; it is asked for more; nothing runs yet"
+        "evaluate: waiting for 1 GPU: the cluster has 0; it is asked for more; nothing runs yet"
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from checkout import REPOSITORY
+from shared_cluster_run import BUSY, NEVER
 
 pytestmark = [pytest.mark.ray, pytest.mark.integration]
 
@@ -22,7 +23,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict:
         [sys.executable, str(script), str(tmp_path_factory.mktemp("shared"))],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
     )
     parts: dict = {}
@@ -36,8 +37,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict:
 def test_a_busy_cluster_is_named_and_gone_on_with_and_asked_to_grow(found: dict) -> None:
     busy = found["busy"]
     assert len(busy["nodes"]) == 4
-    expected = "evaluate: waiting for 2 CPUs: 1 of 2 in use by others; 1 worker at work"
-    assert busy["said"].count(expected) == 1
+    assert BUSY in busy["said"]
     # Three of four workers wait for a CPU: one that others have, two for a machine to come.
     assert busy["demand"] == 3
 
@@ -45,20 +45,22 @@ def test_a_busy_cluster_is_named_and_gone_on_with_and_asked_to_grow(found: dict)
 def test_a_worker_that_never_starts_holds_no_job(found: dict) -> None:
     never = found["never"]
     assert len(never["nodes"]) == 4
-    assert any(line.startswith("evaluate: waiting for") for line in never["said"])
+    assert NEVER in never["said"]
+    assert never["lost"] == 0
 
 
 def test_a_machine_that_joins_is_used(found: dict) -> None:
     joined = found["joined"]
-    assert len(joined["nodes"]) == 24
+    assert len(joined["nodes"]) == 6
     assert joined["node"] in joined["nodes"]
     assert joined["lost"] == 0
 
 
 def test_a_machine_that_dies_costs_the_job_that_ran_there(found: dict) -> None:
     left = found["left"]
-    assert found["joined"]["node"] in left["nodes"], "it did some jobs first"
-    assert len(left["nodes"]) == 24
+    assert len(left["nodes"]) == 6
+    assert found["joined"]["node"] not in left["nodes"], "its job is never done"
     assert left["lost"] == 1
     (line,) = [line for line in left["said"] if "a worker was lost" in line]
+    assert "its machine is gone" in line
     assert "another one does its job" in line
