@@ -28,9 +28,6 @@ SMALL = {"object_store_memory": 100_000_000}
 BUSY = "evaluate: waiting for 2 CPUs: 1 of 2 in use by others; 1 worker at work"
 NEVER = "evaluate: waiting for 1 worker to start; 1 worker at work"
 GIVE_UP_S = 120.0  # until a part goes on without what it waits for, and its test fails
-# What is waited for is said at once and again, as it changes.
-dynaflip.platform.pool_demand.FIRST_S = 0.0
-dynaflip.platform.pool_demand.EVERY_S = 0.5
 
 
 class Sleeper:
@@ -114,6 +111,9 @@ def main(folder: Path) -> None:
     """All parts in turn, on one cluster."""
     prepare_environment()
     await_causes_of_death()
+    # What is waited for is said at once and again, as it changes.
+    dynaflip.platform.pool_demand.FIRST_S = 0.0
+    dynaflip.platform.pool_demand.EVERY_S = 0.5
     from ray.cluster_utils import Cluster
 
     head = {"num_cpus": 2, "include_dashboard": False, **SMALL}
