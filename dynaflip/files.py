@@ -59,7 +59,7 @@ def write_file(path: Path, data: bytes | str, *, mode: int | None = None) -> Non
 
 
 def takes_files(folder: Path) -> bool:
-    """Whether a file can be made in a folder; rights alone do not tell."""
+    """True if a file can be made in a folder; rights alone do not tell."""
     try:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError:
@@ -125,7 +125,7 @@ def file_lock(path: Path, busy: str | None = None) -> Iterator[None]:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether another holder has a lock file of :func:`file_lock`; makes no file."""
+    """True if another holder has a lock file of :func:`file_lock`; makes no file."""
     import fcntl
 
     try:

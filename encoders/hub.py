@@ -79,7 +79,7 @@ def local_folder(name: str) -> str:
 
 
 def identity(name: str, digest_of: Callable[[Path], str] | None = None) -> str:
-    """What tells a model's weights from others: a folder's content, or a hub id's commit.
+    """Identity of a model's weights: a folder's content, or a hub id's commit.
 
     Args:
         name: folder or hub id.

@@ -54,7 +54,7 @@ def language_dim(config: LanguageConfig) -> int:
 
 
 def weights_identity(config: LanguageConfig, digest_of: Callable[[Path], str] | None = None) -> str:
-    """What tells the weights of a language encoder from others; see :func:`.hub.identity`.
+    """Identity of a language encoder's weights; see :func:`.hub.identity`.
 
     Raises:
         UserError: the model cannot be reached.

@@ -36,7 +36,7 @@ _WEIGHTS = "model.safetensors"
 
 
 def is_outside_model(name: str) -> bool:
-    """Whether a name is one of these, and no DynaFLIP folder and no registered version."""
+    """True if a name is one of these, and no DynaFLIP folder and no registered version."""
     if own_class(name) is not None or BACKBONES.knows(name):
         return True
     if os.path.isdir(name):
@@ -54,7 +54,7 @@ def source_of(name: str) -> str:
 
 
 def identity_of(name: str) -> str:
-    """What tells the weights from others: a commit, or a folder's content.
+    """Identity of the weights: a commit, or a folder's content.
 
     Raises:
         UserError: they cannot be reached.

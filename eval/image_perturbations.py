@@ -123,7 +123,7 @@ def perturb(
 def strength_rows(
     names: Sequence[str], levels: Sequence[int], augmentation: Mapping[str, Any] | None = None
 ) -> list[list[str]]:
-    """What dev and test draw, in physical words: factor, level, dev, test, pretraining's.
+    """Ranges of dev and test in physical words: factor, level, dev, test, pretraining's.
 
     Args:
         names: of the factors.
@@ -140,7 +140,7 @@ def strength_rows(
 
 
 def augmentation_of(name: str, settings: Mapping[str, Any]) -> str:
-    """What a pretraining's augmentation does of the same kind, in words.
+    """A pretraining's augmentation of the same kind, in words.
 
     Args:
         name: of a factor.

@@ -145,7 +145,7 @@ class Factor:
         self.change(env, value, self.amount(value))
 
     def allows(self, value: Mapping[str, Any], split: str) -> bool:
-        """Whether a recorded value can have been drawn from a split."""
+        """True if a recorded value can have been drawn from a split."""
         if split == "pretrain" and not self.seen:
             return False
         return _common_parts_allow(value, split) and all(
@@ -260,7 +260,7 @@ def check_changes_pixels(env: Any, name: str) -> None:
 
 
 def belongs_to(values: dict[str, Any], split: str) -> bool:
-    """Whether recorded values could have been drawn from a split.
+    """True if recorded values could have been drawn from a split.
 
     ``values`` are those of :func:`sample`, and may hold ``layout_seed`` beside
     them. Nothing perturbed (``{}``) fits every split.
@@ -310,7 +310,7 @@ def texture_names(split: str, name: str) -> tuple[str, ...]:
 
 
 def physical(name: str, value: Mapping[str, Any]) -> Amount:
-    """What a factor's value means for the scene; each entry is monotone in the magnitude u."""
+    """The physical meaning of a factor's value; each entry is monotone in the magnitude u."""
     return factor(name).amount(value)
 
 

@@ -48,7 +48,7 @@ class Gain:
 
     @property
     def clear(self) -> bool:
-        """Whether the interval leaves out 0."""
+        """True if the interval leaves out 0."""
         return self.low > 0 or self.high < 0
 
 

@@ -243,7 +243,7 @@ def candidate_mask(embeddings: Embeddings, scope: str) -> Tensor:
 
 
 def top1(scores: Tensor, mask: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Whether each query's own candidate (the diagonal) scores best.
+    """Top-1 hit of each query: its own candidate (the diagonal) scores best.
 
     Args:
         scores: (Q, Q) score of candidate c for query q.

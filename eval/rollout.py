@@ -25,7 +25,7 @@ from dynaflip.eval.envs.base import Env
 
 @dataclass(frozen=True)
 class Observation:
-    """What policies may know."""
+    """The observation that policies act on."""
 
     images: np.ndarray  # (B, H, W, 3) uint8
     proprioception: np.ndarray  # (B, P) float32
@@ -124,7 +124,7 @@ _OVER = object()
 
 
 def see(scene: Env) -> np.ndarray:
-    """What policies are shown of a scene: (H, W, 3) uint8, as videos of demonstrations store it."""
+    """The image that policies are shown of a scene: (H, W, 3) uint8, as videos store it."""
     # Here, so that a policy in use needs no video library.
     from dynaflip.eval.labelled_frames import as_recorded
 

@@ -30,7 +30,7 @@ TermValue = Tensor | tuple[Tensor, dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class TermSetup:
-    """What a term can be built from."""
+    """Facts that a term can be built from."""
 
     objective: ObjectiveConfig
     embedding_dim: int | None = None

@@ -218,12 +218,12 @@ class ObjectiveConfig:
         return tuple(name for name, weight in self.weights().items() if weight > 0)
 
     def masks(self, anchor: str) -> bool:
-        """Whether entries between equal caption groups are no negatives in an anchor's matrix."""
+        """True if entries between equal caption groups are no negatives in an anchor's matrix."""
         alike = self.modalities if len(self.modalities) == 2 else (anchor,)
         return bool(set(alike) & set(self.mask_same_caption))
 
     def masks_overlapping(self) -> bool:
-        """Whether overlapping windows of a clip are no negatives."""
+        """True if overlapping windows of a clip are no negatives."""
         return bool(self.negatives) and self.overlapping_negatives == "mask"
 
     def anchored(self) -> tuple[str, ...]:

@@ -47,7 +47,7 @@ class Windows:
         return Windows(self.clip[rows], self.times_s[rows])
 
     def overlap(self, other: Windows) -> Tensor:
-        """Whether two windows are of one clip and share time; shapes broadcast."""
+        """True if two windows are of one clip and share time; shapes broadcast."""
         (start, end), (other_start, other_end) = self.times_s.unbind(-1), other.times_s.unbind(-1)
         shared_s = torch.minimum(end, other_end) - torch.maximum(start, other_start)
         return (self.clip == other.clip) & (shared_s > TOUCHING_S)

@@ -342,7 +342,7 @@ def _view_cluster() -> ClusterView:
 
 
 def _is_placed(actor: Any) -> bool:
-    """Whether an actor that has not answered has a machine, and is starting there."""
+    """True if an actor that has not answered has a machine, and is starting there."""
     from ray._private.state import state  # Ray's public State API needs a dashboard
 
     return bool(state.actor_table(actor._actor_id.hex()).get("Pid"))
@@ -362,7 +362,7 @@ def _lost_errors() -> tuple[type[Exception], ...]:
 
 
 def _machine_is_gone(error: Exception, node: str | None) -> bool:
-    """Whether an actor was lost with its machine, which is no fault of its job."""
+    """True if an actor was lost with its machine, which is no fault of its job."""
     import ray
 
     words = str(error)

@@ -85,7 +85,7 @@ def _choose_authentication() -> None:
 
 
 def joins_cluster() -> bool:
-    """Whether RAY_ADDRESS names a cluster to join."""
+    """True if RAY_ADDRESS names a cluster to join."""
     return os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
 
 

@@ -46,7 +46,7 @@ def recorded_home(folder: Path) -> str | None:
 
 
 def is_same_place(recorded: str, folder: Path) -> bool:
-    """Whether two paths are one folder, through links and mounts."""
+    """True if two paths are one folder, through links and mounts."""
     if recorded == str(folder):
         return True
     try:

@@ -35,7 +35,7 @@ def masked(text: str) -> str:
 
 
 def has_password(url: str) -> bool:
-    """Whether a URL holds a password that is not masked."""
+    """True if a URL holds a password that is not masked."""
     return masked(url) != url
 
 

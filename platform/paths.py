@@ -75,12 +75,12 @@ def runs() -> Path:
 
 
 def captions_folder() -> Path:
-    """What captioning models said of clips."""
+    """Folder of the captions that models gave to clips."""
     return home() / "captions"
 
 
 def cache_folder() -> Path:
-    """What can be computed again: caption features, digests of weights. It may be deleted."""
+    """Folder of what can be computed again: caption features, digests. It may be deleted."""
     return home() / "cache"
 
 
@@ -114,7 +114,7 @@ def check_working_directory() -> None:
 
 
 def in_submitted_job() -> bool:
-    """Whether this process is the driver of a submitted Ray job.
+    """True if this process is the driver of a submitted Ray job.
 
     Its working directory is then a temporary copy that Ray deletes.
     """
@@ -122,7 +122,7 @@ def in_submitted_job() -> bool:
 
 
 def is_uri(path: str) -> bool:
-    """Whether a path has a scheme, as ``s3://bucket/key`` has."""
+    """True if a path has a scheme, as ``s3://bucket/key`` has."""
     return "://" in path
 
 

@@ -85,7 +85,7 @@ def to_ask_for(
 def waiting_line(
     job: str, each: Mapping[str, float], wanted: int, workers: WorkersView, cluster: ClusterView
 ) -> str | None:
-    """What a pool waits for, in one line; None where it has all workers that it wants.
+    """One line about what a pool waits for; None where it has all workers that it wants.
 
     Args:
         job: the job's name, which the line begins with.
@@ -123,7 +123,7 @@ class Announcer:
         self._next = 0.0
 
     def due(self, line: str | None, now_s: float) -> bool:
-        """Whether a line is to be printed now.
+        """True if a line is to be printed now.
 
         Args:
             line: of :func:`waiting_line`; None ends the waiting.

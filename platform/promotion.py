@@ -41,7 +41,7 @@ EVIDENCE_TAG = "champion_evidence"
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether an alias moves, and why."""
+    """Decision on an alias: whether it moves, and why."""
 
     promoted: bool
     explanation: str
@@ -93,7 +93,7 @@ def decide_candidate(
     gap_to: Callable[[int], tuple[float, float]],
     unit: str = "cm",
 ) -> Decision:
-    """Whether ``candidate`` moves to the version that a sweep registered; moves it if so.
+    """Move ``candidate`` to the version that a sweep registered, if that is better.
 
     Args:
         name: of the registered model.

@@ -101,18 +101,18 @@ class S3Path:
         return self
 
     def exists(self) -> bool:
-        """Whether an object or a prefix of this name exists."""
+        """True if an object or a prefix of this name exists."""
         return self.is_file() or self.is_dir()
 
     def is_file(self) -> bool:
-        """Whether there is an object of this name."""
+        """True if there is an object of this name."""
         try:
             return bool(self.key) and self.stat().st_size >= 0
         except FileNotFoundError:
             return False
 
     def is_dir(self) -> bool:
-        """Whether there is anything below this name."""
+        """True if there is anything below this name."""
         prefix = f"{self.key}/" if self.key else ""
         answer = _try(
             self, lambda s3: s3.list_objects_v2(Bucket=self.bucket, Prefix=prefix, MaxKeys=1)

@@ -122,7 +122,7 @@ _NO_CERTIFICATE = Kind(AccessRefused, "name the store's certificate in AWS_CA_BU
 
 
 def kind_of(error: BaseException) -> tuple[Kind, str]:
-    """What a failed request means, and the reason in a few words.
+    """Kind of a failed request, and the reason in a few words.
 
     Args:
         error: of boto3, botocore, urllib3 or the system.

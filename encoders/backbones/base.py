@@ -65,7 +65,7 @@ class Backbone(nn.Module):
 
     @classmethod
     def weights_identity(cls, config: ImageConfig, digest_of: Callable[[Path], str]) -> str:
-        """What tells the pretrained weights from others: a version, a digest of their content.
+        """Identity of the pretrained weights: a version, a digest of their content.
 
         ``pretrain --reuse`` takes an earlier encoder only where this is as it was. By default
         nothing, for a backbone whose weights never change.
@@ -129,7 +129,7 @@ class Backbone(nn.Module):
 
 
 def finer_maps(stages: Sequence[Tensor], coarsest: Tensor) -> list[Tensor]:
-    """What earlier stages of a hierarchical network see, beside its last feature map.
+    """Feature maps of earlier stages of a hierarchical network, beside its last one.
 
     Args:
         stages: outputs (B, C, rows, columns) of blocks or stages, in the network's order.

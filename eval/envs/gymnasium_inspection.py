@@ -24,7 +24,7 @@ Reader = Callable[[Any, Info], np.ndarray]
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found of an environment."""
+    """Findings about an environment."""
 
     actions: ActionRange
     proprioception_names: tuple[str, ...]

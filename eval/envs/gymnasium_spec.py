@@ -263,7 +263,7 @@ def from_name(name: str, found: Any, options: Mapping[str, str], setting: str) -
 
 
 def is_gymnasium_class(found: Any) -> bool:
-    """Whether an object is a class of ``gymnasium.Env``; imports nothing."""
+    """True if an object is a class of ``gymnasium.Env``; imports nothing."""
     gymnasium = sys.modules.get("gymnasium")
     return isinstance(found, type) and gymnasium is not None and issubclass(found, gymnasium.Env)
 

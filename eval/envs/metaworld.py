@@ -127,7 +127,7 @@ class Scene(MujocoScene):
         return self.env._get_curr_obs_combined_no_goal()[:4].astype(np.float32)
 
     def privileged(self) -> dict[str, np.ndarray]:
-        """What only a simulator knows; policies and encoders must never read it.
+        """Labels that only a simulator knows; policies and encoders must never read them.
 
         ``object_position_m`` (3,), ``goal_position_m`` (3,) in the world frame and
         ``joint_angles`` (7,) of the arm in radians, float32.

@@ -120,7 +120,7 @@ class SceneRenderer:
         return np.ascontiguousarray(rgb[::-1])
 
     def object_ids(self) -> tuple[np.ndarray, np.ndarray]:
-        """What each pixel shows: (H, W) int32 ids and (H, W) int32 kinds (``mjtObj``).
+        """Object at each pixel: (H, W) int32 ids and (H, W) int32 kinds (``mjtObj``).
 
         −1 and −1 for the sky; kind 0 (unknown) for the i-th of :attr:`shapes`.
         """

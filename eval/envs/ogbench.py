@@ -131,7 +131,7 @@ class Scene(MujocoScene):
         )
 
     def privileged(self) -> dict[str, np.ndarray]:
-        """What only a simulator knows; policies and encoders must never read it.
+        """Labels that only a simulator knows; policies and encoders must never read them.
 
         ``object_position_m`` (3,), ``goal_position_m`` (3,) in the world frame (of the cube, of a
         handle, of a button's top) and ``joint_angles`` (6,) of the arm in radians, float32.

@@ -39,7 +39,7 @@ _outside: dict[str, tuple[Any, EnvironmentSpec]] = {}
 
 
 def environment(name: str, setting: str = "environment") -> EnvironmentSpec:
-    """What is known of an environment; a built-in one's simulator is not imported.
+    """The description of an environment; a built-in one's simulator is not imported.
 
     Args:
         name: of the user's own settings: a built-in or installed one's, ``class:MODULE:NAME`` or

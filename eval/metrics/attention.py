@@ -101,7 +101,7 @@ def moments_of(scene: Env, starts: Mapping[str, Sequence[EpisodeStart]]) -> Mome
 
 
 def reading_of(policy: EncoderPolicy, images: np.ndarray) -> Reading | None:
-    """What a fitted policy reads of images; None where its read-out says nothing of places.
+    """Attention of a fitted policy on images; None where its read-out says nothing of places.
 
     Args:
         policy: fitted.

@@ -67,7 +67,7 @@ class EncoderPolicy:
         return self.plan(seen, observation.proprioception)
 
     def see(self, views: Sequence[np.ndarray]) -> np.ndarray:
-        """What the frozen encoder gives of all cameras: (B, D), or (B, V) for a read-out.
+        """The frozen encoder's features of all cameras: (B, D), or (B, V) for a read-out.
 
         Args:
             views: (B, H, W, 3) uint8 of each camera; cameras may differ in size.
@@ -124,7 +124,7 @@ class EncoderPolicy:
 
     @torch.no_grad()
     def tokens(self, images: np.ndarray) -> list[torch.Tensor]:
-        """What the read-out is given of one camera (B, H, W, 3) uint8: (B, T, channels) a scale.
+        """The read-out's tokens of one camera (B, H, W, 3) uint8: (B, T, channels) a scale.
 
         Only where there is one.
         """

@@ -87,7 +87,7 @@ class CollectConfig:
                 object.__setattr__(self, name, value)
 
     def recipe(self) -> dict[str, Any]:
-        """What decides the episodes: equal recipes give equal data sets.
+        """The settings that decide the episodes: equal recipes give equal data sets.
 
         The default environment is left out, as it was before there were others.
         """

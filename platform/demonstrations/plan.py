@@ -67,7 +67,7 @@ def _plan(config: CollectConfig, index: int) -> EpisodePlan:
 
 
 def _due(share: float, turn: int, seed: str) -> bool:
-    """Whether a task's episode ``turn`` is one of the ``share``: evenly spread, not drawn.
+    """True if a task's episode ``turn`` is one of the ``share``: evenly spread, not drawn.
 
     Drawn, a task may end without unperturbed episodes, on which probes are fitted.
     """

@@ -23,7 +23,7 @@ MOMENTS = 3  # of each task, under each condition
 def compute_attention(
     config: RolloutConfig, jobs: list[EvaluationJob], pool: ActorPool
 ) -> dict[str, AttentionMaps]:
-    """What the fitted policies read, by task, unperturbed and under the strongest perturbation.
+    """Attention of the fitted policies, by task, unperturbed and under the strongest perturbation.
 
     Policies are those of the first of ``config.proprioception`` on all demonstrations.
 
@@ -70,7 +70,7 @@ def shown_conditions(jobs: list[EvaluationJob]) -> list[Condition]:
 
 
 def is_shown(config: RolloutConfig, policy: PolicySpec) -> bool:
-    """Whether a policy is one of those whose attention is shown."""
+    """True if a policy is one of those whose attention is shown."""
     return (
         policy.encoder.folder is not None
         and policy.use_proprioception == config.proprioception[0]

@@ -19,7 +19,7 @@ from dynaflip.platform.paths import home
 
 
 def has_policy(spec: PolicySpec) -> bool:
-    """Whether the policy is fitted already."""
+    """True if the policy is fitted already."""
     return _policy_path(spec.digest()).is_file()
 
 

@@ -108,7 +108,7 @@ def work_of(
     *,
     imitation: bool = False,
 ) -> Work:
-    """What of a plan is not cached.
+    """The part of a plan that is not cached.
 
     Args:
         config: of the evaluation.

@@ -22,7 +22,7 @@ def missing_coverage(
     level: int = LEVEL,
     min_episodes: int = MIN_EPISODES,
 ) -> list[str]:
-    """What an evaluation lacks, in words; empty where it covers enough.
+    """Tasks, factors and episodes that an evaluation lacks, in words; empty where it covers enough.
 
     Args:
         adaptation: of the encoder in the policies.

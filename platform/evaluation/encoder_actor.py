@@ -109,7 +109,7 @@ class EncoderActor:
         return answer
 
     async def usage(self) -> Usage:
-        """What it has done since the last call."""
+        """Its work since the last call."""
         now = time.monotonic()
         busy = min(1.0, self._used.busy / max(now - self._since, 1e-9))
         used = self._used._replace(busy=busy)

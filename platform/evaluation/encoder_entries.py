@@ -32,7 +32,7 @@ class EncoderEntry:
     licence: str = ""  # the user's words
 
     def options(self) -> bool:
-        """Whether the entry says how an outside model is read."""
+        """True if the entry says how an outside model is read."""
         return self.pooling is not None or self.image_px is not None
 
 

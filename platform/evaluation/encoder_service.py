@@ -247,7 +247,7 @@ class RemoteEncoder:
 
 
 def usage_words(usage: list[Usage], batch: int) -> str:
-    """What the actors have done lately, in words; empty where they did nothing.
+    """The actors' recent work, in words; empty where they did nothing.
 
     Args:
         usage: of each actor.

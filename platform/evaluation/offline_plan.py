@@ -44,7 +44,7 @@ def offline_version(config: OfflineConfig) -> int:
 
 
 def version_tag(config: OfflineConfig) -> str:
-    """What results of equal settings depend on, too: they are pairs where it is equal."""
+    """Versions that results of equal settings depend on, too: they are pairs where it is equal."""
     return f"{offline_version(config)}, images {IMAGE_VERSION}"
 
 

@@ -48,7 +48,7 @@ def training_of(
     recipe: PolicyRecipe,
     scales: int,
 ) -> TokenTraining:
-    """What policies learn from."""
+    """The frames that policies learn from."""
     return TokenTraining(data.source, tuple(data.train), config.image_px, words, recipe, scales)
 
 

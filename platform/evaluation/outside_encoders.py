@@ -78,7 +78,7 @@ def outside_folder(
 
 
 def description(folder: str | Path) -> dict[str, Any]:
-    """What an encoder's folder says of how it sees: ``pooling``, ``image_px``, ``licence``.
+    """An encoder's ``pooling``, ``image_px`` and ``licence``, as its folder states them.
 
     The licence is that of the weights, or of those that pretraining started from; empty where
     nothing says it.

@@ -50,7 +50,7 @@ class _Recorded:
 
     @property
     def own_units(self) -> bool:
-        """Whether its actions are in units of the simulator; those collected here are not."""
+        """True if its actions are in units of the simulator; those collected here are not."""
         return not self.environment
 
 
@@ -128,7 +128,7 @@ def read_own(shown: DemonstrationSet) -> DemonstrationFrames:
 
 
 def own_notes(sets: Sequence[DemonstrationSet]) -> list[str]:
-    """What a reader of the results must know of the recordings, each line once."""
+    """Notes on the recordings for readers of the results, each line once."""
     lines = [line for shown in sets if shown.own is not None for line in shown.own.notes]
     return list(dict.fromkeys(lines))
 

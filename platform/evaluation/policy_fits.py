@@ -32,7 +32,7 @@ _A_TASK = 10**6  # between the numbers of two tasks' episodes
 
 
 def encode_demonstrations(encoder: Any, parts: Sequence[Any], spec: PolicySpec) -> Demonstrations:
-    """What policies learn from: every image goes through the encoder once, and in no minibatch.
+    """Encode the frames that policies learn from: every image once, and in no minibatch.
 
     Args:
         encoder: the frozen one; or one that lives in an encoder actor, as :class:`dynaflip.
@@ -149,7 +149,7 @@ def adapted_encoder(spec: PolicySpec, tensors: PolicyTensors) -> ImageEncoder:
 
 
 def recipe_of(spec: PolicySpec) -> PolicyRecipe:
-    """What :func:`~dynaflip.eval.policies.recipe.assemble` needs to know of a policy."""
+    """A policy's description for :func:`~dynaflip.eval.policies.recipe.assemble`."""
     return PolicyRecipe(
         spec.head,
         spec.head_settings,

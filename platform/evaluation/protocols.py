@@ -92,7 +92,7 @@ def settings_below(protocol: Protocol, name: str) -> dict[str, Any]:
 
 
 def changes(config: RolloutConfig, suite: str = "rollouts") -> dict[str, tuple[Any, Any]]:
-    """What differs from the protocol that settings name: dotted key → its value, the protocol's.
+    """Differences from the protocol that settings name: dotted key → its value, the protocol's.
 
     Raises:
         UserError: the protocol is gone, or does not fit the settings' environment.
@@ -118,7 +118,7 @@ def changes(config: RolloutConfig, suite: str = "rollouts") -> dict[str, tuple[A
 
 
 def label_of(config: RolloutConfig, suite: str = "rollouts") -> str:
-    """What a run of these settings may call itself: ``NAME``, or ``NAME, changed: …``; or nothing.
+    """Name of a run of these settings: ``NAME``, or ``NAME, changed: …``; or nothing.
 
     Args:
         config: of the evaluation.
@@ -131,7 +131,7 @@ def label_of(config: RolloutConfig, suite: str = "rollouts") -> str:
 
 
 def change_lines(config: RolloutConfig, suite: str = "rollouts") -> list[str]:
-    """What differs from the named protocol, a line a setting."""
+    """Differences from the named protocol, a line a setting."""
     return [
         f"changed: {key} is {_text(ours)}, {Path(config.protocol).stem} has {_text(theirs)}"
         for key, (ours, theirs) in changes(config, suite).items()
@@ -193,7 +193,7 @@ def _compared(config: RolloutConfig) -> dict[str, Any]:
 
 
 def _lacks_baseline(config: RolloutConfig, meant: RolloutConfig) -> bool:
-    """Whether a baseline of the protocol is missing; more of them change no result."""
+    """True if a baseline of the protocol is missing; more of them change no result."""
     named = {entry.baseline for entry in read_entries(config.encoders)}
     return not set(meant.baselines) <= {*config.baselines, *named}
 

@@ -157,7 +157,7 @@ def _cache_path(task: str, plans: list[EpisodePlan]) -> Path:
 
 
 def _is_current(path: Path, plan: EpisodePlan) -> bool:
-    """Whether images are cached, and of the simulator's present version where that is stored."""
+    """True if images are cached, and of the simulator's present version where that is stored."""
     if not path.is_file():
         return False
     try:

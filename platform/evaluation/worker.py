@@ -194,7 +194,7 @@ class Worker:
         starts: dict[str, tuple[EpisodeStart, ...]],
         policies: list[tuple[PolicySpec, dict[str, Any]]],
     ) -> AttentionMaps | None:
-        """What fitted policies' read-outs read of a task; None where they say nothing of places.
+        """Attention of fitted policies' read-outs on a task; None where they say nothing of places.
 
         Args:
             spec: of the scene.

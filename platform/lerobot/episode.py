@@ -48,7 +48,7 @@ class Episode:
 
     @cached_property
     def identity(self) -> tuple[bool, str]:
-        """Whether it has statistics, and its content as text: those and its length."""
+        """Content as text, statistics and length, behind a flag: True if it has statistics."""
         length = _as_text({"length": self.row.get("length")})[1:-1]
         statistics = [piece for kind, piece in self._pieces if kind == _CONTENT]
         return bool(statistics), f"{{{', '.join([length, *statistics])}}}"
@@ -94,12 +94,12 @@ class Episode:
 
     @property
     def moving_camera(self) -> bool:
-        """Whether a simulator's camera moved."""
+        """True if a simulator's camera moved."""
         return bool(self.row.get("moving_camera", False))
 
     @property
     def success(self) -> bool:
-        """Whether the task was solved, as far as that is recorded."""
+        """True if the task was solved, as far as that is recorded."""
         return bool(self.row.get("success", False))
 
     def span_s(self, video_key: str) -> tuple[float, float | None]:

@@ -95,7 +95,7 @@ class Meta:
 
     @cached_property
     def _is_sorted(self) -> bool:
-        """Whether the rows ascend; one that stands out of order costs memory for all of them."""
+        """True if the rows ascend; one that stands out of order costs memory for all of them."""
         numbers = array("q", map(_number_of, self._numbered(statistics=False)))
         if not numbers:
             looked = "episodes.jsonl" if self.version == "v2" else "episodes/**/*.parquet"

@@ -35,7 +35,7 @@ class Confirmed:
         return PAPER if self.setting == 0 else trial_name(SEARCH, self.setting)
 
     def better(self) -> bool:
-        """Whether it beats the paper's weights beyond noise."""
+        """True if it beats the paper's weights beyond noise."""
         return self.setting != 0 and self.difference.high < 0
 
 
@@ -122,7 +122,7 @@ def confirmation_table(confirmed: Sequence[Confirmed], unit: str = "cm") -> list
 
 
 def verdict(confirmed: Sequence[Confirmed], unit: str = "cm") -> str:
-    """Whether the best setting beats the paper's weights, with the interval of the difference."""
+    """Sentence on the best setting beside the paper's weights, with the difference's interval."""
     best = confirmed[0]
     if best.setting == 0:
         error = f"{shown(best.score)} {unit}"

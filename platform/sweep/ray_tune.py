@@ -249,5 +249,5 @@ def _recording(trainable: Trainable) -> Callable[[dict[str, Any]], None]:
 
 
 def _is_outage(error: Exception) -> bool:
-    """Whether a disk, bucket or server that every trial needs is unreachable."""
+    """True if a disk, bucket or server that every trial needs is unreachable."""
     return isinstance(error, StoreError) or tracking.is_store_error(error)

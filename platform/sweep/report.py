@@ -130,7 +130,7 @@ def _of_search(sweep: Sweep) -> list[str]:
 
 
 def _state_line(sweep: Sweep, stages: Sequence[StageStatus], finished: bool) -> str:
-    """Whether the sweep runs, is finished, or waits to be continued, and how."""
+    """Line on the sweep's state: it runs, is finished, or waits to be continued, and how."""
     name = sweep.facts.name
     if stages[0].running:
         return f"sweep {name}: running"
@@ -141,7 +141,7 @@ def _state_line(sweep: Sweep, stages: Sequence[StageStatus], finished: bool) -> 
 
 
 def _all_ended(sweep: Sweep, stages: Sequence[StageStatus]) -> bool:
-    """Whether no trial of the search or of the confirmation is left to run."""
+    """True if no trial of the search or of the confirmation is left to run."""
     begun = {stage.stage for stage in stages}
     return (
         len(stages[0].trials) >= stages[0].total

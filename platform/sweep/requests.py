@@ -12,7 +12,7 @@ _STOP, _SKIP = "stop.request", "skip.request"
 
 
 def stop_asked(name: str) -> bool:
-    """Whether the sweep is asked to stop."""
+    """True if the sweep is asked to stop."""
     return (folders.folder_of(name) / _STOP).exists()
 
 
@@ -22,7 +22,7 @@ def forget_stop(name: str) -> None:
 
 
 def skip_asked(name: str, trial: str) -> bool:
-    """Whether a trial of the sweep is to be skipped."""
+    """True if a trial of the sweep is to be skipped."""
     return (folders.trials_of(name) / trial / _SKIP).exists()
 
 

@@ -45,7 +45,7 @@ class TrialStatus:
     run_id: str  # MLflow's; empty before it has one
 
     def doing(self) -> str:
-        """What it does now, or how it ended."""
+        """Its present activity, or how it ended."""
         return self.pulse.doing or self.state if self.state == RUNNING else self.state
 
 

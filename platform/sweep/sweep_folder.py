@@ -59,12 +59,12 @@ def trials_of(name: str) -> Path:
 
 
 def is_running(name: str) -> bool:
-    """Whether a process runs the sweep now: it holds the lock, which dies with it."""
+    """True if a process runs the sweep now: it holds the lock, which dies with it."""
     return is_locked(folder_of(name) / LOCK)
 
 
 def resume_command(name: str) -> str:
-    """What to type to continue a sweep."""
+    """The command that continues a sweep."""
     return f"python jobs/sweep.py --resume {name}"
 
 

@@ -64,7 +64,7 @@ class TrialScore:
 
 
 def needs_labelled_frames(config: SweepConfig) -> bool:
-    """Whether an objective is scored on labelled frames."""
+    """True if an objective is scored on labelled frames."""
     return bool({PERTURBED, UNPERTURBED} & set(config.objectives))
 
 

@@ -52,7 +52,7 @@ def tracking_uri() -> str:
 
 
 def is_embedded() -> bool:
-    """Whether runs go into the home's own store."""
+    """True if runs go into the home's own store."""
     return not os.environ.get(_URI)
 
 
@@ -97,7 +97,7 @@ def client(uri: str | None = None) -> MlflowClient:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first, without the passwords of an address.
+    """First line of an error, without the passwords of an address.
 
     Of a failed request it is the cause, without the address and the layers around it.
     """
@@ -110,14 +110,14 @@ def first_line(error: BaseException) -> str:
 
 
 def store_error() -> type[Exception]:
-    """What a store raises that refuses, or does not answer any more."""
+    """Exception of a store that refuses, or does not answer any more."""
     from mlflow.exceptions import MlflowException
 
     return MlflowException
 
 
 def away_errors() -> tuple[type[Exception], ...]:
-    """What a store that is away raises, at whatever stage: no connection, no answer, a refusal."""
+    """Exceptions of a store that is away, at any stage: no connection, no answer, a refusal."""
     return (store_error(), StoreError, OSError)  # those of its HTTP client are of OSError
 
 
@@ -146,7 +146,7 @@ def request_timeout(seconds: float, retries: int) -> Iterator[None]:
 
 
 def is_store_error(error: BaseException) -> bool:
-    """Whether an error is a store's; imports nothing, which would take seconds."""
+    """True if an error is a store's; imports nothing, which would take seconds."""
     # Where nobody has imported MLflow, it has raised nothing.
     return "mlflow.exceptions" in sys.modules and isinstance(error, store_error())
 

@@ -54,7 +54,7 @@ class Checkpoints:
         self._damaged: set[str] = set()  # names that newest() has skipped
 
     def busy(self) -> bool:
-        """Whether the checkpoint before is still being written."""
+        """True if the checkpoint before is still being written."""
         return self._writing is not None and self._writing.is_alive()
 
     def wait(self, timeout_s: float | None = None) -> bool:
@@ -219,7 +219,7 @@ class Checkpoints:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None."""
+    """Damage of a checkpoint's files in words, or None."""
     try:
         digests = json.loads((folder / MARKER).read_text())
         for name, wanted in digests.items():

@@ -133,7 +133,7 @@ class CurveFile:
         write_file(self.mark, json.dumps({"bytes": count}))
 
     def all_sent(self) -> bool:
-        """Whether MLflow has every point."""
+        """True if MLflow has every point."""
         return not self.path.exists() or self._sent() >= self.path.stat().st_size
 
     def _sent(self) -> int:

@@ -53,7 +53,7 @@ def autocast_dtype(precision: str, device: str) -> torch.dtype | None:
 
 @contextlib.contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Whether the process's float32 products and convolutions on a GPU use TF32, for a block.
+    """Let the process's float32 products and convolutions on a GPU use TF32, or not, for a block.
 
     Torch lets convolutions unless it is told otherwise. The losses decide for themselves
     (:mod:`dynaflip.losses.inner_products`).
@@ -90,7 +90,7 @@ def peak_flops(name: str, precision: str, *, tf32: bool) -> float | None:
 def first_line(
     name: str, workers: int, precision: str, batch_size: int, *, tf32: bool = False
 ) -> str:
-    """What a run trains on: ``NVIDIA H100 x 8 workers, bfloat16, batch 8 x 32 = 256``."""
+    """The hardware of a run: ``NVIDIA H100 x 8 workers, bfloat16, batch 8 x 32 = 256``."""
     exact = precision + (" with TF32" if tf32 and precision == "float32" else "")
     return (
         f"device {name}, {workers} worker(s), {exact}, batch {batch_size} a worker, "

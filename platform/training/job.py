@@ -47,7 +47,7 @@ class TrainJob:
         )
 
     def collate(self, *, augment: bool, frames: tuple[str, ...] = FRAMES) -> Collate:
-        """What makes batches of rows, as in training or without augmentation."""
+        """Maker of batches from rows, as in training or without augmentation."""
         config = self.config
         return Collate(
             config.data,

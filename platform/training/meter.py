@@ -156,7 +156,7 @@ class Meter:
         return means
 
     def state(self) -> dict[str, Any]:
-        """What is summed up since the last report, as JSON values; empty right after one."""
+        """Sums since the last report, as JSON values; empty right after one."""
         if not self._steps:
             return {}
         return {

@@ -60,7 +60,7 @@ def _pinned_once(name: str) -> str:
 
 
 def weights_identities(model: ModelConfig) -> tuple[str, str]:
-    """What tells the initial weights of the image backbone and of the text model from others.
+    """Identities of the initial weights of the image backbone and of the text model.
 
     Raises:
         UserError: a model cannot be reached.

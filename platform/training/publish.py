@@ -25,7 +25,7 @@ PROFILE = "profile"
 
 
 def read_run_file(run_folder: Path) -> dict[str, Any]:
-    """What is known of a run: its MLflow run, its settings, and what has become of it."""
+    """Read a run's file: its MLflow run, its settings, and what has become of it."""
     return json.loads((run_folder / RUN_FILE).read_text())
 
 

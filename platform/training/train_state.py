@@ -197,7 +197,7 @@ class TrainingState:
 
 
 def _buffers(*, shared: bool) -> dict[str, Any]:
-    """Whether DDP sends rank 0's buffers to the others in each step, in its torch's own words."""
+    """Argument of DDP for sending rank 0's buffers in each step, in its torch's own words."""
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     name = "forward_sync_buffers"  # since torch 2.13, where the other is deprecated
     return {name if name in known else "broadcast_buffers": shared}

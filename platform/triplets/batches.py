@@ -47,7 +47,7 @@ class BatchSize:
             place.write(self._note, json.dumps(self._halved))
 
     def news(self) -> dict[str, Any]:
-        """What has changed since the last call, for :class:`BatchNews`; {} where nothing has."""
+        """Changes since the last call, for :class:`BatchNews`; {} where there are none."""
         news, self._halved = self._halved, {}
         return news
 
@@ -70,7 +70,7 @@ class BatchNews:
         self._said: dict[str, int] = {}
 
     def lines(self, news: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
-        """What is new in the news of stages, as :meth:`BatchSize.news` gives it."""
+        """Lines for what is new in the news of stages, as :meth:`BatchSize.news` gives it."""
         lines = []
         for stage, one in news:
             if one and one["fits"] < self._said.get(stage, one["fits"] + 1):

@@ -77,7 +77,7 @@ def report_comparison(runs: ComparedRuns) -> Outcome:
 
 
 def verdict_of(runs: ComparedRuns) -> list[str]:
-    """What was found, in sentences, of the first of the settings ``proprioception``."""
+    """The result in sentences, of the first of the settings ``proprioception``."""
     given, others = next(iter(runs.given().items()))
     by_group: dict[str, dict[str, PairedGroup]] = {}
     for other in others:

@@ -147,7 +147,7 @@ def condition_section(table: pl.DataFrame) -> Section:
 
 
 def verdict_of(table: pl.DataFrame, encoder: str, data: str, split: str) -> list[str]:
-    """What was found, in sentences: perturbed images first, and the initialisation if it is there.
+    """The result in sentences: perturbed images first, and the initialisation if it is there.
 
     Args:
         table: a row per policy, condition and episode.

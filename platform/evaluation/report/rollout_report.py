@@ -88,7 +88,7 @@ def verdict_of(
     measure: str = MEASURES[0],
     wording: Wording = SUCCESS,
 ) -> list[str]:
-    """What was found, in sentences, of the first of ``config.proprioception``.
+    """The result in sentences, of the first of ``config.proprioception``.
 
     Args:
         config: what was evaluated.

@@ -168,7 +168,7 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def _holm(finding: Finding) -> str:
-    """Whether the verdict stands with Holm's correction; nothing where there is none to correct."""
+    """Words on the verdict with Holm's correction; empty where there is nothing to correct."""
     if finding.corrected is None or finding.verdict in (None, UNCLEAR):
         return ""
     stands = finding.corrected == finding.verdict

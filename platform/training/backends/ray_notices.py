@@ -53,7 +53,7 @@ class Ending:
 
 
 def worker_notices(stop: bytes, rank: int) -> Notices:
-    """What this worker hears: of its machine, of its own process, and on rank 0 of the driver's."""
+    """Notices to this worker: of its machine, of its own process, and on rank 0 of the driver's."""
     notices = Notices(lambda: SAVE if _machine_goes() else NOTHING, lambda: _sigterm)
     if rank == 0:
 
@@ -67,7 +67,7 @@ def worker_notices(stop: bytes, rank: int) -> Notices:
 
 
 def _machine_goes() -> bool:
-    """Whether a machine of a worker drains. Ray's own ``get_preemption_info`` is a barrier."""
+    """True if a machine of a worker drains. Ray's own ``get_preemption_info`` is a barrier."""
     return get_train_context().preemption_context.preemption_info is not None
 
 
@@ -100,5 +100,5 @@ class TorchWithNotices(ray.train.torch.TorchConfig):
 
     @property
     def backend_cls(self) -> type[Any]:
-        """What sets up the workers."""
+        """Class that sets up the workers."""
         return _BackendWithNotices

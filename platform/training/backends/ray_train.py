@@ -201,7 +201,7 @@ class Reporter(ray.train.UserCallback):
 
 
 def _was_announced(error: BaseException) -> bool:
-    """Whether a worker left on a notice, or its node was taken away after one: no failure."""
+    """True if a worker left on a notice, or its node was taken away after one: no failure."""
     lost = find_error(error, (RayActorError,))
     return find_error(error, (Leaving,)) is not None or bool(getattr(lost, "preempted", False))
 
@@ -240,7 +240,7 @@ def scaling_of(config: PretrainConfig, resources: dict[str, float]) -> ScalingCo
 
 
 def too_few_gpus(train: TrainConfig, workers: int, gpus: float) -> str:
-    """What to say, and what to type, where a cluster has too few GPUs.
+    """Message for a cluster with too few GPUs, and the command to type.
 
     Args:
         train: the settings.

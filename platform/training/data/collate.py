@@ -131,7 +131,7 @@ class Collate:
         return self.start([(rows, number) for number in range(len(table))], epoch=0).result()
 
     def keep(self, table: pa.Table, row: np.ndarray, example: np.ndarray, epoch: int) -> Rows:
-        """What training needs of some rows of a table.
+        """The columns that training needs of some rows of a table.
 
         The far frame is drawn here, of the frames of the clip that are later than the pair: the
         others are dropped while they are still encoded.

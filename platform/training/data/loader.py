@@ -77,7 +77,7 @@ class Feed:
         return self._rest(self._stream, position)
 
     def traffic(self, epoch: int) -> Traffic | None:
-        """What an epoch asked of the bucket so far; None where triplets lie on a disk."""
+        """Requests of an epoch to the bucket so far; None where triplets lie on a disk."""
         return self._traffic.setdefault(epoch, Traffic()) if self.reader.in_bucket else None
 
     def close(self) -> None:

@@ -33,11 +33,11 @@ class Position:
     seen: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def is_whole(self) -> bool:
-        """Whether the part is the whole epoch."""
+        """True if the part is the whole epoch."""
         return len(self.seen) == 0
 
     def is_same(self, other: Position) -> bool:
-        """Whether both are the same step of the same part."""
+        """True if both are the same step of the same part."""
         here, there = (self.epoch, self.steps), (other.epoch, other.steps)
         return here == there and np.array_equal(self.seen, other.seen)
 
@@ -53,7 +53,7 @@ class Sampling:
     seed: int  # of the run
 
     def is_plain(self) -> bool:
-        """Whether every row comes exactly once."""
+        """True if every row comes exactly once."""
         return not self.rates
 
     def rates_of(self, clips: ClipTable) -> np.ndarray:
