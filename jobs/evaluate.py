@@ -134,14 +134,12 @@ def _compare(argv: list[str]) -> int:
     args = parser.parse_args(argv)
 
     from dynaflip.platform.evaluation.compare import read_runs
-    from dynaflip.platform.evaluation.offline_compare import compare_offline, offline_alone
+    from dynaflip.platform.evaluation.offline_compare import offline_alone, read_offline_runs
     from dynaflip.platform.evaluation.report.compare_report import report_comparison
-    from dynaflip.platform.evaluation.report.tables import as_text
-    from dynaflip.platform.evaluation.report.terminal import show_sections
+    from dynaflip.platform.evaluation.report.offline_compare_page import report_offline_comparison
 
     if offline_alone([args.first, *args.others], args.environment):
-        sections = compare_offline(args.first, args.others)
-        show_sections(sections, as_text(sections))
+        _show(report_offline_comparison(read_offline_runs(args.first, args.others)))
         return 0
     _show(report_comparison(read_runs(args.first, args.others, args.environment)))
     return 0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 
 from dynaflip.errors import UserError
 from dynaflip.eval.intervals.cluster_bootstrap import Interval, cluster_mean
@@ -13,10 +15,12 @@ from dynaflip.platform.evaluation.encoders_under_test import TRAINED
 from dynaflip.platform.evaluation.offline_config import KIND
 from dynaflip.platform.evaluation.offline_evidence import (
     OfflineEvidence,
-    paired_errors,
+    episode_errors,
+    paired_rows,
     read_offline_run,
 )
 from dynaflip.platform.evaluation.report.offline_report import (
+    groups_of,
     interval_text,
     verdict_of_gap,
     verdicts_together,
@@ -25,18 +29,44 @@ from dynaflip.platform.evaluation.report.tables import Section
 from dynaflip.platform.evaluation.results import OUT_OF_DISTRIBUTION
 
 
-def compare_offline(first_run: str, other_runs: Sequence[str]) -> list[Section]:
-    """Each run's encoder under test beside the first's: action error on the same episodes.
+@dataclass(frozen=True)
+class OfflineRuns:
+    """Runs read from the store, of which the first is compared with each of the others."""
+
+    first: OfflineEvidence
+    others: tuple[OfflineEvidence, ...]
+
+    def pairs(self) -> list[tuple[OfflineEvidence, pl.DataFrame]]:
+        """Each other run, and the conditions and episodes that it shares with the first.
+
+        Raises:
+            UserError: a run's episodes are no pairs with the first's.
+        """
+        mine = (self.first, TRAINED, None)
+        return [(one, paired_rows(mine, (one, TRAINED, None), "compare")) for one in self.others]
+
+
+def read_offline_runs(first_run: str, other_runs: Sequence[str]) -> OfflineRuns:
+    """The runs to compare.
 
     Args:
         first_run: name or id of an MLflow run.
         other_runs: the runs that it is compared with, one or more.
 
     Raises:
-        UserError: a run is no finished evaluation, or its episodes are no pairs with the first's.
+        UserError: a run is no finished evaluation.
     """
-    first = read_offline_run(first_run, "compare")
-    others = [read_offline_run(run, "compare") for run in other_runs]
+    first, *others = (read_offline_run(run, "compare") for run in (first_run, *other_runs))
+    return OfflineRuns(first, tuple(others))
+
+
+def compare_offline(runs: OfflineRuns) -> list[Section]:
+    """Each run's encoder under test beside the first's: action error on the same episodes.
+
+    Raises:
+        UserError: a run's episodes are no pairs with the first's.
+    """
+    first, others = runs.first, runs.others
     section = Section(
         f"Action error, sigma: {first.settings['encoder']} ({first.run_name}) beside "
         f"{'the encoders of other runs' if len(others) > 1 else others[0].settings['encoder']}",
@@ -45,20 +75,12 @@ def compare_offline(first_run: str, other_runs: Sequence[str]) -> list[Section]:
             "verdict", "verdict, Holm",
         ),
     )  # fmt: skip
-    by_group: dict[str, list[tuple[OfflineEvidence, np.ndarray, np.ndarray]]] = {}
-    for other in others:
-        errors = paired_errors((first, TRAINED, None), (other, TRAINED, None), "compare")
-        for group, (mine, theirs) in errors.items():
-            by_group.setdefault(group, []).append((other, mine, theirs))
-    for group, rows in by_group.items():
-        gaps = {
-            str(number): (theirs - mine, _mean(theirs - mine))
-            for number, (_, mine, theirs) in enumerate(rows)
-        }
+    for group, rows in by_group(runs).items():
+        gaps = {str(n): (theirs - mine, mean(theirs - mine)) for n, (_, mine, theirs) in rows}
         together = verdicts_together(gaps)
-        for number, (other, mine, theirs) in enumerate(rows):
+        for number, (other, mine, theirs) in rows:
             gap = gaps[str(number)][1]
-            means = [interval_text(_mean(theirs)), interval_text(_mean(mine))]
+            means = [interval_text(mean(theirs)), interval_text(mean(mine))]
             verdicts = [verdict_of_gap(gap), together.get(str(number), "-")]
             place = _named(group, first, other)
             shown = interval_text(gap, sign=True)
@@ -66,7 +88,24 @@ def compare_offline(first_run: str, other_runs: Sequence[str]) -> list[Section]:
     return [section]
 
 
-def _mean(values: np.ndarray) -> Interval:
+Compared = tuple[OfflineEvidence, np.ndarray, np.ndarray]  # other run, my and its errors (E,)
+
+
+def by_group(runs: OfflineRuns) -> dict[str, list[tuple[int, Compared]]]:
+    """Group of conditions → the other runs that have it, numbered.
+
+    Raises:
+        UserError: a run's episodes are no pairs with the first's.
+    """
+    found: dict[str, list[tuple[int, Compared]]] = {}
+    for number, (other, both) in enumerate(runs.pairs()):
+        for group, conditions in groups_of(both).items():
+            errors = episode_errors(both, conditions)
+            found.setdefault(group, []).append((number, (other, *errors)))
+    return found
+
+
+def mean(values: np.ndarray) -> Interval:
     """Mean over held-out episodes (E,)."""
     return cluster_mean(values, np.arange(len(values)))
 

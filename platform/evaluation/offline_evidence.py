@@ -183,6 +183,19 @@ def paired_errors(mine: Side, theirs: Side, asker: str) -> dict[str, tuple[np.nd
     Raises:
         UserError: the two are not about the same moments, perturbations and policies.
     """
+    both = paired_rows(mine, theirs, asker)
+    return {name: episode_errors(both, chosen) for name, chosen in groups_of(both).items()}
+
+
+def paired_rows(mine: Side, theirs: Side, asker: str) -> pl.DataFrame:
+    """A row per condition and episode that both have, with ``action_error`` and theirs.
+
+    Args:
+        mine, theirs, asker: of :func:`paired_errors`.
+
+    Raises:
+        UserError: the two are not about the same moments, perturbations and policies.
+    """
     _check_same_protocol(mine[0], theirs[0], asker)
     first, second = mine[0].of(*mine[1:]), theirs[0].of(*theirs[1:])
     for (evidence, encoder, _), rows in ((mine, first), (theirs, second)):
@@ -192,16 +205,23 @@ def paired_errors(mine: Side, theirs: Side, asker: str) -> dict[str, tuple[np.nd
     _check_same_recordings((mine[0], first), (theirs[0], second), both, asker)
     if mine[0].single_factors() != theirs[0].single_factors():
         both = both.filter(pl.col("factor") != ALL_FACTORS)
-    errors = {}
-    for name, conditions in groups_of(both).items():
-        chosen = pl.DataFrame(conditions, schema=["factor", "level"], orient="row")
-        rows = both.join(chosen.cast({"level": pl.Int64}), on=["factor", "level"])
-        compared = ("action_error", "action_error_theirs")
-        by_episode = rows.group_by("recording", "episode", maintain_order=True)
-        episodes = by_episode.agg(pl.col(compared).mean())
-        my_errors, their_errors = (episodes[column].to_numpy() for column in compared)
-        errors[name] = my_errors, their_errors
-    return errors
+    return both
+
+
+def episode_errors(both: pl.DataFrame, conditions: list[Pair]) -> tuple[np.ndarray, np.ndarray]:
+    """My and their action error of each episode, (E,) and (E,) sigma: the mean over conditions.
+
+    Args:
+        both: of :func:`paired_rows`.
+        conditions: some of its (factor, level).
+    """
+    chosen = pl.DataFrame(conditions, schema=["factor", "level"], orient="row")
+    rows = both.join(chosen.cast({"level": pl.Int64}), on=["factor", "level"])
+    compared = ("action_error", "action_error_theirs")
+    by_episode = rows.group_by("recording", "episode", maintain_order=True)
+    episodes = by_episode.agg(pl.col(compared).mean())
+    my_errors, their_errors = (episodes[column].to_numpy() for column in compared)
+    return my_errors, their_errors
 
 
 def _check_same_protocol(mine: OfflineEvidence, theirs: OfflineEvidence, asker: str) -> None:

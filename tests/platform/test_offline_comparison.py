@@ -69,15 +69,21 @@ def finished(
 
 
 def compared(first: str, others: list[str], environment: str | None = None) -> list[Section]:
-    from dynaflip.platform.evaluation.offline_compare import compare_offline, offline_alone
+    from dynaflip.platform.evaluation.offline_compare import (
+        compare_offline,
+        offline_alone,
+        read_offline_runs,
+    )
 
     assert offline_alone([first, *others], environment)
-    return compare_offline(first, others)
+    return compare_offline(read_offline_runs(first, others))
 
 
 def test_runs_are_paired_by_held_out_episode(
     store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from dynaflip.platform import tracking
+
     first, worse = finished(store, 0.5), finished(store, 0.6)
     same = finished(store, 0.502, factors=("light", "tint"))
     (section,) = compared(first, [worse, same])
@@ -100,8 +106,17 @@ def test_runs_are_paired_by_held_out_episode(
     assert sum(run == worse for _, run in rows) == 3
     (turned,) = compared(worse, [first])
     assert {row[5] for row in turned.rows} == {"worse"}
-    assert evaluate.main(["compare", worse, first]) == 0
-    assert turned.title in " ".join(capsys.readouterr().out.split())
+    assert evaluate.main(["compare", first, worse, same]) == 0
+    said = capsys.readouterr().out
+    page = Path(said.rpartition("report: ")[2].splitlines()[0])
+    shown = page.read_text()
+    verdict = "held-out episodes as recorded, one has 0.1"
+    assert verdict in said
+    assert verdict in shown
+    assert "Gain by perturbation" in shown
+    assert "blur" in shown
+    (logged,) = tracking.runs_with_tags({"kind": "compare"})
+    assert logged.run_name in said
 
 
 def test_what_are_no_pairs_is_refused_with_both_values(store: Path) -> None:

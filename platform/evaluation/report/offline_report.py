@@ -189,7 +189,7 @@ def verdict_of(table: pl.DataFrame, encoder: str, data: str, split: str) -> list
 def figures_of(table: pl.DataFrame) -> list[ReportImage]:
     """Gain by perturbation, and the errors themselves."""
     gains = []
-    for label, conditions in _rows(table).items():
+    for label, conditions in gain_rows(table).items():
         for name, one in compare(table, conditions).items():
             if one.gap is not None and name != NO_IMAGE:
                 gains.append(Gain(label, spoken(name), one.gap.value, one.gap.low, one.gap.high))
@@ -208,7 +208,7 @@ def figures_of(table: pl.DataFrame) -> list[ReportImage]:
     return made
 
 
-def _rows(table: pl.DataFrame) -> dict[str, list[Pair]]:
+def gain_rows(table: pl.DataFrame) -> dict[str, list[Pair]]:
     """Groups of conditions, then each perturbation over its levels."""
     found = groups_of(table)
     rows = {TITLES[group]: conditions for group, conditions in found.items()}
