@@ -227,7 +227,7 @@ class ActorPool:
         if len(self._members) - len(starting) >= wanted:
             self._announcer.due(None, now)
             return
-        placed = sum(_is_placed(member.actor) for member in starting)
+        placed = sum(is_placed(member.actor) for member in starting)
         workers = WorkersView(len(self._members) - len(starting), placed, len(starting) - placed)
         line = waiting_line(self._job, self._each, wanted, workers, cluster)
         if self._announcer.due(line, now):
@@ -341,7 +341,7 @@ def _view_cluster() -> ClusterView:
     return ClusterView(ray.cluster_resources(), ray.available_resources(), joins_cluster())
 
 
-def _is_placed(actor: Any) -> bool:
+def is_placed(actor: Any) -> bool:
     """True if an actor that has not answered has a machine, and is starting there."""
     from ray._private.state import state  # Ray's public State API needs a dashboard
 

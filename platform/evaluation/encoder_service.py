@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dynaflip.errors import UserError
+from dynaflip.platform.actor_pool import is_placed
 from dynaflip.platform.cluster import joins_cluster, start_ray
 from dynaflip.platform.evaluation.encoder_config import AUTO, GPU, IN_WORKERS, EncoderActorConfig
 from dynaflip.platform.pool_demand import Announcer, ClusterView, WorkersView, room, waiting_line
@@ -74,13 +75,20 @@ class EncoderService:
     Args:
         config: of the actors.
         job: the job's name, which lines and errors begin with.
+        actor_class: another class of actors than :class:`.encoder_actor.EncoderActor`.
 
     Raises:
         UserError: as :func:`device_of`.
     """
 
-    def __init__(self, config: EncoderActorConfig, job: str = "evaluate") -> None:
+    def __init__(
+        self,
+        config: EncoderActorConfig,
+        job: str = "evaluate",
+        actor_class: type | None = None,
+    ) -> None:
         self._config, self._device, self._job = config, device_of(config), job
+        self._actor_class = actor_class
         self._actors: list[Any] = []
         self._starting: dict[Any, Any] = {}  # reference of the first answer → actor
         self._turn = itertools.count()
@@ -162,7 +170,7 @@ class EncoderService:
             max_restarts=_RESTARTS,
             max_task_retries=_RESTARTS,
             runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
-        )(EncoderActor)
+        )(self._actor_class or EncoderActor)
         for _ in range(wanted - len(self._actors) - len(self._starting)):
             actor = remote.remote(self._device, self._config)
             self._starting[actor.ready.remote()] = actor
@@ -173,7 +181,8 @@ class EncoderService:
         if self._actors:
             return None
         cluster = ClusterView(ray.cluster_resources(), ray.available_resources(), joins_cluster())
-        workers = WorkersView(0, 0, len(self._starting))
+        placed = sum(is_placed(actor) for actor in self._starting.values())
+        workers = WorkersView(0, placed, len(self._starting) - placed)
         return waiting_line(f"{self._job} (encoder actors)", self._each(), 1, workers, cluster)
 
     def _take_ready(self, *, timeout_s: float) -> None:

@@ -22,6 +22,9 @@ from dynaflip.platform.cluster import prepare_environment
 from dynaflip.platform.evaluation.config import RolloutConfig
 from dynaflip.platform.evaluation.encoder_config import CPU, IN_WORKERS, EncoderActorConfig
 from dynaflip.platform.evaluation.outcome import Outcome
+from dynaflip.platform.evaluation.suites.base import Suite
+from dynaflip.platform.evaluation.suites.imitation import Imitation
+from dynaflip.platform.evaluation.suites.rollouts import Rollouts
 
 
 def settings(encoder: Path) -> RolloutConfig:
@@ -46,12 +49,10 @@ def settings(encoder: Path) -> RolloutConfig:
     )
 
 
-def evaluate(folder: Path, config: RolloutConfig) -> Outcome:
+def evaluate(folder: Path, config: RolloutConfig, suite: Suite | None = None) -> Outcome:
     """Run it in a home of its own."""
-    from dynaflip.platform.evaluation.suites.rollouts import Rollouts
-
     os.environ["DYNAFLIP_HOME"] = str(folder)
-    return Rollouts().run(config)
+    return (suite or Rollouts()).run(config)
 
 
 def kill_once_fitted(home: Path) -> None:
@@ -93,6 +94,13 @@ def main(folder: Path) -> None:
     killer = threading.Thread(target=kill_once_fitted, args=(folder / "there",), daemon=True)
     killer.start()
     there = evaluate(folder / "there", replace(config, encoder_actor=actors))
+    ended = encoder_actors(state)
+    suite = Imitation()
+    shown = [
+        evaluate(folder / "own", config, suite),
+        evaluate(folder / "there", replace(config, encoder_actor=actors), suite),
+    ]
+    worst = max(abs(shown[0].metrics[name] - shown[1].metrics[name]) for name in shown[0].metrics)
     print(
         "FOUND "
         + json.dumps(
@@ -100,8 +108,9 @@ def main(folder: Path) -> None:
                 "equal": own.rows().equals(there.rows()),
                 "episodes": own.rows().height,
                 "solved": own.rows().filter(pl.col("arm") == "trained")["success_ever"].sum(),
-                "restarts": sum(one["NumRestarts"] for one in encoder_actors(state)),
-                "actors": len(encoder_actors(state)),
+                "restarts": sum(one["NumRestarts"] for one in ended),
+                "actors": len(ended),
+                "imitation": [len(shown[0].metrics), worst],
             }
         )
     )
