@@ -23,7 +23,7 @@ JOBS = {
     "collect": "dynaflip.platform.demonstrations.config:CollectConfig",
     "preprocess": "dynaflip.platform.triplets.config:PreprocessConfig",
     "pretrain": "dynaflip.platform.training.config:PretrainConfig",
-    "evaluate": "dynaflip.platform.evaluation.config:ProbeSuiteConfig",
+    "evaluate": "dynaflip.platform.evaluation.probe_config:ProbeSuiteConfig",
     "evaluate --suite rollouts": "dynaflip.platform.evaluation.config:RolloutConfig",
     "evaluate --suite offline": "dynaflip.platform.evaluation.offline_config:OfflineConfig",
     "promote": "dynaflip.platform.promotion_config:PromoteConfig",

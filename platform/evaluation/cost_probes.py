@@ -18,7 +18,7 @@ import numpy as np
 from dynaflip.eval.expert_views import EpisodePlan
 from dynaflip.eval.rollout import EpisodeStart
 from dynaflip.platform.demonstrations.config import CollectConfig
-from dynaflip.platform.evaluation.config import TUNING_SPLIT, ProbeSuiteConfig
+from dynaflip.platform.evaluation.config import TUNING_SPLIT
 from dynaflip.platform.evaluation.cost_table import makespan, span, time_section
 from dynaflip.platform.evaluation.cost_units import (
     SceneCosts,
@@ -36,6 +36,7 @@ from dynaflip.platform.evaluation.encoders_under_test import (
     load,
     resolve_others,
 )
+from dynaflip.platform.evaluation.probe_config import ProbeSuiteConfig
 from dynaflip.platform.evaluation.recordings import labels_missing, open_recordings
 from dynaflip.platform.evaluation.rendered_views import missing_views, plan_views
 from dynaflip.platform.evaluation.report.tables import Section

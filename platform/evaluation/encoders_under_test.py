@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynaflip.errors import UserError
-from dynaflip.platform.evaluation.config import ProbeSuiteConfig, RolloutConfig
+from dynaflip.platform.evaluation.config import RolloutConfig
 from dynaflip.platform.evaluation.encoder_entries import BASELINES, EncoderEntry, read_entries
 from dynaflip.platform.evaluation.initialisation import initialisation_of
 from dynaflip.platform.evaluation.offline_config import OfflineConfig
+from dynaflip.platform.evaluation.probe_config import ProbeSuiteConfig
 from dynaflip.platform.paths import made_encoders
 from dynaflip.platform.tracking import registry
 

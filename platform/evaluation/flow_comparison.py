@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from dynaflip.eval.expert_views import UNPERTURBED
 from dynaflip.eval.intervals.cluster_bootstrap import Interval
 from dynaflip.eval.metrics.flow_probe import FlowErrors, explained_metrics, flow_errors
-from dynaflip.platform.evaluation.config import ProbeSuiteConfig
 from dynaflip.platform.evaluation.flow_frames import read_flow_frames
+from dynaflip.platform.evaluation.probe_config import ProbeSuiteConfig
 from dynaflip.platform.evaluation.report.tables import INITIAL, TRAINED, Section
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from dynaflip.errors import UserError
 from dynaflip.eval.labelled_frames import LabelledFrames
-from dynaflip.platform.evaluation.config import TUNING_SPLIT, ViewsConfig
+from dynaflip.platform.evaluation.config import TUNING_SPLIT
+from dynaflip.platform.evaluation.probe_config import ViewsConfig
 from dynaflip.platform.evaluation.recordings import Recordings, read_frames
 from dynaflip.platform.evaluation.rendered_views import plan_views, render_views
 

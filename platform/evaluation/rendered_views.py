@@ -23,7 +23,7 @@ from dynaflip.eval.expert_views import EpisodePlan
 from dynaflip.eval.labelled_frames import LabelledFrames, as_recorded, concatenate
 from dynaflip.files import new_file
 from dynaflip.platform.actor_pool import ActorPool
-from dynaflip.platform.evaluation.config import ViewsConfig
+from dynaflip.platform.evaluation.probe_config import ViewsConfig
 from dynaflip.platform.job_queues import JobQueue
 from dynaflip.platform.paths import home
 

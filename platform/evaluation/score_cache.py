@@ -15,9 +15,10 @@ from dynaflip.eval.envs.registry import DEFAULT_ENVIRONMENT, environment
 from dynaflip.eval.expert_views import RENDER_VERSION
 from dynaflip.platform import tracking
 from dynaflip.platform.config_loader import config_digest
-from dynaflip.platform.evaluation.config import TUNING_SPLIT, ProbeSuiteConfig
+from dynaflip.platform.evaluation.config import TUNING_SPLIT
 from dynaflip.platform.evaluation.encoders_under_test import EncoderUnderTest, resolve_others
 from dynaflip.platform.evaluation.outcome import Outcome
+from dynaflip.platform.evaluation.probe_config import ProbeSuiteConfig
 from dynaflip.platform.evaluation.results_table import save_results
 from dynaflip.platform.paths import default_data, default_triplets, home, input_path
 from dynaflip.platform.tracking import registry

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 from dynaflip.checks import at_least, one_of
 from dynaflip.eval.envs.registry import DEFAULT_ENVIRONMENT, environment
 from dynaflip.eval.policies.config import BehaviourCloningConfig, settings_to_hash
-from dynaflip.platform.evaluation.config import RolloutConfig, ViewsConfig
+from dynaflip.platform.evaluation.config import RolloutConfig
 from dynaflip.platform.evaluation.flow_probe_config import FlowProbeConfig
+from dynaflip.platform.evaluation.probe_config import ViewsConfig
 from dynaflip.platform.training.config import PretrainConfig
 
 SAMPLERS = ("tpe", "random")

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from dynaflip.errors import UserError
-from dynaflip.platform.evaluation.config import ProbesConfig, ProbeSuiteConfig, ViewsConfig
+from dynaflip.platform.evaluation.probe_config import ProbesConfig, ProbeSuiteConfig, ViewsConfig
 from dynaflip.platform.tracking.store import client
 from tests.encoders.outside_folders import outside_folder
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dynaflip.errors import UserError
-from dynaflip.platform.evaluation.config import TUNING_SPLIT, ProbeSuiteConfig
+from dynaflip.platform.evaluation.config import TUNING_SPLIT
 from dynaflip.platform.evaluation.outcome import Outcome
+from dynaflip.platform.evaluation.probe_config import ProbeSuiteConfig
 from dynaflip.platform.evaluation.suites.base import Suite
 
 if TYPE_CHECKING:

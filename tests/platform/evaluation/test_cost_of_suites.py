@@ -12,13 +12,13 @@ from tiny_rollouts import encoder_folder, tiny
 
 from dynaflip.eval.image_perturbations import IMAGE_FACTOR_NAMES
 from dynaflip.platform.evaluation import cost, cost_offline, cost_probes
-from dynaflip.platform.evaluation.config import ProbeSuiteConfig
 from dynaflip.platform.evaluation.cost_offline import EncoderCosts, FrameCosts
 from dynaflip.platform.evaluation.cost_probes import EncodeCosts
 from dynaflip.platform.evaluation.cost_units import PolicyCosts, SceneCosts
 from dynaflip.platform.evaluation.flow_probe_config import FlowProbeConfig
 from dynaflip.platform.evaluation.offline_config import OfflineConfig
 from dynaflip.platform.evaluation.offline_features import _path, _save
+from dynaflip.platform.evaluation.probe_config import ProbeSuiteConfig
 from tests.platform.evaluation.own_robot import write
 
 

@@ -9,9 +9,9 @@ from synthetic_triplets import write_triplets
 
 from dynaflip.encoders.config import FlowConfig, ImageConfig, ModelConfig
 from dynaflip.encoders.model import DynaFLIP
-from dynaflip.platform.evaluation.config import ProbeSuiteConfig
 from dynaflip.platform.evaluation.flow_comparison import FlowComparison, compare_flow
 from dynaflip.platform.evaluation.flow_probe_config import FlowProbeConfig
+from dynaflip.platform.evaluation.probe_config import ProbeSuiteConfig
 
 
 def test_equal_weights_explain_as_much_and_few_recordings_are_said(

@@ -11,7 +11,6 @@ from tiny_rollouts import encoder_folder, tiny
 
 from dynaflip.encoders.outside_models import open_outside_model
 from dynaflip.errors import UserError
-from dynaflip.platform.evaluation.config import ProbeSuiteConfig
 from dynaflip.platform.evaluation.encoder_entries import EncoderEntry, read_entries, read_entry
 from dynaflip.platform.evaluation.encoders_under_test import (
     EncoderUnderTest,
@@ -19,6 +18,7 @@ from dynaflip.platform.evaluation.encoders_under_test import (
     resolve_encoders,
     resolve_others,
 )
+from dynaflip.platform.evaluation.probe_config import ProbeSuiteConfig
 from dynaflip.platform.evaluation.report.encoder_table import encoder_section
 from tests.encoders.outside_folders import outside_folder
 

@@ -14,8 +14,9 @@ from dynaflip.encoders.checkpoint import load_model, save_folder
 from dynaflip.encoders.config import FlowConfig, ImageConfig, ModelConfig
 from dynaflip.encoders.model import DynaFLIP
 from dynaflip.errors import UserError
-from dynaflip.platform.evaluation.config import ProbeSuiteConfig, RolloutConfig
+from dynaflip.platform.evaluation.config import RolloutConfig
 from dynaflip.platform.evaluation.encoders_under_test import resolve_encoders, weights_digest
+from dynaflip.platform.evaluation.probe_config import ProbeSuiteConfig
 from dynaflip.platform.evaluation.suites.probes import load_pair
 from dynaflip.platform.evaluation.worker import Worker
 

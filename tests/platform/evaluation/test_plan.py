@@ -13,7 +13,7 @@ from dynaflip.eval.envs.metaworld_tasks import ENVIRONMENT, TASK_SETS
 from dynaflip.eval.perturbations import belongs_to
 from dynaflip.eval.policies.config import BehaviourCloningConfig
 from dynaflip.eval.policies.readouts.config import AttentiveConfig, SpatialSoftmaxConfig
-from dynaflip.platform.evaluation.config import RolloutConfig, ViewsConfig
+from dynaflip.platform.evaluation.config import RolloutConfig
 from dynaflip.platform.evaluation.demonstrations import DemonstrationSet
 from dynaflip.platform.evaluation.encoders_under_test import (
     Encoder,
@@ -21,6 +21,7 @@ from dynaflip.platform.evaluation.encoders_under_test import (
     resolve_encoders,
 )
 from dynaflip.platform.evaluation.plan import EvaluationJob, conditions_of, plan_jobs
+from dynaflip.platform.evaluation.probe_config import ViewsConfig
 
 TESTED = [
     EncoderUnderTest("trained", (Encoder("a", "/a", "digest-a"), Encoder("b", "/b", "digest-b"))),

@@ -10,15 +10,11 @@ import pytest
 
 from dynaflip.eval.envs import base
 from dynaflip.platform.evaluation import demonstrations, plan, rendered_views, score_cache
-from dynaflip.platform.evaluation.config import (
-    ProbesConfig,
-    ProbeSuiteConfig,
-    RolloutConfig,
-    ViewsConfig,
-)
+from dynaflip.platform.evaluation.config import RolloutConfig
 from dynaflip.platform.evaluation.demonstrations import DemonstrationSet
 from dynaflip.platform.evaluation.encoders_under_test import Encoder, EncoderUnderTest
 from dynaflip.platform.evaluation.plan import plan_jobs
+from dynaflip.platform.evaluation.probe_config import ProbesConfig, ProbeSuiteConfig, ViewsConfig
 
 TASKS = ("drawer-open-v3", "hammer-v3")
 TESTED = [

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from dynaflip.eval.envs.registry import environment
 from dynaflip.platform.evaluation import rendered_views
-from dynaflip.platform.evaluation.config import ViewsConfig
+from dynaflip.platform.evaluation.probe_config import ViewsConfig
 
 
 def test_only_views_of_the_present_simulator_are_taken(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from dynaflip.encoders.config import FlowConfig, ImageConfig, ModelConfig
 from dynaflip.encoders.model import DynaFLIP
 from dynaflip.errors import UserError
 from dynaflip.platform import tracking
-from dynaflip.platform.evaluation.config import ProbesConfig, ProbeSuiteConfig
+from dynaflip.platform.evaluation.probe_config import ProbesConfig, ProbeSuiteConfig
 from dynaflip.platform.evaluation.score_cache import log_score
 from dynaflip.platform.tracking import registry
 from dynaflip.platform.tracking.store import client
