@@ -173,6 +173,11 @@ class GymnasiumEnv(Env):
         """Labels that only the simulator knows."""
         return self._privileged(self._observation, self._info) if self._privileged else {}
 
+    def goal_distance_m(self) -> float | None:
+        """``info["goal_distance_m"]``, where the environment gives it."""
+        distance_m = self._info.get("goal_distance_m")
+        return None if distance_m is None else float(distance_m)
+
     def state(self) -> Moment:
         """The image and proprioception of now, for :meth:`set_state`."""
         return Moment(self.render(), self.proprioception())

@@ -136,7 +136,8 @@ class Corridor:
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         self.x += 0.3 * float(action[0])
         lost = self.x < -1
-        return np.array([self.x]), self.x, lost, False, {"is_success": self.x > 1}
+        info = {"is_success": self.x > 1, "goal_distance_m": max(0.0, 1 - self.x)}
+        return np.array([self.x]), self.x, lost, False, info
 
     def render(self) -> np.ndarray:
         image = np.zeros((*self.size, 3), np.uint8)
@@ -186,6 +187,7 @@ def test_a_gymnasium_environment_is_rolled_out_and_its_end_ends_the_episode() ->
     for result in roll_out([scene], starts, Left(), **options):
         assert not result.success_ever
         assert result.steps <= 4  # it left the corridor
+        assert result.goal.end_m > 2 > result.goal.nearest_m
     scene.close()
     assert scene.raw.closed
     with pytest.raises(UserError, match=r"renders uint8 of shape \(16, 16, 3\)"):
