@@ -15,7 +15,7 @@ from typing import Any
 from dynaflip.errors import UserError
 from dynaflip.files import file_lock
 from dynaflip.platform.config_loader import to_dict
-from dynaflip.platform.free_memory import give_back
+from dynaflip.platform.free_memory import give_back, share_arenas
 from dynaflip.platform.paths import home
 from dynaflip.platform.triplets import place
 from dynaflip.platform.triplets.batches import forget
@@ -65,6 +65,7 @@ def preprocess(config: PreprocessConfig, output: str) -> Outcome:
         UserError: the source is missing or empty, or the output is something else.
         StoreError: a bucket refuses or does not answer.
     """
+    share_arenas()
     with place.one_line_errors("--output"):
         target = destination_of(output)
         lock = home() / "locks" / f"{content_hash(str(target.folder))}.lock"

@@ -30,6 +30,7 @@ from tiny_lerobot import EPISODES_A_FILE, FPS, FRAMES, write_set
 from triplet_recordings import moving_square, write_video
 
 from dynaflip.platform.cluster import start_ray
+from dynaflip.platform.free_memory import share_arenas
 from dynaflip.platform.triplets.config import FilterConfig, PreprocessConfig, SourceConfig
 from dynaflip.platform.triplets.flow.config import (
     CameraConfig,
@@ -104,6 +105,7 @@ def settings(root: Path, max_clips: int = 0) -> PreprocessConfig:
 def run(folder: Path, clips: int) -> dict[str, Any]:
     """Preprocess sets of one size; in a process of its own."""
     video = folder / "video.mp4"
+    share_arenas()  # as the job does before Ray starts
     start_ray(num_cpus=CPUS)
     write_set(folder / "warm", EPISODES_A_FILE, video)
     preprocess(settings(folder / "warm", max_clips=_WARM_CLIPS), str(folder / f"warm-{clips}"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,40 @@ def test_what_lies_between_pieces_in_use_is_given_back() -> None:
     give_back()
     assert resident_mb() < before - 60
     assert all(piece.all() for piece in kept)
+
+
+_THREADS = """
+import ctypes, sys, threading
+from dynaflip.platform.free_memory import share_arenas
+if sys.argv[1] == "share":
+    share_arenas()
+libc = ctypes.CDLL(None)
+libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+libc.fopen.restype = ctypes.c_void_p
+held = threading.Barrier(13)
+def allocate():
+    libc.malloc(1000)
+    held.wait()
+    held.wait()
+threads = [threading.Thread(target=allocate) for _ in range(12)]
+for thread in threads:
+    thread.start()
+held.wait()
+file = ctypes.c_void_p(libc.fopen(b"/dev/stdout", b"w"))
+libc.malloc_info(0, file)
+libc.fclose(file)
+held.wait()
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone")
+def test_threads_share_arenas() -> None:
+    def arenas(word: str) -> int:
+        command = [sys.executable, "-c", _THREADS, word]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return done.stdout.count("<heap nr=")
+
+    assert arenas("share") == 2 < arenas("")
 
 
 def resident_mb() -> float:
