@@ -22,7 +22,7 @@ def test_a_pool_that_nothing_has_room_for_gets_a_machine_and_finishes_there(
         [sys.executable, str(script), str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from tiny_rollouts import encoder_folder, tiny
@@ -18,12 +19,36 @@ from tiny_rollouts import encoder_folder, tiny
 from dynaflip.errors import UserError
 from dynaflip.eval.envs.registry import environment
 from dynaflip.eval.policies.config import BehaviourCloningConfig, EndToEndConfig
+from dynaflip.platform.actor_pool import ActorPool
 from dynaflip.platform.cluster import prepare_environment, start_ray
 from dynaflip.platform.evaluation.fits_config import FitsConfig
 
 
+class Other:
+    """Somebody who has the GPU."""
+
+
+@contextlib.contextmanager
+def recorded_nodes() -> Iterator[list[str]]:
+    """Machines that have fitted policies, in a block."""
+    from dynaflip.platform.evaluation import end_to_end_fits
+
+    nodes: list[str] = []
+
+    class Recorded(ActorPool):
+        def __exit__(self, *exception: object) -> None:
+            nodes.extend(str(member.node) for member in self._members.values())
+            super().__exit__(*exception)
+
+    end_to_end_fits.ActorPool = Recorded  # type: ignore[misc]
+    try:
+        yield nodes
+    finally:
+        end_to_end_fits.ActorPool = ActorPool  # type: ignore[misc]
+
+
 def main(folder: Path) -> None:
-    """Fit and roll out; say which actor ran where, and whether the weights are a CPU's."""
+    """Fit, then roll out beside somebody who has the GPU; say which pool's actors were where."""
     prepare_environment()
     from ray.cluster_utils import Cluster
 
@@ -32,15 +57,15 @@ def main(folder: Path) -> None:
     with_gpu = cluster.add_node(num_gpus=1, **small)
     os.environ["RAY_ADDRESS"] = cluster.address
     start_ray()
+    import ray
     import torch
-    from ray._private.state import state
 
     from dynaflip.platform.evaluation import cache
     from dynaflip.platform.evaluation.demonstrations import read_demonstrations
     from dynaflip.platform.evaluation.end_to_end_fits import fit_end_to_end_policies
     from dynaflip.platform.evaluation.plan import prepare
     from dynaflip.platform.evaluation.policy_fits import fit_end_to_end_policy
-    from dynaflip.platform.evaluation.schedule import open_pool, run_jobs
+    from dynaflip.platform.evaluation.schedule import fit_missing, open_pool, run_jobs
 
     torch.set_num_threads(1)
     config = tiny(
@@ -55,23 +80,30 @@ def main(folder: Path) -> None:
     )
     _, jobs = prepare(config)
     said = io.StringIO()
-    with contextlib.redirect_stdout(said), open_pool(environment(config.environment)) as pool:
+    with (
+        contextlib.redirect_stdout(said),
+        open_pool(environment(config.environment)) as pool,
+        recorded_nodes() as fitted_on,
+    ):
+        fit_missing(jobs, pool, config.fits, quiet=True)
+        other = ray.remote(num_cpus=1, num_gpus=1)(Other).remote()
+        ray.get(other.__ray_ready__.remote())
         results = run_jobs(jobs, pool, config.fits, quiet=True)
-    actors = [
-        {"class": actor["ActorClassName"], "node": actor["Address"]["NodeID"]}
-        for actor in state.actor_table().values()
-    ]
+        rolled_out_on = {member.node for member in pool._members.values() if member.node}
     spec = jobs[0].policy
     here = fit_end_to_end_policy(spec, read_demonstrations(spec.demonstrations[0]))
     there = cache.load_policy(spec.digest())
     equal = here.keys() == there.keys() and all(torch.equal(here[k], there[k]) for k in here)
+    ray.kill(other)
     try:
         list(fit_end_to_end_policies([spec], FitsConfig("gpu")))
         refused = ""
     except UserError as error:
         refused = str(error)
     found = {
-        "actors": actors,
+        "fitted_on": fitted_on,
+        "rolled_out_on": sorted(rolled_out_on),
+        "head": cluster.head_node.node_id,
         "gpu_node": with_gpu.node_id,
         "said": said.getvalue().splitlines(),
         "steps": [sum(result.steps) for result in results],
@@ -79,8 +111,6 @@ def main(folder: Path) -> None:
         "refused": refused,
     }
     print(f"FOUND {json.dumps(found)}", flush=True)
-    import ray
-
     ray.shutdown()
     cluster.shutdown()
 

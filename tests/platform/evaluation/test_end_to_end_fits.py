@@ -102,7 +102,7 @@ def test_fits_go_where_the_gpu_is_and_rollouts_where_cpus_are(tmp_path: Path) ->
         [sys.executable, str(script), str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")]),
@@ -113,11 +113,9 @@ def test_fits_go_where_the_gpu_is_and_rollouts_where_cpus_are(tmp_path: Path) ->
     assert lines, done.stdout[-2000:] + done.stderr[-3000:]
     found = json.loads(lines[0].removeprefix("FOUND "))
 
-    def nodes(kind: str) -> set[str]:
-        return {actor["node"] for actor in found["actors"] if actor["class"] == kind}
-
-    assert nodes("EndToEndWorker") == {found["gpu_node"]}
-    assert nodes("Worker") - {found["gpu_node"]}, "rollouts ran beside the GPU alone"
+    assert found["fitted_on"] == [found["gpu_node"]]
+    # Somebody else had the GPU, and the CPU beside it.
+    assert found["rolled_out_on"] == [found["head"]]
     assert all(found["steps"])
     assert found["equal"], "the weights are not those of a fit in this process, on its CPU"
     (note,) = [line for line in found["said"] if line.startswith("note: Ray has reserved a GPU on")]
