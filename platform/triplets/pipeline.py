@@ -25,6 +25,7 @@ from dynaflip.platform.triplets.destination import Destination, destination_of
 from dynaflip.platform.triplets.flow.tracker_3d_checks import AdapterWatch
 from dynaflip.platform.triplets.ledger import Ledger
 from dynaflip.platform.triplets.listing import Listing, Shard
+from dynaflip.platform.triplets.model_hosts import ModelHosts
 from dynaflip.platform.triplets.models.loading import (
     check_models,
     digests_of_models,
@@ -144,14 +145,15 @@ def _make_all(
     ledger.note_shards(n for n in place.each_name(work.shards) if n.endswith(".json"))
     forget(work.attempts, stage_names(config))
     # Closed at once where a job ends early: a thread lists meanwhile.
-    with closing(listing.waves(cluster_cpus)) as waves:
+    with closing(ModelHosts()) as hosts, closing(listing.waves(cluster_cpus)) as waves:
         for wave in waves:
             progress.expect(listing.clips, more=not listing.ended)
             progress.update(listing.claimed(), earlier=True)
             names = _take_finished(wave, work, ledger, progress)
             missing = {s.name: list(s.clips) for s in wave if s.name not in names}
             if missing:
-                with closing(run_stages(missing, config, work, source, models, progress)) as made:
+                made = run_stages(missing, config, work, source, models, progress, hosts)
+                with closing(made):
                     for summary in made:
                         watch.see(summary["stage"], summary["reason"])
                         stores.see(summary["stage"])

@@ -24,6 +24,7 @@ from dynaflip.platform.triplets.batches import note_of
 from dynaflip.platform.triplets.clip_in_work import ClipInWork, all_noted, noted
 from dynaflip.platform.triplets.clips import Clip, Source
 from dynaflip.platform.triplets.config import PreprocessConfig
+from dynaflip.platform.triplets.model_hosts import ModelHosts
 from dynaflip.platform.triplets.models.loading import load_stage, load_stages, stage_names
 from dynaflip.platform.triplets.place import place_of
 from dynaflip.platform.triplets.progress import Progress
@@ -71,6 +72,7 @@ def run_stages(
     source: Source,
     models: dict[str, str],
     progress: Progress | None = None,
+    hosts: ModelHosts | None = None,
 ) -> Generator[dict[str, Any], None, None]:
     """Yield a summary a clip as Ray Data finishes shards; closing it stops the work.
 
@@ -81,10 +83,15 @@ def run_stages(
         source: that opens the clips.
         models: digests of the models.
         progress: is told how busy each stage is.
+        hosts: actors with models, which the caller ends; None: they end with the shards.
 
     Raises:
         UserError: the cluster cannot hold the stages' actors.
     """
+    if hosts is None:
+        with closing(ModelHosts()) as mine:
+            yield from run_stages(shards, config, work, source, models, progress, mine)
+        return
     items = [{"name": n, "clips": [c.to_json() for c in clips]} for n, clips in shards.items()]
     dataset = dataset_of(items)
     import ray
@@ -94,18 +101,20 @@ def run_stages(
     if progress is not None and len(stages) > 1:
         cpus = resources.get("CPU", 1.0)
         progress.workers = {s.name: float(s.actors) or cpus / s.cpus for s in stages}
-    # Most deaths of workers are not a clip's fault; `attempts` counts the clips that kill them.
+    with_models = [stage for stage in stages if stage.actors]
+    # A task reads or writes beside them.
+    hosts.start(with_models, resources.get("CPU", 1.0) - 1, resources.get("GPU", 0.0))
     for stage in stages:
-        place: dict[str, Any] = {"num_cpus": stage.cpus, "num_gpus": stage.gpus}
         if stage.actors:
             queued = None if stage.name == "all" else _QUEUED
-            pool = ray.data.ActorPoolStrategy(
-                min_size=1, max_size=stage.actors, max_tasks_in_flight_per_actor=queued
-            )
-            place |= {"fn_constructor_kwargs": dict(stage.arguments), "compute": pool}
+            dataset = dataset.map(**hosts.stage(stage.name, queued))
         else:
-            place |= {"fn_kwargs": dict(stage.arguments)}
-        dataset = dataset.map(stage.work, **place)
+            dataset = dataset.map(
+                stage.work,
+                num_cpus=stage.cpus,
+                num_gpus=stage.gpus,
+                fn_kwargs=dict(stage.arguments),
+            )
     # Closed at once where the caller stops: Ray would tell of each task that it lost otherwise.
     with closing(iter(dataset.iter_rows())) as rows:
         for row in rows:

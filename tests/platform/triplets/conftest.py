@@ -36,7 +36,7 @@ def video_folder(tmp_path: Path) -> Callable[..., Path]:
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards are made one after the other, without Ray."""
 
-    def run(shards, config, work, source, models, progress):
+    def run(shards, config, work, source, *_):
         for name, clips in shards.items():
             yield from process_shard(name, clips, source, config, work)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dynaflip.platform.cluster import prepare_environment
-from dynaflip.platform.triplets import pipeline, stage_graph
+from dynaflip.platform.triplets import listing, pipeline, stage_graph
 from dynaflip.platform.triplets.config import FilterConfig, PreprocessConfig, SourceConfig
 from dynaflip.platform.triplets.flow.config import CameraConfig, TrackConfig
 from dynaflip.platform.triplets.stage_config import ModelStageConfig, StagesConfig
@@ -54,7 +54,7 @@ def made(
     return outcome.digest, outcome.counts
 
 
-found = {
+found: dict[str, Any] = {
     "apart": made("apart", f"model:{model}", "class:staged_models:Still"),
     "whole": made("whole", "class:staged_models:Ramp"),
     "killed": made("killed", "class:staged_models:DiesOnce"),
@@ -64,6 +64,19 @@ found = {
         stages=StagesConfig(depth=ModelStageConfig(actors=1), depth_batch=64),
     ),
 }
+
+
+def counted(shards: Any, *more: Any) -> Any:
+    found["waves"].append(len(shards))
+    yield from run_stages(shards, *more)
+
+
+# Several waves of shards, of a clip each.
+found["waves"] = []
+run_stages, pipeline.run_stages = pipeline.run_stages, counted
+listing._WAVE_CLIPS, listing._WAVE_SHARDS_A_CPU = 3, 0
+found["in waves"] = made("in waves", "class:staged_models:Loaded")
+pipeline.run_stages = run_stages
 
 
 def graph_of_cpus(*given: Any) -> list[stage_graph.Stage]:

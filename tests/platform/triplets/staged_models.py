@@ -23,6 +23,21 @@ class Ramp:
         return np.broadcast_to(rows, frames.shape[:3]).copy()
 
 
+class Loaded(Ramp):
+    """The same; notes each time that it is loaded, and by which process it is asked."""
+
+    def __init__(self) -> None:
+        self._note("loaded")
+
+    def __call__(self, frames: np.ndarray) -> np.ndarray:
+        self._note("asked")
+        return super().__call__(frames)
+
+    def _note(self, what: str) -> None:
+        with Path(os.environ["DYNAFLIP_TEST_MARK"] + ".loaded").open("a") as file:
+            file.write(f"{what} {os.getpid()}\n")
+
+
 class ByWindow(Ramp):
     """Depth that needs the frames of a window together."""
 

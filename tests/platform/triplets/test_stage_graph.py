@@ -267,6 +267,12 @@ def test_stages_apart_make_the_same_triplets_and_survive_a_killed_actor(
     assert (tmp_path / "mark").exists(), "an actor was killed"
     assert found["killed"][1] == found["whole"][1]
     assert found["killed"][1]["rejected"] == 1
+    assert found["waves"] == [3, 3, 1]
+    assert found["in waves"][1] == found["whole"][1]
+    notes = [line.split() for line in (tmp_path / "mark.loaded").read_text().splitlines()]
+    by = {kind: [pid for what, pid in notes if what == kind] for kind in ("loaded", "asked")}
+    assert len(by["loaded"]) == 2, "once for each of two GPUs"
+    assert set(by["asked"]) <= set(by["loaded"])
     assert found["small"][1] == found["whole"][1]
     sizes = [line.split() for line in (tmp_path / "mark.sizes").read_text().splitlines()]
     failed = [int(size) for kind, size in sizes if kind == "failed"]
