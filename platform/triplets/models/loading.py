@@ -43,8 +43,12 @@ def check_models(config: PreprocessConfig) -> None:
     """
     for point, setting, name in _models(config):
         base, argument = split_argument(name)
-        check = getattr(point.resolve(base, setting), "check", None)
-        if check is not None:
+        model = point.resolve(base, setting)
+        method = "describe" if point is CAPTIONERS else "__call__"
+        if _lacks(model, method):
+            kind = point.kind.replace("_", " ")
+            raise UserError(f"{setting}: {name} is no {kind}: it has no method {method}")
+        if (check := getattr(model, "check", None)) is not None:
             check(argument)
     _check_stages(config)
     if flow_in_3d(config):
@@ -93,7 +97,8 @@ def _classes(point: ExtensionPoint, setting: str, names: set[str]) -> dict[str, 
 
 def _lacks(model: Any, method: str) -> bool:
     """The class of a model has no such method; of a function nothing is known yet."""
-    return isinstance(model, type) and not hasattr(model, method)
+    # Not hasattr: every class can be called.
+    return isinstance(model, type) and not any(method in vars(base) for base in model.__mro__)
 
 
 def _is_by_window(model: Any) -> bool:

@@ -32,6 +32,7 @@ from dynaflip.platform.triplets.sources.locations import Location, location_of
 
 _INFO = "meta/info.json"  # of a LeRobot data set
 _SHOWN_SETS = 20
+_OF_A_SOURCE = ("format", "name", "list_clips", "open")
 _TEXTS = ("camera", "caption_group", "task", "embodiment", "licence", "factors")
 
 
@@ -56,6 +57,11 @@ def open_source(config: SourceConfig) -> Source:
             f"the setting out"
         )
     source: Source = source_class(config)
+    if missing := [part for part in _OF_A_SOURCE if not hasattr(source, part)]:
+        raise UserError(
+            f"source.format: {name} is no source: it has no {' and no '.join(missing)}; it needs "
+            f"{', '.join(_OF_A_SOURCE)}, as {SOURCES.contract} has them"
+        )
     if isinstance(getattr(source, "files", None), ListedFiles):
         source.files = files  # type: ignore[attr-defined]  # which are listed already
     return source

@@ -203,6 +203,16 @@ def test_a_source_is_detected_or_named(outside: Path, tmp_path: Path, given: str
     assert [clip.captions for clip in source.list_clips()] == [("push0",), ("push1",)]
 
 
+def test_a_class_of_another_kind_is_refused(outside: Path, tmp_path: Path) -> None:
+    sizes = "class:arrays_of_others:Sizes"
+    with pytest.raises(UserError, match=r"depth: .*Sizes is no depth model: .* no method __call__"):
+        check_models(settings(tmp_path, depth=sizes))
+    with pytest.raises(UserError, match=r"track\.tracker: .*Sizes is no tracker: .* __call__"):
+        check_models(settings(tmp_path, track=TrackConfig(tracker=sizes)))
+    with pytest.raises(UserError, match="str is no source: it has no name and no list_clips and"):
+        open_source(SourceConfig(path=str(tmp_path), format="class:builtins:str"))
+
+
 def test_errors_list_every_format(outside: Path, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "notes.txt").write_text("nothing to see")
