@@ -60,11 +60,13 @@ def fit_end_to_end(
     frames = _Frames(images, proprioception, chunks, where, config.batch_size, seed)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         torch.manual_seed(seed)
-        trained = finetune.prepare(encoder, mode, rank=config.lora_rank)
+        finetune.prepare(encoder, mode, rank=config.lora_rank)
         width = encoder.dim + (0 if proprioception is None else proprioception.shape[1])
         head = BehaviourCloning(width, chunks.shape[2], head_config)
         encoder.to(where).train()
         head.to(where).train()
+        # After the move: it may put other objects in the parameters' place.
+        trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
             [
                 {"params": trained, "lr": config.encoder_lr},

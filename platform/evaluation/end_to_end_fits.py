@@ -142,6 +142,8 @@ def fit_end_to_end_policies(
     Raises:
         UserError: as :meth:`EndToEndWorker.fit` and :func:`gpus_of_a_fit`.
     """
+    from tqdm import tqdm
+
     start_ray()
     gpus, told = gpus_of_a_fit(fits), False
     arguments = fits.device, gpus > 0
@@ -154,10 +156,9 @@ def fit_end_to_end_policies(
         )
         for spec, fitted in results:
             if fitted.without_gpu and not told:
-                print(
+                tqdm.write(
                     f"note: Ray has reserved a GPU on {fitted.host}, where torch sees none: "
-                    "policies are fitted on its CPU (fits.device gpu refuses that)",
-                    flush=True,
+                    "policies are fitted on its CPU (fits.device gpu refuses that)"
                 )
                 told = True
             yield spec, fitted

@@ -98,6 +98,17 @@ def test_an_actor_that_the_cluster_has_no_room_for_holds_no_job_back(ray_cluster
     assert done == {1: 2, 2: 4, 3: 6}
 
 
+@pytest.mark.ray
+def test_what_a_cluster_that_cannot_grow_lacks_is_refused_and_not_waited_for(
+    ray_cluster: None,
+) -> None:
+    with (
+        ActorPool(plain_class(), job="fit", gpus_each=0.5) as pool,
+        pytest.raises(UserError, match=r"^fit: the Ray cluster has no GPU to run on$"),
+    ):
+        list(pool.run(JobQueue([1]).next, lambda actor, _: actor.__ray_ready__.remote()))
+
+
 @dataclass(frozen=True)
 class Job:
     task: str
