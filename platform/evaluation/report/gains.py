@@ -102,7 +102,7 @@ def verdict_lines(
     if main is None:
         rate = success_rate(first.of_conditions(found[shown[0]]))
         ends = f"[{100 * rate.low:.0f}, {100 * rate.high:.0f}]"
-        told = f"reaches {100 * rate.value:.0f} % {ends}"
+        told = wording.level.format(level=f"{100 * rate.value:.0f} % {ends}")
         return [alone(f"{shown[0]} on {split}", subject, told, design)]
     lines: list[str] = []
     for group in shown:

@@ -32,8 +32,8 @@ HEADLINE_COLUMNS = (
     "verdict",
     "verdict, Holm",
     "best of all, %",
-    "tasks resampled",
-    "at the last step, points",
+    "trained - this, tasks resampled",
+    "trained - this, at the last step",
 )
 
 

@@ -31,13 +31,16 @@ class Wording:
     less: str
     same: str
     unit: str
+    level: str = ""  # of an encoder that nothing is compared with; ``{level}`` in percent
 
 
 SUCCESS = Wording("succeeds {gap} more often than", "succeeds {gap} less often than",
-                  "succeeds as often as", "point")  # fmt: skip
+                  "succeeds as often as", "point",
+                  "succeeds in {level} of the episodes")  # fmt: skip
 IMITATION = Wording("comes {gap} closer to the expert's actions than",
                     "stays {gap} further from the expert's actions than",
-                    "comes as close to the expert's actions as", "point")  # fmt: skip
+                    "comes as close to the expert's actions as", "point",
+                    "reaches {level} (100 % is the expert's actions)")  # fmt: skip
 ACTION_ERROR = Wording("has {gap} less action error than", "has {gap} more action error than",
                        "has the same action error as", "sigma")  # fmt: skip
 

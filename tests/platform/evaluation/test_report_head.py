@@ -18,7 +18,13 @@ from dynaflip.platform.evaluation.report.html_page import (
 )
 from dynaflip.platform.evaluation.report.rollout_tables import headline_sections
 from dynaflip.platform.evaluation.report.tables import Section
-from dynaflip.platform.evaluation.report.verdict import SUCCESS, Finding, sentence, subject_name
+from dynaflip.platform.evaluation.report.verdict import (
+    IMITATION,
+    SUCCESS,
+    Finding,
+    sentence,
+    subject_name,
+)
 from dynaflip.platform.evaluation.results import Successes
 
 CONDITIONS = (("none", 0), ("camera", 1), ("camera", 3), ("light_tint", 1), ("light_tint", 3))
@@ -52,7 +58,16 @@ def test_a_verdict_says_what_the_interval_says() -> None:
     assert "1 policy, 1 task; one policy each" in same[0]
     assert same[1].startswith("Not distinguishable: in distribution")
     (alone, *_) = lines(encoders({"trained": 0.5, "scripted expert": 1.0}))
-    assert alone.endswith("nothing to compare with.")
+    assert re.fullmatch(
+        r"Out of distribution on test, dynaflip/7 succeeds in 5\d % \[\d+, \d+\] of the episodes "
+        r"\(6 policies, 5 tasks\); nothing to compare with\.",
+        alone,
+    )
+    imitated = verdict_lines(
+        encoders({"trained": 0.5}), "trained", subject="a", split="dev", wording=IMITATION
+    )
+    assert "a reaches 5" in imitated[0]
+    assert "(100 % is the expert's actions) (6 policies" in imitated[0]
 
 
 def test_numbers_keep_the_digits_that_tell_and_the_verdict_its_correction() -> None:
