@@ -93,8 +93,8 @@ _HEADINGS = {
 }
 _LEADS = {
     _ATTENTION: "The brighter, the more of the fitted query's attention (mean over heads and "
-    "queries, policy of seed 0). More of it on robot and object is what one hopes for; the tables "
-    "have the shares.",
+    "queries, policy of seed 0); each image has its own scale. More of it on robot and object is "
+    "what one hopes for; the tables have the shares.",
     _POSITIONS: "A point is the expected position of one learned map (policy of seed 0). Where a "
     "map is high in several places the point lies between them. More points on robot and object "
     "are what one hopes for; the tables have the shares.",

@@ -20,6 +20,7 @@ from dynaflip.platform.evaluation.report.html_page import ReportImage, jpeg_of
 from dynaflip.platform.evaluation.report.recordings import first_episode, frames_of
 from dynaflip.platform.evaluation.report.rollout_tables import condition_words
 from dynaflip.platform.evaluation.report.tables import Section
+from dynaflip.platform.evaluation.report.verdict import subject_name
 
 _NEAR, _FAR = 0.75, 0.25  # shares of the way
 NEAR_MISS, PART, TOTAL, UNKNOWN = "near miss", "part of the way", "total failure", "failure"
@@ -104,8 +105,14 @@ def failure_images(
     found = _failures(recorded, with_way(table))
     made: list[ReportImage] = []
     for heading, own in (
-        (f"Failures of {TRAINED}", [one for one in found if one.job.under_test == TRAINED]),
-        ("Failures of the others", [one for one in found if one.job.under_test != TRAINED]),
+        (
+            f"Failures of the encoder under test ({TRAINED})",
+            [one for one in found if one.job.under_test == TRAINED],
+        ),
+        (
+            "Failures of the encoders beside it",
+            [one for one in found if one.job.under_test != TRAINED],
+        ),
     ):
         for index, failure in enumerate(sorted(own, key=lambda one: -one.way)):
             tile = _tile(failure, table, names, control_hz)
@@ -156,15 +163,21 @@ def _tile(
     others = {name: first_episode(job, table, name) for name in names if name != job.under_test}
     solved = [name for name, of_other in others.items() if of_other.get("success_ever")]
     caption = (
-        f"{failure.kind}: {job.task}, {condition_words(job.condition)}. {job.under_test} "
-        f"({job.policy.encoder.name}), policy of seed {job.policy.seed}, layout "
-        f"{row['layout_seed']}, {row['steps']} steps.{_distances(row)}"
+        f"{failure.kind.capitalize()}: {job.task}, {condition_words(job.condition)}\n"
+        f"{_encoder_words(job)}, policy of seed {job.policy.seed}, layout {row['layout_seed']}, "
+        f"{row['steps']} steps.{_distances(row)}"
     )
     if others:
         caption += f" Solved from here by {', '.join(solved) or 'none of the others'}."
     name = f"failure-{job.under_test.replace(' ', '_')}-{job.task}-{job.condition.name}.jpg"
-    caption = caption[0].upper() + caption[1:]
     return ReportImage(name.replace("/", "_"), caption, sheet, columns=tuple(shown), tile=True)
+
+
+def _encoder_words(job: EvaluationJob) -> str:
+    """``trained (dynaflip-encoder/7)``; baselines that are named by what they are have no more."""
+    weights = subject_name(job.policy.encoder.name)
+    told = job.under_test == TRAINED or not job.policy.encoder.name.startswith(job.under_test)
+    return f"{job.under_test} ({weights})" if told else job.under_test
 
 
 def _distances(row: dict[str, Any]) -> str:

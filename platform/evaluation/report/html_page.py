@@ -49,7 +49,9 @@ figcaption, .notes { color: var(--soft); font-size: .92rem }
 .columns { display: grid; grid-auto-columns: 1fr; grid-auto-flow: column; text-align: center;
            font-size: .85rem; gap: .3rem }
 .side img { width: 100% } .side { max-width: calc(190px * var(--parts)) }
-.tiles { display: flex; flex-wrap: wrap; gap: 1rem } .tiles figure { width: 345px; margin: 0 }
+.tiles, .sides { display: flex; flex-wrap: wrap; gap: 1rem }
+.tiles figure { width: 345px; margin: 0 } .tiles figcaption b { color: var(--ink) }
+.sides { gap: 0 1.5rem }
 @media print {
   @page { margin: 12mm }
   body { margin: 0; padding: 0; max-width: none; font-size: 10pt }
@@ -145,26 +147,27 @@ def _table(rows: Sequence[Sequence[str]], head: str, kind: str = "") -> str:
 
 
 def _images(images: Sequence[ReportImage]) -> list[str]:
-    """Figures with captions; tiles that follow each other stand in rows."""
+    """Figures with captions; tiles, and images of several parts, stand in rows."""
     parts: list[str] = []
-    used, left_out, in_tiles = 0, 0, False
+    used, left_out, row = 0, 0, ""  # row: the kind of row that is open
     for image in images:
         used += len(image.data) + len(image.printed)
         if used > IMAGE_BUDGET_BYTES:
             left_out += 1
             continue
-        if in_tiles and (image.heading or not image.tile):
+        kind = "tiles" if image.tile else "sides" if image.columns else ""
+        if row and (image.heading or kind != row):
             parts.append("</div>")
-            in_tiles = False
+            row = ""
         if image.heading:
             parts.append(f"<h2>{_e(image.heading)}</h2>")
         if image.lead:
             parts.append(f'<p class="notes">{_e(image.lead)}</p>')
-        if image.tile and not in_tiles:
-            parts.append('<div class="tiles">')
-            in_tiles = True
+        if kind and not row:
+            parts.append(f'<div class="{kind}">')
+            row = kind
         parts.append(_figure(image))
-    if in_tiles:
+    if row:
         parts.append("</div>")
     if left_out:
         parts.append(
@@ -185,7 +188,11 @@ def _figure(image: ReportImage) -> str:
             f'<div class="side" style="--parts: {len(image.columns)}">{img}'
             f'<div class="columns">{names}</div></div>'
         )
-    return f"<figure>{img}<figcaption>{_e(image.caption)}</figcaption></figure>"
+    caption = _e(image.caption)
+    if image.tile:  # its first line says what kind it is
+        first, _, rest = caption.partition("\n")
+        caption = f"<b>{first}</b><br>{rest}" if rest else first
+    return f"<figure>{img}<figcaption>{caption}</figcaption></figure>"
 
 
 def _img(data: bytes, alt: str, kind: str = "") -> str:

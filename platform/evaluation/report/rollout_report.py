@@ -189,8 +189,9 @@ def notes_of(
     """How to read the tables, and what limits them."""
     notes = [
         "Intervals are 95 %, by hierarchical bootstrap over policies (each with its pretraining "
-        "seed) and initial states, tasks fixed; the last column resamples tasks too. Every "
-        "encoder meets the same initial states, and differences are paired.",
+        'seed) and initial states, tasks fixed; the column "tasks resampled" takes them for '
+        "a sample of tasks too. Every encoder meets the same initial states, and differences are "
+        "paired.",
         "Out of distribution is the mean over single factors. An episode ends "
         f"{config.steps_after_success} steps after it is first solved.",
     ]

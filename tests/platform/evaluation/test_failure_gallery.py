@@ -69,12 +69,13 @@ def test_the_gallery_goes_from_the_nearest_miss_to_the_furthest(jobs: list[Evalu
     kinds = [image.caption.split(":")[0].lower() for image in images]
     assert kinds == [NEAR_MISS, PART, TOTAL, NEAR_MISS]
     assert [image.heading for image in images] == [
-        "Failures of trained", "", "", "Failures of the others",
+        "Failures of the encoder under test (trained)", "", "",
+        "Failures of the encoders beside it",
     ]  # fmt: skip
     assert "three quarters of the way" in images[0].lead
     near, _, total, _ = images
     assert near.caption == (
-        "Near miss: reach-v3, unperturbed. trained (trained/1), policy of seed 0, layout "
+        "Near miss: reach-v3, unperturbed\ntrained (1), policy of seed 0, layout "
         f"{jobs[0].starts[0].layout_seed}, 60 steps. 7.0 cm from the goal at the nearest (step "
         "20), 25.0 cm at the end, 25.0 cm at the start. Solved from here by other."
     )

@@ -117,7 +117,7 @@ def test_a_killed_evaluation_goes_on_to_the_table_of_an_uninterrupted_one_and_is
     assert failed["nearest_m"].is_not_null().all()
     assert (failed["nearest_m"] <= failed["end_m"]).all()
     assert "How failures ended" in outcome.table
-    assert re.search(r"reach-v3, [^.]*\. trained \(.*policy of seed 0, layout \d+", page)
+    assert re.search(r"reach-v3, [^<]*</b><br>trained \(.*policy of seed 0, layout \d+", page)
 
 
 def _with_one_policy(outcome: Outcome, folder: Path) -> str:
