@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.platform.triplets.odd_lerobot import FPS, KEY, OddSet
+from tests.platform.triplets.odd_lerobot import FPS, KEY, OddSet, episode_row
 
 FRAMES = 10
 CONSTANT = 2  # entry of the actions that never moves
@@ -30,21 +30,7 @@ def own_robot(version: str = "v3.0", episodes: int = 8) -> OddSet:
         frames = np.empty((FRAMES, 32, 48, 3), np.uint8)
         frames[:] = levels[:, None, None, None]
         odd.videos[KEY].append(frames)
-        start = n * FRAMES / FPS
-        odd.episodes.append(
-            {
-                "episode_index": n,
-                "length": FRAMES,
-                "tasks": ["open it"],
-                "data/chunk_index": 0,
-                "data/file_index": 0,
-                "stats/action/mean": [float(n)],
-                f"videos/{KEY}/chunk_index": 0,
-                f"videos/{KEY}/file_index": 0,
-                f"videos/{KEY}/from_timestamp": start,
-                f"videos/{KEY}/to_timestamp": start + FRAMES / FPS,
-            }
-        )
+        odd.episodes.append(episode_row(n, FRAMES))
         for k, level in enumerate(levels):
             state = rng.normal(size=3)
             action = [40 * level, state[0], 7.0, 0.01 * level, -level]

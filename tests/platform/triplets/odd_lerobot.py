@@ -90,6 +90,22 @@ class OddSet:
             pq.write_table(pa.Table.from_pylist(rows), path)
 
 
+def episode_row(number: int, frames: int) -> dict[str, Any]:
+    """A row of ``meta/episodes``: one of several that follow one another in one video."""
+    return {
+        "episode_index": number,
+        "length": frames,
+        "tasks": ["open it"],
+        "data/chunk_index": 0,
+        "data/file_index": 0,
+        "stats/action/mean": [float(number)],
+        f"videos/{KEY}/chunk_index": 0,
+        f"videos/{KEY}/file_index": 0,
+        f"videos/{KEY}/from_timestamp": number * frames / FPS,
+        f"videos/{KEY}/to_timestamp": number * frames / FPS + frames / FPS,
+    }
+
+
 def sound(version: str = "v3.0") -> OddSet:
     """A data set with nothing odd about it."""
     odd = OddSet(version=version)
@@ -98,21 +114,7 @@ def sound(version: str = "v3.0") -> OddSet:
     odd.info = {"codebase_version": version, "fps": FPS, "total_episodes": EPISODES}
     odd.info |= {"features": {KEY: feature}}
     for n in range(EPISODES):
-        start = n * FRAMES / FPS
-        odd.episodes.append(
-            {
-                "episode_index": n,
-                "length": FRAMES,
-                "tasks": ["open it"],
-                "data/chunk_index": 0,
-                "data/file_index": 0,
-                "stats/action/mean": [float(n)],
-                f"videos/{KEY}/chunk_index": 0,
-                f"videos/{KEY}/file_index": 0,
-                f"videos/{KEY}/from_timestamp": start,
-                f"videos/{KEY}/to_timestamp": start + FRAMES / FPS,
-            }
-        )
+        odd.episodes.append(episode_row(n, FRAMES))
         for k in range(FRAMES):
             row = {"episode_index": n, "frame_index": k, "timestamp": k / FPS, "task_index": 0}
             odd.rows.append(row)
