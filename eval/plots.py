@@ -78,7 +78,7 @@ def gain_figure(gains: list[Gain], unit: str, title: str) -> Any:
 
     rows = list(dict.fromkeys(gain.row for gain in gains))
     baselines = list(dict.fromkeys(gain.baseline for gain in gains))
-    height = 1.5 + len(rows) * (0.24 + 0.16 * len(baselines))
+    height = 1.5 + len(rows) * (0.2 + 0.11 * len(baselines))
     figure = Figure(figsize=(9.5, height), layout="constrained")
     panel = figure.subplots()
     for index, baseline in enumerate(baselines):
@@ -90,7 +90,7 @@ def gain_figure(gains: list[Gain], unit: str, title: str) -> Any:
             if np.isfinite(gain.low):
                 panel.plot([gain.low, gain.high], [place, place], color=colour, linewidth=1.8)
             panel.plot(
-                gain.value, place, marker, color=colour, markersize=7,
+                gain.value, place, marker, color=colour, markersize=6,
                 markerfacecolor=colour if gain.clear else "white",
             )  # fmt: skip
         panel.plot([], [], marker, color=colour, label=f"over {baseline}")

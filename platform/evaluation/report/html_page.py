@@ -51,15 +51,17 @@ figcaption, .notes { color: var(--soft); font-size: .92rem }
 .side img { width: 100% } .side { max-width: calc(190px * var(--parts)) }
 .tiles, .sides { display: flex; flex-wrap: wrap; gap: 1rem }
 .tiles figure { width: 345px; margin: 0 } .tiles figcaption b { color: var(--ink) }
-.sides { gap: 0 1.5rem }
+.sides { gap: 0 1.4rem }
 @media print {
   @page { margin: 12mm }
   body { margin: 0; padding: 0; max-width: none; font-size: 10pt }
-  .scroll { overflow: visible } table { width: 100%; font-size: 7.5pt }
-  td, th { padding: .15rem .4rem .15rem 0; overflow-wrap: anywhere; white-space: normal }
+  .scroll { overflow: visible } table { width: 100%; font-size: 7pt }
+  td, th { padding: .12rem .3rem .12rem 0; white-space: normal }
+  td:first-child, th { overflow-wrap: break-word }
+  figure img { max-height: 112mm }
   tr { break-inside: avoid } h2, h3, .notes { break-after: avoid } .verdict { background: none }
   .scroll td:first-child { position: static }
-  .side { max-width: calc(32mm * var(--parts)) } .tiles figure { width: 58mm }
+  .side { max-width: calc(30mm * var(--parts)) } .tiles figure { width: 58mm }
   .played { display: none } .printed { display: inline }
 }
 """
