@@ -187,7 +187,7 @@ def factors_to_record(names: Sequence[str] = FACTORS) -> str:
 
 
 def recorded_factors(text: str | None) -> tuple[str, ...]:
-    """Which factors existed when an evaluation ran: what must be covered to rest on it.
+    """Factors that existed when an evaluation ran: what must be covered to rest on it.
 
     Args:
         text: as :func:`factors_to_record` made it; None or empty for evaluations of before.

@@ -38,7 +38,7 @@ _MARKERS = "osD^vPX"
 
 @dataclass(frozen=True)
 class Gain:
-    """How much better an encoder is than another one, with its 95 % interval."""
+    """Gain of an encoder over another one, with its 95 % interval."""
 
     row: str  # group of conditions or factor
     baseline: str
@@ -164,7 +164,7 @@ def heat_words(maps: list[HeatMap]) -> str:
 
 
 def condition_name(condition: str) -> str:
-    """How a condition is called in tables and images."""
+    """Name of a condition in tables and images."""
     return CONDITION_NAMES.get(condition, condition.replace("_", " "))
 
 

@@ -235,7 +235,7 @@ def mean_areas(embeddings: Embeddings) -> tuple[float, float]:
 
 
 def candidate_mask(embeddings: Embeddings, scope: str) -> Tensor:
-    """Which candidates a query may choose from: (Q, C) bool, own pair included."""
+    """Candidates that a query may choose from: (Q, C) bool, own pair included."""
     labels = {"task": embeddings.task, "clip": embeddings.clip}.get(scope)
     if labels is None:
         return torch.ones(len(embeddings.image), len(embeddings.image), dtype=torch.bool)

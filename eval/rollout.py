@@ -53,7 +53,7 @@ class EpisodeStart:
 
 @dataclass
 class GoalDistance:
-    """How far the object was from its goal in an episode, metres."""
+    """Distances of the object from its goal in an episode, metres."""
 
     start_m: float
     nearest_m: float
@@ -63,7 +63,7 @@ class GoalDistance:
 
 @dataclass
 class EpisodeResult:
-    """How an episode went."""
+    """Result of an episode."""
 
     success_ever: bool = False
     success_last: bool = False

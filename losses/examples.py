@@ -22,7 +22,7 @@ TOUCHING_S = 1e-3
 
 @dataclass(frozen=True)
 class Windows:
-    """When the flow of each example is, in which clip."""
+    """Windows of the examples' flow: their times, and the clip of each."""
 
     clip: Tensor  # (N,) int
     # (N, 2) float64 start and end on the clip's clock, in seconds.

@@ -115,7 +115,7 @@ class ActorPool:
             self._members = {}
 
     def state(self) -> PoolState:
-        """How many actors work, wait, start and were lost."""
+        """Numbers of actors that work, wait, start and were lost."""
         members = self._members.values()
         busy = sum(member.job is not None for member in members)
         starting = sum(member.node is None for member in members)

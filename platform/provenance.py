@@ -15,7 +15,7 @@ from dynaflip.platform.passwords import MASK, masked
 
 
 def provenance() -> dict[str, str]:
-    """Which code on which machine: git commit, host, CPUs, GPU, Python, command."""
+    """Code and machine of a result: git commit, host, CPUs, GPU, Python, command."""
     return {
         "git_commit": git_commit(),
         "hardware": hardware(),

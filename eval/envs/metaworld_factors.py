@@ -8,7 +8,7 @@ from dynaflip.eval.envs.mujoco_appearance import SceneParts
 
 
 def texture_file(name: str) -> Path:
-    """Where a texture of the factors lies: among Meta-World's assets."""
+    """File of a texture of the factors, among Meta-World's assets."""
     import metaworld
 
     return Path(metaworld.__file__).parent / "assets" / "textures" / name

@@ -35,7 +35,7 @@ _HEADLIGHT = ("ambient", "diffuse", "specular")
 
 @dataclass(frozen=True)
 class SceneParts:
-    """What of a MuJoCo model the factors may touch; names are the model's, lengths in metres."""
+    """Parts of a MuJoCo model that factors may touch; names are the model's, lengths in metres."""
 
     robot_body: str
     """Root of the robot's bodies."""

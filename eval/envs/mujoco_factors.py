@@ -23,7 +23,7 @@ DISTRACTORS_AT_LEVEL = {1: 1, 2: 2, 3: 3, 4: 6, 5: 9}
 
 
 def camera_path_angles(value: Mapping[str, Any], time_s: float) -> tuple[float, float]:
-    """Where a moving camera is on its sphere: (azimuth, elevation) in radians.
+    """Place of a moving camera on its sphere: (azimuth, elevation) in radians.
 
     ``value`` is that of the factor ``camera`` with a ``path``: periods in seconds and
     phases of two sines, whose sum stays within the angle of the magnitude.

@@ -91,7 +91,7 @@ class MujocoScene(Env):
         return np.where(kinds == mujoco.mjtObj.mjOBJ_UNKNOWN, -2 - ids, geoms).astype(np.int32)
 
     def robot_and_object(self) -> tuple[np.ndarray, np.ndarray]:
-        """Which pixels show the robot, and which the task's objects: two (H, W) bool."""
+        """Masks of the robot and of the task's objects: two (H, W) bool."""
         geoms = self.segmentation()
         robot, objects = robot_and_object_geoms(self.model, self.appearance.parts)
         return np.isin(geoms, robot), np.isin(geoms, objects)

@@ -43,7 +43,7 @@ class OptionalMethods:
         return {}
 
     def goal_distance_m(self) -> float | None:
-        """How far the task's object is from its goal now, metres; 0 is there.
+        """Distance of the task's object from its goal now, metres; 0 is there.
 
         None where it is not known. Reports tell near misses from failures by it.
         """

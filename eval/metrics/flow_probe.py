@@ -54,7 +54,7 @@ class FlowWindows:
         )
 
     def why_meaningless(self) -> str | None:
-        """Why a score on these windows would mean nothing; None where it does not."""
+        """Reason why a score on these windows would mean nothing; None where it means something."""
         of_sides = [np.unique(self.recording[self.heldout == side]) for side in (False, True)]
         for side, found in zip(("to learn from", "held out"), of_sides, strict=True):
             if len(found) < FEWEST_RECORDINGS:
@@ -69,7 +69,7 @@ class FlowWindows:
 
 @dataclass(frozen=True)
 class FlowErrors:
-    """What an encoder's probe leaves of the flow of R held-out recordings."""
+    """Errors of an encoder's probe on the flow of R held-out recordings."""
 
     left: np.ndarray  # (R,) sum of squared errors
     mean: np.ndarray  # (R,) that of predicting the view's training mean
@@ -83,7 +83,7 @@ class FlowErrors:
         return 100 * float(self.left.sum() / self.mean.sum())
 
     def more_than(self, other: FlowErrors, seed: int = 0) -> Interval:
-        """How much larger this explained share is than another's of the same windows."""
+        """Difference of this explained share from another's of the same windows."""
         return cluster_ratio(other.left - self.left, self.mean, seed=seed)
 
 

@@ -48,7 +48,7 @@ def saliency(encoder: Any, images: np.ndarray) -> np.ndarray:
 
 
 def saliency_shares(maps: np.ndarray, robot: np.ndarray, objects: np.ndarray) -> SaliencyShares:
-    """How saliency is shared out, mean over images.
+    """Shares of saliency by part of the image, mean over images.
 
     Args:
         maps: (B, G, G) of :func:`saliency`.

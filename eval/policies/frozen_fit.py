@@ -58,7 +58,7 @@ def fit_frozen(
 
 
 def scales_of(readout: str, settings: Mapping[str, Any]) -> int | None:
-    """How many feature maps a read-out reads; None where it reads the encoder's embedding.
+    """Number of feature maps that a read-out reads; None where it reads the encoder's embedding.
 
     Args:
         readout: its name.

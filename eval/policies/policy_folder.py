@@ -52,7 +52,7 @@ class PolicyDescription:
 
     @property
     def recipe(self) -> PolicyRecipe:
-        """How features become actions."""
+        """Recipe from features to actions."""
         return PolicyRecipe(
             self.head,
             self.head_settings,

@@ -17,7 +17,7 @@ ENCODER_PREFIX, READOUT_PREFIX = "encoder.", "readout."
 
 @dataclass(frozen=True)
 class PolicyRecipe:
-    """How features become actions: by which head, behind which read-out."""
+    """Recipe from features to actions: the head, and the read-out before it."""
 
     head: str
     head_settings: dict[str, Any]
@@ -45,7 +45,7 @@ def split_tensors(tensors: Mapping[str, Any]) -> PolicyTensors:
 
 
 def token_norm(head_settings: Any) -> str:
-    """How channels of tokens are standardised: as the head's inputs are."""
+    """Norm of the tokens' channels: that of the head's inputs."""
     return getattr(head_settings, "input_norm", BATCH)
 
 

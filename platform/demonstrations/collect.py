@@ -33,7 +33,7 @@ _WHOLE = "dataset"  # in the staging folder: the episodes put together
 
 @dataclass(frozen=True)
 class Collected:
-    """What a collection came to."""
+    """Result of a collection."""
 
     path: str
     episodes: int

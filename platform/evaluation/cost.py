@@ -38,7 +38,7 @@ POOL_S = 4.0  # assumed: actors that start for a task's demonstrations
 
 @dataclass
 class Work:
-    """What an evaluation would do; counts of what is not cached."""
+    """Work of an evaluation; counts of what is not cached."""
 
     demonstrations: list[tuple[DemonstrationSet, int]] = field(default_factory=list)  # episodes
     fits: list[list[EvaluationJob]] = field(default_factory=list)  # policies that share features

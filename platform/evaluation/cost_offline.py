@@ -54,7 +54,7 @@ class EncoderCosts:
 
 @dataclass(frozen=True)
 class OfflineWork:
-    """What an offline evaluation would do."""
+    """Work of an offline evaluation."""
 
     batches: list[FeatureJob]  # episodes whose features are not cached
     fits: list[tuple[str, Encoder]]  # of each policy: name of its entry, and its encoder

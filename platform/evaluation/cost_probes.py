@@ -57,7 +57,7 @@ class EncodeCosts:
 
 @dataclass(frozen=True)
 class ProbeWork:
-    """What a score would do."""
+    """Work of a score."""
 
     rows: list[list[str]]  # of the table
     encoded: dict[Encoder, int]  # images that it encodes, as do others of its architecture

@@ -115,7 +115,7 @@ def policy_kind(job: EvaluationJob) -> str:
 
 
 def calibration_file() -> Path:
-    """Where this machine's unit costs are kept."""
+    """File of this machine's unit costs."""
     name = re.sub(r"[^\w]+", "-", hardware()).strip("-")[:100]
     return home() / "calibration" / f"{name}.json"
 

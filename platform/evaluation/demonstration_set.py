@@ -11,7 +11,7 @@ from dynaflip.eval.envs.registry import DEFAULT_ENVIRONMENT, environment
 
 @dataclass(frozen=True)
 class OwnRecordings:
-    """Which recordings of a user's own data set are the demonstrations of a task."""
+    """The recordings of a user's own data set that are the demonstrations of a task."""
 
     camera: str  # key of info.json
     episodes: tuple[int, ...]  # their numbers in the data set

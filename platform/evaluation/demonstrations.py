@@ -72,7 +72,7 @@ def demonstration_set(config: RolloutConfig, task: str) -> DemonstrationSet:
 
 
 def collect_settings(config: RolloutConfig, task: str) -> CollectConfig:
-    """How a task's demonstrations are collected."""
+    """Settings of the collection of a task's demonstrations."""
     return CollectConfig(
         environment=config.environment,
         tasks=(task,),

@@ -26,14 +26,14 @@ _CHECKED_IMAGES = 4  # in float32 on a CPU too
 
 
 class EncoderSource(NamedTuple):
-    """Which encoder: one on disk, or the one that was trained with a policy."""
+    """An encoder on disk, or the one that was trained with a policy."""
 
     encoder: Encoder
     policy: str | None = None  # digest of the fitted policy
 
 
 class Usage(NamedTuple):
-    """What an actor has done since it was asked before."""
+    """An actor's work since it was asked before."""
 
     busy: float  # share of the time in which it computed
     images: int

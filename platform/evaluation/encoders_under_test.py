@@ -170,7 +170,7 @@ def load(encoder: Encoder) -> ImageEncoder:
 
 
 def info_of(encoder: Encoder) -> dict[str, Any]:
-    """How the encoder was made, as its folder records it; empty for policies without one."""
+    """Origin of the encoder, as its folder records it; empty for policies without one."""
     if encoder.folder is None:
         return {}
     return json.loads((Path(encoder.folder) / "config.json").read_text())["info"]

@@ -154,7 +154,7 @@ Side = tuple[OfflineEvidence, str, str | None]  # evaluation, encoder's name in 
 
 
 def paired_gains(mine: Side, theirs: Side) -> dict[str, Interval]:
-    """How much lower my action error is than theirs, in sigma, by group of conditions.
+    """Gain of my action error over theirs, in sigma, by group of conditions.
 
     Args:
         mine: evaluation, encoder's name in it, and digest of its weights.

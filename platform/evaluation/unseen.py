@@ -56,7 +56,7 @@ def check_unseen(config: RolloutConfig, tested: Sequence[EncoderUnderTest]) -> N
 def tasks_in(
     groups: Sequence[str], spec: EnvironmentSpec, tasks: Sequence[str]
 ) -> dict[str, list[str]]:
-    """Which tasks pretraining had: each with the groups that are it, by id or by caption.
+    """The tasks that pretraining had: each with the groups that are it, by id or by caption.
 
     Args:
         groups: caption groups of the training triplets.

@@ -50,7 +50,7 @@ class SaliencyMaps:
 
 
 class SceneSpec(NamedTuple):
-    """Which scenes a worker has loaded."""
+    """The scenes that a worker has loaded."""
 
     environment: str
     task: str

@@ -17,7 +17,7 @@ _NOT_STATED = -1
 
 @dataclass(frozen=True)
 class Place:
-    """Where an episode lies among the frames of its video.
+    """Place of an episode among the frames of its video.
 
     Args:
         before: frames of earlier episodes in the file.

@@ -28,7 +28,7 @@ _POINTS = 120  # of the loss curve; beyond them every other one is dropped
 
 @dataclass(frozen=True)
 class Pulse:
-    """What a run did when its heartbeat was written."""
+    """State of a run when its heartbeat was written."""
 
     doing: str = ""  # training, or what comes before and after it
     step: int = 0

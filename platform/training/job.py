@@ -89,7 +89,7 @@ class TrainJob:
         )
 
     def sampling(self) -> Sampling:
-        """How often an epoch shows the triplets of each source."""
+        """Numbers of times that an epoch shows the triplets of each source."""
         return sampling_of(self.config.data, self.index, self.config.train.seed)
 
     def gallery(self, rank: int) -> Batch | None:

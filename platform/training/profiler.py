@@ -16,7 +16,7 @@ _ROWS = 60
 
 
 def profile_uri(checkpoints: str) -> str:
-    """Where a run's profiles go: beside its checkpoints."""
+    """Folder of a run's profiles, beside its checkpoints."""
     home, _, name = checkpoints.rstrip("/").rpartition("/")
     return f"{home}/profile" if name == "checkpoints" else f"{home}/{name}-profile"
 

@@ -201,7 +201,7 @@ def _resume(run_folder: Path) -> Outcome:
 
 
 def checkpoint_uri(config: PretrainConfig, run_folder: Path) -> str:
-    """Where a run's checkpoints are: in its own folder, or in one of its name elsewhere."""
+    """Folder of a run's checkpoints: in its own, or in one of its name elsewhere."""
     storage = config.train.checkpoint_storage
     if storage is None:
         return str(run_folder / "checkpoints")

@@ -104,7 +104,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Cameras:
-    """Where frames were taken from.
+    """Cameras that frames were taken with.
 
     Args:
         intrinsics_px: (N, 4) fx, fy, cx, cy of the recorded image; pixel centres at +0.5.

@@ -49,7 +49,7 @@ class Attentive(nn.Module):
         return found.transpose(1, 2).flatten(1)
 
     def attention(self, tokens: list[Tensor]) -> Tensor:
-        """How much of each token is read: (B, M, Q, T), summing to 1 over the tokens."""
+        """Share of each token that is read: (B, M, Q, T), summing to 1 over the tokens."""
         return self._attention(self._placed(tokens))
 
     def _attention(self, x: Tensor) -> Tensor:

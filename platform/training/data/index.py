@@ -113,7 +113,7 @@ class TripletIndex:
         return _column(place_of(self.index_folder) / GROUPS_FILE)
 
     def provenance(self) -> dict[str, Any]:
-        """Where the training data come from, as an encoder's info records it."""
+        """Origin of the training data, as an encoder's info records it."""
         return {
             "data_digest": self.digest,
             "sources": self.sources,

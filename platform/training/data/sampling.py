@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Position:
-    """Where in the data a run is: the epoch, its part, and the steps done in that part.
+    """Position of a run in the data: the epoch, its part, and the steps done in that part.
 
     A part of an epoch is what one number of workers reads. A run that is resumed with another
     number begins a new part: the rest of the epoch, all rows but those in ``seen``, is distributed
@@ -44,7 +44,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How often an epoch shows the rows of each source.
+    """Numbers of times that an epoch shows the rows of each source.
 
     A row comes ``floor(rate)`` times and by chance once more (:func:`.order.epoch_rows`).
     """

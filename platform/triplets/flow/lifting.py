@@ -172,7 +172,7 @@ def step_times_s(times_s: Doubles) -> Doubles:
 
 
 def measured_steps(times_s: Doubles, flow_window_s: float, within: float) -> np.ndarray:
-    """Which steps of a window are measured: (K,) bool; the others are interpolated.
+    """Steps of a window that are measured: (K,) bool; the others are interpolated.
 
     A straight line between frames errs by the square of the time between them, so what counts is
     a time, the same for short windows: a share of the longest window's step. With half of a step,

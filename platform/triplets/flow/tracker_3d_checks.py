@@ -255,7 +255,7 @@ def _rotations(poses: Doubles, name: str) -> Doubles:
 
 
 def pose_contradiction(tracks: WindowTracks3D, poses: Doubles) -> str:
-    """Why poses cannot be those of the cameras that saw the tracks; empty where they can.
+    """Reason why poses are not of the cameras that saw the tracks; empty where they can be.
 
     The stillest fifth of the points must stand still in the world. Where it moves with the
     poses, and not under another reading of them (as world-to-camera, with OpenGL's axes, or
@@ -288,7 +288,7 @@ def pose_contradiction(tracks: WindowTracks3D, poses: Doubles) -> str:
     weights = weights[:, judged] / weights[:, judged].sum(0)
 
     def rest(motions: Doubles) -> float:
-        """How far the stillest points move, as a share of their depth."""
+        """Motion of the stillest points, as a share of their depth."""
         off = _apart(_moved(points, motions), points[:1])[:, judged]
         return float(
             np.quantile(np.linalg.norm((off * weights[..., None]).sum(0), axis=-1), _STILL)

@@ -26,7 +26,7 @@ from dynaflip.platform.triplets.sources.tfrecord import DamagedRecord, Record, V
 
 @dataclass(frozen=True)
 class StoredEpisode:
-    """Where a clip's record lies, which feature is its camera, and its steps a second."""
+    """Place of a clip's record, the feature that is its camera, and its steps a second."""
 
     file: str  # relative to the source's root
     record: Record

@@ -31,7 +31,7 @@ class DamagedRecord(Exception):
 
 @dataclass(frozen=True)
 class Record:
-    """Where the data of a record lies in its file, and the checksum that is stored with it."""
+    """Place of a record's data in its file, and the checksum that is stored with it."""
 
     offset: int
     size: int

@@ -50,7 +50,7 @@ class _Overshot(Exception):
 
 @dataclass(frozen=True)
 class Timeline:
-    """When the frames of a video are shown.
+    """Times of a video's frames.
 
     Args:
         pts: (N,) presentation times, ascending, in ticks of the stream.
