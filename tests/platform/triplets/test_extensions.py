@@ -22,7 +22,6 @@ from dynaflip.platform.triplets.config import FilterConfig, PreprocessConfig, So
 from dynaflip.platform.triplets.flow.config import TrackConfig
 from dynaflip.platform.triplets.models.loading import check_models, digests_of_models
 from dynaflip.platform.triplets.pipeline import preprocess
-from dynaflip.platform.triplets.progress import Progress
 from dynaflip.platform.triplets.sources.formats import open_source
 from dynaflip.platform.triplets.stage_graph import ModelShards
 from dynaflip.platform.triplets.work_folder import WorkFolder
@@ -182,7 +181,7 @@ def with_models(monkeypatch: pytest.MonkeyPatch) -> None:
         work: WorkFolder,
         source: Source,
         models: dict[str, str],
-        progress: Progress,
+        *_: object,
     ) -> Iterator[dict]:
         make = ModelShards(config, str(work.path), source, models)
         for name, clips in shards.items():
