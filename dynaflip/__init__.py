@@ -78,10 +78,12 @@ def load_policy(
 ) -> KeptPolicy:
     """Load a fitted policy with its encoder: ``act(image, proprioception)`` gives actions.
 
-    A folder needs torch, numpy and safetensors alone. A run's policy needs MLflow.
+    A folder needs torch, numpy and safetensors alone. A run's policy and a registered one need
+    MLflow.
 
     Args:
-        uri: a policy's folder, or ``runs:/RUN/policies/NAME`` of an evaluation's run.
+        uri: a policy's folder, ``runs:/RUN/policies/NAME`` of an evaluation's run, or
+            ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS`` of one that is registered.
         device: of the encoder: ``cpu``, ``cuda``, …; the CPU by default.
         backbone, head, readout: ``class:MODULE:NAME`` of your own class that the folder names: a
             folder may have been downloaded, so it does not choose which code runs.
@@ -94,7 +96,7 @@ def load_policy(
 
     text = str(uri).strip()
     own = {"device": device, "backbone": backbone, "head": head, "readout": readout}
-    if not text.startswith("runs:/"):
+    if not text.startswith(("runs:/", "models:/")):
         return load_policy_folder(text, **own)
     try:
         import mlflow  # noqa: F401

@@ -24,6 +24,7 @@ JOBS = {
     "sweep": "search the weights, confirm the best, register its encoder",
     "evaluate": "score encoders: probes, imitation, or policies in a simulator",
     "promote": "make a version the champion, with evidence",
+    "register": "register a fitted policy, which loads as models:/NAME/VERSION",
     "export": "write an encoder as a plain folder, or for transformers, ONNX or torch.export",
     "plugins": "every extension there is, and where it comes from",
     "submit": "hand a job to a Ray cluster with this checkout's code",

@@ -3,6 +3,7 @@
     python jobs/export.py models:/dynaflip-encoder@candidate my_encoder
     python jobs/export.py models:/dynaflip-encoder@candidate my_encoder --format transformers
     python jobs/export.py runs:/RUN/policies/NAME my_policy
+    python jobs/export.py models:/my-policy/1 my_policy
 
 `folder` is what `dynaflip.load_encoder("my_encoder")` takes, with torch, numpy and safetensors
 alone. `transformers` is loaded by `AutoModel.from_pretrained("my_encoder",
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> int:
         "uri",
         metavar="URI",
         help="models:/NAME@ALIAS, models:/NAME/VERSION, a version or a folder; or a policy, "
-        "runs:/RUN/policies/NAME",
+        "runs:/RUN/policies/NAME or models:/NAME/VERSION",
     )
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="new or empty")
     parser.add_argument("--format", choices=FORMATS, default="folder", help="default: folder")
@@ -53,8 +54,9 @@ def _export(uri: str, folder: Path, kind: str, backbone: str | None) -> Path:
     from dynaflip.encoders import export
     from dynaflip.encoders.checkpoint import copy_encoder, load_for_use
     from dynaflip.platform.tracking import registry
+    from dynaflip.platform.tracking.policies import is_registered_policy
 
-    if uri.startswith("runs:/"):
+    if uri.startswith("runs:/") or (uri.startswith("models:/") and is_registered_policy(uri)):
         return _export_policy(uri, folder, kind, backbone)
     source = registry.resolve(uri)
     encoder = load_for_use(source, uri, backbone=backbone)  # complete and readable

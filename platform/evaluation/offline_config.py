@@ -20,6 +20,7 @@ from dynaflip.platform.evaluation.config import (
     settings_of,
 )
 from dynaflip.platform.evaluation.encoder_entries import BASELINES, read_entries
+from dynaflip.platform.promotion_config import OFFLINE, PromotionConfig
 
 KIND = "offline"  # tag `kind` of the suite's runs
 
@@ -35,6 +36,8 @@ class OfflineConfig(EvaluationConfig):
         "attentive",
         "spatial_softmax",
         "keep_policies",
+        "promote",
+        "promotion",
     )
 
     source: str = ""
@@ -109,6 +112,10 @@ class OfflineConfig(EvaluationConfig):
     2 MB each (behaviour cloning on EfficientNet-Lite0), and the encoder that they share once
     (14 MB; 0.35 GB for DINOv2-B)."""
 
+    promote: bool = False
+    """After an evaluation on test, make the registered version that was evaluated the champion if
+    the evidence holds, as jobs/promote.py does."""
+
     seed: int = 0
     """Changes every draw of perturbations."""
 
@@ -116,6 +123,7 @@ class OfflineConfig(EvaluationConfig):
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     attentive: AttentiveConfig = field(default_factory=AttentiveConfig)
     spatial_softmax: SpatialSoftmaxConfig = field(default_factory=SpatialSoftmaxConfig)
+    promotion: PromotionConfig = field(default_factory=lambda: PromotionConfig(suite=OFFLINE))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -126,12 +134,28 @@ class OfflineConfig(EvaluationConfig):
         within(self, 0, 1, "heldout_share", ends="()")
         one_of(self, SPLITS, "split")
         check_head_and_readout(self)
+        self._check_promotion()
         check_known("baselines", self.baselines, BASELINES)
         check_known("levels", self.levels, LEVELS)
         check_once("factors", self.factors)
         for name in self.factors:
             IMAGE_FACTORS.check(name, "factors")
         read_entries(self.encoders)
+
+    def _check_promotion(self) -> None:
+        if self.promotion.suite != OFFLINE:
+            raise ValueError("promotion.suite: the suite offline gives evidence of offline alone")
+        if not self.promote and self.promotion != PromotionConfig(suite=OFFLINE):
+            raise ValueError("promotion is read with promote true alone")
+        if self.promote and self.split != "test":
+            raise ValueError(
+                f"promote: a champion takes evidence on test, and split is {self.split}"
+            )
+        if self.promote and "initialization" not in self.baselines:
+            raise ValueError(
+                "promote: a first champion is compared with its initialisation; leave "
+                "initialization among the baselines"
+            )
 
     def settings_of_head(self) -> dict[str, Any]:
         """The head's settings as plain values, from its section or ``head_settings``."""

@@ -86,9 +86,13 @@ class ProbeSuiteConfig(EvaluationConfig):
         "environment": ("views.environment",),
     }
 
+    encoder: str = "models:/dynaflip-encoder@candidate"
+    """The encoder under test: a registered version or an encoder's folder. Several, separated by
+    commas, are its pretraining seeds."""
+
     encoders: tuple[str, ...] = ()
     """More encoders that probes are fitted on, beside the initialisation: entries as of the suite
-    rollouts, one encoder each."""
+    rollouts, with one URI, or one for each pretraining seed of the encoder under test."""
 
     data: str | None = None
     """LeRobot data set with simulator labels, which probes are fitted on; none = the home's

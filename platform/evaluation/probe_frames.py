@@ -9,7 +9,7 @@ from dynaflip.errors import UserError
 from dynaflip.eval.labelled_frames import LabelledFrames
 from dynaflip.platform.evaluation.config import TUNING_SPLIT
 from dynaflip.platform.evaluation.probe_config import ViewsConfig
-from dynaflip.platform.evaluation.recordings import Recordings, read_frames
+from dynaflip.platform.evaluation.recordings import Recordings, check_recorded_in, read_frames
 from dynaflip.platform.evaluation.rendered_views import plan_views, render_views
 
 TRAIN = "train"  # condition of the frames that probes are fitted on
@@ -37,8 +37,10 @@ def make_probe_frames(
         setting: dotted name of ``views`` in the caller's settings, for errors.
 
     Raises:
-        UserError: a task has too few recordings to fit a probe on, or the simulator cannot render.
+        UserError: a task has too few recordings to fit a probe on, they are of another environment
+            than the views, or the simulator cannot render.
     """
+    check_recorded_in(str(recordings.source.root), views.environment, "data")
     tasks = _tasks(recordings, views.tasks, setting)
     clips = [clip for clip in recordings.train if clip.task in tasks]
     train = read_frames(recordings, clips, frames_per_episode, TRAIN)

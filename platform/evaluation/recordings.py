@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from dynaflip.errors import UserError
+from dynaflip.eval.envs.registry import DEFAULT_ENVIRONMENT, environment
 from dynaflip.eval.labelled_frames import LabelledFrames
 from dynaflip.platform.lerobot.columns import (
     JOINT_ANGLES,
@@ -63,6 +64,42 @@ def labels_missing(folder: str) -> str | None:
         raise UserError(f"--data: {info} is damaged") from None
     missing = [name for name in (HAND, OBJECT, JOINTS) if name not in columns]
     return f"{folder} has no {' and no '.join(missing)}" if missing else None
+
+
+def check_recorded_in(folder: str, name: str, setting: str) -> None:
+    """Refuse recordings of another environment, or another version of it, than views come from.
+
+    A data set that was not collected here says nothing of either, and is taken as it is.
+
+    Args:
+        folder: of the data set.
+        name: of the environment that renders views.
+        setting: that gave the folder, for errors.
+
+    Raises:
+        UserError: with both environments, or both versions.
+    """
+    about = Path(folder) / "meta" / "dynaflip.json"
+    if not about.is_file():
+        return
+    try:
+        recipe = json.loads(about.read_text())
+        made_in = recipe["settings"].get("environment", DEFAULT_ENVIRONMENT)
+        before = recipe.get("simulator")  # of before it was recorded: none
+    except (json.JSONDecodeError, KeyError, AttributeError):
+        raise UserError(f"{setting}: {about} is damaged") from None
+    if made_in != name:
+        raise UserError(
+            f"{setting}: {folder} was recorded in {made_in}, and views are rendered in {name}: "
+            f"probes cannot be fitted on one and tested on the other; set views.environment to "
+            f"{made_in}, or give recordings of {name}"
+        )
+    now = environment(name).version()
+    if before is not None and before != now:
+        raise UserError(
+            f"{setting}: {folder} was recorded in {before}, and views are rendered in {now}: "
+            "appearances may differ; collect anew, or install the former"
+        )
 
 
 def open_recordings(folder: str, triplets: Mapping[str, Any]) -> Recordings:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 _SIMULATOR_TAG = "simulator"  # as of rollouts
+_FLOW_TAG = "flow_probe"  # of scores from when there was one: whether it is shown
 
 # Metrics that a registered version shows as tags.
 _HEADLINES = (
@@ -65,6 +66,9 @@ def find_score(config: ProbeSuiteConfig) -> Outcome | None:
         if before != now:
             print(f"a score of these weights is of {before}, not of {now}: they are scored anew")
             return None
+    if _FLOW_TAG not in run.tags:
+        print("a score of these weights is of before the flow probe: they are scored anew")
+        return None
     table = tracking.read_artifact(run.run_id, "table.txt")
     report = home() / "reports" / f"{run.run_name}.html"
     if table is None or not report.is_file():
@@ -163,6 +167,9 @@ def log_score(
         "encoder_version": ", ".join(f"{v.name}/{v.number}" for v in versions),
         "perturbation_split": TUNING_SPLIT,
         "score_digest": digest,
+        _FLOW_TAG: "shown"
+        if any(key.startswith("flow_probe/") for key in metrics)
+        else "not shown",
     }
     if simulator := _simulator(config):
         tags[_SIMULATOR_TAG] = simulator

@@ -143,6 +143,31 @@ def resolve(uri: str | int) -> Path:
     raise UserError(f"encoder {text}: folder {folder} {what}; registered: {describe_versions()}")
 
 
+def named_version(uri: str, asker: str) -> tuple[str, str]:
+    """Name and number of the registered version that a URI names.
+
+    Args:
+        uri: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or a version number.
+        asker: first word of a refusal.
+
+    Raises:
+        UserError: it names none.
+    """
+    text = uri.strip()
+    if text.isdigit():
+        text = f"models:/{DEFAULT_NAME}/{text}"
+    name, at, alias = text.removeprefix("models:/").partition("@")
+    if at and text.startswith("models:/"):
+        return name, _version_of_alias(name, alias, text)
+    name, _, number = name.partition("/")
+    if not text.startswith("models:/") or not (number.isdigit() or number == LATEST):
+        raise UserError(f"{asker}: {uri} is no registered version; give models:/NAME/VERSION")
+    if number == LATEST:
+        number = _version_of_alias(name, LATEST, text)
+    check_version(name, number)
+    return name, number
+
+
 def describe_versions(name: str = DEFAULT_NAME) -> str:
     """The registered versions, in one line: ``dynaflip-encoder versions 1, 2 (candidate = 2)``."""
     if is_embedded() and not (mlflow_folder() / "mlflow.db").exists():
@@ -275,6 +300,8 @@ def _version_folder(name: str, version: str, asked: str) -> Path:
     artifacts = Path(folder) / "artifacts"
     inside = [path.parent for path in sorted(artifacts.glob("*/config.json"))]
     if not inside:
+        if (Path(folder) / "policy.json").is_file():
+            raise UserError(f"encoder {asked}: it is a policy; load it by dynaflip.load_policy")
         raise UserError(f"encoder {asked}: version {version} of {name} holds no encoder folder")
     return inside[0]
 

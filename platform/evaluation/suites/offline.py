@@ -58,6 +58,7 @@ class Offline(Suite):
         head_settings(config.head, config.settings_of_head())
         readout_settings(config.readout, config.settings_of_readout())
         check_reads(config.head, config.readout)
+        version = _version_to_promote(config)
         data = read_offline(config)
         tested = with_no_image(data, resolve_encoders(config))
         plan = plan_offline(config, data)
@@ -75,6 +76,8 @@ class Offline(Suite):
             notes += keep_offline_policies(config, data, tested[0], found, run)
             outcome = _report(config, data, plan, tested, found, notes, run)
             _mark_versions(config, data, tested, outcome)
+            if version is not None:
+                outcome.notes.append(_promoted(config, *version))
         return outcome
 
     def dry_run(self, config: OfflineConfig, *, gpu_images_per_s: float) -> list[Section]:
@@ -82,6 +85,28 @@ class Offline(Suite):
         from dynaflip.platform.evaluation.cost_offline import dry_run
 
         return dry_run(config, gpu_images_per_s=gpu_images_per_s)
+
+
+def _version_to_promote(config: OfflineConfig) -> tuple[str, str] | None:
+    """Name and number of the version under test; None where nothing is to be promoted.
+
+    Raises:
+        UserError: the encoder under test is no registered version, or there is no such one.
+    """
+    from dynaflip.platform.tracking import registry
+
+    return registry.named_version(config.encoder, "promote") if config.promote else None
+
+
+def _promoted(config: OfflineConfig, name: str, number: str) -> str:
+    """Make the version champion if the evidence holds; what came of it."""
+    from dynaflip.errors import UserError
+    from dynaflip.platform.promotion import promote
+
+    try:
+        return promote(name, number, needed=config.promotion).explanation
+    except UserError as error:  # evidence that is too narrow, say: the evaluation stands
+        return f"{name} version {number} is not promoted: {error}"
 
 
 def _open_run(

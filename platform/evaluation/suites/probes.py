@@ -8,14 +8,10 @@ training recordings and tested unchanged on unperturbed and on ``dev``-perturbed
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dynaflip.errors import UserError
 from dynaflip.platform.evaluation.config import TUNING_SPLIT
 from dynaflip.platform.evaluation.outcome import Outcome
 from dynaflip.platform.evaluation.probe_config import ProbeSuiteConfig
@@ -24,11 +20,9 @@ from dynaflip.platform.evaluation.suites.base import Suite
 if TYPE_CHECKING:
     import polars as pl
 
-    from dynaflip.encoders.model import DynaFLIP
-    from dynaflip.eval.labelled_frames import LabelledFrames
-    from dynaflip.eval.metrics.probe_report import ProbeReport
     from dynaflip.platform.evaluation.encoders_under_test import EncoderUnderTest
     from dynaflip.platform.evaluation.flow_comparison import FlowComparison
+    from dynaflip.platform.evaluation.probe_scores import Pair, Probed
     from dynaflip.platform.evaluation.report.html_page import ReportImage
     from dynaflip.platform.evaluation.report.tables import Section
 
@@ -43,55 +37,33 @@ class Probes(Suite):
     settings: ClassVar[type] = ProbeSuiteConfig
 
     def run(self, config: ProbeSuiteConfig) -> Outcome:
-        """Score the encoder and log the score.
+        """Score the encoder, or each of its pretraining seeds and their means, and log the scores.
 
         Raises:
-            UserError: the encoder or the triplets do not exist, or the simulator cannot render.
+            UserError: the encoder or the triplets do not exist, the recordings are of another
+                environment, or the simulator cannot render.
         """
-        from dynaflip.platform.evaluation.encoders_under_test import resolve_others
-        from dynaflip.platform.evaluation.flow_comparison import compare_flow
-        from dynaflip.platform.evaluation.retrieval_scopes import drop_meaningless
-        from dynaflip.platform.evaluation.score_cache import resolved, score_digest
-        from dynaflip.platform.tracking import registry
-        from dynaflip.platform.triplets.report.cautions import small_set_lines
-        from dynaflip.platform.triplets.schema import read_manifest
+        from dynaflip.platform.evaluation.probe_seeds import report_seeds, seeds_of
 
-        folder = registry.resolve(config.encoder)
-        config = resolved(config)
-        assert config.triplets is not None
-        manifest = read_manifest(config.triplets)
-        others = resolve_others(config)
-        digest = score_digest(config, folder, manifest, others)
-        pair = load_pair(folder, config.backbone)
-        notes = [f"note: {line}" for line in small_set_lines(manifest)]
-        for line in notes:
-            print(line, flush=True)
-        if pair.info.get("data_digest") not in (None, manifest["digest"]):
-            notes.append(
-                "note: the encoder was trained on other triplets than the gallery is taken from; "
-                "a recording in both is held out in both"
-            )
-        began = time.monotonic()
-        retrieval = score_retrieval(pair, config)
-        print(f"retrieval scored in {time.monotonic() - began:.0f} s")
-        notes += drop_meaningless(retrieval, pair.info)
-        began = time.monotonic()
-        flow = compare_flow(pair.trained, pair.initial, others, config)
-        print(f"flow probe scored in {time.monotonic() - began:.0f} s")
-        if isinstance(flow, str):
-            notes.append(f"the flow probe is not shown: {flow}")
-        began = time.monotonic()
-        reason = _why_no_probes(config)
-        probed = None
-        if reason is None:
-            probed = score_positions(pair, config, manifest, others)
-            print(f"probes scored in {time.monotonic() - began:.0f} s")
-        else:
-            notes.append(f"probes skipped: {reason}")
-            if others:
-                notes.append("encoders: the others are compared by the flow probe alone")
-        shown = None if isinstance(flow, str) else flow
-        return _report(config, pair, others, retrieval, probed, shown, notes, digest)
+        seeds = seeds_of(config)
+        if len(seeds) == 1:
+            return _score(config)
+        outcomes = []
+        for number, one in enumerate(seeds, 1):
+            print(f"pretraining seed {number} of {len(seeds)}: {one.encoder}", flush=True)
+            outcomes.append(_score(one))
+        return report_seeds(config, outcomes)
+
+    def find_finished(self, config: ProbeSuiteConfig) -> Outcome | None:
+        """The newest score of these weights on these triplets with these settings, if any."""
+        from dynaflip.platform.evaluation.probe_seeds import report_seeds, seeds_of
+        from dynaflip.platform.evaluation.score_cache import find_score
+
+        seeds = seeds_of(config)
+        found = [outcome for one in seeds if (outcome := find_score(one)) is not None]
+        if len(found) < len(seeds):
+            return None
+        return found[0] if len(seeds) == 1 else report_seeds(config, found)
 
     def dry_run(self, config: ProbeSuiteConfig, *, gpu_images_per_s: float) -> list[Section]:
         """Images to render and to encode, and the time on several machines."""
@@ -99,141 +71,61 @@ class Probes(Suite):
 
         return dry_run(config, gpu_images_per_s=gpu_images_per_s)
 
-    def find_finished(self, config: ProbeSuiteConfig) -> Outcome | None:
-        """The newest score of these weights on these triplets with these settings, if any."""
-        from dynaflip.platform.evaluation.score_cache import find_score
 
-        return find_score(config)
+def _score(config: ProbeSuiteConfig) -> Outcome:
+    """Score one encoder and log the score."""
+    from dynaflip.platform.evaluation.encoders_under_test import resolve_others
+    from dynaflip.platform.evaluation.flow_comparison import compare_flow
+    from dynaflip.platform.evaluation.probe_scores import (
+        load_pair,
+        score_positions,
+        score_retrieval,
+    )
+    from dynaflip.platform.evaluation.recordings import check_recorded_in
+    from dynaflip.platform.evaluation.retrieval_scopes import drop_meaningless
+    from dynaflip.platform.evaluation.score_cache import resolved, score_digest
+    from dynaflip.platform.tracking import registry
+    from dynaflip.platform.triplets.report.cautions import small_set_lines
+    from dynaflip.platform.triplets.schema import read_manifest
 
-
-@dataclass(frozen=True)
-class Pair:
-    """A trained model and the same model before its first step."""
-
-    trained: DynaFLIP
-    initial: DynaFLIP
-    info: dict[str, Any]
-    volume: float  # the run's weights in the energy
-    cosine: float
-
-    @property
-    def device(self) -> Any:
-        """Where both models are."""
-        return next(self.trained.parameters()).device
-
-
-@dataclass(frozen=True)
-class Probed:
-    """Probes' scores and some of the images they were tested on."""
-
-    report: ProbeReport
-    views: LabelledFrames
-
-
-def load_pair(folder: Path, backbone: str | None = None) -> Pair:
-    """The model of an encoder's folder, and its initialisation rebuilt from its settings.
-
-    Args:
-        folder: of the encoder.
-        backbone: the user's own class, where they have named one.
-    """
-    import torch
-
-    from dynaflip.encoders.checkpoint import allowed_backbone, load_model
-    from dynaflip.platform.evaluation.initialisation import initialisation_of
-    from dynaflip.platform.training.config import PretrainConfig
-
-    trained = load_model(folder, backbone=allowed_backbone(folder, backbone))
-    info = trained.image.info
-    saved = info.get("config", {}).get("objective", {})
-    weights = {**dataclasses.asdict(PretrainConfig().objective), **saved}
-    initial = initialisation_of(trained)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    volume, cosine = float(weights["volume"]), float(weights["cosine"])
-    return Pair(trained.to(device), initial.to(device), info, volume, cosine)
-
-
-def score_retrieval(pair: Pair, config: ProbeSuiteConfig) -> dict[str, dict[str, float]]:
-    """Retrieval of both models over the same fixed gallery of held-out transitions."""
-    from dynaflip.eval.retrieval import retrieval_report
-    from dynaflip.platform.training.config import DataConfig
-    from dynaflip.platform.training.data.caption_cache import caption_table
-    from dynaflip.platform.training.data.collate import Collate
-    from dynaflip.platform.training.data.gallery import gallery_batch
-    from dynaflip.platform.training.data.index import read_index
-
+    folder = registry.resolve(config.encoder)
+    config = resolved(config)
     assert config.triplets is not None
-    index = read_index(config.triplets)
-    settings = pair.trained.config
-    text = caption_table(lambda: index.captions, settings.language, digest=index.captions_digest)
-    collate = Collate(DataConfig(), settings.image.image_px, text, seed=config.seed, augment=False)
-    gallery = gallery_batch(index, collate, config.gallery_size)
-    if gallery is None:
-        raise UserError(
-            f"--triplets: {config.triplets} holds out {index.counts['heldout']} transitions, "
-            f"too few to retrieve among; preprocess more recordings"
+    manifest = read_manifest(config.triplets)
+    reason = _why_no_probes(config)
+    if reason is None:
+        check_recorded_in(str(config.data), config.views.environment, "--data")
+    others = resolve_others(config)
+    digest = score_digest(config, folder, manifest, others)
+    pair = load_pair(folder, config.backbone)
+    notes = [f"note: {line}" for line in small_set_lines(manifest)]
+    for line in notes:
+        print(line, flush=True)
+    if pair.info.get("data_digest") not in (None, manifest["digest"]):
+        notes.append(
+            "note: the encoder was trained on other triplets than the gallery is taken from; "
+            "a recording in both is held out in both"
         )
-    return {
-        name: retrieval_report(
-            model, gallery, volume=pair.volume, cosine=pair.cosine, seed=config.seed
-        )
-        for name, model in (("trained", pair.trained), ("initial", pair.initial))
-    }
-
-
-def score_positions(
-    pair: Pair,
-    config: ProbeSuiteConfig,
-    triplets: dict[str, Any],
-    others: Sequence[EncoderUnderTest] = (),
-) -> Probed:
-    """Fit probes on unperturbed training recordings; test them on held-out and rendered ones."""
-    import numpy as np
-
-    from dynaflip.eval.expert_views import ALL_FACTORS, UNPERTURBED
-    from dynaflip.eval.labelled_frames import concatenate, embed, raw_pixels
-    from dynaflip.eval.metrics.probe_report import score_probes
-    from dynaflip.eval.plots import ONE_FACTOR, RECORDED
-    from dynaflip.platform.evaluation.encoders_under_test import load
-    from dynaflip.platform.evaluation.probe_frames import make_probe_frames
-    from dynaflip.platform.evaluation.recordings import open_recordings, read_frames
-    from dynaflip.platform.evaluation.report.tables import INITIAL, PIXELS, TRAINED
-
-    assert config.data is not None
-    recordings = open_recordings(config.data, triplets)
-    number = config.probes.frames_per_episode
-    frames = make_probe_frames(recordings, config.views, number, "views")
-    train, views, factors = frames.train, frames.views, frames.single_factors
-    heldout = [clip for clip in recordings.heldout if clip.task in frames.tasks]
-    parts = [read_frames(recordings, heldout, number, RECORDED)] if heldout else []
-    test = concatenate([*parts, views])
-    alone = [*([RECORDED] if heldout else []), UNPERTURBED, ALL_FACTORS]
-    groups = {name: (name,) for name in alone} | {ONE_FACTOR: factors}
-    groups |= {name: (name,) for name in factors}
-    together = np.concatenate([train.images, test.images])
-    features = {
-        TRAINED: embed(pair.trained.image, together, config.batch_size),
-        INITIAL: embed(pair.initial.image, together, config.batch_size),
-        PIXELS: raw_pixels(together, config.probes.raw_pixels_px),
-    }
-    for entry in others:
-        encoder = load(entry.encoders[0])
-        features[entry.name] = embed(encoder.to(pair.device), together, config.batch_size)
-    report = score_probes(
-        train,
-        test,
-        {name: (both[: len(train)], both[len(train) :]) for name, both in features.items()},
-        compared=(TRAINED, INITIAL),
-        further=[entry.name for entry in others],
-        groups=groups,
-        folds=config.probes.folds,
-        seed=config.seed,
-    )
-    print(
-        f"probes: {len(train)} training frames of {len(np.unique(train.episode))} recordings, "
-        f"{len(test)} test frames of {len(np.unique(test.episode))}, {len(frames.tasks)} tasks"
-    )
-    return Probed(report, views)
+    began = time.monotonic()
+    retrieval = score_retrieval(pair, config)
+    print(f"retrieval scored in {time.monotonic() - began:.0f} s")
+    notes += drop_meaningless(retrieval, pair.info)
+    began = time.monotonic()
+    flow = compare_flow(pair.trained, pair.initial, others, config)
+    print(f"flow probe scored in {time.monotonic() - began:.0f} s")
+    if isinstance(flow, str):
+        notes.append(f"the flow probe is not shown: {flow}")
+    began = time.monotonic()
+    probed = None
+    if reason is None:
+        probed = score_positions(pair, config, manifest, others)
+        print(f"probes scored in {time.monotonic() - began:.0f} s")
+    else:
+        notes.append(f"probes skipped: {reason}")
+        if others:
+            notes.append("encoders: the others are compared by the flow probe alone")
+    shown = None if isinstance(flow, str) else flow
+    return _report(config, pair, others, retrieval, probed, shown, notes, digest)
 
 
 def _report(
@@ -250,6 +142,7 @@ def _report(
     from dynaflip.platform.evaluation.flow_comparison import NOTE
     from dynaflip.platform.evaluation.report import html_page, tables
     from dynaflip.platform.evaluation.report.encoder_table import encoder_section
+    from dynaflip.platform.evaluation.report.probe_verdicts import verdict_section
     from dynaflip.platform.evaluation.score_cache import log_score
     from dynaflip.platform.paths import home, new_run_name
 
@@ -268,6 +161,7 @@ def _report(
         if others:
             sections += tables.further_sections(probed.report, [entry.name for entry in others])
             sections.append(encoder_section(others))
+        sections.append(verdict_section(probed.report))
         metrics |= {key.replace(" ", "_"): v for key, v in probed.report.metrics().items()}
     images = _images(retrieval, probed)
     verdict = _verdict(config, probed)

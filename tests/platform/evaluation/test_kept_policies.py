@@ -227,3 +227,36 @@ def test_a_head_of_ones_own_is_named_by_its_owner(
         dynaflip.load_policy(folder, head="diffusion")
     policy = dynaflip.load_policy(folder, head=OWN_HEAD)
     np.testing.assert_array_equal(policy.act(IMAGES, STATES), own_actions(job))
+
+
+@pytest.mark.integration
+def test_a_registered_policy_loads_and_is_no_encoder(keep: Keep, tmp_path: Path) -> None:
+    from dynaflip.jobs import export, register
+    from dynaflip.platform import tracking
+    from dynaflip.platform.tracking.store import client
+
+    folder, job = keep()
+    run = tracking.open_run("dynaflip-evaluate", "evaluation", {"kind": "policies"})
+    run.log_folder(folder.parent, "policies")
+    run.end("FINISHED")
+    uri = f"runs:/evaluation/policies/{folder.name}"
+    assert register.main([uri, "reacher", "--alias", "robot"]) == 0
+    assert register.main([uri, "reacher"]) == 0
+    for named in ("models:/reacher/1", "models:/reacher@robot", "models:/reacher/latest"):
+        policy = dynaflip.load_policy(named)
+        np.testing.assert_array_equal(policy.act(IMAGES, STATES), own_actions(job))
+    assert export.main(["models:/reacher/2", str(tmp_path / "exported")]) == 0
+    np.testing.assert_array_equal(
+        dynaflip.load_policy(tmp_path / "exported").act(IMAGES, STATES), own_actions(job)
+    )
+    with pytest.raises(UserError, match=r"models:/reacher/7 does not exist"):
+        dynaflip.load_policy("models:/reacher/7")
+    with pytest.raises(UserError, match=r"models:/reacher/1.* is a policy; .*load_policy"):
+        dynaflip.load_encoder("models:/reacher/1")
+    store = client()
+    store.create_registered_model("encoders")
+    store.create_model_version("encoders", str(tmp_path), run.run_id)
+    with pytest.raises(UserError, match=r"it is an encoder; load it by dynaflip\.load_encoder"):
+        dynaflip.load_policy("models:/encoders/1")
+    with pytest.raises(UserError, match="encoders is a model of encoders"):
+        register.main([uri, "encoders"])

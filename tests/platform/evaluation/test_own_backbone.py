@@ -17,7 +17,7 @@ from dynaflip.errors import UserError
 from dynaflip.platform.evaluation.config import RolloutConfig
 from dynaflip.platform.evaluation.encoders_under_test import resolve_encoders, weights_digest
 from dynaflip.platform.evaluation.probe_config import ProbeSuiteConfig
-from dynaflip.platform.evaluation.suites.probes import load_pair
+from dynaflip.platform.evaluation.probe_scores import load_pair
 from dynaflip.platform.evaluation.worker import Worker
 
 OUTSIDE = """
