@@ -110,7 +110,8 @@ def seed_sections(by_seed: Sequence[dict[str, float]]) -> tuple[list[Any], dict[
 
     title = f"Means over {len(by_seed)} pretraining seeds, with intervals over seeds"
     columns = ("", "trained", "initial", "trained - initial", "verdict", "verdict, Holm")
-    section, metrics, gaps = Section(title, columns=columns), {}, {}
+    section, gaps = Section(title, columns=columns), {}
+    metrics: dict[str, float] = {}
     for label, (trained, initial, sign) in _measures().items():
         if not all(key in one for one in by_seed for key in (trained, initial)):
             continue
