@@ -36,7 +36,6 @@ from dynaflip.platform.triplets.clips import Clip, Source
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
 from dynaflip.platform.triplets.ledger import Ledger
 from dynaflip.platform.triplets.pipeline import preprocess
-from dynaflip.platform.triplets.progress import Progress
 from dynaflip.platform.triplets.publish import Outcome
 from dynaflip.platform.triplets.shard import process_shard
 from dynaflip.platform.triplets.sources.formats import open_source
@@ -90,7 +89,7 @@ def one_after_the_other(
     work: WorkFolder,
     source: Source,
     models: dict[str, str],
-    progress: Progress,
+    *_: object,
 ) -> Iterator[dict[str, Any]]:
     """All shards in this process, in place of Ray Data."""
     for name, clips in shards.items():
