@@ -40,15 +40,13 @@ def attention_sections(
         row = [under_test]
         for condition in conditions:
             for part, name in _PARTS.items():
-                rate = success_rate(own[condition.name, part])
-                row.append(percent(rate))
+                shares = own[condition.name, part]
+                row.append(_interval(shares))
                 key = f"attention/{name}/{condition.name}/{under_test.replace(' ', '_')}"
-                metrics[key] = rate.value
+                metrics[key] = float(shares.mean())
         over_all.rows.append(row)
         alone = own[conditions[0].name, "objects"]
-        by_task.rows.append(
-            [under_test, *(percent(success_rate(alone[:, [i]])) for i in range(len(maps)))]
-        )
+        by_task.rows.append([under_test, *(_interval(alone[:, [i]]) for i in range(len(maps)))])
     areas = [
         np.mean([_area(of_task, condition, part) for of_task in maps.values()])
         for condition in conditions
@@ -140,6 +138,13 @@ def _shares(
             for name in dict.fromkeys(of_task.moments.conditions):
                 shares.setdefault((name, part), []).append(values[:, conditions == name])
     return {key: np.stack(by_task, 1)[:, :, None] for key, by_task in shares.items()}
+
+
+def _interval(shares: np.ndarray) -> str:
+    """Mean in percent, with its interval over policies and moments; one of each has none."""
+    if shares.shape[0] == shares.shape[3] == 1:
+        return f"{100 * shares.mean():.1f}"
+    return percent(success_rate(shares))
 
 
 def _area(of_task: AttentionMaps, condition: Condition, part: str) -> float:
