@@ -40,10 +40,10 @@ def attention_sections(
         row = [under_test]
         for condition in conditions:
             for part, name in _PARTS.items():
-                shares = own[condition.name, part]
-                row.append(_interval(shares))
+                found = own[condition.name, part]
+                row.append(_interval(found))
                 key = f"attention/{name}/{condition.name}/{under_test.replace(' ', '_')}"
-                metrics[key] = float(shares.mean())
+                metrics[key] = float(found.mean())
         over_all.rows.append(row)
         alone = own[conditions[0].name, "objects"]
         by_task.rows.append([under_test, *(_interval(alone[:, [i]]) for i in range(len(maps)))])
