@@ -13,7 +13,7 @@ import torch
 from dynaflip.errors import UserError
 from dynaflip.platform.evaluation.encoder_config import FLOAT32
 
-# Relative error of float32 on one device beside another, which sums in another order.
+# Error of float32 on one device beside another, which sums in another order.
 _FLOAT32_TOLERANCE = 1e-3
 
 
@@ -92,36 +92,55 @@ def check_agreement(
 ) -> None:
     """Refuse an encoder whose features on a device are not those in float32 on a CPU.
 
+    The error is measured beside what tells images apart, because that is what a head reads:
+    sqrt(Σ‖(aᵢ - ā) - (bᵢ - b̄)‖² / Σ‖bᵢ - b̄‖²). Features of an encoder share a large mean, and
+    demonstrations and rollouts the offset of a precision.
+
     Args:
         passes: the encoder as images are encoded by it.
         exact: the same encoder in float32 on the CPU, as workers would encode by themselves.
         images: (B, H, W, 3) uint8.
         scales: as of :meth:`FixedPasses.see`.
         name: the encoder's, for the error.
-        tolerance: largest relative error ‖a - b‖ / ‖b‖ of an image's vector, in half precision;
-            float32 must be as near as another order of its sums.
+        tolerance: largest error in half precision; float32 must be as near as another order of
+            its sums.
 
     Raises:
-        UserError: an image's features differ by more, or are not finite.
+        UserError: the error is larger, or features are not finite.
     """
     half = passes.precision != FLOAT32
     allowed = tolerance if half else _FLOAT32_TOLERANCE
-    worst = 0.0
-    for ours, true in zip(passes.see(images, scales), exact.see(images, scales), strict=True):
-        a, b = ours.reshape(len(ours), -1), true.reshape(len(true), -1)
-        norm = np.maximum(np.linalg.norm(b, axis=1), np.finfo(np.float32).tiny)
-        error = np.linalg.norm(a - b, axis=1) / norm
-        worst = max(worst, float(np.where(np.isfinite(error), error, np.inf).max()))
+    maps = zip(passes.see(images, scales), exact.see(images, scales), strict=True)
+    worst = max(relative_error(ours, true) for ours, true in maps)
     if worst <= allowed:
         return
     what = f"features of {name} in {passes.precision} on {passes.device} differ from those in "
-    what += f"float32 on a CPU by {100 * worst:.2g} %"
+    what += f"float32 on a CPU by {100 * worst:.2g} % of what tells images apart"
     if half:
+        other = "float16 or float32" if passes.precision == "bfloat16" else FLOAT32
         raise UserError(
             f"encoder_actor.precision: {what}; encoder_actor.tolerance allows "
-            f"{100 * allowed:.2g} %: use float32, or the other half precision"
+            f"{100 * allowed:.2g} %: use {other}"
         )
     raise UserError(f"encoder_actor.device: {what}: its results would be those of another encoder")
+
+
+def relative_error(ours: np.ndarray, true: np.ndarray) -> float:
+    """The error of features of some images beside what tells these images apart.
+
+    Of a single image it is the error beside its vector's length; of images that hardly differ,
+    beside a hundredth of it.
+
+    Args:
+        ours, true: (B, …) float32.
+    """
+    a, b = (one.reshape(len(one), -1).astype(np.float64) for one in (ours, true))
+    apart = length = float(np.linalg.norm(b))
+    if len(a) > 1:
+        a, b = a - a.mean(0), b - b.mean(0)
+        apart = float(np.linalg.norm(b))
+    error = np.linalg.norm(a - b) / max(apart, 0.01 * length, np.finfo(np.float32).tiny)
+    return float(error) if np.isfinite(error) else float("inf")
 
 
 def compute_exactly() -> None:

@@ -13,7 +13,11 @@ from dynaflip.errors import UserError
 from dynaflip.platform.config_loader import load_config
 from dynaflip.platform.evaluation.config import RolloutConfig
 from dynaflip.platform.evaluation.encoder_config import EncoderActorConfig
-from dynaflip.platform.evaluation.encoder_passes import FixedPasses, check_agreement
+from dynaflip.platform.evaluation.encoder_passes import (
+    FixedPasses,
+    check_agreement,
+    relative_error,
+)
 from dynaflip.platform.evaluation.encoder_service import EncoderService, device_of
 
 
@@ -72,11 +76,22 @@ def test_half_precision_is_told_from_float32_and_refused_where_it_differs(precis
         exact = FixedPasses(Network(), "cpu", "float32", 4)
         check_agreement(passes, exact, IMAGES, None, name="mine", tolerance=tolerance)
 
-    check(0.03)
-    with pytest.raises(UserError, match=rf"of mine in {precision} on cpu differ .* by 0\.\d+ %"):
+    check(0.1)
+    said = rf"of mine in {precision} on cpu differ .* by 0\.\d+ % of what tells images apart"
+    with pytest.raises(UserError, match=said):
         check(1e-5)
     (half,) = FixedPasses(Network(), "cpu", precision, 4).see(IMAGES, None)
     assert half.dtype == np.float32
+
+
+def test_the_error_is_beside_what_tells_images_apart() -> None:
+    true = np.array([[100.0, 1.0], [100.0, -1.0]])
+    assert relative_error(true + np.array([3.0, 0.0]), true) == 0, "an offset of all images"
+    assert relative_error(true * np.array([1.0, 1.2]), true) == pytest.approx(0.2, rel=1e-3)
+    alike, away = np.array([[100.0, 0.0]] * 2), np.array([[0.0, 1.0], [0.0, -1.0]])
+    assert relative_error(alike + away, alike) == pytest.approx(1, rel=1e-3)
+    assert relative_error(true[:1] * 1.2, true[:1]) == pytest.approx(0.2, rel=1e-3)
+    assert relative_error(true * np.nan, true) == float("inf")
 
 
 def test_another_encoder_on_the_device_is_refused_in_float32_too() -> None:
@@ -95,7 +110,7 @@ def test_another_encoder_on_the_device_is_refused_in_float32_too() -> None:
         ({"device": "none", "batch": 8}, r"encoder_actor\.batch would be ignored"),
         ({"device": "tpu"}, r"encoder_actor\.device must be one of auto, gpu, cpu, none"),
         ({"device": "cpu", "gpus_per_actor": 0}, r"encoder_actor\.gpus_per_actor must be above 0"),
-        ({"device": "cpu", "tolerance": 0.1}, r"encoder_actor\.tolerance is of half precision"),
+        ({"device": "cpu", "tolerance": 0.2}, r"encoder_actor\.tolerance is of half precision"),
     ],
 )
 def test_settings_that_nothing_would_read_are_refused(given: dict[str, Any], said: str) -> None:
