@@ -129,10 +129,12 @@ class EncoderActor:
                 answers = await loop.run_in_executor(self._thread, self._see, chosen)
             except Exception as error:
                 for request in chosen:
-                    request.answer.set_exception(error)
+                    if not request.answer.done():  # its asker may have given up
+                        request.answer.set_exception(error)
             else:
                 for request, answer in zip(chosen, answers, strict=True):
-                    request.answer.set_result(answer)
+                    if not request.answer.done():
+                        request.answer.set_result(answer)
         self._pump = None
 
     def _queued(self) -> int:

@@ -246,11 +246,12 @@ class RemoteEncoder:
         """The answer of the worker's own actor; of another one where it is silent for long."""
         import ray
 
-        for other in self._actors[1:]:
+        for _ in self._actors[1:]:
             done, _ = ray.wait(references, timeout=_PATIENCE_S)
             if done:
                 return _answer(done[0])
-            references.append(other.encode.remote(*arguments))
+            self._actors = (*self._actors[1:], self._actors[0])  # later images go there at once
+            references.append(self._actors[0].encode.remote(*arguments))
         done, _ = ray.wait(references)
         return _answer(done[0])
 
