@@ -22,8 +22,6 @@ from dynaflip.platform.cluster import prepare_environment
 from dynaflip.platform.evaluation.config import RolloutConfig
 from dynaflip.platform.evaluation.encoder_config import CPU, IN_WORKERS, EncoderActorConfig
 from dynaflip.platform.evaluation.outcome import Outcome
-from dynaflip.platform.evaluation.suites.base import Suite
-from dynaflip.platform.evaluation.suites.imitation import Imitation
 from dynaflip.platform.evaluation.suites.rollouts import Rollouts
 
 
@@ -49,10 +47,10 @@ def settings(encoder: Path) -> RolloutConfig:
     )
 
 
-def evaluate(folder: Path, config: RolloutConfig, suite: Suite | None = None) -> Outcome:
+def evaluate(folder: Path, config: RolloutConfig) -> Outcome:
     """Run it in a home of its own."""
     os.environ["DYNAFLIP_HOME"] = str(folder)
-    return (suite or Rollouts()).run(config)
+    return Rollouts().run(config)
 
 
 def different(first: pl.DataFrame, second: pl.DataFrame) -> list[str]:
@@ -103,12 +101,6 @@ def main(folder: Path) -> None:
     killer.start()
     there = evaluate(folder / "there", replace(config, encoder_actor=actors))
     ended = encoder_actors(state)
-    suite = Imitation()
-    shown = [
-        evaluate(folder / "own", config, suite),
-        evaluate(folder / "there", replace(config, encoder_actor=actors), suite),
-    ]
-    worst = max(abs(shown[0].metrics[name] - shown[1].metrics[name]) for name in shown[0].metrics)
     print(
         "FOUND "
         + json.dumps(
@@ -118,7 +110,6 @@ def main(folder: Path) -> None:
                 "solved": own.rows().filter(pl.col("arm") == "trained")["success_ever"].sum(),
                 "restarts": sum(one["NumRestarts"] for one in ended),
                 "actors": len(ended),
-                "imitation": [len(shown[0].metrics), worst],
             }
         )
     )

@@ -117,6 +117,3 @@ def test_an_evaluation_with_a_killed_encoder_actor_has_the_table_of_workers_that
     assert found["episodes"] == 2 * 8 > found["solved"] > 0
     # Half a GPU each on the only one; one was killed and came back.
     assert (found["actors"], found["restarts"]) == (2, 1)
-    number, worst = found["imitation"]
-    assert number > 0
-    assert worst < 1e-3, "another action error"
