@@ -139,8 +139,8 @@ def relative_error(ours: np.ndarray, true: np.ndarray) -> float:
     if len(a) > 1:
         a, b = a - a.mean(0), b - b.mean(0)
         apart = float(np.linalg.norm(b))
-    error = np.linalg.norm(a - b) / max(apart, 0.01 * length, np.finfo(np.float32).tiny)
-    return float(error) if np.isfinite(error) else float("inf")
+    error = float(np.linalg.norm(a - b)) / max(apart, 0.01 * length, 1e-30)
+    return error if np.isfinite(error) else float("inf")
 
 
 def compute_exactly() -> None:
