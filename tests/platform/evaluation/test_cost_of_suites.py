@@ -127,6 +127,10 @@ def test_imitation_shows_the_experts_moments_to_every_policy(home: Path) -> None
     scene = SceneCosts(4.0, 0.0, 0.1, 1.0, 0.0, 40)
     costs = cost.Costs(scene, {"digest-a": PolicyCosts(2.0, 3.0, 0.0, 8)})
     assert cost.moments_of(jobs, scene) == 20
+    numbers = {row[0]: row[1] for row in cost._work_section(work, costs).rows}
+    assert numbers["moments of the expert, under all conditions"] == "20"
+    assert numbers["… shown to policies, times"] == "40"
+    assert cost._jobs_section(work).rows == [["trained", "3", "4", "0", "none"]]
     *_, last = cost.stages_s(work, costs, 1, None)
     assert last == 4.0 + 2 * 40 * 0.1 + 20 * 1.0 + 2 * 20 * 3.0
     # Other workers render the moments too, and a GPU leaves workers what is not encoding.
