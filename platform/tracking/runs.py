@@ -263,10 +263,10 @@ def _experiment_id(store: MlflowClient, name: str) -> str:
             print(f"the experiment {name} had been deleted in MLflow: it is restored")
         return found.experiment_id
     if not is_embedded():
-        return store.create_experiment(name, tags=view_tags())
+        return store.create_experiment(name, tags=view_tags(name))
     # Absolute: workers have another working directory.
     location = (mlflow_folder() / "artifacts" / name).as_uri()
-    return store.create_experiment(name, artifact_location=location, tags=view_tags())
+    return store.create_experiment(name, artifact_location=location, tags=view_tags(name))
 
 
 def _restore(store: MlflowClient, run: Any) -> None:

@@ -35,11 +35,16 @@ _COLUMNS = (
     "metrics.`action_error/out_of_distribution/trained`",
     "metrics.`heldout/retrieval/all/top1`",
 )
+# Evaluations log neither, and each takes the room of three scores.
+_NOT_EVALUATIONS = ("attributes.`Dataset`", "attributes.`Models`")
+_EVALUATIONS = "-evaluate"
 
 
-def view_tags() -> dict[str, str]:
-    """Tags of an experiment that make its page as it is described above."""
-    state = json.dumps({"selectedColumns": list(_COLUMNS)})
+def view_tags(experiment: str) -> dict[str, str]:
+    """Tags of an experiment, by its name, that make its page as it is described above."""
+    evaluates = experiment.endswith(_EVALUATIONS)
+    columns = [column for column in _COLUMNS if not (evaluates and column in _NOT_EVALUATIONS)]
+    state = json.dumps({"selectedColumns": columns})
     now_ms = int(time.time() * 1000)
     view = {"name": "What matters", "createdAt": now_ms, "updatedAt": now_ms, "state": state}
     return {_KIND[0]: _KIND[1], _VIEW_TAG: json.dumps(view)}
@@ -59,7 +64,7 @@ def add_views(store: MlflowClient | None = None) -> dict[str, str]:
         found[experiment.name] = str(experiment.experiment_id)
         if _VIEW_TAG in experiment.tags:
             continue
-        for key, value in view_tags().items():
+        for key, value in view_tags(experiment.name).items():
             if key not in experiment.tags:
                 store.set_experiment_tag(experiment.experiment_id, key, value)
     return found

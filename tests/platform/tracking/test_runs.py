@@ -149,7 +149,9 @@ def test_experiments_open_on_models_and_on_the_columns_that_matter(home: Path) -
         tags = client().get_experiment(experiment).tags
         assert tags["mlflow.experimentKind"] == "custom_model_development"
         view = json.loads(tags["mlflow.sharedViewState.dynaflip"])
-        assert "attributes.`Description`" in json.loads(view["state"])["selectedColumns"]
+        columns = json.loads(view["state"])["selectedColumns"]
+        assert "attributes.`Description`" in columns
+        assert ("attributes.`Dataset`" in columns) == (experiment == before)
     assert table_address("http://h", before).endswith(
         f"/#/experiments/{before}/runs?workflowType=machine_learning&viewStateShareKey=dynaflip"
     )

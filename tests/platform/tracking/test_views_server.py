@@ -36,7 +36,8 @@ def test_a_server_has_the_view_and_its_pages_read_it(home: Path, tmp_path: Path)
         columns = json.loads(view["state"])["selectedColumns"]
         assert f"metrics.`{score}`" in columns
         assert not any("something/else" in column for column in columns)
-        assert len(columns) <= 12, "few columns"
+        assert len(columns) <= 9, "few columns"
+        assert "attributes.`Models`" not in columns, "which no evaluation has"
 
         # What is set is what this version's pages read.
         page = _get(f"{server.uri}/")
