@@ -1,7 +1,7 @@
 """Check the rules of the house; prints each breach and leaves with 1.
 
-Each rule is a function of ``import_rules.py``, ``single_homes.py`` or ``naming_rules.py`` from
-all files to their breaches.
+Each rule is a function of ``import_rules.py``, ``single_homes.py``, ``naming_rules.py`` or
+``length_rules.py`` from all files to their breaches.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import import_rules
+import length_rules
 import naming_rules
 import single_homes
 from python_files import Breach, Source, read_sources
@@ -27,6 +28,8 @@ RULES: tuple[Callable[[list[Source]], Iterator[Breach]], ...] = (
     naming_rules.check_standard_names,
     naming_rules.check_installed_names,
     naming_rules.check_test_names,
+    length_rules.check_file_lengths,
+    length_rules.check_function_lengths,
 )
 
 

@@ -105,6 +105,19 @@ def test_two_files_of_tests_with_one_name_are_found(tmp_path: Path) -> None:
     assert "test_b.py is also the name of tests/a/test_b.py" in found
 
 
+def test_what_is_too_long_is_found_outside_of_tests(tmp_path: Path) -> None:
+    long = "def f():\n" + '    """Doc."""\n    import g\n' + 60 * "    g()\n"
+    file = 400 * "g()\n"
+    assert not messages(
+        tmp_path, {"jobs/a.py": long, "eval/b.py": file, "tests/c.py": 2 * file + 2 * long}
+    )
+    found = messages(tmp_path, {"jobs/a.py": f"{long}    g()\n", "eval/b.py": f"{file}g()\n"})
+    assert found == [
+        "eval/b.py: 401 lines, at most 400: split it by what its parts are about [length]",
+        "jobs/a.py:1: the body of f has 61 lines, at most 60 [length]",
+    ]
+
+
 def test_what_is_right_passes(tmp_path: Path) -> None:
     assert not messages(
         tmp_path,
