@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from dynaflip.platform.cluster import available_cpus
 from dynaflip.platform.evaluation.report.tables import Section
 
-START_S = 10.0  # assumed: Ray, imports, the run, saliency, intervals and the report
+# Ray's start takes 4 s; imports, the run, saliency, intervals and the report took 5.4 s of CPU time
+# of two encoders in one task (tests/benchmarks/evaluation_cost.py).
+START_S = 10.0
 
 # (cores, images a second that a GPU encodes; None: there is none) → seconds of each stage.
 Seconds = Callable[[int, float | None], Sequence[float]]
