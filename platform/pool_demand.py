@@ -12,6 +12,8 @@ from dataclasses import dataclass
 FIRST_S, EVERY_S = 5.0, 60.0  # until the first line about what is waited for, and between lines
 
 _UNITS = {"CPU": "CPUs", "GPU": "GPUs"}
+# Ray reserves a worker's share before anybody can see whose it is.
+_TAKEN = "taken by others or starting workers"
 
 
 @dataclass(frozen=True)
@@ -105,10 +107,10 @@ def waiting_line(
     used = max(0.0, total - cluster.free.get(name, 0) - ours * each[name])
     if total < need:
         why = f"the cluster has {total:g}"
-        why += f", {used:g} of them in use by others" if used else ""
+        why += f", {used:g} of them {_TAKEN}" if used else ""
         why += "; it is asked for more" if cluster.grows else ""
     elif used:
-        why = f"{used:g} of {total:g} in use by others"
+        why = f"{used:g} of {total:g} {_TAKEN}"
     else:
         why = f"{total:g} in the cluster, none of them free on one machine yet"
     unit = name if need == 1 else _UNITS.get(name, name)

@@ -25,7 +25,7 @@ from dynaflip.platform.job_queues import JobQueue
 
 SMALL = {"object_store_memory": 100_000_000}
 # Lines that the tests wait for.
-BUSY = "evaluate: waiting for 2 CPUs: 1 of 2 in use by others; 1 worker at work"
+BUSY = "evaluate: waiting for 2 CPUs: 1 of 2 taken by others or starting workers; 1 worker at work"
 NEVER = "evaluate: waiting for 1 worker to start; 1 worker at work"
 GIVE_UP_S = 120.0  # until a part goes on without what it waits for, and its test fails
 

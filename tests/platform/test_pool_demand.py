@@ -54,10 +54,10 @@ def test_the_line_says_what_is_waited_for_and_who_has_it() -> None:
 
     assert line(WorkersView(2, 0, 0), cluster(2, 0)) is None
     assert line(WorkersView(1, 0, 1), cluster(2, 0)) == (
-        "evaluate: waiting for 2 CPUs: 1 of 2 in use by others; 1 worker at work"
+        "evaluate: waiting for 2 CPUs: 1 of 2 taken by others or starting workers; 1 worker at work"
     )
     assert line(WorkersView(0, 0, 2), cluster(2, 0)) == (
-        "evaluate: waiting for 2 CPUs: 2 of 2 in use by others; nothing runs yet"
+        "evaluate: waiting for 2 CPUs: 2 of 2 taken by others or starting workers; nothing runs yet"
     )
     assert line(WorkersView(0, 2, 0), cluster(2, 0)) == (
         "evaluate: waiting for 2 workers to start; nothing runs yet"
