@@ -313,7 +313,8 @@ def _check_coverage(
         raise UserError(
             f"--version {version}: evidence covers what the headline does, with frozen encoders; "
             f"{mine.run_name}, and the champion's run where there is one, lack "
-            f"{', '.join(missing)}: evaluate with --config jobs/configs/headline.yaml"
+            f"{', '.join(missing)}: evaluate with --config jobs/configs/headline.yaml "
+            f"--env {mine.environment.name} --tasks '{json.dumps(list(tasks))}'"
         )
 
 

@@ -199,8 +199,9 @@ def test_narrow_evidence_is_refused(store: Path, change: dict, lacks: str) -> No
     from dynaflip.platform.promotion import promote
 
     version, _ = evaluated(store, inside=0.6, outside=0.6, **change)
-    with pytest.raises(UserError, match=f"lack {lacks}"):
+    with pytest.raises(UserError, match=f"lack {lacks}") as refused:
         promote(NAME, version)
+    assert "--env metaworld --tasks '[\"" in str(refused.value), "what to type there"
     assert champion() is None
 
 
