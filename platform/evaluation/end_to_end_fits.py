@@ -6,7 +6,6 @@ features that are computed already keep no GPU busy.
 
 from __future__ import annotations
 
-import contextlib
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 from dynaflip.errors import UserError
 from dynaflip.platform.actor_pool import ActorPool
 from dynaflip.platform.cluster import joins_cluster, start_ray
-from dynaflip.platform.evaluation.demonstrations import DemonstrationSet
+from dynaflip.platform.evaluation.demonstration_set import DemonstrationSet
 from dynaflip.platform.evaluation.fits_config import AUTO, CPU, FitsConfig
 from dynaflip.platform.evaluation.plan import PolicySpec
 from dynaflip.platform.evaluation.policy_fits import fit_end_to_end_policy
@@ -56,12 +55,14 @@ class EndToEndWorker:
         """
         import torch
 
+        from dynaflip.platform.training.device import exact
+
         device, name = fit_device(self._wanted, self._reserved), "CPU"
         frames = self._frames_of(spec.demonstrations[0])
         if device == "cuda":
             name = torch.cuda.get_device_name()
         try:
-            with _exact():
+            with exact():
                 weights = fit_end_to_end_policy(spec, frames, device)
         except torch.OutOfMemoryError:
             raise UserError(
@@ -162,19 +163,3 @@ def fit_end_to_end_policies(
                 )
                 told = True
             yield spec, fitted
-
-
-@contextlib.contextmanager
-def _exact() -> Iterator[None]:
-    """Full float32 and repeatable convolutions on a GPU, for a block."""
-    import torch
-
-    from dynaflip.platform.training.device import tf32
-
-    cudnn = torch.backends.cudnn
-    before, cudnn.deterministic = cudnn.deterministic, True
-    try:
-        with tf32(False):
-            yield
-    finally:
-        cudnn.deterministic = before

@@ -68,6 +68,18 @@ def tf32(allowed: bool) -> Iterator[None]:
         matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
+@contextlib.contextmanager
+def exact() -> Iterator[None]:
+    """Full float32 and repeatable convolutions on a GPU, for a block."""
+    cudnn = torch.backends.cudnn
+    before, cudnn.deterministic = cudnn.deterministic, True
+    try:
+        with tf32(False):
+            yield
+    finally:
+        cudnn.deterministic = before
+
+
 def device_name(device: str) -> str:
     """The GPU's name, or ``CPU (4 threads)``."""
     if torch.device(device).type == "cuda":

@@ -8,6 +8,7 @@ from gpu_cases import PX, on, tiny_model
 
 from dynaflip.eval.policies.config import BehaviourCloningConfig, EndToEndConfig
 from dynaflip.eval.policies.end_to_end import fit_end_to_end
+from dynaflip.platform.training.device import exact
 
 STEPS, LR = 4, 1e-4
 
@@ -33,9 +34,7 @@ def fitted(device: str, mode: str, precision: str = "float32") -> dict[str, torc
 
 @on("cpu", "cuda")
 def test_a_fit_on_the_device_is_repeatable_and_near_a_cpu_s(device: str) -> None:
-    from dynaflip.platform.evaluation.end_to_end_fits import _exact
-
-    with _exact():
+    with exact():
         there, again = fitted(device, "lora"), fitted(device, "lora")
     here = fitted("cpu", "lora")
     assert {tensor.device.type for tensor in there.values()} == {"cpu"}

@@ -178,7 +178,7 @@ def test_a_task_that_no_probe_can_be_fitted_on_is_refused_by_the_setting_s_name(
 
     source = SimpleNamespace(root="/data")
     recordings: Any = SimpleNamespace(source=source, tasks=lambda: ["open"])
-    views: Any = SimpleNamespace(tasks=("open", "close"))
+    views = ViewsConfig(tasks=("open", "close"))
     with pytest.raises(UserError, match=r"score\.views\.tasks: /data .* of close, .* of open$"):
         make_probe_frames(recordings, views, 2, "score.views")
     none: Any = SimpleNamespace(source=source, tasks=list)
