@@ -246,7 +246,7 @@ def _import(target: str, failed: str) -> Any:
 
 
 def _remedy(target: str, error: Exception) -> str:
-    """What to do about a module that is not found, or an object that is not in it."""
+    """Advice about a module that is not found, or an object that is not in it."""
     module, _, attribute = target.partition(":")
     if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
         return (

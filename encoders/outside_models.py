@@ -92,7 +92,7 @@ def open_outside_model(
 
 
 def pooling_of(encoder: ImageEncoder) -> str:
-    """How an encoder's tokens become its embedding; ``own`` for a backbone that says it nowhere."""
+    """Pooling of an encoder's tokens to its embedding; ``own`` where a backbone says it nowhere."""
     backbone = encoder.backbone
     return backbone.pooling if isinstance(backbone, TransformersBackbone) else "own"
 

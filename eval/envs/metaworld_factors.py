@@ -1,4 +1,4 @@
-"""What of Meta-World's scenes the perturbation factors may touch."""
+"""The parts of Meta-World's scenes that the perturbation factors may touch."""
 
 from __future__ import annotations
 

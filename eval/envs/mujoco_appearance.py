@@ -1,4 +1,4 @@
-"""What perturbation may change of a MuJoCo model's appearance, without recompiling it.
+"""A MuJoCo model's appearance as perturbations change it, without recompiling it.
 
 A MuJoCo simulator gives its :class:`SceneParts`, has a :class:`MujocoAppearance` as ``appearance``
 and the camera's pose without perturbation as ``unperturbed_camera_pose``, and brings changes to its

@@ -1,4 +1,4 @@
-"""What all MuJoCo simulators share: seeing, measuring and perturbing one model from one camera.
+"""The base of all MuJoCo simulators: seeing, measuring and perturbing one model from one camera.
 
 A simulator is a subclass that calls :meth:`MujocoScene.show` once its model is compiled, and adds
 how it moves. The model that is shown may be a copy of the one that is simulated: poses come from

@@ -223,7 +223,7 @@ def _remove_panes(model: Any) -> None:
 
 
 def _recoloured_parts(model: Any) -> list[tuple[str, int]]:
-    """What OGBench recolours when a button is pressed: (field of the model, index)."""
+    """Parts that OGBench recolours when a button is pressed: (field of the model, index)."""
     geoms = [i for i in range(model.ngeom) if model.geom(i).name.startswith("btngeom")]
     handles = [i for i in range(model.nmat) if model.mat(i).name.endswith("_handle")]
     return [("geom_rgba", i) for i in geoms] + [("mat_rgba", i) for i in handles]

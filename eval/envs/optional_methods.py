@@ -1,4 +1,4 @@
-"""What an environment can do beyond moving and rendering, all of it optional.
+"""Optional methods of an environment, beyond moving and rendering.
 
 A method that is not overridden refuses in one line: the environment's name and what it lacks. Used
 by: collection and the suite imitation (``expert_action``), linear probes (``privileged``), saliency

@@ -1,4 +1,4 @@
-"""Which environments there are, by name. Imports no simulator.
+"""Environments by name. Imports no simulator.
 
 A built-in environment is a file ``NAME_tasks.py`` in this folder that holds ``ENVIRONMENT``, an
 :class:`~dynaflip.eval.envs.base.EnvironmentSpec`: dropping it here is all that registers it.

@@ -1,4 +1,4 @@
-"""What a policy's fitted read-out reads of an image, and the shares of it on robot and object.
+"""Attention of a policy's fitted read-out to an image, and its shares on robot and object.
 
 A read-out that attends over tokens has ``attention(tokens)``, one that reads positions
 ``positions(tokens)``: see :class:`dynaflip.eval.policies.readouts.base.TokenPooling`. A token's
@@ -38,7 +38,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class Reading:
-    """What is read of B images: one of the two."""
+    """Attention to B images or positions in them: one of the two."""
 
     heat: np.ndarray | None = None  # (B, H, W) float32, sums to 1 an image
     points_px: np.ndarray | None = None  # (B, P, 2) float32: x to the right, y down
@@ -64,7 +64,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """What policies read of the same moments of a task."""
+    """Attention of policies at the same moments of a task."""
 
     moments: Moments
     readings: dict[str, Reading]  # by digest of the policy

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dynaflip.eval.plots import Gain, gain_figure, gain_words
-from dynaflip.platform import tracking
 from dynaflip.platform.evaluation.compare import (
     ComparedRuns,
     PairedGroup,
@@ -12,13 +11,12 @@ from dynaflip.platform.evaluation.compare import (
     shared_successes,
 )
 from dynaflip.platform.evaluation.outcome import Outcome
+from dynaflip.platform.evaluation.report.comparison_run import log_comparison
 from dynaflip.platform.evaluation.report.gains import ONE_POLICY, success_gains
-from dynaflip.platform.evaluation.report.html_page import ReportImage, png_of, write_report
-from dynaflip.platform.evaluation.report.log_report import log_report
+from dynaflip.platform.evaluation.report.html_page import ReportImage, png_of
 from dynaflip.platform.evaluation.report.rollout_images import GAIN_CAPTION
 from dynaflip.platform.evaluation.report.rollout_report import COMPARISONS
 from dynaflip.platform.evaluation.report.rollout_tables import GIVEN
-from dynaflip.platform.evaluation.report.tables import as_text
 from dynaflip.platform.evaluation.report.verdict import (
     SUCCESS,
     Finding,
@@ -30,10 +28,8 @@ from dynaflip.platform.evaluation.report.verdict import (
 )
 from dynaflip.platform.evaluation.results import IN_DISTRIBUTION, OUT_OF_DISTRIBUTION
 from dynaflip.platform.evaluation.rollout_run import FinishedEvaluation
-from dynaflip.platform.paths import home, new_run_name
 from dynaflip.platform.provenance import git_commit
 
-KIND = "compare"  # the run's tag `kind`
 _NOTES = (
     "Intervals are 95 %, by hierarchical bootstrap over policies (each with its pretraining seed) "
     "and initial states, tasks fixed. Each run stands beside the first on the tasks and conditions "
@@ -49,31 +45,16 @@ def report_comparison(runs: ComparedRuns) -> Outcome:
     Raises:
         UserError: a run's episodes are no pairs with the first's.
     """
-    sections = comparison_sections(runs)
-    verdict, images = verdict_of(runs), [_gain_image(runs)]
-    table, name = as_text(sections), new_run_name(KIND)
-    path = home() / "reports" / f"{name}.html"
-    write_report(
-        path,
-        title=f"DynaFLIP: {_subject(runs.first)} beside {counted(len(runs.others), 'other run')}",
-        verdict=verdict,
+    return log_comparison(
+        runs.first,
+        runs.others,
+        subject=_subject(runs.first),
+        verdict=verdict_of(runs),
         facts=_facts(runs),
-        sections=sections,
+        sections=comparison_sections(runs),
         notes=_NOTES,
-        images=images,
+        images=[_gain_image(runs)],
     )
-    first = runs.first
-    tags = {
-        "kind": KIND,
-        "encoder": first.settings["encoder"],
-        "perturbation_split": first.settings["split"],
-        "compared_runs": ",".join(run.run_id for run in (first, *runs.others)),
-    }
-    run = tracking.open_run(first.settings["experiment"], name, tags)
-    with tracking.ending(run):
-        run.log_text(table, "table.txt")
-        log_report(run, path, verdict, images)
-    return Outcome(table, name, run.run_id, [], {}, path, sections=sections, verdict=verdict)
 
 
 def verdict_of(runs: ComparedRuns) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dynaflip.eval.plots import Gain, gain_figure, gain_words
-from dynaflip.platform import tracking
 from dynaflip.platform.evaluation.offline_compare import (
     OfflineRuns,
     by_group,
@@ -14,15 +13,13 @@ from dynaflip.platform.evaluation.offline_compare import (
 )
 from dynaflip.platform.evaluation.offline_evidence import OfflineEvidence, episode_errors
 from dynaflip.platform.evaluation.outcome import Outcome
-from dynaflip.platform.evaluation.report.compare_report import KIND
-from dynaflip.platform.evaluation.report.html_page import ReportImage, png_of, write_report
-from dynaflip.platform.evaluation.report.log_report import log_report
+from dynaflip.platform.evaluation.report.comparison_run import log_comparison
+from dynaflip.platform.evaluation.report.html_page import ReportImage, png_of
 from dynaflip.platform.evaluation.report.offline_report import (
     WHERE,
     gain_rows,
     verdicts_together,
 )
-from dynaflip.platform.evaluation.report.tables import as_text
 from dynaflip.platform.evaluation.report.verdict import (
     ACTION_ERROR,
     counted,
@@ -31,7 +28,6 @@ from dynaflip.platform.evaluation.report.verdict import (
     subject_name,
 )
 from dynaflip.platform.evaluation.results import IN_DISTRIBUTION, OUT_OF_DISTRIBUTION
-from dynaflip.platform.paths import home, new_run_name
 from dynaflip.platform.provenance import git_commit
 
 _NOTES = (
@@ -51,30 +47,16 @@ def report_offline_comparison(runs: OfflineRuns) -> Outcome:
     Raises:
         UserError: a run's episodes are no pairs with the first's.
     """
-    sections = compare_offline(runs)
-    verdict, images = verdict_of(runs), [_gain_image(runs)]
-    table, name, first = as_text(sections), new_run_name(KIND), runs.first
-    path = home() / "reports" / f"{name}.html"
-    write_report(
-        path,
-        title=f"DynaFLIP: {_subject(first)} beside {counted(len(runs.others), 'other run')}",
-        verdict=verdict,
+    return log_comparison(
+        runs.first,
+        runs.others,
+        subject=_subject(runs.first),
+        verdict=verdict_of(runs),
         facts=_facts(runs),
-        sections=sections,
+        sections=compare_offline(runs),
         notes=_NOTES,
-        images=images,
+        images=[_gain_image(runs)],
     )
-    tags = {
-        "kind": KIND,
-        "encoder": first.settings["encoder"],
-        "perturbation_split": first.settings["split"],
-        "compared_runs": ",".join(run.run_id for run in (first, *runs.others)),
-    }
-    run = tracking.open_run(first.settings["experiment"], name, tags)
-    with tracking.ending(run):
-        run.log_text(table, "table.txt")
-        log_report(run, path, verdict, images)
-    return Outcome(table, name, run.run_id, [], {}, path, sections=sections, verdict=verdict)
 
 
 def verdict_of(runs: OfflineRuns) -> list[str]:
