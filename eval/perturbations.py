@@ -330,7 +330,7 @@ def level_of(u: float) -> int:
 
 
 def _common_parts_allow(value: Mapping[str, Any], split: str) -> bool:
-    """True if magnitude, and seed if it has one, are a split's, as splits of every factor differ."""
+    """True if magnitude, and seed if it has one, are a split's: by these every factor's differ."""
     if not any(low <= value["u"] <= high for low, high in magnitude_ranges(split)):
         return False
     return "seed" not in value or value["seed"] in LAYOUT_SEEDS[split]
