@@ -15,7 +15,7 @@ from dynaflip.eval.intervals.hierarchical_bootstrap import Rate, paired_success,
 from dynaflip.eval.intervals.holm import family_verdicts
 from dynaflip.eval.policies.config import EndToEndConfig
 from dynaflip.eval.policies.readouts.config import POOLED
-from dynaflip.platform.evaluation.encoder_config import FLOAT32
+from dynaflip.platform.evaluation.encoder_config import precision_of
 from dynaflip.platform.evaluation.encoders_under_test import TRAINED
 from dynaflip.platform.evaluation.report.rollout_tables import GIVEN, percent, points
 from dynaflip.platform.evaluation.report.tables import Section
@@ -72,7 +72,7 @@ def _setting(run: FinishedEvaluation, key: str) -> Any:
     if key == "end_to_end":
         return asdict(EndToEndConfig(**run.settings[key]))
     if key == "encoder_actor.precision":
-        return run.settings.get("encoder_actor", {}).get("precision", FLOAT32)
+        return precision_of(run.settings)
     return run.settings.get(key) or None
 
 

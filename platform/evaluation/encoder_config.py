@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 from dynaflip.checks import above, at_least, one_of
 
@@ -12,9 +14,15 @@ FLOAT32 = "float32"
 PRECISIONS = (FLOAT32, "bfloat16", "float16")
 
 
+def precision_of(settings: Mapping[str, Any]) -> str:
+    """An evaluation's precision, from its logged settings; the oldest runs have none of it."""
+    precision: str = settings.get("encoder_actor", {}).get("precision", FLOAT32)
+    return precision
+
+
 @dataclass(frozen=True)
 class EncoderActorConfig:
-    """Encoder actors: they hold the encoders and encode the images of all environment workers."""
+    """Encoder actors: they hold the encoders and encode the images of all workers."""
 
     device: str = AUTO
     """Where images are encoded: gpu (actors on the cluster's GPUs), cpu (one actor on a CPU), none
@@ -64,6 +72,10 @@ class EncoderActorConfig:
         for field in fields(self):
             if field.name != "device" and getattr(self, field.name) != field.default:
                 raise ValueError(f"{field.name} would be ignored: {why}")
+
+    def recipe(self) -> list[str]:
+        """Part of the digest of features; empty in float32, so that older digests stay."""
+        return [] if self.precision == FLOAT32 else [self.precision]
 
     def gpus_each(self, device: str) -> float:
         """GPUs that an actor reserves.

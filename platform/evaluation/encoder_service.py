@@ -197,6 +197,11 @@ class EncoderService:
             self._actors.append(self._starting.pop(reference))
 
 
+def actors_for(service: EncoderService | None) -> EncoderActors | None:
+    """The encoder actors of the next job; None where its worker encodes."""
+    return None if service is None else service.for_a_job()
+
+
 class RemoteEncoder:
     """An encoder that lives in encoder actors; stands where an encoder would.
 

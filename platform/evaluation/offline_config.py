@@ -19,6 +19,7 @@ from dynaflip.platform.evaluation.config import (
     check_once,
     settings_of,
 )
+from dynaflip.platform.evaluation.encoder_config import EncoderActorConfig
 from dynaflip.platform.evaluation.encoder_entries import BASELINES, read_entries
 from dynaflip.platform.promotion_config import OFFLINE, PromotionConfig
 
@@ -38,6 +39,7 @@ class OfflineConfig(EvaluationConfig):
         "keep_policies",
         "promote",
         "promotion",
+        "encoder_actor",
     )
 
     source: str = ""
@@ -124,6 +126,7 @@ class OfflineConfig(EvaluationConfig):
     attentive: AttentiveConfig = field(default_factory=AttentiveConfig)
     spatial_softmax: SpatialSoftmaxConfig = field(default_factory=SpatialSoftmaxConfig)
     promotion: PromotionConfig = field(default_factory=lambda: PromotionConfig(suite=OFFLINE))
+    encoder_actor: EncoderActorConfig = field(default_factory=EncoderActorConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,6 +14,7 @@ from dynaflip.eval.intervals.cluster_bootstrap import Interval, paired_differenc
 from dynaflip.eval.perturbations import recorded_factors
 from dynaflip.eval.policies.readouts.config import POOLED
 from dynaflip.platform.evaluation.coverage import MIN_POLICIES, missing_coverage
+from dynaflip.platform.evaluation.encoder_config import precision_of
 from dynaflip.platform.evaluation.encoders_under_test import TRAINED, weights_digest
 from dynaflip.platform.evaluation.evaluation_run import FACTORS_TAG, TEST_TAG, read_finished
 from dynaflip.platform.evaluation.offline_config import KIND
@@ -230,6 +231,8 @@ def _check_same_protocol(mine: OfflineEvidence, theirs: OfflineEvidence, asker: 
     # Settings of a head or read-out that is not used change nothing.
     used = [str(mine.settings["head"]), str(mine.settings.get("readout", POOLED))]
     before = {"readout": POOLED, "readout_settings": {}}  # of runs from before there were others
+    precisions = (precision_of(mine.settings), precision_of(theirs.settings))
+    values.append(("encoder_actor.precision", *precisions))
     for name in (*_PROTOCOL, *used):
         one, other = (e.settings.get(name, before.get(name)) for e in (mine, theirs))
         if isinstance(one, dict) and isinstance(other, dict):

@@ -20,12 +20,13 @@ import numpy as np
 from dynaflip.eval.image_perturbations import IMAGE_VERSION, perturb
 from dynaflip.files import write_file
 from dynaflip.platform.actor_pool import ActorPool
+from dynaflip.platform.evaluation.encoder_service import EncoderService, actors_for
 from dynaflip.platform.evaluation.encoders_under_test import NO_IMAGE, Encoder, EncoderUnderTest
 from dynaflip.platform.evaluation.offline_config import OfflineConfig
 from dynaflip.platform.evaluation.offline_data import OfflineData, OfflineEpisode
 from dynaflip.platform.evaluation.offline_plan import CLEAN, OfflinePlan, drop_lost
 from dynaflip.platform.evaluation.offline_worker import FeatureJob, decode_frames
-from dynaflip.platform.evaluation.worker import CACHED_ENCODERS
+from dynaflip.platform.evaluation.worker_encoders import CACHED_ENCODERS
 from dynaflip.platform.job_queues import JobQueue
 from dynaflip.platform.paths import home
 
@@ -55,8 +56,14 @@ def compute_features(
     plan: OfflinePlan,
     tested: Sequence[EncoderUnderTest],
     pool: ActorPool,
+    service: EncoderService | None = None,
 ) -> list[str]:
     """Compute what is not cached; reasons of the episodes that cannot be decoded, which go.
+
+    Args:
+        config, data, plan, tested: of the evaluation.
+        pool: of :class:`~dynaflip.platform.evaluation.offline_worker.OfflineWorker`.
+        service: encodes the workers' images, if it has actors; None: workers do.
 
     Raises:
         UserError: too few episodes are left.
@@ -70,7 +77,7 @@ def compute_features(
     with tqdm(total=count, desc="encode", unit="image", disable=not count) as bar:
         results = pool.run(
             JobQueue(jobs).next,
-            lambda actor, job: actor.features.remote(job),
+            lambda actor, job: actor.features.remote(job, actors_for(service)),
             number=len(jobs),
             describe=lambda job: f"features of episode {job.episode.index}",
         )
@@ -80,8 +87,8 @@ def compute_features(
                 lost[digest] = found
             else:
                 for (encoder, condition), features in found.items():
-                    values = job.values[condition]
-                    _save(_path(encoder, digest, config.image_px, values), features)
+                    _save(_path(config, encoder, digest, job.values[condition]), features)
+            bar.set_postfix_str("" if service is None else service.words())
             bar.update(_images(job))
     return drop_lost(config, data, lost)
 
@@ -115,13 +122,14 @@ def _feature_job(
         (encoder, name)
         for name, drawn in values.items()
         for encoder in encoders
-        if not _path(encoder.digest, digest, config.image_px, drawn).is_file()
+        if not _path(config, encoder.digest, digest, drawn).is_file()
     )
     return FeatureJob(data.source, episode, config.image_px, values, wanted)
 
 
-def _path(encoder: str, episode: str, image_px: int, values: dict[str, Any]) -> Path:
-    recipe = [FEATURES_VERSION, IMAGE_VERSION, encoder, episode, image_px, values]
+def _path(config: OfflineConfig, encoder: str, episode: str, values: dict[str, Any]) -> Path:
+    recipe = [FEATURES_VERSION, IMAGE_VERSION, encoder, episode, config.image_px, values]
+    recipe += config.encoder_actor.recipe()
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:24]
     return home() / "evaluation" / "features" / digest[:2] / f"{digest}.npy"
 
@@ -141,7 +149,7 @@ def features_of_frames(
         if encoder == NO_IMAGE:
             return np.zeros((len(episode.frames), 0), np.float32)
         values = plan.of(episode)[condition]
-        return np.load(_path(encoder, episode.digest(), config.image_px, values))
+        return np.load(_path(config, encoder, episode.digest(), values))
 
     train = np.concatenate([read(episode, CLEAN.name) for episode in data.train])
     tests = {

@@ -104,6 +104,7 @@ def evaluation_digest(
     ]
     if config.readout != POOLED:  # as before there were others
         recipe.append([config.readout, config.settings_of_readout()])
+    recipe += config.encoder_actor.recipe()
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -16,6 +16,7 @@ from dynaflip.eval.metrics.action_scale import ActionScale
 from dynaflip.eval.policies.frozen_fit import scales_of
 from dynaflip.eval.policies.recipe import PolicyRecipe
 from dynaflip.platform.actor_pool import ActorPool
+from dynaflip.platform.evaluation.encoder_service import EncoderService
 from dynaflip.platform.evaluation.encoders_under_test import NO_IMAGE, EncoderUnderTest
 from dynaflip.platform.evaluation.offline_config import OfflineConfig
 from dynaflip.platform.evaluation.offline_data import OfflineData
@@ -49,6 +50,7 @@ def fit_and_test(
     plan: OfflinePlan,
     tested: Sequence[EncoderUnderTest],
     pool: ActorPool,
+    service: EncoderService | None = None,
 ) -> OfflineResult:
     """Encode, fit every policy, and compare its actions with those recorded.
 
@@ -58,6 +60,7 @@ def fit_and_test(
         plan: what is shown.
         tested: the encoders.
         pool: of :class:`~dynaflip.platform.evaluation.offline_worker.OfflineWorker`.
+        service: encodes the workers' images, if it has actors; None: workers do.
 
     Raises:
         UserError: the training actions are all constant, or too few episodes can be decoded.
@@ -75,13 +78,13 @@ def fit_and_test(
     policies: dict[FitKey, dict[str, Any]] = {}
     on_features = list(tested)
     if scales is None:
-        lost = compute_features(config, data, plan, tested, pool)
+        lost = compute_features(config, data, plan, tested, pool, service)
     else:
         on_tokens = [entry for entry in tested if entry.name != NO_IMAGE]
         on_features = [entry for entry in tested if entry.name == NO_IMAGE]
         training = training_of(config, data, words, recipe, scales)
-        fitted, lost = fit_on_tokens(config, data, training, on_tokens, pool)
-        planned, more = act_on_tokens(config, data, plan, training, fitted, pool)
+        fitted, lost = fit_on_tokens(config, data, training, on_tokens, pool, service)
+        planned, more = act_on_tokens(config, data, plan, training, fitted, pool, service)
         lost, policies = [*lost, *more], {one.key: one.tensors for one in fitted}
     scale = scale_of(data.train, config.source)
     jobs = [

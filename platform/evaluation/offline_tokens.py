@@ -22,6 +22,7 @@ from dynaflip.eval.policies.config import settings_to_hash
 from dynaflip.eval.policies.recipe import PolicyRecipe
 from dynaflip.files import write_file
 from dynaflip.platform.actor_pool import ActorPool
+from dynaflip.platform.evaluation.encoder_service import EncoderService, actors_for
 from dynaflip.platform.evaluation.encoders_under_test import Encoder, EncoderUnderTest
 from dynaflip.platform.evaluation.offline_config import OfflineConfig
 from dynaflip.platform.evaluation.offline_data import OfflineData, OfflineEpisode
@@ -33,7 +34,7 @@ from dynaflip.platform.evaluation.offline_worker import (
     TokenFitJob,
     TokenTraining,
 )
-from dynaflip.platform.evaluation.worker import CACHED_ENCODERS
+from dynaflip.platform.evaluation.worker_encoders import CACHED_ENCODERS
 from dynaflip.platform.job_queues import JobQueue
 from dynaflip.platform.paths import home
 from dynaflip.platform.provenance import versions_of
@@ -58,6 +59,7 @@ def fit_on_tokens(
     training: TokenTraining,
     tested: Sequence[EncoderUnderTest],
     pool: ActorPool,
+    service: EncoderService | None = None,
 ) -> tuple[list[Fitted], list[str]]:
     """Fit what is not fitted; reasons of the training episodes that cannot be decoded, which go.
 
@@ -85,7 +87,7 @@ def fit_on_tokens(
         put = ray.put(training) if jobs else None
         results = pool.run(
             JobQueue(jobs).next,
-            lambda actor, job: actor.fit_on_tokens.remote(job, put),
+            lambda actor, job: actor.fit_on_tokens.remote(job, put, actors_for(service)),
             number=len(jobs),
             describe=lambda job: f"policies on the tokens of {job.under_test}",
         )
@@ -109,6 +111,7 @@ def act_on_tokens(
     training: TokenTraining,
     fitted: Sequence[Fitted],
     pool: ActorPool,
+    service: EncoderService | None = None,
 ) -> tuple[Planned, list[str]]:
     """Ask every policy for its actions; reasons of the episodes that cannot be decoded, which go.
 
@@ -144,7 +147,7 @@ def act_on_tokens(
         put = [ray.put(training), ray.put({one.key: one for one in fitted})] if jobs else []
         results = pool.run(
             JobQueue(jobs).next,
-            lambda actor, job: actor.act.remote(job, *put),
+            lambda actor, job: actor.act.remote(job, *put, actors_for(service)),
             number=len(jobs),
             describe=lambda job: f"actions in episode {job.episode.index}",
         )
@@ -154,6 +157,7 @@ def act_on_tokens(
             else:
                 for key, planned in found.items():
                     _save_actions(path(key, job.episode), planned)
+            bar.set_postfix_str("" if service is None else service.words())
             bar.update(len(job.values) * len(job.episode.frames))
     reasons = drop_lost(config, data, lost)
     together: Planned = {}
@@ -175,13 +179,14 @@ def _fit_path(
     """Of a policy, by all that its weights depend on."""
     captions = None if training.words is None else [e.captions for e in training.episodes]
     recipe = training.recipe
-    what = [
+    what: list[Any] = [
         [offline_version(config), *versions_of(("torch",))],
         [encoder.digest, seed, config.image_px, config.action, data.proprioception],
         [recipe.head, settings_to_hash(recipe.head_settings)],
         [recipe.readout, recipe.readout_settings],
         [digests, captions],
     ]
+    what += config.encoder_actor.recipe()
     return _folder() / f"{_digest(what)}.safetensors"
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,11 +16,15 @@ from dynaflip.errors import UserError
 from dynaflip.eval.metrics.action_scale import ActionScale, action_scale
 from dynaflip.eval.policies.base import Demonstrations, RecordedActions
 from dynaflip.eval.policies.recipe import PolicyRecipe
-from dynaflip.platform.evaluation.encoders_under_test import Encoder, load
+from dynaflip.platform.evaluation.encoders_under_test import Encoder
 from dynaflip.platform.evaluation.offline_data import OfflineEpisode
-from dynaflip.platform.evaluation.worker import CACHED_ENCODERS, FEATURE_BATCH
+from dynaflip.platform.evaluation.worker import FEATURE_BATCH
+from dynaflip.platform.evaluation.worker_encoders import WorkerEncoders
 from dynaflip.platform.triplets.clips import ClipRejected
 from dynaflip.platform.triplets.config import SourceConfig
+
+if TYPE_CHECKING:
+    from dynaflip.platform.evaluation.encoder_service import EncoderActors
 
 FitKey = tuple[str, int]  # name of an entry, seed of the policy
 
@@ -108,28 +112,46 @@ class OfflineWorker:
         import torch
 
         torch.set_num_threads(1)
-        self._encoders: dict[str, Any] = {}
+        self._encoders = WorkerEncoders()
         self._checked: set[str] = set()
 
-    def features(self, job: FeatureJob) -> dict[tuple[str, str], np.ndarray] | str:
-        """(digest of an encoder, condition) → (N, D) float32; a reason where nothing decodes."""
-        from dynaflip.eval.policies.encoder_policy import features_of
+    def features(
+        self, job: FeatureJob, there: EncoderActors | None = None
+    ) -> dict[tuple[str, str], np.ndarray] | str:
+        """(digest of an encoder, condition) → (N, D) float32; a reason where nothing decodes.
+
+        Args:
+            job: the episode.
+            there: actors that encode the images; None: this worker does.
+        """
+        from dynaflip.eval.policies.encoder_policy import begin_features
+
+        def finish(begun: dict[tuple[str, str], list[list[Any]]]) -> None:
+            for key, of_cameras in begun.items():
+                parts = [np.concatenate([answer() for answer in one]) for one in of_cameras]
+                found[key] = np.concatenate(parts, axis=1)
 
         try:
             images = decode_frames(job.source, job.episode, job.image_px)
         except ClipRejected as error:
             return error.reason
         found: dict[tuple[str, str], np.ndarray] = {}
+        size = FEATURE_BATCH if there is None else there.batch
+        sent: dict[tuple[str, str], list[list[Any]]] = {}
         # Each frame is perturbed once for all encoders.
         for condition in dict.fromkeys(name for _, name in job.wanted):
             seen = perturbed(images, job.values[condition], job.episode)
+            begun: dict[tuple[str, str], list[list[Any]]] = {}
             for encoder in (encoder for encoder, name in job.wanted if name == condition):
-                network = self._encoder(encoder, seen[0])
-                parts = [
-                    np.concatenate([features_of(network, batch) for (batch,) in _batches([one])])
+                network = self._encoder(encoder, seen[0], there)
+                begun[encoder.digest, condition] = [
+                    [begin_features(network, batch) for (batch,) in _batches([one], size)]
                     for one in seen
                 ]
-                found[encoder.digest, condition] = np.concatenate(parts, axis=1)
+            # Actors encode a condition's images while the next ones are perturbed.
+            finish(sent)
+            sent = begun
+        finish(sent)
         return found
 
     def fit(
@@ -157,8 +179,15 @@ class OfflineWorker:
         }
         return planned, tensors
 
-    def fit_on_tokens(self, job: TokenFitJob, training: TokenTraining) -> TokenFits:
+    def fit_on_tokens(
+        self, job: TokenFitJob, training: TokenTraining, there: EncoderActors | None = None
+    ) -> TokenFits:
         """Fit policies that read an encoder's tokens, which lie on this machine's disk meanwhile.
+
+        Args:
+            job: the policies.
+            training: what they learn from.
+            there: actors that encode the images; None: this worker does.
 
         Raises:
             UserError: no episode can be decoded, the actions of those that can are constant, the
@@ -169,6 +198,7 @@ class OfflineWorker:
         from dynaflip.eval.policies.encoder_policy import tokens_of_views
         from dynaflip.eval.policies.frozen_fit import fit_frozen, store_tokens
 
+        size = FEATURE_BATCH if there is None else there.batch
         lost: dict[str, str] = {}
         kept: list[OfflineEpisode] = []
 
@@ -180,8 +210,8 @@ class OfflineWorker:
                     lost[episode.digest()] = error.reason
                     continue
                 kept.append(episode)
-                network = self._encoder(job.encoder, images[0], training.scales)
-                for views in _batches(images):
+                network = self._encoder(job.encoder, images[0], there, training.scales)
+                for views in _batches(images, size):
                     yield tokens_of_views(network, views, training.scales)
             if not kept:
                 raise UserError(
@@ -196,7 +226,11 @@ class OfflineWorker:
         return TokenFits(fits, lost)
 
     def act(
-        self, job: ActJob, training: TokenTraining, fitted: Mapping[FitKey, Fitted]
+        self,
+        job: ActJob,
+        training: TokenTraining,
+        fitted: Mapping[FitKey, Fitted],
+        there: EncoderActors | None = None,
     ) -> dict[FitKey, dict[str, np.ndarray]] | str:
         """Policy → condition → its actions, (N, M) in [-1, 1]; a reason where nothing decodes.
 
@@ -204,6 +238,7 @@ class OfflineWorker:
             job: the episode.
             training: of the policies; its episodes are not read.
             fitted: all policies, of which the job names some.
+            there: actors that encode the images; None: this worker does.
         """
         from dynaflip.eval.policies.recipe import assemble, split_tensors
 
@@ -211,11 +246,12 @@ class OfflineWorker:
             images = decode_frames(job.source, job.episode, job.image_px)
         except ClipRejected as error:
             return error.reason
+        size = FEATURE_BATCH if there is None else there.batch
         context = context_of(job.episode, training.words)
         by_encoder: dict[str, dict[FitKey, Any]] = {}
         for key in job.wanted:
             one = fitted[key]
-            network = self._encoder(one.encoder, images[0], training.scales)
+            network = self._encoder(one.encoder, images[0], there, training.scales)
             policy = assemble(
                 training.recipe, split_tensors(one.tensors), network, cameras=len(images)
             )
@@ -228,7 +264,7 @@ class OfflineWorker:
                 # A batch's tokens are read at once, so that no episode's tokens are in memory.
                 parts: dict[FitKey, list[np.ndarray]] = {key: [] for key in policies}
                 start = 0
-                for views in _batches(seen):
+                for views in _batches(seen, size):
                     rows = slice(start, start + len(views[0]))
                     tokens, start = first.see(views), rows.stop
                     words = None if context is None else context[rows]
@@ -239,14 +275,17 @@ class OfflineWorker:
                     found[key][condition] = np.concatenate(actions)
         return found
 
-    def _encoder(self, encoder: Encoder, images: np.ndarray, scales: int | None = None) -> Any:
+    def _encoder(
+        self,
+        encoder: Encoder,
+        images: np.ndarray,
+        there: EncoderActors | None,
+        scales: int | None = None,
+    ) -> Any:
+        """An encoder, here or in encoder actors; checked on some images when it is first asked."""
         from dynaflip.eval.policies.encoder_policy import check_encoder
 
-        if encoder.digest not in self._encoders:
-            if len(self._encoders) >= CACHED_ENCODERS:
-                self._encoders.pop(next(iter(self._encoders)))
-            self._encoders[encoder.digest] = load(encoder)
-        network = self._encoders[encoder.digest]
+        network = self._encoders.of(encoder, there)
         if encoder.digest not in self._checked:
             check_encoder(network, images[:4], scales)
             self._checked.add(encoder.digest)
@@ -329,7 +368,7 @@ def context_of(
     return None if words is None else np.stack([words[caption] for caption in episode.captions])
 
 
-def _batches(views: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
-    """The cameras' frames, some at a time."""
-    for start in range(0, len(views[0]), FEATURE_BATCH):
-        yield [one[start : start + FEATURE_BATCH] for one in views]
+def _batches(views: list[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    """The cameras' frames, ``size`` moments at a time."""
+    for start in range(0, len(views[0]), size):
+        yield [one[start : start + size] for one in views]

@@ -9,7 +9,7 @@ from dynaflip.eval.envs.base import EnvironmentSpec
 from dynaflip.eval.policies.recipe import ENCODER_PREFIX
 from dynaflip.platform.actor_pool import ActorPool
 from dynaflip.platform.evaluation import cache
-from dynaflip.platform.evaluation.encoder_service import EncoderActors, EncoderService
+from dynaflip.platform.evaluation.encoder_service import EncoderActors, EncoderService, actors_for
 from dynaflip.platform.evaluation.encoders_under_test import Encoder
 from dynaflip.platform.evaluation.end_to_end_fits import fit_end_to_end_policies
 from dynaflip.platform.evaluation.fits_config import ANYWHERE, FitsConfig
@@ -113,7 +113,7 @@ def _fit_frozen(
     groups = fit_groups(specs)
     results = pool.run(
         JobQueue(groups).next,
-        lambda actor, group: actor.fit.remote(group, _there(service)),
+        lambda actor, group: actor.fit.remote(group, actors_for(service)),
         number=len(groups),
         describe=lambda group: f"fitting {len(group)} policies on {group[0].encoder.name}",
     )
@@ -141,7 +141,7 @@ def compare_with_expert(
     def submit(actor: Any, key: _Imitation) -> Any:
         specs = {job.policy.digest(): job.policy for job in batches[key]}
         fitted = [digest for digest, spec in specs.items() if spec.encoder.folder is not None]
-        there = _there(service) if fitted else None
+        there = actors_for(service) if fitted else None
         weights = {digest: _weights(digest, there) for digest in fitted}
         return actor.compare_with_expert.remote(batches[key], weights, there)
 
@@ -173,11 +173,6 @@ def compute_saliency(
     return {task: of_task for task, of_task in maps.items() if of_task is not None}
 
 
-def _there(service: EncoderService | None) -> EncoderActors | None:
-    """The encoder actors for a job; None where its worker encodes."""
-    return None if service is None else service.for_a_job()
-
-
 def _weights(digest: str, there: EncoderActors | None) -> dict[str, Any]:
     """A policy's tensors that a worker needs: without an encoder that actors load themselves."""
     weights = cache.load_policy(digest)
@@ -198,7 +193,7 @@ def _roll_out_missing(
         spec = job.policy
         if spec.encoder.folder is None:
             return actor.roll_out.remote(job, None)
-        there = _there(service)
+        there = actors_for(service)
         return actor.roll_out.remote(job, _weights(spec.digest(), there), there)
 
     with tqdm(total=len(jobs), desc="roll out", unit="job", disable=quiet) as bar:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dynaflip.eval.envs.registry import environment
 from dynaflip.eval.rollout import EpisodeStart
 from dynaflip.platform.evaluation.demonstration_set import DemonstrationSet
-from dynaflip.platform.evaluation.encoders_under_test import EXPERT, RANDOM_POLICY, Encoder, load
+from dynaflip.platform.evaluation.encoders_under_test import EXPERT, RANDOM_POLICY, Encoder
 from dynaflip.platform.evaluation.job_result import JobResult
 from dynaflip.platform.evaluation.plan import EvaluationJob, PolicySpec
 from dynaflip.platform.evaluation.policy_fits import (
@@ -19,13 +19,13 @@ from dynaflip.platform.evaluation.policy_fits import (
     fit_policy,
     fitted_policy,
 )
+from dynaflip.platform.evaluation.worker_encoders import WorkerEncoders
 
 if TYPE_CHECKING:
     from dynaflip.eval.metrics.attention import AttentionMaps
     from dynaflip.platform.evaluation.encoder_service import EncoderActors
 
 CACHED_DEMONSTRATIONS = 5  # tasks whose decoded frames stay in memory
-CACHED_ENCODERS = 4
 
 SALIENCY_STEP = 40  # control steps: the hand has reached the object or is about to
 
@@ -66,7 +66,7 @@ class Worker:
         torch.set_num_threads(1)
         self._scenes: list[Any] = []
         self._loaded: SceneSpec | None = None
-        self._encoders: dict[str, Any] = {}
+        self._encoders = WorkerEncoders()
         self._views: tuple[Any, Any] | None = None
         self._frames: dict[str, Any] = {}
 
@@ -185,7 +185,7 @@ class Worker:
                 scene.step(scene.expert_action())
             views.append((scene.rgb(), *scene.robot_and_object()))
         images, robot, objects = (np.stack(column) for column in zip(*views, strict=True))
-        maps = {e.digest: saliency(self._encoder(e), images) for e in encoders}
+        maps = {e.digest: saliency(self._encoders.here(e), images) for e in encoders}
         return SaliencyMaps(images, robot, objects, maps)
 
     def attention(
@@ -206,7 +206,7 @@ class Worker:
         moments = moments_of(self._load_scenes(spec, 1)[0], starts)
         readings = {}
         for policy, weights in policies:
-            encoder = self._encoder(policy.encoder)
+            encoder = self._encoders.here(policy.encoder)
             fitted = fitted_policy(policy, weights, encoder, spec.task)
             reading = reading_of(fitted, moments.images)
             if reading is None:
@@ -252,22 +252,10 @@ class Worker:
             self._frames[demonstrations.digest] = read_demonstrations(demonstrations)
         return self._frames[demonstrations.digest]
 
-    def _encoder(self, encoder: Encoder) -> Any:
-        if encoder.digest not in self._encoders:
-            if len(self._encoders) >= CACHED_ENCODERS:
-                self._encoders.pop(next(iter(self._encoders)))
-            self._encoders[encoder.digest] = load(encoder)
-        return self._encoders[encoder.digest]
-
     def _encoder_of(self, spec: PolicySpec, there: EncoderActors | None) -> Any:
         """A policy's encoder: here, or in encoder actors."""
-        if there is None:
-            return self._encoder(spec.encoder)
-        from dynaflip.platform.evaluation.encoder_actor import EncoderSource
-        from dynaflip.platform.evaluation.encoder_service import RemoteEncoder
-
         trained = None if spec.adaptation == "frozen" else spec.digest()
-        return RemoteEncoder(there, EncoderSource(spec.encoder, trained))
+        return self._encoders.of(spec.encoder, there, trained)
 
     def _policy(
         self, job: EvaluationJob, weights: dict[str, Any] | None, there: EncoderActors | None

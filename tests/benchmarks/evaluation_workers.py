@@ -104,7 +104,7 @@ def measure_worker(encoder: Encoder, chunk: int, steps: int) -> float:
         meter.watch(scene, "reset", "physics")
         meter.watch(scene, "apply", "perturbing")
         meter.watch(scene, "restore", "perturbing")
-    network = worker._encoders[encoder.digest]
+    network = worker._encoders.here(encoder)
     meter.watch(network, "forward", "encoding")
     with suppress(ImportError):
         import dynaflip.eval.labelled_frames as frames

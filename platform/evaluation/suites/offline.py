@@ -43,6 +43,7 @@ class Offline(Suite):
         )
         from dynaflip.platform import tracking
         from dynaflip.platform.actor_pool import ActorPool
+        from dynaflip.platform.evaluation.encoder_service import EncoderService
         from dynaflip.platform.evaluation.encoders_under_test import resolve_encoders
         from dynaflip.platform.evaluation.offline_data import read_offline
         from dynaflip.platform.evaluation.offline_kept import keep_offline_policies
@@ -62,11 +63,12 @@ class Offline(Suite):
         data = read_offline(config)
         tested = with_no_image(data, resolve_encoders(config))
         plan = plan_offline(config, data)
+        service = EncoderService(config.encoder_actor)  # refused before anything is counted
         run, test_evaluation = _open_run(config, data, plan, tested)
         with tracking.ending(run):
             run.log_settings(config)
-            with ActorPool(OfflineWorker, job="evaluate") as pool:
-                found = fit_and_test(config, data, plan, tested, pool)
+            with service, ActorPool(OfflineWorker, job="evaluate") as pool:
+                found = fit_and_test(config, data, plan, tested, pool, service)
             notes = [*data.notes, *heldout_share_notes(config.heldout_share, tested)]
             notes += [f"note: left out {reason}" for reason in found.lost]
             if test_evaluation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from dynaflip.errors import UserError
 from dynaflip.eval.policies.config import BehaviourCloningConfig, DiffusionConfig
 from dynaflip.eval.policies.readouts.config import AttentiveConfig, SpatialSoftmaxConfig
 from dynaflip.eval.policies.recipe import PolicyRecipe
+from dynaflip.platform.actor_pool import ActorPool
+from dynaflip.platform.evaluation.encoder_config import EncoderActorConfig
+from dynaflip.platform.evaluation.encoder_service import EncoderService
 from dynaflip.platform.evaluation.encoders_under_test import (
     Encoder,
     EncoderUnderTest,
@@ -21,9 +25,10 @@ from dynaflip.platform.evaluation.encoders_under_test import (
 )
 from dynaflip.platform.evaluation.offline_config import OfflineConfig
 from dynaflip.platform.evaluation.offline_data import OfflineData, read_offline
+from dynaflip.platform.evaluation.offline_features import _path
 from dynaflip.platform.evaluation.offline_kept import write_offline_policy
-from dynaflip.platform.evaluation.offline_plan import plan_offline, version_tag
-from dynaflip.platform.evaluation.offline_run import OfflineResult
+from dynaflip.platform.evaluation.offline_plan import evaluation_digest, plan_offline, version_tag
+from dynaflip.platform.evaluation.offline_run import OfflineResult, fit_and_test
 from dynaflip.platform.evaluation.offline_tokens import training_of
 from dynaflip.platform.evaluation.offline_worker import (
     ActJob,
@@ -174,3 +179,54 @@ def test_episodes_that_cannot_be_decoded_are_left_out_and_said(
     training = training_of(config, data, None, recipe_of(config), 1)
     fits = OfflineWorker().fit_on_tokens(TokenFitJob("trained", encoder, (0,)), training)
     assert list(fits.lost) == [broken.digest()]
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("readout", ["pooled", "attentive"])
+def test_encoder_actors_give_what_workers_give(
+    tmp_path: Path,
+    encoder: Encoder,
+    ray_cluster: None,
+    monkeypatch: pytest.MonkeyPatch,
+    readout: str,
+) -> None:
+    reads = {"attentive": ATTENTIVE} if readout == "attentive" else {}
+    config, data = read(tmp_path / "set", readout=readout, seeds=1, **reads)
+    there = replace(config, encoder_actor=EncoderActorConfig(device="cpu", batch=8))
+    tested, plan = [EncoderUnderTest("trained", (encoder,))], plan_offline(config, data)
+    found, asked = [], []
+    for number, one in enumerate((config, there)):
+        monkeypatch.setenv("DYNAFLIP_HOME", str(tmp_path / f"home-{number}"))
+        with (
+            EncoderService(one.encoder_actor) as service,
+            ActorPool(OfflineWorker, job="test") as pool,
+        ):
+            found.append(fit_and_test(one, data, plan, tested, pool, service).table)
+            actors = service.for_a_job()
+            asked.append(actors is not None and ray_get(actors.actors[0].usage.remote()).images)
+    assert not asked[0]
+    assert asked[1] > 0
+    assert found[0].drop("action_error", "squared").equals(found[1].drop("action_error", "squared"))
+    for name in ("action_error", "squared"):
+        np.testing.assert_allclose(found[0][name], found[1][name], rtol=1e-3)
+
+
+def test_results_in_half_precision_are_apart(tmp_path: Path, encoder: Encoder) -> None:
+    config, data = read(tmp_path)
+    half = replace(config, encoder_actor=EncoderActorConfig(device="cpu", precision="float16"))
+    actors = replace(config, encoder_actor=EncoderActorConfig(device="cpu", batch=8))
+    plan, tested = plan_offline(config, data), [EncoderUnderTest("trained", (encoder,))]
+    digests = [evaluation_digest(one, data, plan, tested) for one in (config, actors, half)]
+    assert digests[0] == digests[1] != digests[2]
+    paths = [
+        {_path(one, encoder.digest, episode.digest(), {}) for episode in data.train}
+        for one in (config, actors, half)
+    ]
+    assert paths[0] == paths[1]
+    assert paths[0].isdisjoint(paths[2])
+
+
+def ray_get(reference: Any) -> Any:
+    import ray
+
+    return ray.get(reference)
