@@ -5,7 +5,8 @@
 
 Nothing is pretrained: the encoder is a registered version or a folder. Offline, policies learn from
 the recordings and are asked about held-out ones; in rollouts the same head learns from 25
-demonstrations and acts. Both are on dev, with perturbed images and scenes; differences are paired,
+demonstrations and acts, by the protocol of jobs/configs/headline.yaml but for some tasks, factors
+and episodes. Both are on dev, with perturbed images and scenes; differences are paired,
 above 0 where the trained encoder is better, with 95 % intervals. Finished jobs are cached, so a
 second start goes on. Exit code 1 where one is clearly better and the other clearly worse.
 """
@@ -15,8 +16,10 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
-from dynaflip.eval.policies.config import BehaviourCloningConfig
+from dynaflip.platform.config_loader import load_config
 from dynaflip.platform.evaluation.config import RolloutConfig
 from dynaflip.platform.evaluation.offline_config import OfflineConfig
 from dynaflip.platform.evaluation.suites.offline import Offline
@@ -25,7 +28,7 @@ from dynaflip.platform.paths import default_data, input_path
 
 GROUPS = ("out_of_distribution", "in_distribution")
 Ends = tuple[float, float, float]  # value, low, high
-HEAD = BehaviourCloningConfig(chunk=16, input_norm="std_floor")  # the headline's
+HEADLINE = Path(__file__).resolve().parents[2] / "jobs" / "configs" / "headline.yaml"
 
 
 def offline_gaps(args: argparse.Namespace) -> dict[str, Ends]:
@@ -35,7 +38,7 @@ def offline_gaps(args: argparse.Namespace) -> dict[str, Ends]:
         source=input_path(args.data, default_data()),
         baselines=("initialization",),
         seeds=args.seeds,
-        behaviour_cloning=HEAD,
+        behaviour_cloning=load_config(RolloutConfig, str(HEADLINE), {}).behaviour_cloning,
         keep_policies=False,
     )
     outcome = Offline().run(config)
@@ -46,15 +49,16 @@ def offline_gaps(args: argparse.Namespace) -> dict[str, Ends]:
 
 def rollout_gaps(args: argparse.Namespace) -> dict[str, Ends]:
     """Group of conditions → how much more often the trained encoder succeeds, share."""
-    config = RolloutConfig(
+    config = replace(
+        load_config(RolloutConfig, str(HEADLINE), {}),
+        split="dev",
         encoder=args.encoder,
         baselines=("initialization",),
         tasks=tuple(args.tasks.split(",")),
-        factors=tuple(args.factors.split(",")),
+        factors=tuple(args.factors.split(",")) if args.factors else (),
         all_at_once=False,
         seeds=args.seeds,
         episodes=args.episodes,
-        behaviour_cloning=HEAD,
         keep_policies=False,
     )
     outcome = Rollouts().run(config)
@@ -83,7 +87,7 @@ def main() -> int:
     parser.add_argument("--encoder", default="models:/dynaflip-encoder@candidate")
     parser.add_argument("--data", default=None, help="LeRobot set; the home's data/demo")
     parser.add_argument("--tasks", default="drawer-open,button-press-topdown,door-open")
-    parser.add_argument("--factors", default="light_gain,table_colour,camera")
+    parser.add_argument("--factors", default="light_gain,table_colour,camera", help="'' takes all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--episodes", type=int, default=10)
     args = parser.parse_args()

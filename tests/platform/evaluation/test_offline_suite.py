@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -114,11 +117,18 @@ def test_a_pretraining_that_held_out_less_is_said_with_both_shares(tmp_path: Pat
     assert notes(0.2) == notes(0.5) == notes(None) == []
 
 
+def started(home: Path, *words: str) -> dict[str, Any]:
+    """How the job is started as a program of its own."""
+    return {
+        "args": [sys.executable, str(ROOT / "jobs/evaluate.py"), "--suite", "offline", *words],
+        "env": {**os.environ, "DYNAFLIP_HOME": str(home), "PYTHONPATH": str(ROOT)},
+        "cwd": home.parent,
+    }
+
+
 def evaluate(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(ROOT / "jobs/evaluate.py"), "--suite", "offline", *words],
-        env={**os.environ, "DYNAFLIP_HOME": str(home), "PYTHONPATH": str(ROOT)},
-        cwd=home.parent,
+        **started(home, *words),
         capture_output=True,
         text=True,
         timeout=300,
@@ -184,3 +194,45 @@ def test_one_command_compares_two_encoders_on_own_recordings(
     for line in done.stdout.splitlines():
         if line.startswith(("  trained", "  dinov2")):
             assert line in again.stdout
+
+
+@pytest.mark.integration
+def test_a_killed_evaluation_on_tokens_resumes_to_the_table_of_an_uninterrupted_one(
+    tmp_path: Path,
+) -> None:
+    encoder = encoder_folder(tmp_path / "encoder")
+    words = ["--source", write(tmp_path / "data", episodes=12), "--heldout_share", "0.4"]
+    words += ["--encoder", str(encoder), "--baselines", "[random]", "--factors", "light"]
+    words += ["--readout", "spatial_softmax", "--seeds", "2", "--behaviour_cloning.steps", "200"]
+    home = tmp_path / "killed"
+    killed = subprocess.Popen(
+        **started(home, *words),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    kept = home / "evaluation" / "offline"
+    deadline = time.monotonic() + 240
+    try:
+        while not list(kept.glob("*.safetensors")) and killed.poll() is None:
+            assert time.monotonic() < deadline, "no policy was fitted"
+            time.sleep(0.02)
+    finally:
+        os.killpg(killed.pid, signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL, "it ended before it was killed"
+    before = {path: path.stat().st_mtime_ns for path in kept.rglob("*") if path.is_file()}
+    assert before
+    assert not list((home / "reports").glob("*")), "nothing half-written is left behind"
+
+    done = evaluate(home, *words)
+    assert done.returncode == 0, done.stderr
+    after = {path: path.stat().st_mtime_ns for path in kept.rglob("*") if path.is_file()}
+    assert before.items() <= after.items(), "what was done is done again"
+    assert len(after) > len(before)
+    whole = evaluate(tmp_path / "whole", *words)
+    assert whole.returncode == 0, whole.stderr
+    tables = [
+        pl.read_parquet(next((folder / "reports").glob("*.parquet"))).drop("run")
+        for folder in (home, tmp_path / "whole")
+    ]
+    assert tables[0].equals(tables[1])
