@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dynaflip.errors import UserError
 from dynaflip.eval.envs.registry import environment
 from dynaflip.platform.evaluation import cache
 from dynaflip.platform.evaluation.config import RolloutConfig
@@ -34,6 +33,8 @@ from dynaflip.platform.evaluation.plan import EvaluationJob, plan_rollouts
 from dynaflip.platform.evaluation.report.tables import Section
 
 POOL_S = 4.0  # assumed: actors that start for a task's demonstrations
+# Assumed of a GPU: forward and backward through an image that trains the encoder.
+TRAINED_IMAGE = 3.0
 
 
 @dataclass
@@ -68,10 +69,8 @@ def dry_run(
         imitation: policies are shown the expert's moments, and are not rolled out.
 
     Raises:
-        UserError: as the evaluation itself would raise, or its encoders are trained.
+        UserError: as the evaluation itself would raise.
     """
-    if config.adaptation != "frozen":
-        raise UserError(f"--dry-run: adaptation {config.adaptation} is not estimated, frozen is")
     with tempfile.TemporaryDirectory() as folder:
         _, tasks, jobs = plan_rollouts(config, Path(folder))
         work = work_of(config, tasks, jobs, imitation=imitation)
@@ -172,6 +171,12 @@ def _fits_s(work: Work, costs: Costs, workers: int, gpu_images_per_s: float | No
     seconds, encoded = [], 0.0
     for group in work.fits:
         fitted = costs.policies[group[0].policy.encoder.digest]
+        if fitted.trained_images:  # one by one, on GPUs where there are any
+            if gpu_images_per_s is None:
+                seconds += [fitted.fit_s] * len(group)
+            else:
+                encoded += TRAINED_IMAGE * fitted.trained_images * len(group)
+            continue
         images = sum(_frames(d, costs.scene) for d in group[0].policy.demonstrations)
         encoded += images
         encode_s = fitted.encode_s if gpu_images_per_s is None else 0.0
@@ -271,7 +276,8 @@ def _work_section(work: Work, costs: Costs) -> Section:
     if scene.demonstration_steps:
         section.rows.append(["demonstrations to render, episodes", str(episodes), frame])
     if used:
-        groups = [group[0].policy.demonstrations for group in work.fits]
+        frozen = [g[0].policy for g in work.fits if g[0].policy.adaptation == "frozen"]
+        groups = [policy.demonstrations for policy in frozen]
         images = sum(_frames(d, scene) for shown in groups for d in shown)
         encode = f"{span([c.encode_s for c in used])} an image"
         fit = f"{span([c.fit_s for c in used], 0)} a policy"

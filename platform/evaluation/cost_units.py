@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from dynaflip.eval.envs.registry import environment
+from dynaflip.eval.policies.config import EndToEndConfig
 from dynaflip.eval.rollout import EpisodeStart
 from dynaflip.files import write_file
 from dynaflip.platform.cluster import available_cpus
@@ -31,10 +32,11 @@ from dynaflip.platform.evaluation.plan import EvaluationJob, PolicySpec
 from dynaflip.platform.paths import home
 from dynaflip.platform.provenance import hardware
 
-_VERSION = 2
+_VERSION = 3
 _RENDERS, _STEPS = 8, 40
 _FRAMES = 16  # images that a trial fit is given
 _FIT_STEPS = (10, 40)
+_END_TO_END_STEPS = (1, 4)
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class PolicyCosts:
     act_s: float  # an image while acting: encoder, read-out and head
     fit_s: float  # a policy, its features at hand
     chunk: int  # steps from one image to the next
+    trained_images: int = 0  # of a fit that trains the encoder; 0: the encoder is frozen
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ def policy_costs(job: EvaluationJob) -> PolicyCosts:
         act_s=values["act_s"],
         fit_s=values["fit_s"],
         chunk=round(values["chunk"]),
+        trained_images=round(values["trained_images"]),
     )
 
 
@@ -111,6 +115,7 @@ def policy_kind(job: EvaluationJob) -> str:
     described = json.loads((Path(spec.encoder.folder) / "config.json").read_text())
     recipe = [described["preprocessing"], described["image_architecture"], described["model"]]
     recipe += [spec.head, spec.head_settings, spec.readout, spec.readout_settings]
+    recipe += [spec.adaptation, spec.end_to_end]
     return key_of("policy", [*recipe, job.image_px, job.environments])
 
 
@@ -219,7 +224,6 @@ def _measure_policy(job: EvaluationJob) -> PolicyCosts:
     import numpy as np
     import torch
 
-    from dynaflip.eval.rollout import Observation
     from dynaflip.platform.evaluation.demonstration_set import DemonstrationFrames
     from dynaflip.platform.evaluation.encoders_under_test import load
     from dynaflip.platform.evaluation.policy_fits import encode_demonstrations, fitted_policy
@@ -235,6 +239,13 @@ def _measure_policy(job: EvaluationJob) -> PolicyCosts:
         np.arange(_FRAMES) // 4,
     )
     frozen = load(policy.encoder)
+    if policy.adaptation != "frozen":
+        weights, fit_s = _fit_end_to_end(policy, frames)
+        acting = fitted_policy(policy, weights, None, job.task)
+        training = EndToEndConfig(**policy.end_to_end)
+        encode_s, act_s, chunk = _acting(acting, images, job.environments, spec.proprioception_dim)
+        trained = training.steps * training.batch_size
+        return PolicyCosts(encode_s, act_s, fit_s, chunk, trained)
     shown = encode_demonstrations(frozen, [frames], policy)
     _, encode_s = timed(lambda: encode_demonstrations(frozen, [frames], policy))
     # Its checks encode a few images more than once: they are part of a fit's cost, not of an image.
@@ -245,11 +256,43 @@ def _measure_policy(job: EvaluationJob) -> PolicyCosts:
         encode_s = max(encode_s - check_s, encode_s / 4)
     weights, fit_s = _fit(policy, shown)
     acting = fitted_policy(policy, weights, frozen, job.task)
-    batch = images[: job.environments]
-    seen = Observation(batch, np.zeros((len(batch), spec.proprioception_dim), np.float32))
-    plan = acting.act(seen)
-    _, act_s = timed(lambda: [acting.act(seen) for _ in range(3)])
-    return PolicyCosts(encode_s / _FRAMES, act_s / 3 / len(batch), fit_s, plan.shape[1])
+    _, act_s, chunk = _acting(acting, images, job.environments, spec.proprioception_dim)
+    return PolicyCosts(encode_s / _FRAMES, act_s, fit_s, chunk)
+
+
+def _acting(policy: Any, images: Any, number: int, states: int) -> tuple[float, float, int]:
+    """Seconds of an image that is only encoded, of one that is acted on, and steps between two.
+
+    Args:
+        policy: an :class:`~dynaflip.eval.policies.encoder_policy.EncoderPolicy`.
+        images: (N, H, W, 3) uint8.
+        number: of environments that ask together.
+        states: width of proprioception.
+    """
+    import numpy as np
+
+    from dynaflip.eval.rollout import Observation
+
+    batch = images[:number]
+    seen = Observation(batch, np.zeros((len(batch), states), np.float32))
+    plan = policy.act(seen)
+    _, act_s = timed(lambda: [policy.act(seen) for _ in range(3)])
+    _, encode_s = timed(lambda: [policy.see([batch]) for _ in range(3)])
+    return encode_s / 3 / len(batch), act_s / 3 / len(batch), plan.shape[1]
+
+
+def _fit_end_to_end(policy: PolicySpec, frames: Any) -> tuple[dict[str, Any], float]:
+    """A policy that has trained its encoder for few steps, and the seconds that all steps take."""
+    from dynaflip.platform.evaluation.policy_fits import fit_end_to_end_policy
+
+    given = policy.end_to_end
+    return _slope(
+        lambda steps: fit_end_to_end_policy(
+            replace(policy, end_to_end={**given, "steps": steps}), frames
+        ),
+        EndToEndConfig(**given).steps,
+        _END_TO_END_STEPS,
+    )
 
 
 def _fit(policy: PolicySpec, shown: Any) -> tuple[dict[str, Any], float]:
@@ -281,13 +324,20 @@ def fit_seconds(
     steps = getattr(head_settings(head, settings), "steps", None)
     if steps is None:
         return timed(lambda: fit(settings))
-    seconds: list[float] = []
-    fitted: Any = None
-    for number in (_FIT_STEPS[0], *_FIT_STEPS):  # the first one warms up
-        fitted, spent = timed(partial(fit, {**settings, "steps": number}))
-        seconds.append(spent)
-    step_s = max(seconds[2] - seconds[1], 0.0) / (_FIT_STEPS[1] - _FIT_STEPS[0])
-    return fitted, step_s * steps
+    return _slope(lambda number: fit({**settings, "steps": number}), steps, _FIT_STEPS)
+
+
+def _slope(fit: Callable[[int], Any], steps: int, trial: tuple[int, int]) -> tuple[Any, float]:
+    """What a fit of few steps gives, and the seconds of one of all steps.
+
+    Args:
+        fit: number of steps → what is fitted.
+        steps: all of them.
+        trial: two numbers of steps, whose difference is timed.
+    """
+    fit(trial[0])  # warms up
+    (_, few_s), (fitted, more_s) = (timed(partial(fit, number)) for number in trial)
+    return fitted, max(more_s - few_s, 0.0) / (trial[1] - trial[0]) * steps
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:

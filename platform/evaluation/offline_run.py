@@ -66,13 +66,7 @@ def fit_and_test(
         UserError: the training actions are all constant, or too few episodes can be decoded.
     """
     scale_of(data.train, config.source)  # refused before anything is encoded
-    recipe = PolicyRecipe(
-        config.head,
-        config.settings_of_head(),
-        config.readout,
-        config.settings_of_readout(),
-        data.train[0].proprioception.shape[1] > 0,
-    )
+    recipe = offline_recipe(config, data)
     words, scales = words_of(data), scales_of(recipe.readout, recipe.readout_settings)
     planned: Planned = {}
     policies: dict[FitKey, dict[str, Any]] = {}
@@ -101,6 +95,17 @@ def fit_and_test(
             found = planned[entry.name, seed]
             rows += _rows((entry.name, digest, seed), data, plan, scale, found)
     return OfflineResult(pl.DataFrame(rows), scale, recipe, words, policies, lost)
+
+
+def offline_recipe(config: OfflineConfig, data: OfflineData) -> PolicyRecipe:
+    """The policies' recipe; they are given proprioception where the data has it."""
+    return PolicyRecipe(
+        config.head,
+        config.settings_of_head(),
+        config.readout,
+        config.settings_of_readout(),
+        data.train[0].proprioception.shape[1] > 0,
+    )
 
 
 def _fit_on_features(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,63 @@ def training_of(
     return TokenTraining(data.source, tuple(data.train), config.image_px, words, recipe, scales)
 
 
+def token_fits(
+    config: OfflineConfig,
+    data: OfflineData,
+    training: TokenTraining,
+    tested: Sequence[EncoderUnderTest],
+) -> tuple[list[TokenFitJob], dict[FitKey, Path]]:
+    """Fits that are not kept, those of an encoder together; and the file of every policy."""
+    digests = [episode.digest() for episode in training.episodes]
+    paths = {
+        (entry.name, seed): _fit_path(config, data, training, entry.encoder(seed), seed, digests)
+        for entry in tested
+        for seed in range(config.seeds)
+    }
+    jobs, planned = [], set[Path]()  # entries of equal weights share their policies
+    for entry in tested:
+        seeds_of: dict[Encoder, list[int]] = {}
+        for seed in range(config.seeds):
+            path = paths[entry.name, seed]
+            if path not in planned and not path.is_file():
+                planned.add(path)
+                seeds_of.setdefault(entry.encoder(seed), []).append(seed)
+        jobs += [TokenFitJob(entry.name, one, tuple(s)) for one, s in seeds_of.items()]
+    return jobs, paths
+
+
+def act_jobs(
+    config: OfflineConfig,
+    data: OfflineData,
+    plan: OfflinePlan,
+    encoders: Mapping[FitKey, Encoder],
+    fits: Mapping[FitKey, Path],
+) -> list[ActJob]:
+    """Held-out episodes in which some policies' actions are not kept.
+
+    Args:
+        config, data, plan: of the evaluation.
+        encoders: of each policy.
+        fits: file of each policy.
+    """
+    one_of_each = {fits[key]: key for key in reversed(encoders)}.values()  # of equal weights
+    distinct, jobs = list(dict.fromkeys(encoders.values())), []
+    # As many encoders at a time as stay loaded; an image is decoded once for all of them.
+    for start in range(0, len(distinct), CACHED_ENCODERS):
+        some = distinct[start : start + CACHED_ENCODERS]
+        keys = [key for key in encoders if key in one_of_each and encoders[key] in some]
+        for episode in data.heldout:
+            wanted = tuple(
+                key
+                for key in keys
+                if not _actions_path(config, fits[key].stem, episode, plan).is_file()
+            )
+            if wanted:
+                values = plan.of(episode)
+                jobs.append(ActJob(data.source, episode, config.image_px, values, wanted))
+    return jobs
+
+
 def fit_on_tokens(
     config: OfflineConfig,
     data: OfflineData,
@@ -63,24 +120,17 @@ def fit_on_tokens(
 ) -> tuple[list[Fitted], list[str]]:
     """Fit what is not fitted; reasons of the training episodes that cannot be decoded, which go.
 
+    Args:
+        config, data, training, tested: of the evaluation.
+        pool: of :class:`~dynaflip.platform.evaluation.offline_worker.OfflineWorker`.
+        service: encodes the workers' images, if it has actors; None: workers do.
+
     Raises:
         UserError: no episode can be decoded.
     """
     from tqdm import tqdm
 
-    digests = [episode.digest() for episode in training.episodes]
-    paths = {
-        (entry.name, seed): _fit_path(config, data, training, entry.encoder(seed), seed, digests)
-        for entry in tested
-        for seed in range(config.seeds)
-    }
-    jobs = []
-    for entry in tested:
-        seeds_of: dict[Encoder, list[int]] = {}
-        for seed in range(config.seeds):
-            if not paths[entry.name, seed].is_file():
-                seeds_of.setdefault(entry.encoder(seed), []).append(seed)
-        jobs += [TokenFitJob(entry.name, one, tuple(s)) for one, s in seeds_of.items()]
+    jobs, paths = token_fits(config, data, training, tested)
     with tqdm(total=len(jobs), desc="fit", unit="encoder", disable=not jobs) as bar:
         import ray
 
@@ -115,31 +165,27 @@ def act_on_tokens(
 ) -> tuple[Planned, list[str]]:
     """Ask every policy for its actions; reasons of the episodes that cannot be decoded, which go.
 
+    Args:
+        config, data, plan, training: of the evaluation.
+        fitted: the policies.
+        pool: of :class:`~dynaflip.platform.evaluation.offline_worker.OfflineWorker`.
+        service: encodes the workers' images, if it has actors; None: workers do.
+
     Raises:
         UserError: no held-out episode can be decoded.
     """
     from tqdm import tqdm
 
     digests = [episode.digest() for episode in training.episodes]
-    fit_paths = {
+    fits = {
         one.key: _fit_path(config, data, training, one.encoder, one.seed, digests) for one in fitted
     }
 
     def path(key: FitKey, episode: OfflineEpisode) -> Path:
-        return _actions_path(config, fit_paths[key].stem, episode, plan)
+        return _actions_path(config, fits[key].stem, episode, plan)
 
-    encoders = list(dict.fromkeys(one.encoder for one in fitted))
+    jobs = act_jobs(config, data, plan, {one.key: one.encoder for one in fitted}, fits)
     lost: dict[str, str] = {}
-    jobs = []
-    # As many encoders at a time as stay loaded; an image is decoded once for all of them.
-    for start in range(0, len(encoders), CACHED_ENCODERS):
-        some = encoders[start : start + CACHED_ENCODERS]
-        keys = [one.key for one in fitted if one.encoder in some]
-        for episode in data.heldout:
-            wanted = tuple(key for key in keys if not path(key, episode).is_file())
-            if wanted:
-                values = plan.of(episode)
-                jobs.append(ActJob(data.source, episode, config.image_px, values, wanted))
     count = sum(len(job.values) * len(job.episode.frames) for job in jobs)
     with tqdm(total=count, desc="act", unit="image", disable=not count) as bar:
         import ray

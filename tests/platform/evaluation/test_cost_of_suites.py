@@ -11,13 +11,18 @@ from synthetic_triplets import write_triplets
 from tiny_rollouts import encoder_folder, tiny
 
 from dynaflip.eval.image_perturbations import IMAGE_FACTOR_NAMES
-from dynaflip.platform.evaluation import cost, cost_offline, cost_probes
-from dynaflip.platform.evaluation.cost_offline import EncoderCosts, FrameCosts
+from dynaflip.eval.policies.readouts.config import SpatialSoftmaxConfig
+from dynaflip.platform.evaluation import cost, cost_offline, cost_offline_tokens, cost_probes
+from dynaflip.platform.evaluation.cost_offline_tokens import TokenCosts
+from dynaflip.platform.evaluation.cost_offline_units import EncoderCosts, FrameCosts, inputs_like
 from dynaflip.platform.evaluation.cost_probes import EncodeCosts
 from dynaflip.platform.evaluation.cost_units import PolicyCosts, SceneCosts
+from dynaflip.platform.evaluation.encoders_under_test import resolve_encoders
 from dynaflip.platform.evaluation.flow_probe_config import FlowProbeConfig
 from dynaflip.platform.evaluation.offline_config import OfflineConfig
+from dynaflip.platform.evaluation.offline_data import read_offline
 from dynaflip.platform.evaluation.offline_features import _path, _save
+from dynaflip.platform.evaluation.offline_run import offline_recipe
 from dynaflip.platform.evaluation.probe_config import ProbeSuiteConfig
 from tests.platform.evaluation.own_robot import write
 
@@ -26,8 +31,10 @@ from tests.platform.evaluation.own_robot import write
 def measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Unit costs of a machine that nobody has; measuring them is another test's."""
     frames, encoders = FrameCosts(0.5, 0.25), EncoderCosts(2.0, 30.0)
-    monkeypatch.setattr(cost_offline, "_frame_costs", lambda *_: frames)
-    monkeypatch.setattr(cost_offline, "_encoder_costs", lambda *_: encoders)
+    monkeypatch.setattr(cost_offline, "frame_costs", lambda *_: frames)
+    monkeypatch.setattr(cost_offline, "encoder_costs", lambda *_: encoders)
+    monkeypatch.setattr(cost_offline_tokens, "frame_costs", lambda *_: frames)
+    monkeypatch.setattr(cost_offline_tokens, "encoder_costs", lambda *_: encoders)
     monkeypatch.setattr(cost_probes, "_encode_costs", lambda *_: EncodeCosts(3.0))
 
 
@@ -71,17 +78,57 @@ def test_offline_counts_images_by_condition_and_policies(
     assert gpu[1] == f"{max(10 * (0.5 + conditions * 0.25), images / 100) / 60:.1f}"
 
 
+def test_offline_on_tokens_counts_what_is_not_kept(
+    home: Path, tmp_path: Path, measured: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    costs = TokenCosts(encode_s=2.0, fit_s=30.0, act_s=0.5)
+    monkeypatch.setattr(cost_offline_tokens, "token_costs", lambda *_: costs)
+    config = replace(offline(tmp_path), readout="attentive")
+    jobs, work, time = cost_offline.dry_run(config, gpu_images_per_s=100.0)
+    assert jobs.rows == [
+        ["trained", "2", "2", "8"],
+        ["initialization", "2", "0", "0"],  # equal weights share their policies
+        ["no image", "2", "2", "0"],
+    ]
+    conditions = len(IMAGE_FACTOR_NAMES) + 2
+    numbers = {row[0]: row[1] for row in work.rows}
+    assert numbers["images to encode for fits"] == "40"
+    assert numbers["frames to show under conditions, times"] == str(40 * conditions)
+    assert numbers["images to encode to act"] == str(40 * conditions)
+    assert numbers["moments to act in"] == str(2 * 40 * conditions)
+    # One job fits both policies, and then two fit those without an image; 4 episodes are acted in.
+    fit = 40 * (0.5 + 2.0) + 2 * 30
+    act = 10 * (0.5 + conditions * (0.25 + 2.0 + 2 * 0.5))
+    two, gpu = next(row for row in time.rows if row[0] == "2 cores"), time.rows[-1]
+    assert two[1:3] == [f"{(fit + 30) / 60:.1f}", f"{2 * act / 60:.1f}"]
+    assert gpu[1:3] == [
+        f"{(fit - 40 * 2 + 30) / 60:.1f}",
+        f"{(act - 10 * conditions * 2) / 60:.1f}",
+    ]
+
+
+def test_unit_costs_of_tokens_are_measured_by_a_fit_of_few_steps(tmp_path: Path) -> None:
+    config = replace(
+        offline(tmp_path), readout="spatial_softmax", spatial_softmax=SpatialSoftmaxConfig(maps=4)
+    )
+    data = read_offline(config)
+    recipe = offline_recipe(config, data)
+    encoder = resolve_encoders(config, tmp_path / "built")[0].encoders[0]
+    number, (actions, states, _) = inputs_like(data)
+    found = cost_offline_tokens.measure(encoder, 32, recipe, 1, number, (actions, states, 2))
+    assert found.encode_s > 0
+    assert found.fit_s > 0
+    assert found.act_s > 0
+
+
 def test_features_that_are_cached_are_not_encoded_again(
     home: Path, tmp_path: Path, measured: None
 ) -> None:
-    from dynaflip.platform.evaluation.encoders_under_test import resolve_encoders
-    from dynaflip.platform.evaluation.offline_data import read_offline
-
     config = offline(tmp_path)
     before = cost_offline.dry_run(config, gpu_images_per_s=1.0)[0].rows[0]
     episode = read_offline(config).train[0]
     digest = resolve_encoders(config)[0].encoders[0].digest
-    _save(_path(digest, episode.digest(), 32, {}), np.zeros((10, 4), np.float32))
+    _save(_path(config, digest, episode.digest(), {}), np.zeros((10, 4), np.float32))
     after = cost_offline.dry_run(config, gpu_images_per_s=1.0)[0].rows[0]
     assert (int(before[2]) - int(after[2]), after[3]) == (10, "10")
 
