@@ -21,7 +21,7 @@ from dynaflip.platform.evaluation.encoders_under_test import Encoder, load
 if TYPE_CHECKING:
     from dynaflip.platform.evaluation.encoder_passes import FixedPasses
 
-_LOADED = 4  # encoders that stay on the device
+_LOADED = 8  # encoders that stay on the device; policies may each have trained one
 _CHECKED_IMAGES = 8  # in float32 on a CPU too
 
 
@@ -64,6 +64,7 @@ class EncoderActor:
     def __init__(self, device: str, config: EncoderActorConfig) -> None:
         self._device, self._config = device, config
         self._encoders: dict[EncoderSource, FixedPasses] = {}
+        self._checked: set[EncoderSource] = set()
         self._queue: list[_Request] = []
         self._thread = ThreadPoolExecutor(1)  # one pass at a time; meanwhile requests arrive
         self._pump: asyncio.Task | None = None
@@ -79,14 +80,11 @@ class EncoderActor:
 
         import torch
 
-        from dynaflip.platform.evaluation.encoder_passes import compute_exactly
-
         if self._device == GPU and not torch.cuda.is_available():
             raise UserError(
                 f"encoder_actor.device: Ray has a GPU on {socket.gethostname()}, and torch "
                 f"{torch.__version__} there finds none; install its CUDA build, or set device none"
             )
-        compute_exactly()
 
     async def encode(
         self, source: EncoderSource, images: np.ndarray, scales: int | None
@@ -163,14 +161,15 @@ class EncoderActor:
         if source in self._encoders:
             self._encoders[source] = self._encoders.pop(source)  # the last to be dropped now
             return self._encoders[source]
-        from dynaflip.platform.evaluation.encoder_passes import FixedPasses, check_agreement
+        from dynaflip.platform.evaluation.encoder_passes import (
+            FixedPasses,
+            check_agreement,
+            compute_exactly,
+        )
 
-        while len(self._encoders) >= _LOADED:
-            self._encoders.pop(next(iter(self._encoders)))
-        config = self._config
-        device = "cuda" if self._device == GPU else "cpu"
-        passes = FixedPasses(_load(source), device, config.precision, config.batch)
-        if (self._device, config.precision) != (CPU, FLOAT32):
+        compute_exactly()  # here, because an actor that Ray starts again is asked for nothing else
+        config, passes = self._config, self._put(source)
+        if (self._device, config.precision) != (CPU, FLOAT32) and source not in self._checked:
             # Of all that came: neighbours in a video hardly differ.
             few = images[:: max(1, len(images) // _CHECKED_IMAGES)][:_CHECKED_IMAGES]
             check_agreement(
@@ -181,8 +180,33 @@ class EncoderActor:
                 name=source.encoder.name,
                 tolerance=config.tolerance,
             )
+        self._checked.add(source)
         self._encoders[source] = passes
         return passes
+
+    def _put(self, source: EncoderSource) -> FixedPasses:
+        """An encoder on the device; those that were used longest ago make room.
+
+        Raises:
+            UserError: it does not fit alone.
+        """
+        import torch
+
+        from dynaflip.platform.evaluation.encoder_passes import FixedPasses
+
+        while len(self._encoders) >= _LOADED:
+            self._encoders.pop(next(iter(self._encoders)))
+        config, device = self._config, "cuda" if self._device == GPU else "cpu"
+        while True:
+            try:
+                return FixedPasses(_load(source), device, config.precision, config.batch)
+            except torch.OutOfMemoryError as error:
+                if not self._encoders:
+                    raise UserError(
+                        f"encoder: {source.encoder.name} does not fit into the memory of {device} "
+                        f"({str(error).splitlines()[0]}); encoder_actor.precision float16 halves it"
+                    ) from None
+                self._encoders.pop(next(iter(self._encoders)))
 
 
 def _next_pass(queue: Sequence[_Request], batch: int) -> list[_Request]:

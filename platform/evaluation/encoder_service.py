@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dynaflip.errors import UserError
@@ -137,12 +138,14 @@ class EncoderService:
 
         asked_at, references = self._asked
         now = time.monotonic()
-        if references:
-            done, _ = ray.wait(references, num_returns=len(references), timeout=0)
-            if len(done) == len(references):
-                self._usage = [_answer(reference) for reference in done]
-                self._asked = now, []
-        elif now - asked_at >= _LOOK_EVERY_S:
+        if now - asked_at >= _LOOK_EVERY_S:
+            usage = []
+            if references:
+                done, _ = ray.wait(references, num_returns=len(references), timeout=0)
+                for reference in done:
+                    with suppress(ray.exceptions.RayActorError):  # who asks it for images says so
+                        usage.append(ray.get(reference))
+            self._usage = usage
             self._asked = now, [actor.usage.remote() for actor in self._actors]
         return usage_words(self._usage, self._config.batch)
 
@@ -162,6 +165,12 @@ class EncoderService:
         from dynaflip.platform.evaluation.encoder_actor import EncoderActor
 
         each = self._each()
+        if each and not joins_cluster() and room(ray.cluster_resources(), each) < 1:
+            raise UserError(
+                f"encoder_actor: Ray has {ray.cluster_resources().get('GPU', 0):g} GPUs on this "
+                f"machine, and an actor reserves {each['GPU']:g} (encoder_actor.device, "
+                "gpus_per_actor); set device to auto, or join a cluster that has them (RAY_ADDRESS)"
+            )
         wanted = max(1, room(ray.cluster_resources(), each))
         # No CPU is reserved: workers have them all.
         remote: Any = ray.remote(
@@ -234,12 +243,12 @@ class RemoteEncoder:
         """
         import torch
 
-        arguments = self._source, images.numpy(), scales
-        references = [self._actors[0].encode.remote(*arguments)]
+        arguments, actors = (self._source, images.numpy(), scales), self._actors
+        asked = [actors[0].encode.remote(*arguments)]
 
         def answer() -> Any:
             began = time.perf_counter()
-            maps = self._first_answer(references, arguments)
+            maps = self._first_answer(actors, asked, arguments)
             self.waited_s += time.perf_counter() - began
             # Arrays in Ray's memory are read-only, which torch cannot say.
             tensors = [torch.from_numpy(one.copy()) for one in maps]
@@ -247,17 +256,24 @@ class RemoteEncoder:
 
         return answer
 
-    def _first_answer(self, references: list[Any], arguments: tuple) -> Any:
-        """The answer of the worker's own actor; of another one where it is silent for long."""
+    def _first_answer(self, actors: tuple[Any, ...], asked: list[Any], arguments: tuple) -> Any:
+        """The answer of the first actor; of another one where it is silent for long.
+
+        Args:
+            actors: in the order in which this request asks them.
+            asked: the first one's answer to come.
+            arguments: of the request.
+        """
         import ray
 
-        for _ in self._actors[1:]:
-            done, _ = ray.wait(references, timeout=_PATIENCE_S)
+        for number, other in enumerate(actors[1:], 1):
+            done, _ = ray.wait(asked, timeout=_PATIENCE_S)
             if done:
                 return _answer(done[0])
-            self._actors = (*self._actors[1:], self._actors[0])  # later images go there at once
-            references.append(self._actors[0].encode.remote(*arguments))
-        done, _ = ray.wait(references)
+            # Later images go there at once.
+            self._actors = (*actors[number:], *actors[:number])
+            asked.append(other.encode.remote(*arguments))
+        done, _ = ray.wait(asked)
         return _answer(done[0])
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,12 +72,70 @@ def test_requests_share_passes_and_an_actor_that_dies_is_asked_again(
         monkeypatch.setattr(encoder_service, "_PATIENCE_S", 0.5)
         silent = ray.remote(num_cpus=0)(silent_class()).remote()
         patient = RemoteEncoder(EncoderActors((silent, actor), 8), EncoderSource(found))
-        assert torch.equal(patient(images), features), "of the one that answers"
+        # Two requests that wait at once, as a worker's two groups of environments have them.
+        both = [patient.ask(images, None) for _ in range(2)]
+        assert all(torch.equal(answer(), features) for answer in both), "of the one that answers"
         assert patient._actors == (actor, silent), "later images go there at once"
 
         pid = ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))
         os.kill(pid, signal.SIGKILL)
         assert torch.equal(workers[1](images), features), "of the one that took its place"
+
+
+def test_an_actor_that_was_started_again_computes_exactly(tmp_path: Path) -> None:
+    from dynaflip.platform.evaluation.encoder_actor import EncoderActor, EncoderSource
+
+    source = EncoderSource(encoder_at(str(encoder_folder(tmp_path / "encoder"))))
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic
+    cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = True, True, False
+    try:
+        actor = EncoderActor("cpu", EncoderActorConfig(device="cpu", batch=4))
+        asyncio.run(actor.encode(source, IMAGES, None))  # and nobody has asked whether it is ready
+        assert (cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic) == (False, False, True)
+    finally:
+        cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = before
+
+
+def test_an_encoder_gets_the_memory_of_those_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dynaflip.platform.evaluation import encoder_actor, encoder_passes
+    from dynaflip.platform.evaluation.encoder_actor import EncoderActor, EncoderSource
+
+    names = ("first", "second")
+    sources = [EncoderSource(encoder_at(str(encoder_folder(tmp_path / name)))) for name in names]
+    # Folders of equal weights are one encoder: a policy tells them apart.
+    sources[1] = sources[1]._replace(policy="fitted")
+    monkeypatch.setattr(encoder_actor, "_load", lambda source: load(source.encoder))
+    actor = EncoderActor("cpu", EncoderActorConfig(device="cpu", batch=4))
+    asyncio.run(actor.encode(sources[0], IMAGES, None))
+    whole = encoder_passes.FixedPasses
+
+    def full(*arguments: Any) -> Any:
+        if actor._encoders:
+            raise torch.OutOfMemoryError("no room")
+        return whole(*arguments)
+
+    monkeypatch.setattr(encoder_passes, "FixedPasses", full)
+    asyncio.run(actor.encode(sources[1], IMAGES, None))
+    assert list(actor._encoders) == [sources[1]]
+
+    def never(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(encoder_passes, "FixedPasses", never)
+    with pytest.raises(UserError, match="does not fit into the memory of cpu"):
+        asyncio.run(actor.encode(sources[0], IMAGES, None))
+
+
+@pytest.mark.ray
+def test_a_gpu_that_nobody_has_is_not_waited_for(ray_cluster: None) -> None:
+    from dynaflip.platform.evaluation.encoder_service import EncoderService
+
+    service = EncoderService(EncoderActorConfig(device="gpu"))
+    with service, pytest.raises(UserError, match="encoder_actor: Ray has 0 GPUs on this machine"):
+        service.for_a_job()
 
 
 @pytest.mark.ray
