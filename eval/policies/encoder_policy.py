@@ -248,6 +248,11 @@ def _answered(answer: Callable[[], Any], images: np.ndarray) -> Any:
         raise UserError(f"encoder: it fails on images of shape {images.shape} ({reason})") from None
 
 
+def apart(images: np.ndarray) -> np.ndarray:
+    """Four images (4, H, W, 3) of (N, H, W, 3), spread out: neighbours in a video hardly differ."""
+    return images[:: max(1, len(images) // 4)][:4]
+
+
 def check_encoder(encoder: Any, images: np.ndarray, scales: int | None = None) -> None:
     """Refuse an encoder whose features of an image are not a function of that image.
 

@@ -49,6 +49,7 @@ class PolicyDescription:
     dynaflip_version: str
     data: str = ""  # the data set that it was fitted on, where it was no environment
     cameras: tuple[str, ...] = ()  # that it sees, in this order; empty: the environment's one
+    precision: str = "float32"  # of the features that it was fitted on; in use they are float32
 
     @property
     def recipe(self) -> PolicyRecipe:

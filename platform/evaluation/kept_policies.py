@@ -188,4 +188,5 @@ def _description(job: EvaluationJob, digest: str) -> PolicyDescription:
         encoder=spec.encoder.name,
         encoder_digest=digest,
         dynaflip_version=dynaflip.__version__,
+        precision=spec.precision,
     )

@@ -29,6 +29,7 @@ from dynaflip.platform.evaluation.offline_worker import FeatureJob, decode_frame
 from dynaflip.platform.evaluation.worker_encoders import CACHED_ENCODERS
 from dynaflip.platform.job_queues import JobQueue
 from dynaflip.platform.paths import home
+from dynaflip.platform.triplets.clips import ClipRejected
 
 # Raised when the same recipe gives other features than before.
 FEATURES_VERSION = 1
@@ -97,12 +98,23 @@ def _images(job: FeatureJob) -> int:
     return len(job.wanted) * len(job.episode.frames) * len(job.episode.clips)
 
 
-def example_images(config: OfflineConfig, data: OfflineData, plan: OfflinePlan) -> np.ndarray:
-    """A held-out frame under each condition, four in a row: (rows · H, 4 · W, 3) uint8."""
-    episode = data.heldout[0]
-    middle = (episode.frames[len(episode.frames) // 2],)
-    shown_one = replace(episode, frames=middle, clips=episode.clips[:1])
-    ((frame,),) = decode_frames(data.source, shown_one, config.image_px)
+def example_images(
+    config: OfflineConfig, data: OfflineData, plan: OfflinePlan
+) -> np.ndarray | None:
+    """A held-out frame under each condition, four in a row: (rows · H, 4 · W, 3) uint8.
+
+    None where none can be decoded any more.
+    """
+    for episode in data.heldout:
+        middle = (episode.frames[len(episode.frames) // 2],)
+        shown_one = replace(episode, frames=middle, clips=episode.clips[:1])
+        try:
+            ((frame,),) = decode_frames(data.source, shown_one, config.image_px)
+        except ClipRejected:
+            continue
+        break
+    else:
+        return None
     values = plan.of(episode)
     shown = [perturb(frame[None], values[one.name], middle)[0] for one in plan.conditions]
     shown += [np.full_like(shown[0], 255)] * (-len(shown) % 4)

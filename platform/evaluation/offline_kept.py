@@ -100,6 +100,7 @@ def write_offline_policy(
         dynaflip_version=dynaflip.__version__,
         data=data.name,
         cameras=data.cameras,
+        precision=config.encoder_actor.precision,
     )
     words = None if found.words is None else np.stack([found.words[one] for one in captions])
     tensors = found.policies[entry.name, seed]

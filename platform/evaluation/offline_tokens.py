@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from dynaflip.errors import UserError
 from dynaflip.eval.policies.config import settings_to_hash
 from dynaflip.eval.policies.recipe import PolicyRecipe
 from dynaflip.files import write_file
@@ -126,7 +127,7 @@ def fit_on_tokens(
         service: encodes the workers' images, if it has actors; None: workers do.
 
     Raises:
-        UserError: no episode can be decoded.
+        UserError: no episode can be decoded, or not the same ones for all policies.
     """
     from tqdm import tqdm
 
@@ -146,12 +147,18 @@ def fit_on_tokens(
                 _save_fit(paths[job.under_test, seed], tensors, fits.lost)
             bar.update()
     fitted: list[Fitted] = []
-    lost: dict[str, str] = {}
+    lost: list[dict[str, str]] = []
     for entry in tested:
         for seed in range(config.seeds):
-            tensors, lost = _load_fit(paths[entry.name, seed])
+            tensors, without = _load_fit(paths[entry.name, seed])
             fitted.append(Fitted(entry.name, seed, entry.encoder(seed), tensors))
-    return fitted, drop_lost(config, data, lost)
+            lost.append(without)
+    if other := next((one for one in lost if one.keys() != lost[0].keys()), None):
+        raise UserError(
+            f"source: policies learnt from different episodes: {len(lost[0])} could not be decoded "
+            f"for some, and {len(other)} for others; delete {_folder()} and run again"
+        )
+    return fitted, drop_lost(config, data, lost[0])
 
 
 def act_on_tokens(

@@ -20,7 +20,7 @@ from dynaflip.platform.evaluation.encoders_under_test import Encoder
 from dynaflip.platform.evaluation.offline_data import OfflineEpisode
 from dynaflip.platform.evaluation.worker import FEATURE_BATCH
 from dynaflip.platform.evaluation.worker_encoders import WorkerEncoders
-from dynaflip.platform.triplets.clips import ClipRejected
+from dynaflip.platform.triplets.clips import TEMPORARY_STAGES, ClipRejected
 from dynaflip.platform.triplets.config import SourceConfig
 
 if TYPE_CHECKING:
@@ -207,6 +207,11 @@ class OfflineWorker:
                 try:
                     images = decode_frames(training.source, episode, training.image_px)
                 except ClipRejected as error:
+                    if error.stage in TEMPORARY_STAGES:  # a fit is kept, and what it lacks too
+                        raise UserError(
+                            f"source: episode {episode.index} cannot be read now "
+                            f"({error.reason}); what is done is kept: run the same command again"
+                        ) from None
                     lost[episode.digest()] = error.reason
                     continue
                 kept.append(episode)
@@ -283,11 +288,11 @@ class OfflineWorker:
         scales: int | None = None,
     ) -> Any:
         """An encoder, here or in encoder actors; checked on some images when it is first asked."""
-        from dynaflip.eval.policies.encoder_policy import check_encoder
+        from dynaflip.eval.policies.encoder_policy import apart, check_encoder
 
         network = self._encoders.of(encoder, there)
         if encoder.digest not in self._checked:
-            check_encoder(network, images[:4], scales)
+            check_encoder(network, apart(images), scales)
             self._checked.add(encoder.digest)
         return network
 

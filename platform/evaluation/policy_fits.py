@@ -46,10 +46,10 @@ def encode_demonstrations(encoder: Any, parts: Sequence[Any], spec: PolicySpec) 
     import numpy as np
 
     from dynaflip.eval.policies.base import Demonstrations
-    from dynaflip.eval.policies.encoder_policy import check_encoder, features_of, tokens_of
+    from dynaflip.eval.policies.encoder_policy import apart, check_encoder, features_of, tokens_of
 
     scales, words = scales_of(spec.readout, spec.readout_settings), words_of(spec)
-    check_encoder(encoder, parts[0].images[:4], scales)
+    check_encoder(encoder, apart(parts[0].images), scales)
     size = getattr(encoder, "batch", FEATURE_BATCH)  # an encoder actor's is that of a GPU
     batches = [
         part.images[start : start + size]
@@ -101,12 +101,12 @@ def fit_end_to_end_policy(spec: PolicySpec, frames: Any, device: str = "cpu") ->
         UserError: the encoder does not do what an encoder must.
     """
     from dynaflip.eval.policies.base import chunks_of
-    from dynaflip.eval.policies.encoder_policy import check_encoder
+    from dynaflip.eval.policies.encoder_policy import apart, check_encoder
     from dynaflip.eval.policies.end_to_end import fit_end_to_end
 
     settings = BehaviourCloningConfig(**spec.head_settings)
     encoder = load(spec.encoder)  # of its own: it is changed in place
-    check_encoder(encoder, frames.images[:4])
+    check_encoder(encoder, apart(frames.images))
     first = spec.demonstrations[0].first
     rows = slice(None) if first is None else _first_rows(frames.episode, [first])
     encoder, head = fit_end_to_end(

@@ -168,11 +168,10 @@ def _report(
     verdict = offline_report.verdict_of(table, config.encoder, data.name, config.split)
     conditions = ", ".join(one.name for one in plan.conditions).replace("none", "as recorded")
     path = home() / "reports" / f"{run.run_name}.html"
-    examples = jpeg_of(example_images(config, data, plan))
-    images = [
-        *offline_report.figures_of(table),
-        ReportImage("examples.jpg", conditions, examples, "A held-out frame under each condition"),
-    ]
+    images = [*offline_report.figures_of(table)]
+    if (shown := example_images(config, data, plan)) is not None:
+        heading = "A held-out frame under each condition"
+        images.append(ReportImage("examples.jpg", conditions, jpeg_of(shown), heading))
     write_report(
         path,
         title=f"DynaFLIP: action error on {data.name}, {config.encoder}",

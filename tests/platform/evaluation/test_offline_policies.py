@@ -8,14 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tiny_rollouts import encoder_folder
 
 import dynaflip
 from dynaflip.errors import UserError
 from dynaflip.eval.policies.config import BehaviourCloningConfig, DiffusionConfig
+from dynaflip.eval.policies.policy_folder import read_description
 from dynaflip.eval.policies.readouts.config import AttentiveConfig, SpatialSoftmaxConfig
 from dynaflip.eval.policies.recipe import PolicyRecipe
 from dynaflip.platform.actor_pool import ActorPool
+from dynaflip.platform.evaluation import offline_features, offline_worker
 from dynaflip.platform.evaluation.encoder_config import EncoderActorConfig
 from dynaflip.platform.evaluation.encoder_service import EncoderService
 from dynaflip.platform.evaluation.encoders_under_test import (
@@ -25,11 +28,16 @@ from dynaflip.platform.evaluation.encoders_under_test import (
 )
 from dynaflip.platform.evaluation.offline_config import OfflineConfig
 from dynaflip.platform.evaluation.offline_data import OfflineData, read_offline
-from dynaflip.platform.evaluation.offline_features import _path
+from dynaflip.platform.evaluation.offline_features import _path, example_images
 from dynaflip.platform.evaluation.offline_kept import write_offline_policy
 from dynaflip.platform.evaluation.offline_plan import evaluation_digest, plan_offline, version_tag
 from dynaflip.platform.evaluation.offline_run import OfflineResult, fit_and_test
-from dynaflip.platform.evaluation.offline_tokens import training_of
+from dynaflip.platform.evaluation.offline_tokens import (
+    _save_fit,
+    fit_on_tokens,
+    token_fits,
+    training_of,
+)
 from dynaflip.platform.evaluation.offline_worker import (
     ActJob,
     Fitted,
@@ -39,6 +47,7 @@ from dynaflip.platform.evaluation.offline_worker import (
     inputs_of,
     scale_of,
 )
+from dynaflip.platform.triplets.clips import ClipRejected
 from tests.platform.evaluation.own_robot import CONSTANT, own_robot
 from tests.platform.triplets.odd_lerobot import KEY
 
@@ -224,6 +233,63 @@ def test_results_in_half_precision_are_apart(tmp_path: Path, encoder: Encoder) -
     ]
     assert paths[0] == paths[1]
     assert paths[0].isdisjoint(paths[2])
+    scale = scale_of(data.train, "mine")
+    tensors = {"weight": torch.zeros(1)}
+    result = OfflineResult(None, scale, recipe_of(half), None, {("trained", 0): tensors}, [])  # type: ignore[arg-type]
+    write_offline_policy(tmp_path / "kept", half, data, tested[0], result, 0, set())
+    (folder,) = tmp_path.glob("kept/*-seed0")
+    assert read_description(folder).precision == "float16"
+
+
+def test_a_reading_that_may_work_later_is_not_kept_as_a_lack(
+    tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, data = read(tmp_path, readout="spatial_softmax")
+    training = training_of(config, data, None, recipe_of(config), 1)
+
+    def offline(*_: Any) -> Any:
+        raise ClipRejected("network", "the store answers no more")
+
+    monkeypatch.setattr(offline_worker, "decode_frames", offline)
+    with pytest.raises(UserError, match=r"cannot be read now .the store answers no more.*run the"):
+        OfflineWorker().fit_on_tokens(TokenFitJob("trained", encoder, (0,)), training)
+
+
+def test_policies_that_learnt_from_different_episodes_are_no_pairs(
+    home: Path, tmp_path: Path, encoder: Encoder
+) -> None:
+    config, data = read(tmp_path, readout="spatial_softmax", seeds=2)
+    training = training_of(config, data, None, recipe_of(config), 1)
+    tested = [EncoderUnderTest("trained", (encoder,))]
+    _, files = token_fits(config, data, training, tested)
+    for (_, seed), path in files.items():
+        lost = {data.train[0].digest(): "damaged"} if seed else {}
+        _save_fit(path, {"weight": torch.zeros(1)}, lost)
+    with (
+        ActorPool(OfflineWorker, job="test") as pool,
+        pytest.raises(UserError, match="0 could not be decoded for some, and 1 for others"),
+    ):
+        fit_on_tokens(config, data, training, tested, pool)
+
+
+def test_the_report_shows_an_episode_that_can_still_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, data = read(tmp_path)
+    plan, gone = plan_offline(config, data), {data.heldout[0].digest()}
+    whole = example_images(config, data, plan)
+
+    def some(source: Any, episode: Any, image_px: int) -> Any:
+        if episode.recording_id in {e.recording_id for e in data.heldout if e.digest() in gone}:
+            raise ClipRejected("decode", "damaged")
+        return decode_frames(source, episode, image_px)
+
+    monkeypatch.setattr(offline_features, "decode_frames", some)
+    other = example_images(config, data, plan)
+    assert other.shape == whole.shape
+    assert not np.array_equal(other, whole)
+    gone |= {episode.digest() for episode in data.heldout}
+    assert example_images(config, data, plan) is None
 
 
 def ray_get(reference: Any) -> Any:
