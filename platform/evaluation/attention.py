@@ -65,8 +65,11 @@ def shown_conditions(jobs: list[EvaluationJob]) -> list[Condition]:
     """Unperturbed, then all factors at once at the highest level, else the last factor alone."""
     conditions = list(dict.fromkeys(job.condition for job in jobs))
     perturbed = [c for c in conditions if c.factor != UNPERTURBED]
-    together = [c for c in perturbed if c.factor == ALL_FACTORS]
-    return [c for c in conditions if c.factor == UNPERTURBED] + (together or perturbed)[-1:]
+    shown = [c for c in perturbed if c.factor == ALL_FACTORS] or [
+        c for c in perturbed if c.factor == perturbed[-1].factor
+    ]
+    highest = sorted(shown, key=lambda c: c.level)[-1:]
+    return [c for c in conditions if c.factor == UNPERTURBED] + highest
 
 
 def is_shown(config: RolloutConfig, policy: PolicySpec) -> bool:

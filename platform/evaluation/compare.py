@@ -26,7 +26,7 @@ from dynaflip.platform.evaluation.rollout_run import FinishedEvaluation, read_ev
 _PROTOCOL = (
     "environment", "split", "episodes", "horizon_steps", "steps_after_success", "image_px",
     "demonstrations", "head", "readout", "multitask", "adaptation", "seed", "seeds",
-    "encoder_actor.precision",
+    "encoder_actor.precision", "source", "source_camera",
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ tolerances of their own. Without a solved episode it is the goal itself.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from dynaflip.platform.evaluation.encoders_under_test import TRAINED
 from dynaflip.platform.evaluation.plan import EvaluationJob
 from dynaflip.platform.evaluation.report.html_page import ReportImage, jpeg_of
 from dynaflip.platform.evaluation.report.recordings import first_episode, frames_of
-from dynaflip.platform.evaluation.report.rollout_tables import condition_words
+from dynaflip.platform.evaluation.report.rollout_tables import GIVEN, condition_words
 from dynaflip.platform.evaluation.report.tables import Section
 from dynaflip.platform.evaluation.report.verdict import subject_name
 
@@ -69,6 +70,10 @@ def failure_section(table: pl.DataFrame, names: list[str]) -> Section | None:
         names: of what was compared, in the order of the rows.
     """
     failed = with_way(table).filter(~pl.col("success_ever"), pl.col("way").is_not_null())
+    if "demonstrations" in failed.columns:  # of the most, as every table but the curve's
+        number = pl.col("demonstrations")
+        failed = failed.filter(number == number.max())
+    given = table["proprioception"].unique(maintain_order=True).to_list()
     section = Section(
         "How failures ended",
         columns=(
@@ -76,18 +81,20 @@ def failure_section(table: pl.DataFrame, names: list[str]) -> Section | None:
             "nearest to the goal, cm (median)", "at the end, cm (median)",
         ),
     )  # fmt: skip
-    for where, unperturbed in _WHERE.items():
-        for name in names:
-            rows = failed.filter(
-                pl.col("arm") == name, (pl.col("factor") == UNPERTURBED) == unperturbed
-            )
-            if rows.is_empty():
-                continue
-            kinds = [kind_of(way) for way in rows["way"]]
-            shares = [100 * kinds.count(kind) / len(kinds) for kind in (NEAR_MISS, PART, TOTAL)]
-            cm = [100 * float(np.median(rows[column])) for column in ("nearest_m", "end_m")]
-            cells = [*(f"{share:.0f}" for share in shares), *(f"{one:.1f}" for one in cm)]
-            section.rows.append([f"{name}, {where}", str(len(rows)), *cells])
+    for (where, unperturbed), name, state in itertools.product(_WHERE.items(), names, given):
+        rows = failed.filter(
+            pl.col("arm") == name,
+            (pl.col("factor") == UNPERTURBED) == unperturbed,
+            pl.col("proprioception") == state,
+        )
+        if rows.is_empty():
+            continue
+        kinds = [kind_of(way) for way in rows["way"]]
+        shares = [100 * kinds.count(kind) / len(kinds) for kind in (NEAR_MISS, PART, TOTAL)]
+        cm = [100 * float(np.median(rows[column])) for column in ("nearest_m", "end_m")]
+        cells = [*(f"{share:.0f}" for share in shares), *(f"{one:.1f}" for one in cm)]
+        label = f"{name}, {where}" + (f", {GIVEN[state]}" if len(given) > 1 else "")
+        section.rows.append([label, str(len(rows)), *cells])
     return section if section.rows else None
 
 

@@ -44,6 +44,7 @@ class Rollouts(Suite):
         """
         from dynaflip.eval.envs.registry import environment
         from dynaflip.platform import tracking
+        from dynaflip.platform.demonstrations.collect import check_expert
         from dynaflip.platform.evaluation.attention import compute_attention
         from dynaflip.platform.evaluation.encoder_service import EncoderService
         from dynaflip.platform.evaluation.kept_policies import keep_policies
@@ -53,6 +54,12 @@ class Rollouts(Suite):
         from dynaflip.platform.evaluation.schedule import open_pool, run_jobs
         from dynaflip.platform.evaluation.version_scores import mark_versions
 
+        if config.source and config.check_harness:  # collecting asks for the expert too
+            check_expert(
+                spec := environment(config.environment),
+                spec.tasks_of(config.tasks)[0],
+                "which check_harness rolls out beside the policies; leave it out",
+            )
         service = EncoderService(config.encoder_actor)  # refused before anything is counted
         tested, jobs = prepare(config)
         # Opened before the first episode: an evaluation on test counts though it is killed.

@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from PIL import Image
 from tiny_rollouts import tiny
@@ -98,6 +99,22 @@ def test_the_table_counts_failures_by_how_they_ended(jobs: list[EvaluationJob]) 
         ["other, perturbed", "1", "100", "0", "0"],
     ]
     assert section.rows[1][5:] == ["19.5", "25.0"]
+
+
+def test_the_table_is_of_the_most_demonstrations_and_names_what_policies_are_given(
+    jobs: list[EvaluationJob],
+) -> None:
+    table = episode_table(jobs, [result_of(job) for job in jobs])
+    number = pl.col("demonstrations")
+    fewer = table.with_columns(demonstrations=number - 1, success_ever=pl.lit(False))
+    images_alone = table.with_columns(proprioception=~pl.col("proprioception"))
+    alone = failure_section(table, ["trained"]).rows
+    assert failure_section(pl.concat([fewer, table]), ["trained"]).rows == alone
+    both = failure_section(pl.concat([table, images_alone]), ["trained"]).rows
+    assert [row[1:] for row in both] == [row[1:] for row in alone for _ in range(2)]
+    assert [row[0] for row in both[:2]] == [
+        "trained, unperturbed, with proprioception", "trained, unperturbed, images alone",
+    ]  # fmt: skip
 
 
 def test_without_distances_failures_are_shown_and_not_sorted(jobs: list[EvaluationJob]) -> None:

@@ -148,7 +148,7 @@ def test_images_are_encoded_once_for_all_numbers_and_seeds(
         return batch.float().mean((1, 2))
 
     worker = Worker()
-    monkeypatch.setattr(worker, "_encoder", lambda encoder: encode)
+    monkeypatch.setattr(worker, "_encoder_of", lambda spec, there: encode)
     monkeypatch.setattr(worker, "_frames_of", lambda demonstrations: frames)
     _, jobs = planned()
     specs = {j.policy.digest(): j.policy for j in jobs if j.policy.encoder.folder}

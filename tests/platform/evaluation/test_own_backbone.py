@@ -69,7 +69,7 @@ def test_the_encoder_its_baselines_and_the_workers_get_the_class(home: Path, fol
     assert trained.digest == weights_digest(str(folder)) != tested[1].encoders[0].digest
     images = np.zeros((1, 32, 32, 3), np.uint8)
     for entry in tested[:2]:
-        assert Worker()._encoder(entry.encoders[0])(images).shape == (1, 6)
+        assert Worker()._encoders.here(entry.encoders[0])(images).shape == (1, 6)
     pair = load_pair(folder, OWN)
     assert type(pair.initial.image.backbone) is type(pair.trained.image.backbone)
 

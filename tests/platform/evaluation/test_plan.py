@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from tiny_rollouts import encoder_folder, tiny
 
 from dynaflip.errors import UserError
 from dynaflip.eval.envs.metaworld_tasks import ENVIRONMENT, TASK_SETS
+from dynaflip.eval.expert_views import ALL_FACTORS
 from dynaflip.eval.perturbations import belongs_to
 from dynaflip.eval.policies.config import BehaviourCloningConfig
 from dynaflip.eval.policies.readouts.config import AttentiveConfig, SpatialSoftmaxConfig
+from dynaflip.platform.evaluation.attention import shown_conditions
 from dynaflip.platform.evaluation.config import RolloutConfig
 from dynaflip.platform.evaluation.demonstrations import DemonstrationSet
 from dynaflip.platform.evaluation.encoders_under_test import (
@@ -20,7 +24,7 @@ from dynaflip.platform.evaluation.encoders_under_test import (
     EncoderUnderTest,
     resolve_encoders,
 )
-from dynaflip.platform.evaluation.plan import EvaluationJob, conditions_of, plan_jobs
+from dynaflip.platform.evaluation.plan import Condition, EvaluationJob, conditions_of, plan_jobs
 from dynaflip.platform.evaluation.probe_config import ViewsConfig
 
 TESTED = [
@@ -238,3 +242,19 @@ def test_policies_of_different_read_outs_are_no_pairs() -> None:
     other = finished("b", readout="attentive", attentive=AttentiveConfig(width=8))
     with pytest.raises(UserError, match=r"a has attentive .*'width': 64.* b .*'width': 8"):
         check_same_protocol(attentive, other)
+    with pytest.raises(UserError, match="new has source None, own mine: their episodes are no"):
+        check_same_protocol(finished("new"), finished("own", source="mine"))
+
+
+def test_the_highest_level_is_shown_whatever_their_order() -> None:
+    def job(factor: str, level: int) -> Any:
+        return SimpleNamespace(condition=Condition(factor, level))
+
+    def shown(*conditions: tuple[str, int]) -> list[tuple[str, int]]:
+        jobs = [job("none", 0), *(job(*one) for one in conditions)]
+        return [(one.factor, one.level) for one in shown_conditions(jobs)[1:]]
+
+    assert shown(("light", 5), ("light", 3)) == [("light", 5)]
+    assert shown(("light", 5), ("camera", 3)) == [("camera", 3)]
+    together = (ALL_FACTORS, 5), (ALL_FACTORS, 3)
+    assert shown(*together, ("camera", 5)) == [(ALL_FACTORS, 5)]
