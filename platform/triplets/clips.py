@@ -76,7 +76,8 @@ class Clip:
     caption_kind: str = "source"  # source | template | model:NAME
     factors: str = "{}"  # perturbation values, JSON
     episode_index: int | None = None
-    start_s: float = 0.0  # within the file's own time
+    # LeRobot's are in the file's own time, those of a captions table from the video's beginning.
+    start_s: float = 0.0
     end_s: float | None = None  # None: the file's end
     content: str = ""  # fingerprint of every file that is read
     extra: str = ""  # what the source needs to open the clip, such as lerobot.episode.Episode

@@ -42,7 +42,7 @@ TRIPLET_SCHEMA = pa.schema(
         pa.field("caption_kind", pa.string(), nullable=False),  # source | template | model:NAME
         pa.field("caption_group", pa.string(), nullable=False),  # equal = same meaning
         pa.field("task", pa.string(), nullable=False),  # task id; the caption group if none
-        # Images: JPEG, RGB, square-free (aspect ratio kept), short side = image_px.
+        # Images: JPEG, RGB, aspect ratio kept, short side = image_px.
         pa.field("frame_t", pa.binary(), nullable=False),
         pa.field("frame_next", pa.binary(), nullable=False),  # at t_s + window_s, or R3M's next
         pa.field("frames_r3m", pa.list_(pa.binary(), R3M_FRAMES), nullable=False),
@@ -50,7 +50,8 @@ TRIPLET_SCHEMA = pa.schema(
         pa.field("height_px", pa.int32(), nullable=False),
         # Times, seconds from the beginning of the clip.
         pa.field("t_s", pa.float64(), nullable=False),
-        pa.field("window_s", pa.float64(), nullable=False),  # min(H, flow_window_s)
+        # Time to the next drawn frame, at most flow_window_s.
+        pa.field("window_s", pa.float64(), nullable=False),
         pa.field("frames_r3m_s", pa.list_(pa.float64(), R3M_FRAMES), nullable=False),
         # Flow. Origin: metric XYZ, camera frame t. Step k = 1…K is at t + k·window/K.
         # A point without depth in frame t (the sky) has origin 0 and is never visible.

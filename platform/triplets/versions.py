@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 STAGE_VERSIONS: dict[str, int] = {
-    "sources": 1,  # which clips a source has: ids, captions, groups, tasks
+    "sources": 2,  # which clips a source has: ids, captions, groups, tasks
     "decode": 2,  # frames, times, depth and cameras of a recording
     "windows": 3,  # R3M's draw and the flow window's ends
     "split": 1,  # train or heldout

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import datetime
 import io
 import json
 import math
@@ -50,6 +51,16 @@ _TEXTS = tuple(f.name for f in fields(CaptionRow) if f.type == "str" and f.name 
 # Names on disk need not be UTF-8; texts in triplets must be.
 _WORDS = tuple(name for name in _TEXTS if name not in ("file", "depth"))
 _TIMES = ("start_s", "end_s")
+_NUMBERED = ("task", "recording", "camera")
+# What JSON and Parquet hold beside texts, in the order in which Python's types are tried.
+_KINDS: dict[type, str] = {
+    list: "a list",
+    dict: "an object",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    bytes: "bytes",
+}
 # A spreadsheet's export has a semicolon where the comma marks decimals, or tabs.
 _DELIMITERS = (",", ";", "\t")
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -68,7 +79,9 @@ def read_captions(path: Location) -> list[CaptionRow]:
             lines = _read_jsonl(path)
         else:
             lines = _read_csv(path)
-    except (OSError, pa.ArrowException, csv.Error) as error:
+    except UserError:
+        raise
+    except (OSError, ValueError, pa.ArrowException, csv.Error) as error:
         raise UserError(f"{path}: cannot be read ({why_unreadable(path, error)})") from None
     lines = [_with_plain_names(line) for line in lines]
     names = {str(name) for line in lines for name in line if name is not None}
@@ -81,14 +94,23 @@ def read_captions(path: Location) -> list[CaptionRow]:
 
 def _rows(lines: list[dict[str, Any]], path: Location) -> Iterator[CaptionRow]:
     for number, line in enumerate(lines, start=1):
-        texts = {name: _text(line.get(name)) for name in _TEXTS}
+        others = {name: kind for name in _TEXTS if (kind := _other_than_text(name, line.get(name)))}
+        if "file" in others:
+            raise UserError(f"{path}: row {number}: file is {others['file']}, not text")
+        texts = {name: "" if name in others else _text(line.get(name)) for name in _TEXTS}
         if not texts["file"]:
-            if any(texts.values()):
+            if others or any(texts.values()):
                 raise UserError(f"{path}: row {number} names no file")
             continue
         for name in ("file", "depth"):
             texts[name] = PurePosixPath(texts[name]).as_posix() if texts[name] else ""
         problem = ""
+        for name, kind in others.items():
+            problem = f"row {number} of {path.name}: {name} is {kind}, not text"
+        if others.get("caption") == _KINDS[list]:
+            problem = (
+                f"row {number} of {path.name}: caption is a list, not text; give a row a phrasing"
+            )
         for name in _WORDS:
             if not _is_utf8(texts[name]):
                 texts[name] = texts[name].encode(errors="backslashreplace").decode()
@@ -103,7 +125,7 @@ def _rows(lines: list[dict[str, Any]], path: Location) -> Iterator[CaptionRow]:
         for name in _TIMES:
             try:
                 times[name] = _seconds(line.get(name))
-            except ValueError:
+            except (OverflowError, TypeError, ValueError):
                 times[name] = None
                 problem = f"row {number} of {path.name}: {name} is not a time in seconds"
         start, end = times["start_s"] or 0.0, times["end_s"]
@@ -152,7 +174,7 @@ def _read_jsonl(path: Location) -> list[dict[str, Any]]:
             continue
         try:
             values = json.loads(line)
-        except json.JSONDecodeError:
+        except ValueError:
             values = None
         if not isinstance(values, dict):
             raise UserError(f"{path}: line {number} is not a JSON object")
@@ -177,14 +199,32 @@ def _is_utf8(text: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
+def _other_than_text(name: str, value: Any) -> str:
+    """The kind of a value that is no text, as a person says it; "" for text and for none."""
+    if isinstance(value, str) or _is_missing(value):
+        return ""
+    # Recordings, cameras and tasks are often numbered; no caption and no file is a number.
+    if name in _NUMBERED and isinstance(value, int | float) and not isinstance(value, bool):
+        return ""
+    kinds = (said for kind, said in _KINDS.items() if isinstance(value, kind))
+    return next(kinds, f"of type {type(value).__name__}")
+
+
 def _text(value: Any) -> str:
-    return "" if value is None else str(value).strip()
+    return "" if _is_missing(value) else str(value).strip()
+
+
+def _is_missing(value: Any) -> bool:
+    """True for no value: data frames have NaN where a text is missing."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _seconds(value: Any) -> float | None:
     if value is None or value == "":
         return None
-    seconds = float(value)
+    if isinstance(value, bool):
+        raise TypeError(value)
+    seconds = value.total_seconds() if isinstance(value, datetime.timedelta) else float(value)
     if not math.isfinite(seconds) or seconds < 0:
         raise ValueError(value)
     return seconds

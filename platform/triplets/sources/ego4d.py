@@ -28,7 +28,7 @@ _TAGS = re.compile(r"#\s*(?:unsure|summary|c|o)\b", re.IGNORECASE)
 
 
 class Ego4DSource(FolderSource):
-    """SurfacePatches of long videos around narrated moments."""
+    """Parts of long videos around narrated moments."""
 
     format = "ego4d"
     looks_for = "narration.json"

@@ -9,8 +9,10 @@ image a frame of the video.
 from __future__ import annotations
 
 import unicodedata
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -29,6 +31,7 @@ from dynaflip.platform.triplets.clips import (
 )
 from dynaflip.platform.triplets.config import SourceConfig
 from dynaflip.platform.triplets.sources import video
+from dynaflip.platform.triplets.sources.caption_segments import merged, segments_of, span_of
 from dynaflip.platform.triplets.sources.captions import CAPTION_FILES, CaptionRow, read_captions
 from dynaflip.platform.triplets.sources.depth_file import read_depth_file_m
 from dynaflip.platform.triplets.sources.listed_files import ListedFiles
@@ -111,7 +114,9 @@ class FolderSource:
             rows[self._found(row.file, there)].append(row)
         other = self._other_ts([name for name in names if name not in rows])
         videos = [n for n in names if n in rows or (n not in other and _is_video(n))]
-        strays = [self._stray(row, names) for row in self._strays(rows, set(videos))]
+        present = set(videos)
+        missing = [several[0] for name, several in rows.items() if name not in present]
+        strays = self._strays(missing, names) if missing else []
         if strays and len(strays) == len(rows):
             assert strays[0].problem
             raise UserError(
@@ -133,7 +138,10 @@ class FolderSource:
             for name in several:
                 footage = _footage(name, prints)
                 recording = named.get(footage) or content_hash("recording", footage)
-                for segment in _segments(rows.get(name, [])):
+                for number, row in enumerate(rows.get(name, [])):
+                    if row.problem:
+                        yield self._set_aside(name, number, row)
+                for segment in segments_of(rows.get(name, [])):
                     yield self._clip(name, segment, prints, recording)
 
     def _named_recordings(
@@ -163,8 +171,9 @@ class FolderSource:
         """Refuse settings that name a camera which no caption does."""
         if not self.config.cameras:
             return
-        segments = (segment for name in videos for segment in _segments(rows.get(name, [])))
-        has = {segment[0].camera or "main" for segment in segments} | {c.camera for c in strays}
+        segments = (segment for name in videos for segment in segments_of(rows.get(name, [])))
+        has = {merged(segment).camera or "main" for segment in segments}
+        has |= {clip.camera for clip in strays}
         for name in self.config.cameras:
             if name not in has:
                 raise UserError(
@@ -172,9 +181,13 @@ class FolderSource:
                     f"{', '.join(sorted(has))}"
                 )
 
-    def _strays(self, rows: dict[str, list[CaptionRow]], videos: set[str]) -> list[CaptionRow]:
-        """The rows, one a file, of files that are not there."""
-        return [several[0] for name, several in rows.items() if name not in videos]
+    def _strays(self, missing: list[CaptionRow], names: list[str]) -> list[Clip]:
+        """Rejections of rows, one a file, whose files are not there."""
+        lower: dict[str, str] = {}
+        for name in names:
+            lower.setdefault(name.lower(), name)
+        ordered = sorted(names)
+        return [self._stray(row, lower, ordered) for row in missing]
 
     def _other_ts(self, names: list[str]) -> set[str]:
         """Files ending in .ts that are no video: programs in TypeScript do, too."""
@@ -200,18 +213,23 @@ class FolderSource:
             name = Path(name).relative_to(root).as_posix() if root in Path(name).parents else name
         return there.get(_spelling(name), name)
 
-    def _stray(self, row: CaptionRow, names: list[str]) -> Clip:
+    def _stray(self, row: CaptionRow, lower: dict[str, str], ordered: list[str]) -> Clip:
         reason = "a caption names it, but there is no such video"
-        same = [name for name in names if name.lower() == row.file.lower()]
-        begun = [name for name in names if name.startswith(f"{row.file}.")]
-        if same or begun:
-            reason += f"; is {(same or begun)[0]} meant?"
-        elif any(name.startswith(f"{row.file}/") for name in names):
+        meant = lower.get(row.file.lower()) or _first_with(f"{row.file}.", ordered)
+        if meant:
+            reason += f"; is {meant} meant?"
+        elif _first_with(f"{row.file}/", ordered):
             reason = "a folder and no video: make a video of its images (ffmpeg), or leave it out"
         if not is_within(row.file):
             reason = "a caption names it, but it lies outside the folder"
         identity = content_hash("missing", self.name, row.file)
         return self._described(row, identity, identity, problem=("list", reason))
+
+    def _set_aside(self, name: str, number: int, row: CaptionRow) -> Clip:
+        """The rejection of a row that cannot be used; other rows of its video are not its loss."""
+        identity = content_hash("row", self.name, name, str(number), row.problem)
+        row = replace(row, file=name)
+        return self._described(row, identity, identity, problem=("list", row.problem))
 
     def _described(self, row: CaptionRow, clip_id: str, recording: str, **values: object) -> Clip:
         """A clip described by a caption's row and the settings."""
@@ -232,8 +250,8 @@ class FolderSource:
     def _clip(
         self, name: str, rows: list[CaptionRow], prints: dict[str, Fingerprint], recording: str
     ) -> Clip:
-        first = rows[0]
-        captions = tuple(row.caption for row in rows if row.caption and not row.problem)
+        first = merged(rows)
+        captions = tuple(row.caption for row in rows if row.caption)
         group = normalise_caption(captions[0]) if captions else ""
         footage = _footage(name, prints)
         content = prints[name].digest
@@ -245,11 +263,11 @@ class FolderSource:
                 reason = f"depth is {first.depth!r} and no .npy file; does a caption hold a comma?"
                 problem, captions = ("depth", reason), ()
             content += prints[first.depth].digest if first.depth in prints else ""
-        if any(row.problem for row in rows) and not captions:
-            problem = ("list", next(row.problem for row in rows if row.problem))
+        if first.problem:
+            problem, captions = ("list", first.problem), ()
         if prints[name].problem:
             problem, captions = ("list", f"cannot be read: {prints[name].problem}"), ()
-        span = () if not first.start_s and first.end_s is None else (_span(first),)
+        span = () if not first.start_s and first.end_s is None else (span_of(first),)
         return self._described(
             CaptionRow(**{**vars(first), "file": name}),
             # Whatever its captions, the same footage is the same clip.
@@ -351,16 +369,10 @@ def _spellings(names: Iterable[str]) -> dict[str, str]:
     return {spelling: name for spelling, name in found.items() if spelling not in twice}
 
 
-def _span(row: CaptionRow) -> str:
-    return f"{row.start_s or 0.0!r} {row.end_s!r}"
-
-
-def _segments(rows: list[CaptionRow]) -> list[list[CaptionRow]]:
-    """Rows of a video by their segment; a video without rows is one segment."""
-    segments: dict[str, list[CaptionRow]] = defaultdict(list)
-    for row in rows:
-        segments[_span(row)].append(row)
-    return list(segments.values()) or [[CaptionRow("")]]
+def _first_with(beginning: str, ordered: list[str]) -> str:
+    """The first of sorted names that begins so, or ""."""
+    at = bisect_left(ordered, beginning)
+    return ordered[at] if at < len(ordered) and ordered[at].startswith(beginning) else ""
 
 
 def _is_video(name: str) -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from triplet_recordings import (
     moving_square,
@@ -18,7 +21,8 @@ from triplet_recordings import (
 from dynaflip.errors import UserError
 from dynaflip.platform.triplets.clips import Clip
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
-from dynaflip.platform.triplets.sources.captions import read_captions
+from dynaflip.platform.triplets.sources.captions import CaptionRow, read_captions
+from dynaflip.platform.triplets.sources.folder import FolderSource
 from dynaflip.platform.triplets.sources.formats import open_source, open_sources
 
 
@@ -117,3 +121,117 @@ def test_a_captions_file_is_an_error_for_formats_with_their_own(tmp_path: Path) 
     (tmp_path / "films" / "narration.json").write_text("{}")
     with pytest.raises(UserError, match=r"source\.captions: .* is read as ego4d"):
         open_source(replace(source, path=str(tmp_path / "films")))
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (["pick up", "grab"], "caption is a list, not text; give a row a phrasing"),
+        ({"en": "pick up"}, "caption is an object, not text"),
+        (7, "caption is a number, not text"),
+        (True, "caption is true or false, not text"),
+    ],
+)
+def test_a_caption_that_is_no_text_is_set_aside(tmp_path: Path, value: object, said: str) -> None:
+    path = tmp_path / "captions.jsonl"
+    rows = [{"file": "a.mp4", "caption": value}, {"file": "a.mp4", "caption": "grab"}]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    first, second = read_captions(path)
+    assert (first.caption, first.problem) == ("", f"row 1 of captions.jsonl: {said}")
+    assert (second.caption, second.problem) == ("grab", "")
+
+
+def test_values_of_parquet_are_read_as_what_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "captions.parquet"
+    times = pa.array([datetime.timedelta(seconds=1.5), None], pa.duration("us"))
+    pq.write_table(
+        pa.table(
+            {
+                "file": ["a.mp4", "b.mp4"],
+                "caption": pa.array([["pick up"], None], pa.list_(pa.string())),
+                "recording": [3, 4],
+                "camera": [float("nan"), float("nan")],
+                "start_s": times,
+                "end_s": [datetime.time(0, 0, 2), None],
+            }
+        ),
+        path,
+    )
+    first, second = read_captions(path)
+    assert first.problem == "row 1 of captions.parquet: end_s is not a time in seconds"
+    assert (first.start_s, first.recording, first.camera, first.caption) == (1.5, "3", "", "")
+    assert (second.recording, second.problem) == ("4", "")
+
+
+@pytest.mark.parametrize("value", [[1.0], {"s": 1}, True, 10**400])
+def test_a_time_that_is_no_number_is_set_aside(tmp_path: Path, value: object) -> None:
+    path = tmp_path / "captions.jsonl"
+    path.write_text(json.dumps({"file": "a.mp4", "caption": "push", "start_s": value}))
+    (row,) = read_captions(path)
+    assert row.problem == "row 1 of captions.jsonl: start_s is not a time in seconds"
+
+
+def test_a_file_that_is_no_text_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "captions.jsonl"
+    path.write_text(json.dumps({"file": ["a.mp4", "b.mp4"], "caption": "push"}))
+    with pytest.raises(UserError, match="row 1: file is a list, not text"):
+        read_captions(path)
+
+
+def test_a_row_that_cannot_be_used_is_a_rejection_of_its_own(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", moving_square(6))
+    (tmp_path / "captions.csv").write_text(
+        "file,caption,start_s,end_s\na.mp4,push,,\na.mp4,pull,0:10,0:20\n"
+    )
+    bad, good = clips_of(tmp_path)
+    assert bad.problem == ("list", "row 2 of captions.csv: end_s is not a time in seconds")
+    assert (good.captions, good.problem) == (("push",), None)
+
+
+@pytest.mark.parametrize("column", ["task", "recording", "camera", "licence", "depth"])
+def test_phrasings_that_disagree_are_rejected_with_both(tmp_path: Path, column: str) -> None:
+    write_video(tmp_path / "a.mp4", moving_square(6))
+    values = ("", "one.npy", "two.npy") if column == "depth" else ("", "one", "two")
+    lines = [f"a.mp4,push {n},{value}" for n, value in enumerate(values)]
+    table = tmp_path / "captions.csv"
+    table.write_text("\n".join([f"file,caption,{column}", *lines]))
+    (clip,) = clips_of(tmp_path)
+    said = f"its captions have {column} {values[1]!r} and {column} {values[2]!r}: leave one"
+    assert clip.problem == ("list", said)
+    table.write_text("\n".join([f"file,caption,{column}", *lines[:2]]))
+    (clip,) = clips_of(tmp_path)
+    assert clip.problem is None
+    assert len(clip.captions) == 2  # an empty cell says nothing against the other row's
+    if column != "recording":
+        assert values[1] in (clip.task, clip.camera, clip.licence, clip.extra)
+
+
+def test_two_segments_of_one_video_are_of_one_recording(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", moving_square(30))
+    (tmp_path / "captions.csv").write_text(
+        "file,caption,recording,start_s,end_s\na.mp4,push,one,0,0.4\na.mp4,pull,two,0.4,0.9\n"
+    )
+    for clip in clips_of(tmp_path):
+        assert clip.problem is not None
+        assert "recording 'one' and recording 'two'" in clip.problem[1]
+
+
+def test_names_of_missing_videos_are_looked_up_and_not_searched() -> None:
+    class Counted(str):
+        compared = 0
+
+        def __lt__(self, other: str) -> bool:
+            Counted.compared += 1
+            return str.__lt__(self, other)
+
+        def startswith(self, *args: object) -> bool:
+            Counted.compared += 1
+            return str.startswith(self, *args)  # type: ignore[arg-type]
+
+    source = object.__new__(FolderSource)
+    source.name, source.config = "films", SourceConfig(path="films")
+    names = [Counted(f"film{n:05d}.mp4") for n in range(3000)]
+    rows = [CaptionRow(f"film{n:05d}") for n in range(3000)]
+    clips = source._strays(rows, list(names))
+    assert all(c.problem and f"is {c.path}.mp4 meant" in c.problem[1] for c in clips)
+    assert Counted.compared < 40 * len(names)  # and not rows times names
