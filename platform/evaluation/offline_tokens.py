@@ -93,7 +93,7 @@ def act_jobs(
         encoders: of each policy.
         fits: file of each policy.
     """
-    one_of_each = {fits[key]: key for key in reversed(encoders)}.values()  # of equal weights
+    one_of_each = {fits[key]: key for key in reversed(list(encoders))}.values()  # of equal weights
     distinct, jobs = list(dict.fromkeys(encoders.values())), []
     # As many encoders at a time as stay loaded; an image is decoded once for all of them.
     for start in range(0, len(distinct), CACHED_ENCODERS):

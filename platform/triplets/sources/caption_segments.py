@@ -38,7 +38,7 @@ def merged(rows: list[CaptionRow]) -> CaptionRow:
     for name in _ONE_A_SEGMENT:
         said[name] = next((value for row in rows if (value := getattr(row, name))), "")
         problem = problem or _two_of(name, rows)
-    return replace(rows[0], **said, problem=problem)
+    return replace(rows[0], **said, problem=problem)  # type: ignore[arg-type]
 
 
 def _two_of(name: str, rows: list[CaptionRow]) -> str:
