@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from dynaflip.platform.triplets.clips import (
+    TEMPORARY_STAGES,
     Cameras,
     ClipRejected,
     Doubles,
@@ -129,6 +130,8 @@ class ClipReader:
         except UnknownDepthUnit:  # as if there were none; the rows say "relative"
             pass
         except ClipRejected as problem:
+            if problem.stage in TEMPORARY_STAGES:
+                raise  # the next run may well read it
             self._starts_problem = problem
 
     def _check_depth(self, depth: Floats, indices: list[int]) -> None:

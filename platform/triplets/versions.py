@@ -13,7 +13,7 @@ from typing import Any
 
 STAGE_VERSIONS: dict[str, int] = {
     "sources": 2,  # which clips a source has: ids, captions, groups, tasks
-    "decode": 2,  # frames, times, depth and cameras of a recording
+    "decode": 3,  # frames, times, depth and cameras of a recording
     "windows": 3,  # R3M's draw and the flow window's ends
     "split": 1,  # train or heldout
     "filters": 1,  # scores of cuts and blur, and the tests against their thresholds

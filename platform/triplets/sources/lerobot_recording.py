@@ -29,6 +29,7 @@ from dynaflip.platform.triplets.clips import (
     UnknownDepthUnit,
     normalise_caption,
 )
+from dynaflip.platform.triplets.flow.lifting import assumed_intrinsics_px
 from dynaflip.platform.triplets.sources import video
 from dynaflip.platform.triplets.sources.encoded_images import read_images
 from dynaflip.platform.triplets.sources.episode_times import (
@@ -105,9 +106,8 @@ class LeRobotRecording:
         except ValueError as error:
             reason = f"info.json, {key}: {error}; use --depth plane or model:…"
             raise UnknownDepthUnit("depth", reason) from None
-        path = self.source.root / self.source.video_file(self.episode, key)
         try:
-            timeline = episode_timeline(path, self._span(key))
+            path, timeline = self._depth_video
             frames = len(self.shown_s)
             if len(timeline.pts) != frames:
                 reason = f"{len(timeline.pts)} frames of depth, {frames} of video"
@@ -122,6 +122,14 @@ class LeRobotRecording:
             raise ClipRejected("network", str(error)) from None
         return decode_depth_m(codes, info)
 
+    @cached_property
+    def _depth_video(self) -> tuple[Location, video.Timeline]:
+        """The video of depth and the episode's frames in it, looked up once."""
+        key = self.source.depth_key(self.key)
+        assert key is not None
+        path = self.source.root / self.source.video_file(self.episode, key)
+        return path, episode_timeline(path, self._span(key))
+
     def _span(self, key: str) -> Span:
         """Statements of the data set about the episode's frames in one of its videos."""
         start_s, end_s = self.episode.span_s(key)
@@ -133,15 +141,19 @@ class LeRobotRecording:
         """See :class:`~dynaflip.platform.triplets.clips.Recording`."""
         intrinsics = self._column(intrinsics_column(self.clip.camera), 4)
         poses = self._column(pose_column(self.clip.camera), 16)
-        if intrinsics is None:
+        if intrinsics is None and poses is None:
             return None
         size_px = self.source.meta.image_px(self.key)
+        assumed = intrinsics is None
+        if intrinsics is None:  # the camera's motion is known without its focal length
+            guess = assumed_intrinsics_px(size_px[1], size_px[0])
+            intrinsics = np.tile(guess, (len(self.shown_s), 1))
         _check_intrinsics(intrinsics, size_px)
         if poses is not None:
             poses = poses.reshape(-1, 4, 4)
             _check_poses(poses)
             poses = poses[indices]
-        return Cameras(intrinsics[indices], size_px, poses, assumed=False)
+        return Cameras(intrinsics[indices], size_px, poses, assumed)
 
     def simulator_state(self, indices: list[int]) -> Doubles | None:
         """See :class:`~dynaflip.platform.triplets.clips.Recording`."""
@@ -165,7 +177,7 @@ class LeRobotRecording:
         return task
 
     def _check_tasks(self, columns: dict[str, pa.ChunkedArray]) -> None:
-        """Reject rows whose tasks are none of those that the episode is said to have."""
+        """Reject rows that show a task which the episode is not said to have."""
         if self.clip.caption_kind != "source" or "task_index" not in columns:
             return
         said = {normalise_caption(caption) for caption in self.clip.captions}
@@ -177,12 +189,16 @@ class LeRobotRecording:
                 raise
             return  # the episode's own words are all there is
         shown = [str(task) for task in found if task]
-        if shown and not said & {normalise_caption(task) for task in shown}:
+        others = [task for task in shown if normalise_caption(task) not in said]
+        if others:
             raise ClipRejected(
                 "caption",
-                f"the episode's task is {self.clip.captions[0]!r} by meta/episodes, but "
-                f"{shown[0]!r} by its rows' task_index",
+                f"the episode's task is {' and '.join(map(repr, self.clip.captions))} by "
+                f"meta/episodes, but {others[0]!r} by its rows' task_index",
             )
+        if shown and len(shown) < len(found):
+            number = next(n for n, task in zip(numbers, found, strict=True) if not task)
+            self._task_of(number)
 
     def _column(self, name: str, width: int) -> Doubles | None:
         column = self._columns.get(name)

@@ -45,7 +45,7 @@ from dynaflip.platform.triplets.sources.rlds_steps import (
     base_name,
     instructions,
 )
-from dynaflip.platform.triplets.sources.tfrecord import DamagedRecord, Record, Values
+from dynaflip.platform.triplets.sources.tfrecord import DamagedRecord, Record, Unread, Values
 from dynaflip.platform.triplets.versions import STAGE_VERSIONS
 
 # Steps a second, after the overview table of Open X-Embodiment (arXiv 2310.08864).
@@ -63,7 +63,7 @@ _RATES_HZ = {
     "viola": 20.0,
 }
 _IMAGES = (b"\xff\xd8\xff", b"\x89PNG")
-# Longer features are images; listing does not read them.
+# Of longer features listing reads no more than the beginning.
 _OUTLINE_BYTES = 256 << 10
 _PARALLEL_FILES = 8
 # What other tools leave beside records: indexes, checksums, unfinished downloads.
@@ -206,7 +206,7 @@ class RLDSSource:
         name: str,
         number: int,
         record: Record,
-        outline: dict[str, Values | int],
+        outline: dict[str, Values | Unread],
         about: _About,
     ) -> Iterator[Clip]:
         recording = content_hash("record", str(record.size), str(record.checksum))
@@ -266,18 +266,19 @@ def _is_records(name: str) -> bool:
     return ".tfrecord" in last and not last.endswith((*_BESIDE, *_UNFINISHED))
 
 
-def _is_camera(key: str, values: Values | int, images: tuple[str, ...]) -> bool:
+def _is_camera(key: str, values: Values | Unread, images: tuple[str, ...]) -> bool:
     """Images, and not the same one at every step, which stands for a missing camera."""
     if isinstance(values, np.ndarray) or not key.startswith(STEPS) or "depth" in key:
         return False
-    if isinstance(values, list) and values and is_deep_grey(values[0]):
+    first = values.first if isinstance(values, Unread) else next(iter(values), None)
+    if first is None or is_deep_grey(first):
         return False
     if images:
         if base_name(key) not in images:
             return False
-    elif isinstance(values, list) and not (values and values[0].startswith(_IMAGES)):
+    elif not first.startswith(_IMAGES):
         return False
-    return isinstance(values, int) or len(set(values)) > 1 or len(values) == 1
+    return isinstance(values, Unread) or len(set(values)) > 1 or len(values) == 1
 
 
 def _known_rate_hz(path: str) -> float:

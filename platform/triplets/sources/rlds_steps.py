@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from dynaflip.platform.triplets.clips import ClipRejected
+from dynaflip.platform.triplets.sources.tfrecord import Unread
+
+Value = TypeVar("Value")
 
 STEPS = "steps/"
 RAGGED_VALUES = "/ragged_flat_values"
@@ -56,7 +59,7 @@ def step_images(features: Mapping[str, Any], key: str) -> list[bytes]:
         raise ClipRejected("decode", f"the episode holds no images in {name}")
     steps = count_steps(features) or _steps_by_instructions(features, len(values))
     if key.endswith(RAGGED_VALUES):
-        rows = _ragged_rows(features, name, values)
+        rows = _ragged_rows(features, name, values, "decode")
         if steps is not None and len(rows) != steps:
             reason = f"{len(rows)} rows of images in {name}, but {steps} steps"
             raise ClipRejected("decode", reason)
@@ -72,18 +75,31 @@ def step_images(features: Mapping[str, Any], key: str) -> list[bytes]:
 
 def _steps_by_instructions(features: Mapping[str, Any], images: int) -> int | None:
     """Number of steps by their instructions, where each step has equally many images."""
-    counts = [len(texts) for key, texts in instructions(features) if key.startswith(STEPS)]
+    counts = [
+        len(_rows(features, key, texts))
+        for key, texts in instructions(features)
+        if key.startswith(STEPS)
+    ]
     return max((n for n in counts if n > 1 and images % n == 0), default=None)
 
 
-def _ragged_rows(features: Mapping[str, Any], name: str, values: list[bytes]) -> list[list[bytes]]:
-    """The values of each step."""
+def _rows(features: Mapping[str, Any], key: str, texts: list[str]) -> list[list[str]]:
+    """The texts of each step of a ragged feature; of any other feature each text is a row."""
+    if not key.endswith(RAGGED_VALUES):
+        return [[text] for text in texts]
+    return _ragged_rows(features, base_name(key), texts, "caption")
+
+
+def _ragged_rows(
+    features: Mapping[str, Any], name: str, values: list[Value], stage: str
+) -> list[list[Value]]:
+    """The values of each step; ``stage`` is that of the rejection where they are not known."""
     lengths = features.get(f"{name}{_ROW_LENGTHS}0")
     if not isinstance(lengths, np.ndarray) or f"{name}{_ROW_LENGTHS}1" in features:
-        raise ClipRejected("decode", f"{name} is ragged, without one length a step")
+        raise ClipRejected(stage, f"{name} is ragged, without one length a step")
     if (lengths < 0).any() or lengths.sum() != len(values):
         reason = f"{len(values)} values in {name}, but the lengths of its steps add up to"
-        raise ClipRejected("decode", f"{reason} {lengths.sum()}")
+        raise ClipRejected(stage, f"{reason} {lengths.sum()}")
     ends = np.cumsum(lengths)
     return [values[end - n : end] for n, end in zip(lengths, ends, strict=True)]
 
@@ -117,7 +133,7 @@ def instructions(features: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]
     """Name and texts of every feature that holds instructions, phrasing by phrasing."""
     for key in sorted(features):
         name, values = base_name(key).rsplit("/", 1)[-1], features[key]
-        if "instruction" not in name or "embedding" in name or isinstance(values, int):
+        if "instruction" not in name or "embedding" in name or isinstance(values, Unread):
             continue
         if isinstance(values, np.ndarray):
             # Language-Table: letters as 512 numbers a step, zeros after the end.
@@ -133,13 +149,23 @@ def instructions(features: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]
 def instructions_of_step(features: Mapping[str, Any], index: int, steps: int) -> list[str]:
     """Instructions of one step, phrasing by phrasing.
 
+    Returns:
+        None of them where the step has none and all others of the episode are one.
+
     Raises:
-        ClipRejected: their number is not that of the steps.
+        ClipRejected: their number is not that of the steps, or the step has none and the others
+            differ.
     """
     found: list[str] = []
+    varies = False
     for key, texts in instructions(features):
-        if len(texts) == steps:
-            found.append(texts[index])
+        varies |= len({text for text in texts if text}) > 1
+        rows = _rows(features, key, texts)
+        if len(rows) == steps:
+            found += rows[index]
+        elif key.endswith(RAGGED_VALUES):
+            reason = f"{len(rows)} rows of instructions in {base_name(key)}, but {steps} steps"
+            raise ClipRejected("caption", reason)
         elif not key.startswith(STEPS) or len(set(texts)) == 1:
             found += texts if len(set(texts)) > 1 else texts[:1]  # of the whole episode
         elif len(texts) % steps == 0:
@@ -148,7 +174,12 @@ def instructions_of_step(features: Mapping[str, Any], index: int, steps: int) ->
         else:
             reason = f"{len(texts)} instructions in {base_name(key)}, but {steps} steps"
             raise ClipRejected("caption", reason)
-    return [text for text in found if text]
+    said = [text for text in found if text]
+    if varies and not said:
+        # Any other instruction of the episode may be that of another step.
+        reason = f"step {index} has no instruction, and those of other steps differ"
+        raise ClipRejected("caption", reason)
+    return said
 
 
 def _utf8(value: bytes) -> str:

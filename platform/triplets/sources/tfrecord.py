@@ -19,10 +19,23 @@ from dynaflip.platform.triplets.sources.crc32c import masked_crc32c
 _HEAD = struct.Struct("<QI")
 _SUM = struct.Struct("<I")
 _BYTES, _FLOATS, _INTEGERS = 1, 2, 3
+# Of a long feature's value: three heads of a field, and the header of an image.
+_HEAD_BYTES = 96
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 
 # A feature's values: a list of bytes, or an array of float32 or int64.
 Values = list[bytes] | np.ndarray
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A long feature of which only the beginning was read.
+
+    Args:
+        first: the first bytes of its first value; None where its values are numbers, or none.
+    """
+
+    first: bytes | None
 
 
 class DamagedRecord(Exception):
@@ -76,16 +89,16 @@ def read_record(file: Any, record: Record) -> bytes:
     return data
 
 
-def read_outline(file: Any, record: Record, most_bytes: int) -> dict[str, Values | int]:
+def read_outline(file: Any, record: Record, most_bytes: int) -> dict[str, Values | Unread]:
     """The features of a record, without reading those of more than ``most_bytes``.
 
     Returns:
-        Values by name; for a longer feature its size in bytes.
+        Values by name.
 
     Raises:
         DamagedRecord: it is no ``tf.train.Example``, as far as it was read.
     """
-    out: dict[str, Values | int] = {}
+    out: dict[str, Values | Unread] = {}
     end = record.offset + record.size
     try:
         begin, limit = _enter(file, record.offset, end)
@@ -99,7 +112,9 @@ def read_outline(file: Any, record: Record, most_bytes: int) -> dict[str, Values
                 # The name comes first, as every serialiser of protobuf writes it.
                 text, text_end = _enter(file, at, after)
                 file.seek(text)
-                out[file.read(text_end - text).decode()] = after - text_end
+                size = text_end - text
+                data = file.read(min(size + _HEAD_BYTES, after - text))
+                out[data[:size].decode()] = Unread(_first_bytes(memoryview(data[size:])))
             begin = after
     except (IndexError, KeyError, ValueError, TypeError) as error:
         raise DamagedRecord(f"not a tf.train.Example ({error})") from None
@@ -116,6 +131,17 @@ def _enter(file: Any, position: int, limit: int) -> tuple[int, int]:
     if position + used + size > limit:
         raise ValueError(f"a field of {size} bytes where {limit - position - used} are left")
     return position + used, position + used + size
+
+
+def _first_bytes(head: memoryview) -> bytes | None:
+    """The first bytes of the first value, from those of the map's entry behind its name."""
+    position, size = 0, 0
+    # The entry's value, a Feature; its list of bytes; the first value of that.
+    for field in (2, _BYTES, 1):
+        if position == len(head) or head[position] != (field << 3 | _LENGTH):
+            return None
+        size, position = _varint(head, position + 1)
+    return bytes(head[position : position + size])
 
 
 def read_example(data: bytes) -> dict[str, Values]:

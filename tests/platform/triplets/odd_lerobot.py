@@ -402,6 +402,22 @@ KINDS: dict[str, tuple[Change, str]] = {
         in_rows("task_index", lambda row: 1),
         "'open it' by meta/episodes, but 'close it' by its rows",
     ),
+    "tasks of some rows are others": (
+        in_rows("task_index", lambda row: int(row["frame_index"] > 6)),
+        "'open it' by meta/episodes, but 'close it' by its rows",
+    ),
+    "one of two tasks of the rows is another": (
+        each(
+            lambda odd: odd.tasks.append("lock it"),
+            in_episodes("tasks", ["open it", "close it"]),
+            in_rows("task_index", lambda row: 2 * int(row["frame_index"] > 6)),
+        ),
+        "'open it' and 'close it' by meta/episodes, but 'lock it' by its rows",
+    ),
+    "a task of some rows that no table has": (
+        in_rows("task_index", lambda row: 9 * int(row["frame_index"] > 6)),
+        "no task of task_index 9",
+    ),
     "a task that no table has": (
         each(
             in_episodes("tasks", ["open it", "close it"]),

@@ -20,6 +20,7 @@ from dynaflip.platform.triplets.sources.crc32c import masked_crc32c
 
 STEPS = 12
 IMAGE = "steps/observation/image"
+INSTRUCTION = "steps/language_instruction"
 Features = dict[str, Any]
 
 
@@ -114,6 +115,20 @@ def views() -> Features:
     return episode
 
 
+def phrased(lengths: list[int]) -> Features:
+    """So many phrasings a step, ragged; those of step k end in k."""
+    episode = sound()
+    del episode[INSTRUCTION]
+    texts = [
+        b"open it" if not step and not n else f"phrasing {n} of {step}".encode()
+        for step, length in enumerate(lengths)
+        for n in range(length)
+    ]
+    episode[f"{INSTRUCTION}/ragged_flat_values"] = texts
+    episode[f"{INSTRUCTION}/ragged_row_lengths_0"] = np.array(lengths)
+    return episode
+
+
 def wrong_lengths() -> Features:
     episode = stacked((2, 1, 0), ragged=True)
     episode[f"{IMAGE}/ragged_row_lengths_0"] = np.full(STEPS, 2)
@@ -161,6 +176,47 @@ KINDS: dict[str, tuple[Callable[[], Features], str]] = {
     "one instruction": (lambda: changed(steps__language_instruction=[b"open it"]), ""),
     "two phrasings a step": (
         lambda: changed(steps__language_instruction=[b"open it", b"pull it open"] * STEPS),
+        "",
+    ),
+    "ragged phrasings": (lambda: phrased([1, 2, 3] * 4), ""),
+    "as many ragged phrasings as steps": (lambda: phrased([2, 0] * 6), "step 1 has no instruction"),
+    "ragged phrasings of other steps": (
+        lambda: phrased([2] * 6),
+        "6 rows of instructions in steps/language_instruction, but 12 steps",
+    ),
+    "ragged phrasings of another sum": (
+        lambda: phrased([1] * 12) | {f"{INSTRUCTION}/ragged_row_lengths_0": np.full(12, 2)},
+        "lengths of its steps add up to 24",
+    ),
+    "ragged phrasings without counted steps": (
+        lambda: (
+            {
+                name: values
+                for name, values in (stacked((2, 1, 0), counted=False) | phrased([3] * 12)).items()
+                if name not in (IMAGE, "steps/is_first", "steps/reward")
+            }
+            | {IMAGE: stacked((2, 1, 0))[IMAGE]}
+        ),
+        "",
+    ),
+    "a step without its instruction": (
+        lambda: changed(steps__language_instruction=[b"open it"] * 5 + [b""] + [b"close it"] * 6),
+        "step 5 has no instruction, and those of other steps differ",
+    ),
+    "a step without the only instruction": (
+        lambda: changed(steps__language_instruction=[b"open it"] * 5 + [b""] + [b"open it"] * 6),
+        "",
+    ),
+    "numbers longer than an image": (
+        lambda: changed(steps__observation__state=np.ones(70_000, np.float32)),
+        "",
+    ),
+    "bytes longer than an image": (
+        lambda: changed(steps__observation__sound=[bytes(30_000)] * STEPS),
+        "",
+    ),
+    "long images": (
+        lambda: changed(**{IMAGE.replace("/", "__"): [i + bytes(30_000) for i in sound()[IMAGE]]}),
         "",
     ),
     "phrasings of the episode": (

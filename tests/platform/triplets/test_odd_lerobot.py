@@ -20,6 +20,7 @@ from odd_lerobot import (
     depth_beside,
     intrinsics,
     number,
+    pose,
     renamed_feature,
     sound,
     write_frames,
@@ -210,6 +211,36 @@ def test_intrinsics_of_an_image_of_another_shape_are_refused(tmp_path: Path) -> 
     reader = ClipReader(recording, config, [window], recording.times_s(), None)
     with pytest.raises(ClipRejected, match="of 48 x 48 pixels, which is of another shape"):
         reader.cameras([0, 1], 48, 32)
+
+
+def test_poses_count_without_intrinsics_under_an_assumed_focal_length(tmp_path: Path) -> None:
+    odd = sound()
+    matrix = np.eye(4)
+    matrix[0, 3] = 0.5
+    pose(matrix)(odd)
+    for row in odd.rows:
+        del row["observation.intrinsics.top"]
+    mix = mix_of(odd.write(tmp_path / "set"))
+    cameras = mix.open(next(iter(mix.list_clips()))).cameras([0, 3])
+    assert cameras is not None
+    assert cameras.poses is not None
+    assert cameras.assumed
+    np.testing.assert_array_equal(cameras.poses, np.stack([matrix, matrix]))
+    np.testing.assert_array_equal(cameras.intrinsics_px, [[48, 48, 24, 16]] * 2)
+
+
+def test_a_store_that_does_not_answer_is_not_taken_for_missing_depth(tmp_path: Path) -> None:
+    mix = mix_of(sound().write(tmp_path / "set"))
+    recording = mix.open(next(iter(mix.list_clips())))
+
+    def unanswered(indices: list[int]) -> None:
+        raise ClipRejected("network", "no answer")
+
+    recording.read_depth_m = unanswered  # type: ignore[method-assign]
+    window = Transition(0, 6, (0, 1, 2, 3, 6), 0, 0)
+    config = PreprocessConfig(depth="model:any")
+    with pytest.raises(ClipRejected, match="no answer"):
+        ClipReader(recording, config, [window], recording.times_s(), HalfDepth())
 
 
 def test_a_model_does_without_depth_of_an_unknown_unit(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from odd_rlds import (
     STEPS,
     example,
     features_json,
+    phrased,
     records,
     sound,
     stacked,
@@ -50,6 +51,12 @@ def test_a_kind_is_read_or_rejected_with_its_reason(kind: str, tmp_path: Path) -
             read(mix)
     else:
         assert "open it" in read(mix)
+
+
+def test_each_step_has_its_own_ragged_phrasings(tmp_path: Path) -> None:
+    captions = read(mix_of(write(tmp_path, records(example(phrased([1, 2, 3] * 4))))))
+    assert captions[0] == "open it"
+    assert [caption.split()[-1] for caption in captions[1:]] == list(map(str, range(1, STEPS)))
 
 
 @pytest.mark.parametrize("kind", FILES)

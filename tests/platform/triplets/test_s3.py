@@ -14,6 +14,7 @@ from typing import Any
 
 import boto3
 import numpy as np
+import odd_lerobot
 import pyarrow.parquet as pq
 import pytest
 from checkout import REPOSITORY
@@ -145,14 +146,22 @@ def test_expired_credentials_are_a_temporary_rejection(
     videos = SourceConfig(path=upload(server, tmp_path / "v", f"expired{verdict}"))
     root = write_lerobot(tmp_path / "set", [{"top": moving_square(20)}], ["push"])
     robot = SourceConfig(path=upload(server, root, f"robot{verdict}"))
-    mix = open_sources(PreprocessConfig(sources=(videos, robot)))
+    odd = odd_lerobot.sound()
+    odd_lerobot.depth_beside()(odd)
+    deep = SourceConfig(path=upload(server, odd.write(tmp_path / "deep"), f"deep{verdict}"))
+    mix = open_sources(PreprocessConfig(sources=(videos, robot, deep)))
     clips = list(mix.list_clips())
-    video, episode = map(mix.open, clips)
+    video, episode, with_depth = map(mix.open, clips[:3])
     unread = mix.open(clips[1])
     assert len(video.times_s()) == 10
     assert len(episode.times_s()) == 20
     proxy.rule = lambda path, number: verdict
-    for read in (lambda: video.read_frames([0], 96), lambda: video.read_depth_m([0])):
+    reads = (
+        lambda: video.read_frames([0], 96),
+        lambda: video.read_depth_m([0]),
+        lambda: with_depth.read_depth_m([0]),
+    )
+    for read in reads:
         with pytest.raises(ClipRejected) as caught:
             read()
         assert caught.value.stage == "network"
