@@ -14,13 +14,13 @@ from typing import Any, Protocol
 from dynaflip.platform.triplets.attempt_notes import Notes
 from dynaflip.platform.triplets.batches import BatchSize
 from dynaflip.platform.triplets.clip_reader import ClipReader
-from dynaflip.platform.triplets.clips import Clip, ClipRejected, Frames, out_of_resources
+from dynaflip.platform.triplets.clips import Clip, ClipRejected, Frames, out_of_resources, printable
 from dynaflip.platform.triplets.place import Place
 
 _STARTED = "started"
 _FAULT = "Fatal Python error"  # what faulthandler writes
 _MAX_FAULTS = 2
-_MAX_STARTS = 8
+MAX_STARTS = 8
 
 
 @dataclass
@@ -76,11 +76,6 @@ def rejection_for(error: Exception) -> ClipRejected:
     return ClipRejected("machine" if out_of_resources(error) else "unexpected", reason)
 
 
-def printable(text: str) -> str:
-    """Text that any table can hold: names on disk need not be UTF-8."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 @contextmanager
 def rejecting(item: ClipInWork) -> Iterator[None]:
     """An error inside rejects the clip."""
@@ -101,7 +96,7 @@ def noted(item: ClipInWork, attempts: Place) -> Iterator[None]:
     notes = Notes(attempts, item.listed.clip_id)
     known = notes.read()
     starts, faults = known.count(_STARTED), known.count(_FAULT)
-    if faults >= _MAX_FAULTS or starts >= _MAX_STARTS:
+    if faults >= _MAX_FAULTS or starts >= MAX_STARTS:
         if faults >= _MAX_FAULTS:
             stage, died = "crash", f"{faults} times of a fault in native code"
         else:

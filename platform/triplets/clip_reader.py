@@ -33,6 +33,9 @@ from dynaflip.platform.triplets.models.depth_checks import (
 from dynaflip.platform.triplets.thumbnails import encode_thumbnails, thumbnail_frames
 from dynaflip.platform.triplets.windows import Transition
 
+# As they are recorded: 80 MB at 1280 × 480.
+_DEPTH_FRAMES_AT_ONCE = 32
+
 
 class ClipReader:
     """Frames, depth, cameras, captions and stored images of a clip's windows.
@@ -97,8 +100,9 @@ class ClipReader:
 
     def _read_depth(self, recording: Recording, indices: list[int], *, needed: bool) -> None:
         """Read recorded depth; a 3D tracker does without, or with holes in it."""
+        missing: list[Doubles] = []
         try:
-            depth = recording.read_depth_m(indices)
+            depth = self._small_depth(recording, indices, missing)
         except UnknownDepthUnit:
             if needed:
                 raise
@@ -109,12 +113,28 @@ class ClipReader:
             raise ClipRejected(
                 "depth", "no depth recorded: choose depth=plane or depth=model:FOLDER-OR-HUB-ID"
             )
-        _check_covers(depth, self.frame_px)
         if needed:
-            self._check_depth(depth, indices)
+            self._check_depth(np.concatenate(missing), indices)
         if np.isfinite(depth).any():
             _check_metres(depth)
-        self._depth = _resize_depth(depth, self._tracked_size)
+        self._depth = depth
+
+    def _small_depth(
+        self, recording: Recording, indices: list[int], missing: list[Doubles]
+    ) -> Floats | None:
+        """Recorded depth at the tracker's size: a clip's at full size may be gigabytes.
+
+        ``missing`` takes what :meth:`_check_depth` needs to know of it at full size.
+        """
+        small: list[Floats] = []
+        for begin in range(0, len(indices), _DEPTH_FRAMES_AT_ONCE):
+            depth = recording.read_depth_m(indices[begin : begin + _DEPTH_FRAMES_AT_ONCE])
+            if depth is None:
+                return None
+            _check_covers(depth, self.frame_px)
+            missing.append(_missing_and_finite(depth))
+            small.append(_resize_depth(depth, self._tracked_size))
+        return np.concatenate(small)
 
     def _read_starts(self, recording: Recording, indices: list[int]) -> None:
         """Read the recorded depth of windows' first frames: a model's depth is held against it.
@@ -122,10 +142,8 @@ class ClipReader:
         What is wrong with it is told only where a model's depth turns out to be relative.
         """
         try:
-            measured = recording.read_depth_m(indices)
+            measured = self._small_depth(recording, indices, [])
             if measured is not None:
-                _check_covers(measured, self.frame_px)
-                measured = _resize_depth(measured, self._tracked_size)
                 self._starts = dict(zip(indices, measured, strict=True))
         except UnknownDepthUnit:  # as if there were none; the rows say "relative"
             pass
@@ -134,13 +152,11 @@ class ClipReader:
                 raise  # the next run may well read it
             self._starts_problem = problem
 
-    def _check_depth(self, depth: Floats, indices: list[int]) -> None:
-        missing = np.isnan(depth).mean(axis=(1, 2))
+    def _check_depth(self, shares: Doubles, indices: list[int]) -> None:
+        """Reject frames without depth; ``shares`` is that of :func:`_missing_and_finite`."""
+        missing = shares[:, 0]
         worst = int(missing.argmax())
-        if (
-            not np.isfinite(depth).any(axis=(1, 2)).all()
-            or missing[worst] > self.config.lifting.max_invalid_share
-        ):
+        if not shares[:, 1].all() or missing[worst] > self.config.lifting.max_invalid_share:
             raise ClipRejected(
                 "depth",
                 f"{missing[worst]:.0%} of the pixels of frame {indices[worst]} hold no depth "
@@ -160,7 +176,7 @@ class ClipReader:
             return self._recorded_m(window), "metric"
         check_scale(self.depth_model, self.config.depth)
         depth, scale = depth_of_window(self.depth_model, frames)
-        self._check_depth(depth, window)
+        self._check_depth(_missing_and_finite(depth), window)
         if scale == "metric":
             check_metric(depth, self._starts.get(window[0]), self.config.depth)
         if scale == "relative" and self.config.align_depth:
@@ -272,6 +288,12 @@ def _check_covers(depth: Floats, frame_px: tuple[int, int]) -> None:
             f"depth of {across} x {down} pixels has another shape than the image "
             f"({width} x {height}), so it is not of the same view",
         )
+
+
+def _missing_and_finite(depth: Floats) -> Doubles:
+    """(N, 2) share of each frame's pixels without depth (NaN), and 1 where one is finite."""
+    missing = np.isnan(depth).mean(axis=(1, 2))
+    return np.stack([missing, np.isfinite(depth).any(axis=(1, 2))], axis=1)
 
 
 def _check_metres(depth: Floats) -> None:

@@ -176,6 +176,16 @@ def content_hash(*parts: str) -> str:
     return hashlib.sha256("\x1f".join(parts).encode(errors="surrogatepass")).hexdigest()[:32]
 
 
+def printable(text: str) -> str:
+    """Text that any table can hold: names on disk need not be UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def holds_a_word(caption: str) -> bool:
+    """True where a caption says something: it has a letter or a digit."""
+    return re.search(r"\w", caption) is not None
+
+
 def captions_digest(captions: Iterable[str]) -> str:
     """Digest of a set of captions, whatever their order."""
     return digest_of_sorted(sorted(captions))

@@ -164,18 +164,18 @@ def write_part(description: dict[str, Any]) -> dict[str, Any]:
         RuntimeError: a row group does not hold its clip.
     """
     path = place_of(description["path"])
-    target = ClipFile(path)
-    for clip, table in _clips_of(description["clips"]):
-        found = set(table["clip_id"].to_pylist()), table.num_rows
-        if found != ({clip["clip_id"]}, clip["rows"]):
-            raise RuntimeError(
-                f"row group {clip['row_group']} of {clip['file']} holds {found[1]} triplets of "
-                f"{', '.join(sorted(found[0]))} instead of {clip['rows']} of {clip['clip_id']}; "
-                f"delete {path.parent.parent} and run again"
-            )
-        target.write(table)
     index: list[FileIndex] = []
-    positions = target.close(lambda file: index.append(index_file(file, path.name)))
+    with ClipFile(path) as target:
+        for clip, table in _clips_of(description["clips"]):
+            found = set(table["clip_id"].to_pylist()), table.num_rows
+            if found != ({clip["clip_id"]}, clip["rows"]):
+                raise RuntimeError(
+                    f"row group {clip['row_group']} of {clip['file']} holds {found[1]} triplets of "
+                    f"{', '.join(sorted(found[0]))} instead of {clip['rows']} of "
+                    f"{clip['clip_id']}; delete {path.parent.parent} and run again"
+                )
+            target.write(table)
+        positions = target.close(lambda file: index.append(index_file(file, path.name)))
     return {"name": path.stem, "positions": positions, "index": index[0].to_json()}
 
 

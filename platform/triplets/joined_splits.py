@@ -126,9 +126,9 @@ def _moved(clip: StoredClip, ledger: Ledger, work: WorkFolder, side: str) -> Sto
     column = pa.array([side] * len(table), pa.string())
     table = table.set_column(at, table.schema.field(at), column)
     name = f"moved-{name_hash(clip.summary['clip_digest'])[:16]}.parquet"
-    file = ClipFile(work.shards / name)
-    file.write(table)
-    (position,) = file.close()
+    with ClipFile(work.shards / name) as file:
+        file.write(table)
+        (position,) = file.close()
     summary = ledger.summary_of(clip)
     summary |= {"split": side, "rows": row_digests(table), "at": position}
     return StoredClip(summary, work.shards / name, 0, position["bytes"], len(table))

@@ -86,12 +86,14 @@ def staged(path: Place) -> Path:
 
 
 def publish(written: Path, path: Place) -> None:
-    """Give a file of :func:`staged` its name."""
+    """Give a file of :func:`staged` its name; of one for a bucket nothing stays here."""
     if isinstance(path, Path):
         files.move(written, path)
         return
-    path.upload(written)
-    written.unlink()
+    try:
+        path.upload(written)
+    finally:
+        written.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ import numpy as np
 from dynaflip.errors import UserError
 from dynaflip.platform.cluster import available_cpus
 from dynaflip.platform.triplets.batches import BatchNews
+from dynaflip.platform.triplets.clip_in_work import MAX_STARTS
 from dynaflip.platform.triplets.clips import Clip, Frames, Recording, Source, content_hash
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.models.loading import (
@@ -165,6 +166,10 @@ def make_clips(
         source: of the clips.
         config: settings.
         folder: a new one, that takes the shards.
+
+    Raises:
+        UserError: workers die without a clip that is done.
+        Exception: whatever a model raises that cannot be loaded.
     """
     work = WorkFolder(folder)
     for part in (folder / "shards", folder / "attempts"):
@@ -173,6 +178,7 @@ def make_clips(
     digests = digests_of_models(config) if uses_models(config) else {}
     start = (config, source, str(work.path), digests)
     alone = False
+    broken = 0  # times in a row without a clip that was done
     while left:
         # Models are loaded once; they use all of the machine.
         many = 1 if alone or uses_models(config) else min(available_cpus(), len(left))
@@ -183,9 +189,17 @@ def make_clips(
             try:
                 for future in as_completed(futures):
                     summary, seconds = future.result()
+                    broken = 0
                     yield Made(left.pop(futures[future]), summary, seconds)
             except BrokenProcessPool:
                 alone = True  # so that the one that it died of is known
+                broken += 1
+                if broken > MAX_STARTS:  # a clip that kills its process is rejected by then
+                    raise UserError(
+                        f"the preview's process died {broken} times without a clip that was done, "
+                        f"killed from outside or while it loaded models: is there too little "
+                        f"memory for them?"
+                    ) from None
 
 
 # What a worker process works with.
@@ -197,12 +211,17 @@ def _start_worker(
 ) -> None:
     _worker.update(config=config, source=source, folder=folder)
     if uses_models(config):
-        _worker["models"] = ModelShards(config, folder, source, digests)
+        try:
+            _worker["models"] = ModelShards(config, folder, source, digests)
+        except Exception as error:  # raised here, it would break the pool and be lost
+            _worker["error"] = error
 
 
 def _make(number: int, clip: str) -> tuple[dict[str, Any], float]:
     """Summary of a clip, and the seconds that it took."""
     began_s = time.monotonic()
+    if "error" in _worker:
+        raise _worker["error"]
     if "models" in _worker:
         row = _worker["models"]({"name": f"part-{number}", "clips": [clip]})
         (summary,) = json.loads(row["summaries"])

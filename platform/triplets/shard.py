@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import pyarrow as pa
@@ -16,10 +17,9 @@ from dynaflip.platform.triplets.clip_in_work import (
     ModelStage,
     ask_about,
     noted,
-    printable,
     rejecting,
 )
-from dynaflip.platform.triplets.clips import Clip, Source
+from dynaflip.platform.triplets.clips import Clip, Source, printable
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.digest import row_digests
 from dynaflip.platform.triplets.models.captioner import needs_caption, side_by_side
@@ -147,12 +147,13 @@ def _about(table: pa.Table) -> dict[str, Any]:
 def write_shard(name: str, made: Iterable[Made], work: WorkFolder) -> list[dict[str, Any]]:
     """Write the triplets of a shard's clips, and then their summaries, which are returned."""
     summaries = []
-    writer = _ShardWriter(work.shards, name)
-    for summary, table in made:
-        if table is not None:
-            writer.write(table)
-        summaries.append(summary)
-    positions = iter(writer.close())
+    with ExitStack() as files:
+        writer = _ShardWriter(work.shards, name, files)
+        for summary, table in made:
+            if table is not None:
+                writer.write(table)
+            summaries.append(summary)
+        positions = iter(writer.close())
     for summary in summaries:
         summary["at"] = None if summary["stage"] else next(positions)
     place.write(work.shard_summaries(name), json.dumps({"clips": summaries}))
@@ -160,10 +161,10 @@ def write_shard(name: str, made: Iterable[Made], work: WorkFolder) -> list[dict[
 
 
 class _ShardWriter:
-    """Parquet files of bounded size."""
+    """Parquet files of bounded size; ``files`` lets go of those that are not finished."""
 
-    def __init__(self, folder: Place, name: str) -> None:
-        self.folder, self.name = folder, name
+    def __init__(self, folder: Place, name: str, files: ExitStack) -> None:
+        self.folder, self.name, self.open_files = folder, name, files
         self.file: ClipFile | None = None
         self.files = 0
         self.bytes = 0
@@ -175,7 +176,8 @@ class _ShardWriter:
             self.close()
         if self.file is None:
             path = self.folder / f"{self.name}-{self.files:02d}.parquet"
-            self.file, self.files, self.bytes = ClipFile(path), self.files + 1, 0
+            self.file = self.open_files.enter_context(ClipFile(path))
+            self.files, self.bytes = self.files + 1, 0
         self.file.write(table)
         self.bytes += table.nbytes
 

@@ -28,7 +28,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "tracker_3d": 1,  # flow from the tracks of a 3D tracker
     "simulator_flow": 1,  # flow_source: simulator
     "depth_models": 1,  # depth of a model, and its alignment with recorded depth
-    "captions": 1,  # captions of a template or a captioner
+    "captions": 2,  # captions of a template or a captioner
     "images": 1,  # sizes and JPEG of the stored images
     "rows": 2,  # columns of a triplet and its id
 }

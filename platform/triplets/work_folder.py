@@ -128,6 +128,8 @@ def stored_clip(summary: Mapping[str, Any], folder: Place) -> StoredClip:
 class ClipFile:
     """A Parquet file of triplets, a row group a clip, visible under its name only when complete.
 
+    Use it in a ``with`` block: where that ends without :meth:`close`, nothing of the file stays.
+
     Args:
         path: of the file.
     """
@@ -145,6 +147,15 @@ class ClipFile:
             write_statistics=_STATISTICS,
             metadata_collector=self._footer,
         )
+
+    def __enter__(self) -> ClipFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            self._writer.close()
+        finally:
+            self._unfinished.unlink(missing_ok=True)
 
     def write(self, table: pa.Table) -> None:
         """Append a clip's triplets, at least one, as one row group."""

@@ -90,7 +90,10 @@ def track_windows(
         hint = ": a 3D tracker says dimensions = 3" if isinstance(made, WindowTracks3D) else ""
         given = type(made).__name__
         raise ClipRejected("track", f"{name} gave a {given}, not (tracks, visibility){hint}")
-    tracks_px, visible = np.asarray(made[0], np.float32), np.asarray(made[1])
+    # Asked again: a tensor on a GPU, or with gradients, is no array of NumPy's.
+    tracks_px, visible = asked(
+        "track", name, lambda: (np.asarray(made[0], np.float32), np.asarray(made[1]))
+    )
     wanted = (len(frames), len(origin_px))
     if tracks_px.shape != (*wanted, 2) or visible.shape != wanted:
         raise ClipRejected(

@@ -16,7 +16,15 @@ import numpy as np
 
 from dynaflip.files import write_file
 from dynaflip.platform.paths import captions_folder
-from dynaflip.platform.triplets.clips import Clip, ClipRejected, Frames, Recording, content_hash
+from dynaflip.platform.triplets.clips import (
+    Clip,
+    ClipRejected,
+    Frames,
+    Recording,
+    content_hash,
+    holds_a_word,
+    printable,
+)
 from dynaflip.platform.triplets.models import Captioner
 from dynaflip.platform.triplets.user_models import asked
 
@@ -56,7 +64,7 @@ def caption_clips(
         captioner: asked with the clips' own prompts.
 
     Raises:
-        ClipRejected: the captioner failed, or a caption is empty.
+        ClipRejected: the captioner failed, or a caption holds no word or half characters.
     """
     files = [_cached(clip, captioner.digest) for clip in clips]
     captions = {n: file.read_text() for n, file in enumerate(files) if file.exists()}
@@ -68,8 +76,9 @@ def caption_clips(
             write_file(files[n], caption)
             captions[n] = caption
     for n, clip in enumerate(clips):
-        if not captions[n]:
-            raise ClipRejected("caption", f"the caption of {clip.caption_kind} is empty")
+        if not holds_a_word(captions[n]):
+            reason = f"the caption {captions[n]!r} of {clip.caption_kind} holds no word"
+            raise ClipRejected("caption", reason)
     return [replace(clip, captions=(captions[n],)) for n, clip in enumerate(clips)]
 
 
@@ -96,6 +105,9 @@ def _describe_all(model: Captioner, images: list[Frames], prompts: list[str]) ->
     for caption in said:
         if not isinstance(caption, str):
             raise ClipRejected("caption", f"{name} gave a {type(caption).__name__}, not a caption")
+        if caption != printable(caption):
+            reason = f"{name} gave a caption that is not Unicode: it holds half characters"
+            raise ClipRejected("caption", reason)
     return said
 
 

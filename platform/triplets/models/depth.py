@@ -110,7 +110,8 @@ def answer_of(model: DepthModel, frames: Frames) -> Floats:
         ClipRejected: it failed, or what it gave has another shape.
     """
     name = type(model).__name__
-    depth = np.asarray(asked("depth", name, lambda: model(frames)), np.float32)
+    # Within: a tensor on a GPU, or with gradients, is no array of NumPy's.
+    depth = asked("depth", name, lambda: np.asarray(model(frames), np.float32))
     if depth.shape != frames.shape[:3]:
         raise ClipRejected(
             "depth", f"{name} gave depth of shape {depth.shape} for frames of {frames.shape}"

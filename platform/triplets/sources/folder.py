@@ -140,7 +140,7 @@ class FolderSource:
                 recording = named.get(footage) or content_hash("recording", footage)
                 for number, row in enumerate(rows.get(name, [])):
                     if row.problem:
-                        yield self._set_aside(name, number, row)
+                        yield self._set_aside(name, number, row, recording)
                 for segment in segments_of(rows.get(name, [])):
                     yield self._clip(name, segment, prints, recording)
 
@@ -225,11 +225,11 @@ class FolderSource:
         identity = content_hash("missing", self.name, row.file)
         return self._described(row, identity, identity, problem=("list", reason))
 
-    def _set_aside(self, name: str, number: int, row: CaptionRow) -> Clip:
+    def _set_aside(self, name: str, number: int, row: CaptionRow, recording: str) -> Clip:
         """The rejection of a row that cannot be used; other rows of its video are not its loss."""
         identity = content_hash("row", self.name, name, str(number), row.problem)
         row = replace(row, file=name)
-        return self._described(row, identity, identity, problem=("list", row.problem))
+        return self._described(row, identity, recording, problem=("list", row.problem))
 
     def _described(self, row: CaptionRow, clip_id: str, recording: str, **values: object) -> Clip:
         """A clip described by a caption's row and the settings."""

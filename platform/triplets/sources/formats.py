@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -22,7 +21,9 @@ from dynaflip.platform.triplets.clips import (
     Recording,
     Source,
     content_hash,
+    holds_a_word,
     normalise_caption,
+    printable,
 )
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
 from dynaflip.platform.triplets.sources import FALLBACK, SOURCES
@@ -215,7 +216,8 @@ def _with_settings(clip: Clip, config: SourceConfig, captioner: str) -> Clip:
         caption = _templated(clip, config.caption_template)
         group = clip.caption_group or normalise_caption(caption)
         clip = replace(clip, captions=(caption,), caption_kind="template", problem=None)
-        return replace(clip, caption_group=group, task=clip.task or group)
+        # Names on disk need not be UTF-8, nor hold a word.
+        return _with_sound_texts(replace(clip, caption_group=group, task=clip.task or group))
     if captioner:
         prompt = config.captioner_prompt
         return replace(clip, problem=None, caption_kind=captioner, captioner_prompt=prompt)
@@ -227,20 +229,16 @@ def _with_sound_texts(clip: Clip) -> Clip:
 
     JSON may hold half a character (a lone surrogate), and a caption may hold no word at all.
     """
-    texts: dict[str, Any] = {name: _sound(getattr(clip, name)) for name in _TEXTS}
-    captions = tuple(map(_sound, clip.captions))
+    texts: dict[str, Any] = {name: printable(getattr(clip, name)) for name in _TEXTS}
+    captions = tuple(map(printable, clip.captions))
     if clip.problem is None:
         if captions != clip.captions or any(getattr(clip, n) != t for n, t in texts.items()):
             problem = ("caption", "its texts are not Unicode: they hold half characters")
             clip = replace(clip, problem=problem)
-        elif captions and not all(re.search(r"\w", caption) for caption in captions):
-            empty = next(c for c in captions if not re.search(r"\w", c))
+        elif not all(map(holds_a_word, captions)):
+            empty = next(caption for caption in captions if not holds_a_word(caption))
             clip = replace(clip, problem=("caption", f"the caption {empty!r} holds no word"))
     return replace(clip, captions=captions, **texts)
-
-
-def _sound(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _templated(clip: Clip, template: str) -> str:

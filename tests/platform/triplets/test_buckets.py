@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from triplet_recordings import settings
 
 from dynaflip.errors import StoreError, UserError
 from dynaflip.platform.s3 import S3Path, Traffic
+from dynaflip.platform.s3_errors import AccessRefused
 from dynaflip.platform.training.data.index import ClipTable, read_index
 from dynaflip.platform.training.data.row_groups import RowGroupReader
+from dynaflip.platform.triplets import place
 from dynaflip.platform.triplets.attempt_notes import Notes
 from dynaflip.platform.triplets.batches import BatchSize, forget, note_of
 from dynaflip.platform.triplets.config import PreprocessConfig
@@ -24,6 +27,7 @@ from dynaflip.platform.triplets.report.inspection import inspect_folder
 from dynaflip.platform.triplets.report.summary import summary_lines
 from dynaflip.platform.triplets.reuse import read_finished
 from dynaflip.platform.triplets.schema import TRAINING_COLUMNS, read_manifest
+from dynaflip.platform.triplets.work_folder import ClipFile
 
 Make = Callable[..., PreprocessConfig]
 
@@ -272,3 +276,21 @@ def test_a_set_is_inspected_without_its_images(make: Make, proxy: Failures) -> N
     assert found.motion.sum() > 0
     print(f"{proxy.bytes_sent - before} of {size} bytes")
     assert proxy.bytes_sent - before < 0.8 * size
+
+
+def test_an_upload_that_fails_leaves_nothing_on_the_machine(
+    server: str, proxy: Failures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    path = S3Path.parse(prefix("refused/part.parquet"))
+    proxy.rule = lambda path, number: "403 AccessDenied"
+    with pytest.raises(AccessRefused), ClipFile(path) as file:
+        file.close()
+    with pytest.raises(RuntimeError, match="row group"), ClipFile(path):
+        raise RuntimeError("another row group")
+    written = place.staged(path)
+    written.write_bytes(b"data")
+    with pytest.raises(AccessRefused):
+        place.publish(written, path)
+    (uploads,) = tmp_path.iterdir()
+    assert not list(uploads.iterdir())

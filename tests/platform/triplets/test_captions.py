@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,8 +21,9 @@ from triplet_recordings import (
 )
 
 from dynaflip.errors import UserError
-from dynaflip.platform.triplets.clips import Clip
+from dynaflip.platform.triplets.clips import Clip, ClipRejected
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
+from dynaflip.platform.triplets.models.captioner import LoadedCaptioner, caption_clips
 from dynaflip.platform.triplets.sources.captions import CaptionRow, read_captions
 from dynaflip.platform.triplets.sources.folder import FolderSource
 from dynaflip.platform.triplets.sources.formats import open_source, open_sources
@@ -235,3 +238,38 @@ def test_names_of_missing_videos_are_looked_up_and_not_searched() -> None:
     clips = source._strays(rows, list(names))
     assert all(c.problem and f"is {c.path}.mp4 meant" in c.problem[1] for c in clips)
     assert Counted.compared < 40 * len(names)  # and not rows times names
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [(b"__.mp4", "the caption '' holds no word"), (b"caf\xe9.mp4", "they hold half characters")],
+)
+def test_captions_of_a_template_are_checked_like_others(
+    tmp_path: Path, name: bytes, said: str
+) -> None:
+    written = write_video(tmp_path / "film.mp4", moving_square(6))
+    os.rename(written, os.path.join(os.fsencode(tmp_path), name))
+    (clip,) = clips_of(tmp_path, caption_template="{name}")
+    assert clip.problem is not None
+    assert clip.problem[0] == "caption"
+    assert said in clip.problem[1]
+    json.dumps([clip.captions, clip.task, clip.caption_group], ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [(".", "holds no word"), ("", "holds no word"), ("lift \ud83d", "is not Unicode")],
+)
+def test_captions_of_a_captioner_are_checked_like_others(
+    home: Path, said: str, reason: str
+) -> None:
+    class Says:
+        def describe(self, image: np.ndarray, prompt: str) -> str:
+            return said
+
+    texts = ((), "", "", "robot", "none")
+    clip = Clip("id", "recording", "set", "a.mp4", "main", *texts, caption_kind="model:x")
+    image = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(ClipRejected, match=reason) as caught:
+        caption_clips([clip], [image], LoadedCaptioner(Says(), f"digest of {said!r}"))
+    assert caught.value.stage == "caption"

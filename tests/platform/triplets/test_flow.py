@@ -23,7 +23,7 @@ from dynaflip.platform.triplets.flow.grid import grid_on_first_frame
 from dynaflip.platform.triplets.flow.learned_tracker import track_windows
 from dynaflip.platform.triplets.flow.tracking import grid_px
 from dynaflip.platform.triplets.flow.window import RGBDWindow
-from dynaflip.platform.triplets.models.depth import align_depth
+from dynaflip.platform.triplets.models.depth import align_depth, answer_of
 from dynaflip.platform.triplets.models.loading import digests_of_models
 
 
@@ -223,6 +223,14 @@ def test_a_torchscript_tracker_takes_the_place_of_the_built_in_one(tmp_path: Pat
     np.testing.assert_allclose((flow.tracks_px[-1] - flow.origin_px)[square] - [10, 0], 0, atol=0.5)
 
 
+class OnTape:
+    """A tracker whose tracks still have their gradients."""
+
+    def __call__(self, frames: np.ndarray, points: np.ndarray) -> tuple[object, object]:
+        tracks = torch.ones((len(frames), len(points), 2), requires_grad=True)
+        return tracks, torch.ones(tracks.shape[:2])
+
+
 def test_unusable_trackers_are_errors(tmp_path: Path) -> None:
     frames, points = moving_square(4), np.full((3, 2), 40.0, np.float32)
     with pytest.raises(UserError, match="there is no file"):
@@ -238,6 +246,20 @@ def test_unusable_trackers_are_errors(tmp_path: Path) -> None:
         track_windows(frames, points, f"class:{__name__}:Doubtful")
     with pytest.raises(ClipRejected, match="100% of the visible tracks do not begin at the point"):
         track_windows(frames, points, f"class:{__name__}:Larger")
+    with pytest.raises(ClipRejected, match=r"OnTape failed: RuntimeError at .* requires grad"):
+        track_windows(frames, points, f"class:{__name__}:OnTape")
+
+
+def test_depth_that_numpy_cannot_read_is_a_rejection_of_the_models(tmp_path: Path) -> None:
+    class OnTape:
+        scale = "metric"
+
+        def __call__(self, frames: np.ndarray) -> torch.Tensor:
+            return torch.ones(frames.shape[:3], requires_grad=True)
+
+    with pytest.raises(ClipRejected, match=r"OnTape failed: RuntimeError .*grad") as caught:
+        answer_of(OnTape(), moving_square(2))  # type: ignore[arg-type]
+    assert caught.value.stage == "depth"
 
 
 def test_relative_depth_is_aligned_to_metres_where_some_is_recorded() -> None:

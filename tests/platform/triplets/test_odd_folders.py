@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from odd_folders import (
@@ -20,8 +21,9 @@ from triplet_recordings import numbered, write_video
 from dynaflip.errors import UserError
 from dynaflip.platform.triplets.build import clip_table
 from dynaflip.platform.triplets.clip_reader import ClipReader
-from dynaflip.platform.triplets.clips import Clip, ClipRejected
+from dynaflip.platform.triplets.clips import Clip, ClipRejected, Floats
 from dynaflip.platform.triplets.config import PreprocessConfig, SourceConfig
+from dynaflip.platform.triplets.flow.config import TrackConfig
 from dynaflip.platform.triplets.sources import video
 from dynaflip.platform.triplets.sources.captions import read_captions
 from dynaflip.platform.triplets.sources.formats import Mix, open_sources
@@ -82,6 +84,38 @@ def test_depth_of_another_unit_is_rejected(kind: str, tmp_path: Path) -> None:
     with pytest.raises(ClipRejected, match=DEPTH_REASONS[kind]) as caught:
         ClipReader(recording, PreprocessConfig(), [window], times_s, None)
     assert caught.value.stage == "depth"
+
+
+def test_depth_is_read_and_reduced_some_frames_at_a_time(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", numbered(50, 96, 128))
+    depth_m = np.random.default_rng(0).uniform(1, 3, (50, 480, 640)).astype(np.float32)
+    depth_m[40, :90] = np.nan  # too few to be rejected for, at full size
+    np.save(tmp_path / "a.npy", depth_m)
+    (tmp_path / "captions.csv").write_text("file,caption,depth\na.mp4,push,a.npy\n")
+    mix = mix_of(tmp_path)
+    recording = mix.open(next(iter(mix.list_clips())))
+    asked: list[int] = []
+    read = recording.read_depth_m
+
+    def counted(indices: list[int]) -> Floats | None:
+        asked.append(len(indices))
+        return read(indices)
+
+    recording.read_depth_m = counted  # type: ignore[method-assign]
+    config = PreprocessConfig(track=TrackConfig(min_frame_gap_s=0.0))
+    window = Transition(0, 48, (0, 1, 2, 3, 48), 0, 0)
+    reader = ClipReader(recording, config, [window], recording.times_s(), None)
+    assert max(asked) <= 32 < sum(asked)
+    indices = reader.windows[window]
+    small_m, scale = reader.depth_m(indices, reader.tracked_frames(indices))
+    assert small_m is not None
+    assert scale == "metric"
+    size = (small_m.shape[2], small_m.shape[1])
+    whole = [cv2.resize(depth_m[i], size, interpolation=cv2.INTER_NEAREST_EXACT) for i in indices]
+    np.testing.assert_array_equal(small_m, np.stack(whole))
+    np.save(tmp_path / "a.npy", np.where(np.arange(480)[:, None] < 400, np.nan, depth_m))
+    with pytest.raises(ClipRejected, match="83% of the pixels of frame 0 hold no depth"):
+        ClipReader(recording, config, [window], recording.times_s(), None)
 
 
 @pytest.mark.parametrize("ending", CONTAINERS)

@@ -16,6 +16,7 @@ from triplet_recordings import settings, textured, write_video
 
 from dynaflip.errors import UserError
 from dynaflip.jobs.preprocess import main
+from dynaflip.platform.triplets import preview
 from dynaflip.platform.triplets.clips import Clip
 from dynaflip.platform.triplets.config import PreprocessConfig
 from dynaflip.platform.triplets.preview import (
@@ -209,6 +210,47 @@ def test_a_clip_that_kills_its_process_is_rejected_and_the_others_are_shown(
     (made,) = make_clips(source.list_clips(), source, config, tmp_path / "new")
     assert made.summary["stage"] == "crash"
     assert "fault in native code" in made.summary["reason"]
+
+
+class Unloadable:
+    """A depth model without weights."""
+
+    scale = "relative"
+
+    def __init__(self) -> None:
+        raise FileNotFoundError("weights.safetensors is not there")
+
+
+class Dying(Unloadable):
+    """One that takes its process with it while it is loaded."""
+
+    def __init__(self) -> None:
+        os._exit(1)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("model", "raised", "said"),
+    [
+        ("Unloadable", FileNotFoundError, r"weights\.safetensors is not there"),
+        ("Dying", UserError, "the preview's process died 2 times without a clip that was done"),
+    ],
+)
+def test_a_model_that_cannot_be_loaded_ends_the_preview(
+    video_folder: Callable[..., Path],
+    tmp_path: Path,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model: str,
+    raised: type[Exception],
+    said: str,
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    monkeypatch.setattr(preview, "MAX_STARTS", 1)
+    config = settings(video_folder(1), depth=f"class:{__name__}:{model}")
+    source = open_sources(config)
+    with pytest.raises(raised, match=said):
+        list(make_clips(source.list_clips(), source, config, tmp_path / "new"))
 
 
 @pytest.mark.ray
