@@ -138,11 +138,11 @@ class FolderSource:
             for name in several:
                 footage = _footage(name, prints)
                 recording = named.get(footage) or content_hash("recording", footage)
+                for segment in segments_of(rows.get(name, [])):
+                    yield self._clip(name, segment, prints, recording)
                 for number, row in enumerate(rows.get(name, [])):
                     if row.problem:
                         yield self._set_aside(name, number, row, recording)
-                for segment in segments_of(rows.get(name, [])):
-                    yield self._clip(name, segment, prints, recording)
 
     def _named_recordings(
         self, videos: list[str], rows: dict[str, list[CaptionRow]]

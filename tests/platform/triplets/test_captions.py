@@ -186,7 +186,7 @@ def test_a_row_that_cannot_be_used_is_a_rejection_of_its_own(tmp_path: Path) -> 
     (tmp_path / "captions.csv").write_text(
         "file,caption,start_s,end_s\na.mp4,push,,\na.mp4,pull,0:10,0:20\n"
     )
-    bad, good = clips_of(tmp_path)
+    good, bad = clips_of(tmp_path)
     assert bad.problem == ("list", "row 2 of captions.csv: end_s is not a time in seconds")
     assert (good.captions, good.problem) == (("push",), None)
 
