@@ -251,5 +251,5 @@ DEPTH_REASONS = {
     "depth in metres as integers": "the median of the recorded depth is 0.002 m",
     "depth of infinity": "hold no depth",
     "depth of a pointer": "Git LFS pointer",
-    "depth of a very long name": "depth",
+    "depth of a very long name": r"cannot read a+\.npy as \.npy",
 }

@@ -179,7 +179,10 @@ KINDS: dict[str, tuple[Callable[[], Features], str]] = {
         "",
     ),
     "ragged phrasings": (lambda: phrased([1, 2, 3] * 4), ""),
-    "as many ragged phrasings as steps": (lambda: phrased([2, 0] * 6), "step 1 has no instruction"),
+    "as many ragged phrasings as steps": (
+        lambda: phrased([2, 0] * 6),
+        r"step \d+ has no instruction",
+    ),
     "ragged phrasings of other steps": (
         lambda: phrased([2] * 6),
         "6 rows of instructions in steps/language_instruction, but 12 steps",
