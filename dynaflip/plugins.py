@@ -26,6 +26,7 @@ from functools import lru_cache
 from typing import Any
 
 from dynaflip.errors import UserError
+from dynaflip.source_digest import of_module
 
 CLASS_PREFIX = "class:"
 
@@ -94,6 +95,21 @@ class ExtensionPoint:
         """True if a name is registered at this point, or has the form ``class:MODULE:NAME``."""
         return name in self.table or name.startswith(CLASS_PREFIX) or name in self._installed()
 
+    def code_of(self, name: str) -> tuple[str, ...]:
+        """What stands for the version of an extension's code; nothing where it is built in.
+
+        The digest of the module's file for ``class:MODULE:NAME``, else the installed package with
+        its version. A process reads a file once.
+
+        Args:
+            name: as of :meth:`resolve`.
+        """
+        if name in self.table:
+            return ()
+        if name.startswith(CLASS_PREFIX):
+            return (_source_of(name.removeprefix(CLASS_PREFIX).rpartition(":")[0]),)
+        return tuple(_origin(entry) for key, entry in self._installed().items() if key == name)
+
     def check(self, name: str, setting: str) -> None:
         """Refuse an unknown name without importing anything.
 
@@ -153,6 +169,12 @@ class ExtensionPoint:
         """Entry points of installed packages; reading those of all packages takes some 10 ms."""
         found = _entry_points(self.group, tuple(sys.path))
         return {entry.name: entry for entry in found}
+
+
+@lru_cache(maxsize=256)
+def _source_of(module: str) -> str:
+    """The digest of a module's file, which a job that runs for long may see edited meanwhile."""
+    return of_module(module)
 
 
 @lru_cache(maxsize=64)

@@ -105,7 +105,7 @@ def recorded_environment(stored: str, named: str | None, record: str) -> Environ
 
 def _origin(name: str, spec: EnvironmentSpec) -> tuple[str, ...]:
     """The version of what is not built in: its package's, or its source's digest."""
-    from dynaflip.eval.envs.source_digest import of_module
+    from dynaflip.source_digest import of_module
 
     if not name.startswith(CLASS_PREFIX):
         origins = {plugin.name: plugin.origin for plugin in ENVIRONMENTS.plugins()}

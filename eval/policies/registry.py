@@ -33,6 +33,11 @@ READOUTS = ExtensionPoint(
 )
 
 
+def code_of_policy(head: str, readout: str) -> tuple[str, ...]:
+    """Versions of a head and a read-out that are not built in, for digests."""
+    return (*HEADS.code_of(head), *READOUTS.code_of(readout))
+
+
 def policy_head(name: str, setting: str = "head") -> PolicyHead:
     """The head of a name.
 

@@ -36,6 +36,19 @@ class Encoder:
     backbone: str | None = None  # the user's own class that the folder names, to load it with
     licence: str = ""  # in the user's words, instead of those of the folder
 
+    def code(self) -> tuple[str, ...]:
+        """The version of the user's own class; nothing where the folder's backbone is another."""
+        return code_of_backbone(self.backbone)
+
+
+def code_of_backbone(name: str | None) -> tuple[str, ...]:
+    """The version of a backbone that is not built in; nothing where none is named."""
+    if name is None:
+        return ()
+    from dynaflip.encoders.backbones import BACKBONES
+
+    return BACKBONES.code_of(name)
+
 
 @dataclass(frozen=True)
 class EncoderUnderTest:

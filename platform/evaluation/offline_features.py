@@ -24,7 +24,7 @@ from dynaflip.platform.evaluation.encoder_service import EncoderService, actors_
 from dynaflip.platform.evaluation.encoders_under_test import NO_IMAGE, Encoder, EncoderUnderTest
 from dynaflip.platform.evaluation.offline_config import OfflineConfig
 from dynaflip.platform.evaluation.offline_data import OfflineData, OfflineEpisode
-from dynaflip.platform.evaluation.offline_plan import CLEAN, OfflinePlan, drop_lost
+from dynaflip.platform.evaluation.offline_plan import CLEAN, OfflinePlan, code_of_images, drop_lost
 from dynaflip.platform.evaluation.offline_worker import FeatureJob, decode_frames
 from dynaflip.platform.evaluation.worker_encoders import CACHED_ENCODERS
 from dynaflip.platform.job_queues import JobQueue
@@ -141,7 +141,7 @@ def _feature_job(
 
 def _path(config: OfflineConfig, encoder: str, episode: str, values: dict[str, Any]) -> Path:
     recipe = [FEATURES_VERSION, IMAGE_VERSION, encoder, episode, config.image_px, values]
-    recipe += config.encoder_actor.recipe()
+    recipe += [*config.encoder_actor.recipe(), *code_of_images(config, values)]
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:24]
     return home() / "evaluation" / "features" / digest[:2] / f"{digest}.npy"
 

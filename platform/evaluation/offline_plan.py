@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,15 +14,18 @@ from dynaflip.errors import UserError
 from dynaflip.eval.expert_views import ALL_FACTORS, UNPERTURBED
 from dynaflip.eval.image_perturbations import (
     IMAGE_FACTOR_NAMES,
+    IMAGE_FACTORS,
     IMAGE_VERSION,
     check_changes_frames,
     draw_values,
 )
 from dynaflip.eval.policies.readouts.config import POOLED
+from dynaflip.eval.policies.registry import code_of_policy
 from dynaflip.platform.evaluation.encoders_under_test import (
     NO_IMAGE,
     Encoder,
     EncoderUnderTest,
+    code_of_backbone,
     info_of,
 )
 from dynaflip.platform.evaluation.offline_config import OfflineConfig
@@ -90,6 +93,31 @@ def plan_offline(config: OfflineConfig, data: OfflineData) -> OfflinePlan:
     return OfflinePlan((CLEAN, *perturbed), values)
 
 
+def code_of_policies(config: OfflineConfig) -> tuple[str, ...]:
+    """Versions of head, read-out and backbone that are not built in, for digests."""
+    return (*code_of_policy(config.head, config.readout), *code_of_backbone(config.backbone))
+
+
+def code_of_images(config: OfflineConfig, values: Any) -> list[str]:
+    """Versions of backbone and perturbations that are not built in, for digests of features.
+
+    Args:
+        config: of the evaluation.
+        values: factor → value, or such mappings in others.
+    """
+    own = [name for name in _names(values) if not {*IMAGE_FACTORS.table} & {name}]
+    codes = [code for name in dict.fromkeys(own) for code in IMAGE_FACTORS.code_of(name)]
+    return [*code_of_backbone(config.backbone), *codes]
+
+
+def _names(values: Any) -> Iterator[str]:
+    """Keys of mappings in mappings; others than names of factors stand for no code."""
+    if isinstance(values, dict):
+        for name, inner in values.items():
+            yield name
+            yield from _names(inner)
+
+
 def evaluation_digest(
     config: OfflineConfig, data: OfflineData, plan: OfflinePlan, tested: list[EncoderUnderTest]
 ) -> str:
@@ -105,6 +133,7 @@ def evaluation_digest(
     if config.readout != POOLED:  # as before there were others
         recipe.append([config.readout, config.settings_of_readout()])
     recipe += config.encoder_actor.recipe()
+    recipe += [*code_of_policies(config), *code_of_images(config, plan.values)]
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
 
 

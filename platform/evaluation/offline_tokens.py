@@ -27,7 +27,13 @@ from dynaflip.platform.evaluation.encoder_service import EncoderService, actors_
 from dynaflip.platform.evaluation.encoders_under_test import Encoder, EncoderUnderTest
 from dynaflip.platform.evaluation.offline_config import OfflineConfig
 from dynaflip.platform.evaluation.offline_data import OfflineData, OfflineEpisode
-from dynaflip.platform.evaluation.offline_plan import OfflinePlan, drop_lost, offline_version
+from dynaflip.platform.evaluation.offline_plan import (
+    OfflinePlan,
+    code_of_images,
+    code_of_policies,
+    drop_lost,
+    offline_version,
+)
 from dynaflip.platform.evaluation.offline_worker import (
     ActJob,
     FitKey,
@@ -239,7 +245,7 @@ def _fit_path(
         [recipe.readout, recipe.readout_settings],
         [digests, captions],
     ]
-    what += config.encoder_actor.recipe()
+    what += [*config.encoder_actor.recipe(), *code_of_policies(config)]
     return _folder() / f"{_digest(what)}.safetensors"
 
 
@@ -248,7 +254,9 @@ def _actions_path(
 ) -> Path:
     from dynaflip.eval.image_perturbations import IMAGE_VERSION
 
-    what = [IMAGE_VERSION, policy, episode.digest(), config.image_px, plan.of(episode)]
+    values = plan.of(episode)
+    what = [IMAGE_VERSION, policy, episode.digest(), config.image_px, values]
+    what += code_of_images(config, values)
     name = _digest(what)
     return _folder() / name[:2] / f"{name}.npz"
 

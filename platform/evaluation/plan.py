@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from dynaflip.eval.envs.registry import DEFAULT_ENVIRONMENT, environment
 from dynaflip.eval.expert_views import ALL_FACTORS, UNPERTURBED
 from dynaflip.eval.policies.config import settings_to_hash
 from dynaflip.eval.policies.readouts.config import POOLED
+from dynaflip.eval.policies.registry import code_of_policy
 from dynaflip.eval.rollout import EpisodeStart
 from dynaflip.platform.evaluation.config import RolloutConfig
 from dynaflip.platform.evaluation.demonstration_set import DemonstrationSet
@@ -68,6 +70,7 @@ class PolicySpec:
     readout: str = POOLED
     readout_settings: dict[str, Any] = field(default_factory=dict)
     precision: str = FLOAT32  # of the features
+    code: tuple[str, ...] = ()  # versions of head, read-out and backbone that are not built in
 
     def digest(self) -> str:
         """Equal for policies that are equal."""
@@ -86,6 +89,8 @@ class PolicySpec:
             recipe["readout"] = [self.readout, self.readout_settings]
         if self.precision != FLOAT32:  # as before there were others
             recipe["precision"] = self.precision
+        if self.code:
+            recipe["code"] = self.code
         return _digest(recipe)
 
 
@@ -104,6 +109,7 @@ class EvaluationJob:
     environments: int  # that a process runs in lockstep
     recorded: bool  # whether images of its first episode are saved
     environment: str = DEFAULT_ENVIRONMENT
+    code: tuple[str, ...] = ()  # versions of the condition's factors that are not built in
 
     def digest(self) -> str:
         """Equal for jobs that give equal results; how many run at a time changes nothing."""
@@ -116,6 +122,8 @@ class EvaluationJob:
         }
         if self.environment != DEFAULT_ENVIRONMENT:  # as before there were others
             recipe["environment"] = self.environment
+        if self.code:
+            recipe["code"] = self.code
         return _digest(recipe)
 
 
@@ -154,7 +162,11 @@ def plan_rollouts(
         UserError: a task, a head or an encoder does not exist, or the user's own demonstrations
             do not fit the environment.
     """
-    from dynaflip.eval.policies.registry import check_reads, head_settings, readout_settings
+    from dynaflip.eval.policies.registry import (
+        check_reads,
+        head_settings,
+        readout_settings,
+    )
 
     tasks = environment(config.environment).tasks_of(config.tasks)
     head_settings(config.head, config.settings_of_head())  # refused now, not in every worker
@@ -203,6 +215,7 @@ def plan_jobs(
             environments=config.environments,
             recorded=seed == 0 and number is None,
             environment=config.environment,
+            code=_code_of_factors(starts[task, condition]),
         )
         for task in demonstrations
         for entry in tested
@@ -233,6 +246,11 @@ def draw_starts(config: RolloutConfig, task: str, condition: Condition) -> tuple
     return tuple(starts)
 
 
+def _code_of_factors(starts: Sequence[EpisodeStart]) -> tuple[str, ...]:
+    names = dict.fromkeys(name for start in starts for name in start.factors)
+    return tuple(code for name in names for code in perturbations.FACTOR_TABLE.code_of(name))
+
+
 def _policy(
     config: RolloutConfig,
     entry: EncoderUnderTest,
@@ -255,6 +273,7 @@ def _policy(
         readout=config.readout,
         readout_settings=config.settings_of_readout(),
         precision=FLOAT32 if encoder.folder is None else config.encoder_actor.precision,
+        code=(*code_of_policy(config.head, config.readout), *encoder.code()),
     )
 
 

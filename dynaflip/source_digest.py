@@ -1,4 +1,4 @@
-"""What stands for the version of an environment that is no installed package: its source."""
+"""What stands for the version of code that is in no installed package: its source."""
 
 from __future__ import annotations
 
