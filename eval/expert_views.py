@@ -175,15 +175,24 @@ def render(plan: EpisodePlan, scene: Env) -> Iterator[View]:
         scene.restore()
 
 
+def act_as_expert(scene: Env, seconds: float) -> None:
+    """Let the expert act for so long, or until the task is solved or the episode has ended."""
+    for _ in range(max(1, round(seconds * scene.spec.control_hz))):
+        after = scene.step(scene.expert_action())
+        if after.success or after.ended:
+            break
+
+
 def _roll_out_expert(plan: EpisodePlan, scene: Env) -> tuple[list[tuple[Any, Any, Any, Any]], bool]:
     """(state, hand, object, joints) at the plan's moments, and whether the task was solved."""
     scene.reset(plan.layout_seed)
     success = False
     moments = [_moment(scene)]
     for _ in range(plan.horizon_steps):
-        success = scene.step(scene.expert_action()).success
+        after = scene.step(scene.expert_action())
+        success = after.success
         moments.append(_moment(scene))
-        if success:
+        if success or after.ended:
             break
     return [moments[i] for i in _evenly_spaced(len(moments), plan.frames)], success
 

@@ -140,7 +140,7 @@ class GymnasiumEnv(Env):
         image = np.asarray(self.raw.render())
         wanted = (self.height_px, self.width_px, 3)
         if self._resize and image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8:
-            return resized(image, self.height_px, self.width_px)
+            return resized(image, self.height_px, self.width_px).copy()
         if image.shape != wanted or image.dtype != np.uint8:
             size = "(H, W, 3)" if self._resize else f"{wanted}"
             raise UserError(
@@ -148,13 +148,13 @@ class GymnasiumEnv(Env):
                 f"of {size}; make it with render_mode='rgb_array'"
                 f"{'' if self._resize else ' at that size'}"
             )
-        return image
+        return image.copy()  # an environment may draw every image into the same array
 
     def proprioception(self) -> np.ndarray:
         """(P,) float32."""
         if self._shown is not None:
             return self._shown.proprioception
-        return np.asarray(self._proprioception(self._observation, self._info), np.float32)
+        return np.array(self._proprioception(self._observation, self._info), np.float32)
 
     def has_expert(self) -> bool:
         """True where the environment brings a scripted expert."""

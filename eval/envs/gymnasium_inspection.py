@@ -77,7 +77,7 @@ def inspect(
 
 def versions_of(made_by: Any, raw: Any, *, mujoco: bool) -> tuple[str, ...]:
     """Versions of all that decides what is simulated and rendered."""
-    from dynaflip.eval.envs.source_digest import of_module
+    from dynaflip.source_digest import of_module
 
     names = ["gymnasium", *(["mujoco"] if mujoco else [])]
     home = type(raw.unwrapped).__module__

@@ -28,7 +28,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from dynaflip.errors import UserError
 from dynaflip.eval.envs.base import Env, EnvironmentSpec
@@ -125,24 +125,18 @@ def gymnasium_environment(
     makers = _makers(made_by, tasks, arguments)
     first = next(iter(makers.values()))
     name = name or (made_by if isinstance(made_by, str) else _shown(first.made_by))
-    raw = first.make(setting, horizon_steps)
-    from gymnasium.error import Error as GymnasiumError
-
-    try:
-        found = inspect(
-            raw,
-            f"{setting}: {name}",
-            success=success,
-            proprioception=proprioception,
-            control_hz=control_hz,
-            horizon_steps=horizon_steps,
-        )
-        mujoco = hasattr(raw.unwrapped, "model") and "mujoco" in sys.modules
-        origin = versions_of(first.made_by, raw, mujoco=mujoco)
-    except GymnasiumError as error:  # such as a package that only rendering needs
-        raise UserError(f"{setting}: {name} cannot be rendered: {error}") from None
-    finally:
-        raw.close()
+    given: dict[str, Any] = {
+        "success": success,
+        "proprioception": proprioception,
+        "control_hz": control_hz,
+        "horizon_steps": horizon_steps,
+    }
+    looked = {t: _look_into(one, f"{setting}: {name}", setting, given) for t, one in makers.items()}
+    found = next(iter(looked.values())).inspection
+    _check_alike(looked, f"{setting}: {name}")
+    mujoco = any(one.mujoco for one in looked.values())
+    origin = tuple(dict.fromkeys(entry for one in looked.values() for entry in one.versions))
+    notes = dict.fromkeys(line for one in looked.values() for line in one.inspection.notes)
 
     action_width = len(found.actions.low)
     return EnvironmentSpec(
@@ -152,16 +146,58 @@ def gymnasium_environment(
         action_names=tuple(f"action_{i}" for i in range(action_width)),
         proprioception_names=found.proprioception_names,
         control_hz=found.control_hz,
-        horizon_steps=found.horizon_steps,
+        horizon_steps=min(one.inspection.horizon_steps for one in looked.values()),
         camera=camera,
         factors=factors,
         noise_dims=action_width,
         worker_variables=_rendering if mujoco else _without_display,
         origin=origin,
-        notes=tuple(f"{name} {line}" for line in found.notes),
+        notes=tuple(f"{name} {line}" for line in notes),
         action_bounds=found.actions.bounds(),
         own_image_px=found.image_px,
     )
+
+
+class _Look(NamedTuple):
+    """What a look into a task's environment has found."""
+
+    inspection: Inspection
+    versions: tuple[str, ...]
+    mujoco: bool
+
+
+def _look_into(task: GymnasiumTask, where: str, setting: str, given: Mapping[str, Any]) -> _Look:
+    raw = task.make(setting, given["horizon_steps"])
+    from gymnasium.error import Error as GymnasiumError
+
+    try:
+        found = inspect(raw, where, **given)
+        mujoco = hasattr(raw.unwrapped, "model") and "mujoco" in sys.modules
+        return _Look(found, versions_of(task.made_by, raw, mujoco=mujoco), mujoco)
+    except GymnasiumError as error:  # such as a package that only rendering needs
+        raise UserError(f"{where} cannot be rendered: {error}") from None
+    finally:
+        raw.close()
+
+
+def _check_alike(looked: Mapping[str, _Look], where: str) -> None:
+    """Refuse tasks that one description does not fit.
+
+    Raises:
+        UserError: they differ in bounds of actions, proprioception or rate; names both.
+    """
+    (first, mine), *others = looked.items()
+    for task, other in others:
+        for what, read in (
+            ("actions from and to", lambda one: one.actions.bounds()),
+            ("proprioception", lambda one: one.proprioception_names),
+            ("actions a second", lambda one: one.control_hz),
+        ):
+            ours, theirs = read(mine.inspection), read(other.inspection)
+            if ours != theirs:
+                raise UserError(
+                    f"{where}: tasks must be alike, and {first} has {what} {ours}, {task} {theirs}"
+                )
 
 
 def _captions(
@@ -249,6 +285,12 @@ def from_name(name: str, found: Any, options: Mapping[str, str], setting: str) -
     """
     import yaml
 
+    in_a_file = {"name", "setting", "made_by", "tasks", "captions", "factors"}
+    if taken := sorted(in_a_file & {*options}):
+        raise UserError(
+            f"{setting}: in {name} {taken[0]} cannot be given in brackets; describe the "
+            "environment in a file, with gymnasium_environment(...)"
+        )
     chosen: dict[str, Any] = {}
     for key, text in options.items():
         chosen[key] = yaml.safe_load(text)

@@ -96,6 +96,7 @@ def _expert_moments(
         action = scene.expert_action()
         if step % every_steps == 0:
             moments.append((scene.state(), scene.proprioception(), action))
-        if scene.step(action).success:
+        after = scene.step(action)
+        if after.success or after.ended:
             break
     return moments

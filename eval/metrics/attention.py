@@ -18,12 +18,13 @@ import numpy as np
 import torch
 
 from dynaflip.eval.envs.base import Env
+from dynaflip.eval.expert_views import act_as_expert
 from dynaflip.eval.metrics.saliency import overlay
 from dynaflip.eval.policies.encoder_policy import EncoderPolicy
 from dynaflip.eval.policies.readouts.grid import TokenGrid
 from dynaflip.eval.rollout import EpisodeStart, see
 
-MOMENT_STEP = 40  # control steps: the hand has reached the object or is about to
+MOMENT_S = 0.5  # after the beginning: in Meta-World the hand has reached the object, or almost
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,8 @@ def moments_of(scene: Env, starts: Mapping[str, Sequence[EpisodeStart]]) -> Mome
     views: dict[str, list[tuple[np.ndarray, ...]]] = {name: [] for name in starts}
     for index, start in enumerate(first):
         scene.reset(start.layout_seed)
-        for _ in range(MOMENT_STEP if scene.has_expert() else 0):
-            scene.step(scene.expert_action())
+        if scene.has_expert():
+            act_as_expert(scene, MOMENT_S)
         for name, of_condition in starts.items():
             assert of_condition[index].layout_seed == start.layout_seed
             scene.apply(of_condition[index].factors)

@@ -53,6 +53,7 @@ class BehaviourCloningConfig:
     def __post_init__(self) -> None:
         _check(self, "chunk", "hidden_dim", "layers", "steps", "batch_size")
         one_of(self, INPUT_NORMS, "input_norm")
+        _check_batch(self)
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class DiffusionConfig:
     def __post_init__(self) -> None:
         _check(self, "chunk", "execute", "hidden_dim", "blocks", "steps", "batch_size")
         one_of(self, INPUT_NORMS, "input_norm")
+        _check_batch(self)
         if self.execute > self.chunk:
             raise ValueError(f"execute ({self.execute}) must not exceed chunk ({self.chunk})")
         if not 1 <= self.sampling_steps <= self.diffusion_steps:
@@ -129,7 +131,8 @@ class EndToEndConfig:
     float32. Part of a policy's digest."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "steps", "batch_size", "lora_rank")
+        at_least(self, 1, "steps", "lora_rank")
+        at_least(self, 2, "batch_size")  # its head has a BatchNorm
         above(self, 0, "encoder_lr")
         one_of(self, (FLOAT32, BFLOAT16), "precision")
 
@@ -144,6 +147,11 @@ def settings_to_hash(settings: Mapping[str, Any]) -> dict[str, Any]:
     if hashed.get("input_norm") in old_words:
         hashed["input_norm"] = old_words[hashed["input_norm"]]
     return hashed
+
+
+def _check_batch(config: BehaviourCloningConfig | DiffusionConfig) -> None:
+    if config.input_norm == "batch" and config.batch_size < 2:
+        raise ValueError("batch_size must be at least 2 with input_norm batch: it is normed by it")
 
 
 def _check(config: BehaviourCloningConfig | DiffusionConfig, *counts: str) -> None:

@@ -99,3 +99,53 @@ class Keyed(PointReacher):
 
 gymnasium.register("PointReacher-v0", entry_point=PointReacher, max_episode_steps=25)
 gymnasium.register("outside/DarkReacher-v0", entry_point=PointReacher, max_episode_steps=25)
+
+
+class OneBuffer(PointReacher):
+    """Draws every image, and writes every observation, into the same array."""
+
+    observation_space: Any = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        super().__init__(render_mode)
+        self.canvas = np.zeros((48, 64, 3), np.uint8)
+        self.seen = np.zeros(2, np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+        _, info = super().reset(seed=seed)
+        self.seen[:] = self.hand
+        return self.seen, info
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        _, *others = super().step(action)
+        self.seen[:] = self.hand
+        return (self.seen, *others)  # type: ignore[return-value]
+
+    def render(self) -> np.ndarray:
+        self.canvas[:] = super().render()
+        return self.canvas
+
+
+class Dropped(PointReacher):
+    """Ends without success after three steps, and may not be stepped on."""
+
+    steps = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+        self.steps = 0
+        return super().reset(seed=seed)
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        assert self.steps < 3, "the episode has ended"
+        self.steps += 1
+        observation, reward, *_ = super().step(action * 0)
+        return observation, reward, self.steps == 3, False, {"is_success": False}
+
+
+class Wider(PointReacher):
+    """The same width of actions, twice as fast."""
+
+    action_space: Any = gymnasium.spaces.Box(-4.0, 4.0, (2,), np.float64)
+
+
+gymnasium.register("outside/Wider-v0", entry_point=Wider, max_episode_steps=25)

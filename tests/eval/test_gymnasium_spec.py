@@ -11,6 +11,7 @@ from dynaflip.errors import UserError
 from dynaflip.eval import perturbations
 from dynaflip.eval.envs.gymnasium_spec import gymnasium_environment
 from dynaflip.eval.envs.registry import environment, recorded_environment
+from dynaflip.eval.expert_views import act_as_expert
 from dynaflip.eval.image_perturbations import perturb
 from dynaflip.eval.metrics.action_error import show_expert
 from dynaflip.eval.rollout import EpisodeStart, roll_out
@@ -46,11 +47,9 @@ def test_an_id_or_a_class_is_enough(name: str) -> None:
 def test_actions_are_rescaled_to_the_box_and_back() -> None:
     scene = opened(OWN)
     scene.reset(0)
-    before = scene.proprioception()
+    scene.raw.unwrapped.hand = np.zeros(2)  # far from every wall
     scene.step(np.array([0.5, -5.0]))  # 1 m/s, and cut off at -2 m/s, for 0.1 s
-    moved = scene.proprioception() - before
-    assert moved[0] == pytest.approx(0.1, abs=1e-6) or abs(scene.proprioception()[0]) == 1
-    assert moved[1] == pytest.approx(-0.2, abs=1e-6) or scene.proprioception()[1] == -1
+    np.testing.assert_allclose(scene.proprioception()[:2], [0.1, -0.2], atol=1e-6)
     scene.reset(0)
     own = scene.raw.unwrapped.expert_action(None, {})
     np.testing.assert_allclose(scene.expert_action(), own / 2, atol=1e-6)
@@ -167,8 +166,42 @@ def test_a_factor_that_changes_the_simulator_is_not_shown_on_moments_of_before()
         scene.set_state(moment)
 
 
+def test_what_was_seen_stays_as_it_was_though_the_environment_draws_on_it() -> None:
+    spec = environment("class:point_reacher:OneBuffer")
+    scene = spec.open(spec.tasks[0], height_px=48, width_px=64)
+    scene.reset(0)
+    before = scene.render(), scene.proprioception(), scene.state()
+    image, state = before[0].copy(), before[1].copy()
+    scene.step(np.array([1.0, 1.0]))
+    np.testing.assert_array_equal(before[0], image)
+    np.testing.assert_array_equal(before[1], state)
+    np.testing.assert_array_equal(before[2].image, image)
+    assert (scene.proprioception() != state).any()
+    assert (scene.render() != image).any()
+
+
+def test_an_expert_is_asked_for_nothing_once_the_episode_has_ended() -> None:
+    scene = opened("class:point_reacher:Dropped")
+    starts = {"none": [EpisodeStart(0, {})]}
+    views = show_expert(scene, starts, horizon_steps=20)
+    assert len(views.images) == 3
+    scene.reset(0)
+    act_as_expert(scene, seconds=2)  # 20 steps, of which it may have 3
+
+
+def test_ids_that_one_description_does_not_fit_are_refused_with_both_figures() -> None:
+    with pytest.raises(UserError, match=r"Wider-v0.* must be alike.*-2\.0, 2\.0.*-4\.0, 4\.0"):
+        environment(f"{BY_ID},outside/Wider-v0")
+
+
+@pytest.mark.parametrize("option", ["name=left", "tasks=3", "factors=blur"])
+def test_an_option_that_belongs_into_a_file_is_refused(option: str) -> None:
+    with pytest.raises(UserError, match="cannot be given in brackets; describe the environment"):
+        environment(f"{OWN}[{option}]")
+
+
 def test_the_source_of_a_class_is_its_version(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dynaflip.eval.envs.source_digest import of_module
+    from dynaflip.source_digest import of_module
 
     file = tmp_path / "changing_environment.py"
     file.write_text("A = 1\n")
