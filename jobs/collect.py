@@ -13,8 +13,11 @@ if __name__ == "__main__":
 
     _checkout.use_this_checkout()
 
+from dynaflip.errors import UserError
+from dynaflip.eval.envs.base import EnvironmentSpec
 from dynaflip.platform import paths
 from dynaflip.platform.cli import config_parser, parse_config, run_job
+from dynaflip.platform.cluster import joins_cluster
 from dynaflip.platform.demonstrations.config import CollectConfig
 
 
@@ -28,10 +31,16 @@ def main(argv: list[str]) -> int:
         "--num-cpus", type=int, metavar="N", help="CPUs to record with (default: all)"
     )
     args, config = parse_config(parser, CollectConfig, argv, {})
-    output = paths.output_folder(args.output, paths.default_data(), setting="--output")
 
     from dynaflip.eval.envs.registry import environment
     from dynaflip.platform.demonstrations.collect import collect
+
+    if args.num_cpus is not None and args.num_cpus < 1:
+        raise UserError(f"--num-cpus: must be at least 1, got {args.num_cpus}")
+    if args.num_cpus is not None and joins_cluster():
+        raise UserError("--num-cpus: the cluster that was joined has its own; leave it out")
+    _check_rate(environment(config.environment))
+    output = paths.output_folder(args.output, paths.default_data(), setting="--output")
 
     for note in environment(config.environment).notes:
         print(f"note: {note}")
@@ -52,6 +61,16 @@ def main(argv: list[str]) -> int:
         )
     print(f"data set: {outcome.path}")
     return 0
+
+
+def _check_rate(spec: EnvironmentSpec) -> None:
+    """Refuse a rate that a recording, of whole frames a second, would say wrongly."""
+    frames = round(spec.control_hz)
+    if not 0.98 <= frames / spec.control_hz <= 1.02:
+        raise UserError(
+            f"environment: {spec.name} acts {spec.control_hz:g} times a second, and recordings "
+            f"have whole frames a second: {frames} is more than 2 % off; give another control_hz"
+        )
 
 
 if __name__ == "__main__":

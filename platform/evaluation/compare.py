@@ -26,7 +26,7 @@ from dynaflip.platform.evaluation.rollout_run import FinishedEvaluation, read_ev
 _PROTOCOL = (
     "environment", "split", "episodes", "horizon_steps", "steps_after_success", "image_px",
     "demonstrations", "head", "readout", "multitask", "adaptation", "seed", "seeds",
-    "encoder_actor.precision", "source", "source_camera",
+    "encoder_actor.precision", "source_camera",
 )  # fmt: skip
 
 
@@ -52,6 +52,7 @@ def check_same_protocol(first: FinishedEvaluation, second: FinishedEvaluation) -
     used += [str(first.settings.get("readout") or POOLED)]
     used += ["end_to_end"] if first.settings["adaptation"] != "frozen" else []
     used += ["tasks"] if first.settings["multitask"] else []  # they all shape the one policy
+    used += _source_if_unknown(first, second)
     for key in (*_PROTOCOL, *used):
         values = [_setting(run, key) for run in (first, second)]
         if values[0] != values[1]:
@@ -59,6 +60,25 @@ def check_same_protocol(first: FinishedEvaluation, second: FinishedEvaluation) -
                 f"compare: {first.run_name} has {key} {values[0]}, "
                 f"{second.run_name} {values[1]}: their episodes are no pairs"
             )
+
+
+def _source_if_unknown(first: FinishedEvaluation, second: FinishedEvaluation) -> list[str]:
+    """``source``, the path of own recordings, where a run does not say what was in them.
+
+    Raises:
+        UserError: both say it, and it is not the same.
+    """
+    if not (first.recordings and second.recordings):
+        return ["source"]
+    for task in first.recordings.keys() & second.recordings.keys():
+        digests = first.recordings[task], second.recordings[task]
+        if digests[0] != digests[1]:
+            raise UserError(
+                f"compare: policies of {first.run_name} learnt {task} from other recordings "
+                f"({digests[0]}) than those of {second.run_name} ({digests[1]}): their episodes "
+                "are no pairs"
+            )
+    return []
 
 
 def _setting(run: FinishedEvaluation, key: str) -> Any:

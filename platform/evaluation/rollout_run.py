@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
@@ -30,6 +30,7 @@ KIND = "policies"  # the run's tag `kind`
 VERSION_TAG = "rollout_version"
 SIMULATOR_TAG = "simulator"
 PROTOCOL_TAG = "protocol"
+RECORDINGS_TAG = "recordings"  # of a user's own that policies learnt from: task → digest
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class FinishedEvaluation:
     simulator: str  # its packages with versions; empty where it is not recorded
     factors: tuple[str, ...]  # all that the environment had when it was made
     named: str | None = None  # environment that the user gave as --environment, if any
+    recordings: dict[str, str] = field(default_factory=dict)  # the user's own: task → digest
 
     @property
     def environment(self) -> EnvironmentSpec:
@@ -67,6 +69,9 @@ def open_rollout_run(
     tags = {VERSION_TAG: str(ROLLOUT_VERSION), SIMULATOR_TAG: spec.version()}
     if protocol := label_of(config):
         tags[PROTOCOL_TAG] = protocol
+    if config.source:
+        shown = {s.task: s.digest[:16] for job in jobs for s in job.policy.demonstrations}
+        tags[RECORDINGS_TAG] = json.dumps(shown, sort_keys=True)
     return open_counted_run(
         config,
         tested[0],
@@ -106,4 +111,5 @@ def read_evaluation(run: str, named: str | None = None) -> FinishedEvaluation:
         tags.get(SIMULATOR_TAG, ""),
         recorded_factors(tags.get(FACTORS_TAG)),
         named,
+        json.loads(tags.get(RECORDINGS_TAG, "{}")),
     )

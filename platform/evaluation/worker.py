@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 CACHED_DEMONSTRATIONS = 5  # tasks whose decoded frames stay in memory
 
-SALIENCY_STEP = 40  # control steps: the hand has reached the object or is about to
-
 
 @dataclass(frozen=True)
 class ImitationResult:
@@ -164,25 +162,26 @@ class Worker:
     def saliency(
         self, spec: SceneSpec, layout_seeds: list[int], encoders: list[Encoder]
     ) -> SaliencyMaps | None:
-        """Encoders' saliency in a task: the middle of the expert's episodes, unperturbed.
+        """Encoders' saliency in a task, half a second into the expert's episodes, unperturbed.
 
         None in an environment that cannot tell robot and objects apart, or has no expert.
         """
         import numpy as np
 
         from dynaflip.eval.envs.base import Env
+        from dynaflip.eval.expert_views import act_as_expert
+        from dynaflip.eval.metrics.attention import MOMENT_S
         from dynaflip.eval.metrics.saliency import saliency
 
         scene = self._load_scenes(spec, 1)[0]
         if Env.robot_and_object is type(scene).robot_and_object:
             return None
-        if Env.expert_action is type(scene).expert_action:
+        if not scene.has_expert():
             return None
         views = []
         for seed in layout_seeds:
             scene.reset(seed)
-            for _ in range(SALIENCY_STEP):
-                scene.step(scene.expert_action())
+            act_as_expert(scene, MOMENT_S)
             views.append((scene.rgb(), *scene.robot_and_object()))
         images, robot, objects = (np.stack(column) for column in zip(*views, strict=True))
         maps = {e.digest: saliency(self._encoders.here(e), images) for e in encoders}

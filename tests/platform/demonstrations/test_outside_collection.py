@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dynaflip.errors import UserError
 from dynaflip.eval.envs.registry import environment
+from dynaflip.jobs import collect as collect_job
 from dynaflip.platform.config_loader import config_digest, load_config
 from dynaflip.platform.demonstrations.collect import Recorder
 from dynaflip.platform.demonstrations.config import CollectConfig
@@ -77,3 +79,17 @@ def test_defaults_are_those_of_the_environment() -> None:
 def test_the_recipe_of_the_default_environment_is_that_of_before_there_were_others() -> None:
     assert config_digest(CollectConfig().recipe()) == "33dc355c4f216c99"
     assert CollectConfig(environment=REACH, **PLAIN).recipe()["environment"] == REACH
+
+
+def test_a_rate_that_recordings_cannot_say_is_refused(tmp_path: Path) -> None:
+    words = ["--env", "class:point_reacher:PointReacher[control_hz=12.4]"]
+    words += ["--perturbed_share", "0", "--output", str(tmp_path / "set")]
+    with pytest.raises(UserError, match=r"12\.4 times a second.*: 12 is more than 2 % off"):
+        collect_job.main(words)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", ["0", "-2"])
+def test_a_number_of_cpus_that_nobody_has_is_refused(number: str) -> None:
+    with pytest.raises(UserError, match="--num-cpus: must be at least 1"):
+        collect_job.main(["--num-cpus", number])

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 from tiny_rollouts import encoder_folder, tiny
 
+from dynaflip import plugins
 from dynaflip.errors import UserError
+from dynaflip.eval import perturbations
 from dynaflip.eval.envs.metaworld_tasks import ENVIRONMENT, TASK_SETS
 from dynaflip.eval.expert_views import ALL_FACTORS
-from dynaflip.eval.perturbations import belongs_to
-from dynaflip.eval.policies.config import BehaviourCloningConfig
+from dynaflip.eval.perturbations import Factor, belongs_to
+from dynaflip.eval.policies.config import BehaviourCloningConfig, DiffusionConfig, EndToEndConfig
 from dynaflip.eval.policies.readouts.config import AttentiveConfig, SpatialSoftmaxConfig
 from dynaflip.platform.evaluation.attention import shown_conditions
 from dynaflip.platform.evaluation.config import RolloutConfig
@@ -244,6 +246,11 @@ def test_policies_of_different_read_outs_are_no_pairs() -> None:
         check_same_protocol(attentive, other)
     with pytest.raises(UserError, match="new has source None, own mine: their episodes are no"):
         check_same_protocol(finished("new"), finished("own", source="mine"))
+    moved = replace(finished("moved", source="there"), recordings={"reach": "a", "push": "b"})
+    here = replace(finished("here", source="here"), recordings={"reach": "a"})
+    check_same_protocol(moved, here)  # the same recordings at another place
+    with pytest.raises(UserError, match=r"moved learnt reach from other recordings \(a\).* \(c\)"):
+        check_same_protocol(moved, replace(here, recordings={"reach": "c"}))
 
 
 def test_the_highest_level_is_shown_whatever_their_order() -> None:
@@ -258,3 +265,35 @@ def test_the_highest_level_is_shown_whatever_their_order() -> None:
     assert shown(("light", 5), ("camera", 3)) == [("camera", 3)]
     together = (ALL_FACTORS, 5), (ALL_FACTORS, 3)
     assert shown(*together, ("camera", 5)) == [(ALL_FACTORS, 5)]
+
+
+def test_the_code_of_own_heads_and_factors_is_part_of_what_a_result_depends_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "edited_meanwhile.py"
+    monkeypatch.syspath_prepend(tmp_path)
+    head, factor = "class:edited_meanwhile:HEAD", "class:edited_meanwhile:FOG"
+    fog = Factor(lambda value: {"u": value["u"]}, lambda env, value, amount: None)
+    monkeypatch.setitem(perturbations.FACTOR_TABLE._loaded, factor, fog)
+
+    def digests(**changes: Any) -> tuple[str, str]:
+        plugins._source_of.cache_clear()  # as a new process
+        config = tiny(Path("x"), all_at_once=False, **changes)
+        job = jobs_of(config)[-1]
+        return job.policy.digest(), job.digest()
+
+    file.write_text("A = 1\n")
+    by_head, by_factor, built_in = digests(head=head), digests(factors=(factor,)), digests()
+    file.write_text("A = 2\n")
+    assert digests(head=head)[0] != by_head[0]
+    policy, job = digests(factors=(factor,))
+    assert policy == by_factor[0]
+    assert job != by_factor[1]
+    assert digests() == built_in
+
+
+def test_batches_of_one_are_refused_where_a_batch_norms() -> None:
+    for make in (BehaviourCloningConfig, DiffusionConfig, EndToEndConfig):
+        with pytest.raises(ValueError, match="batch_size"):
+            make(batch_size=1)
+    assert BehaviourCloningConfig(batch_size=1, input_norm="std_floor").batch_size == 1
