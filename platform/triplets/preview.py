@@ -12,6 +12,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import pickle
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -214,7 +215,16 @@ def _start_worker(
         try:
             _worker["models"] = ModelShards(config, folder, source, digests)
         except Exception as error:  # raised here, it would break the pool and be lost
-            _worker["error"] = error
+            _worker["error"] = _travelling(error)
+
+
+def _travelling(error: Exception) -> Exception:
+    """An error that can be sent to another process: some of the hub's cannot."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever its class needs to be made again
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _make(number: int, clip: str) -> tuple[dict[str, Any], float]:

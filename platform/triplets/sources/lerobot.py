@@ -261,7 +261,7 @@ class LeRobotSource:
             name, (begin, end) = self._found_file(episode, first, prints), episode.span_s(first)
             location = f"{prints[name].digest or name} {begin} {end}"
         recording = _recording_id(episode, location)
-        captions = episode.captions
+        captions = _checked_captions(episode)
         if len(captions) > 1:
             content.append(prints[self.meta.tasks_file()].digest)  # each frame's is looked up
         factors = _checked_factors(episode)
@@ -345,6 +345,20 @@ def _is_flagged(feature: Mapping[str, Any]) -> bool:
 def _is_depth(key: str, feature: Mapping[str, Any]) -> bool:
     """True where a feature is depth by its flag, or by its name where it has none."""
     return _is_flagged(feature) or "depth" in key.rsplit(".", 1)[-1].lower().split("_")
+
+
+def _checked_captions(episode: Episode) -> tuple[str, ...]:
+    """The episode's tasks in words.
+
+    Raises:
+        ClipRejected: they are something else, such as the tasks' numbers.
+    """
+    tasks = episode.row.get("tasks") or ()
+    if isinstance(tasks, str | list | tuple):
+        tasks = (tasks,) if isinstance(tasks, str) else tasks
+        if all(task is None or isinstance(task, str) for task in tasks):
+            return episode.captions
+    raise ClipRejected("caption", f"the episode's tasks are {tasks!r:.100} and no words")
 
 
 def _checked_factors(episode: Episode) -> str:

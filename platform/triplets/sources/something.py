@@ -51,10 +51,7 @@ class SomethingSource(FolderSource):
             for label in self._labels(name):
                 # A part of the set is often all one has: labels of other videos are no loss.
                 if (number := str(label.get("id"))) in videos:
-                    template = normalise_caption(str(label.get("template") or ""))
-                    caption = str(label.get("label") or "").strip()
-                    group = normalise_caption(caption)
-                    rows.append(CaptionRow(videos[number], caption, task=template, group=group))
+                    rows.append(_row(videos[number], label))
         if not rows:
             raise UserError(f"source.path: no label in {self.root} belongs to a video there")
         return rows
@@ -68,3 +65,14 @@ class SomethingSource(FolderSource):
         if not isinstance(labels, list) or not all(isinstance(one, dict) for one in labels):
             raise UserError(f"{self.root / name}: not a list of labels")
         return labels
+
+
+def _row(video: str, label: dict[str, object]) -> CaptionRow:
+    """The caption of a label, or why it is none."""
+    caption, template = label.get("label") or "", label.get("template") or ""
+    if not isinstance(caption, str) or not isinstance(template, str):
+        name = "template" if isinstance(caption, str) else "label"
+        return CaptionRow(video, problem=f"its {name} is {label[name]!r:.100}, not text")
+    caption = caption.strip()
+    task = normalise_caption(template)
+    return CaptionRow(video, caption, task=task, group=normalise_caption(caption))

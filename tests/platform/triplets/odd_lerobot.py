@@ -427,6 +427,8 @@ KINDS: dict[str, tuple[Change, str]] = {
     ),
     "tasks without words": (in_episodes("tasks", ["…"]), "holds no word"),
     "no task": (in_episodes("tasks", [""]), "has no task"),
+    "tasks by their numbers": (in_episodes("tasks", [0]), r"tasks are \[0\] and no words"),
+    "a task that is a number": (in_episodes("tasks", 7), "tasks are 7 and no words"),
     "half a character in a task": (
         each(
             lambda odd: setattr(odd, "version", "v2.1"),

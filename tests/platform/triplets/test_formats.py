@@ -242,6 +242,18 @@ def test_something_somethings_layout(tmp_path: Path) -> None:
     assert "Something-Something" in row["licence"]
 
 
+def test_a_label_that_is_no_text_is_no_caption(tmp_path: Path) -> None:
+    write_something(tmp_path)
+    labels = [{"id": "7", "label": ["pushing", "a box"]}, {"id": "8", "label": "x", "template": 3}]
+    (tmp_path / "labels/train.json").write_text(json.dumps(labels))
+    (tmp_path / "labels/validation.json").unlink()
+    _, clips = listed(tmp_path)
+    assert [c.problem for c in clips[:2]] == [
+        ("list", "its label is ['pushing', 'a box'], not text"),
+        ("list", "its template is 3, not text"),
+    ]
+
+
 def test_ego4d_narrations_become_segments(tmp_path: Path) -> None:
     write_video(tmp_path / "clips" / "abc-1.mp4", moving_square(150, step_px=0.4))
     moments = [

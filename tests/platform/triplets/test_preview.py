@@ -221,6 +221,16 @@ class Unloadable:
         raise FileNotFoundError("weights.safetensors is not there")
 
 
+class Unanswered(Unloadable):
+    """One whose error cannot be sent from process to process."""
+
+    def __init__(self) -> None:
+        class NoAnswer(Exception):
+            pass
+
+        raise NoAnswer("the hub does not answer")
+
+
 class Dying(Unloadable):
     """One that takes its process with it while it is loaded."""
 
@@ -233,6 +243,7 @@ class Dying(Unloadable):
     ("model", "raised", "said"),
     [
         ("Unloadable", FileNotFoundError, r"weights\.safetensors is not there"),
+        ("Unanswered", RuntimeError, "NoAnswer: the hub does not answer"),
         ("Dying", UserError, "the preview's process died 2 times without a clip that was done"),
     ],
 )
