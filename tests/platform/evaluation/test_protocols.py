@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,9 +49,17 @@ def test_the_headline_is_the_file_that_its_numbers_came_from() -> None:
     assert protocol.settings["tasks"] == ["r3m5"]
 
 
+def test_the_second_headline_differs_in_its_read_out_alone() -> None:
+    first, second = of("headline"), of("headline2")
+    assert second.readout == "spatial_softmax"
+    assert replace(second, readout="pooled", protocol=first.protocol) == first
+    file = load_config(RolloutConfig, str(REPOSITORY / "jobs/configs/headline2.yaml"), {})
+    assert replace(second, protocol="") == file
+
+
 def test_every_protocol_says_what_it_runs_and_what_for() -> None:
     names = protocol_names()
-    assert names == ["headline", "few_demos", "unseen_environment", "unseen_tasks"]
+    assert names == ["headline", "few_demos", "headline2", "unseen_environment", "unseen_tasks"]
     stated = {"split", "environment", "tasks", "factors", "levels", "seeds", "episodes"}
     for name in names:
         protocol = read_protocol(name)
