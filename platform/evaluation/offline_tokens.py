@@ -23,6 +23,7 @@ from dynaflip.eval.policies.config import settings_to_hash
 from dynaflip.eval.policies.recipe import PolicyRecipe
 from dynaflip.files import write_file
 from dynaflip.platform.actor_pool import ActorPool
+from dynaflip.platform.cluster import start_ray
 from dynaflip.platform.evaluation.encoder_service import EncoderService, actors_for
 from dynaflip.platform.evaluation.encoders_under_test import Encoder, EncoderUnderTest
 from dynaflip.platform.evaluation.offline_config import OfflineConfig
@@ -139,9 +140,7 @@ def fit_on_tokens(
 
     jobs, paths = token_fits(config, data, training, tested)
     with tqdm(total=len(jobs), desc="fit", unit="encoder", disable=not jobs) as bar:
-        import ray
-
-        put = ray.put(training) if jobs else None
+        put = _to_workers(training) if jobs else None
         results = pool.run(
             JobQueue(jobs).next,
             lambda actor, job: actor.fit_on_tokens.remote(job, put, actors_for(service)),
@@ -201,9 +200,8 @@ def act_on_tokens(
     lost: dict[str, str] = {}
     count = sum(len(job.values) * len(job.episode.frames) for job in jobs)
     with tqdm(total=count, desc="act", unit="image", disable=not count) as bar:
-        import ray
-
-        put = [ray.put(training), ray.put({one.key: one for one in fitted})] if jobs else []
+        given = training, {one.key: one for one in fitted}
+        put = [_to_workers(one) for one in given] if jobs else []
         results = pool.run(
             JobQueue(jobs).next,
             lambda actor, job: actor.act.remote(job, *put, actors_for(service)),
@@ -225,6 +223,14 @@ def act_on_tokens(
         names = [condition.name for condition in plan.conditions]
         together[one.key] = {name: np.concatenate([p[name] for p in parts]) for name in names}
     return together, reasons
+
+
+def _to_workers(value: Any) -> Any:
+    """A value in Ray's memory, for all jobs together; Ray is started as this package starts it."""
+    start_ray()
+    import ray
+
+    return ray.put(value)
 
 
 def _fit_path(
