@@ -69,7 +69,7 @@ def own_demonstrations(config: RolloutConfig, tasks: Sequence[str]) -> dict[str,
     notes = [*_check_rate(spec, source), *_origin_notes(spec, source, recorded)]
     clips, left_out = _usable(source)
     notes += left_out
-    by_task, named = _by_task(spec, source, tasks, clips)
+    by_task, named = _by_task(spec, source, tasks, clips, left_out)
     notes += named
     sets = {}
     for task in tasks:
@@ -263,7 +263,11 @@ def _usable(source: LeRobotSource) -> tuple[list[Clip], list[str]]:
 
 
 def _by_task(
-    spec: EnvironmentSpec, source: LeRobotSource, tasks: Sequence[str], clips: Sequence[Clip]
+    spec: EnvironmentSpec,
+    source: LeRobotSource,
+    tasks: Sequence[str],
+    clips: Sequence[Clip],
+    left_out: Sequence[str],
 ) -> tuple[dict[str, list[Clip]], list[str]]:
     """The recordings of each task, told by its id or any of its phrasings.
 
@@ -290,10 +294,12 @@ def _by_task(
         ]
     if missing:
         shown = ", ".join(f"{task} ({spec.caption(task)!r})" for task in missing)
+        why = "".join(f"; {line.removeprefix('note: ')}" for line in left_out)
         raise UserError(
             f"source: {source.root} has no recording of {shown} that can be used; it has "
-            f"{', '.join(map(repr, groups)) or 'none'}; name its tasks with --tasks, or call them "
-            "alike (a Gymnasium environment's: [caption=WORDS])"
+            f"{', '.join(map(repr, groups)) or 'none'}{why}; "
+            "name its tasks with --tasks, or call them alike (a Gymnasium environment's: "
+            "[caption=WORDS])"
         )
     return by_task, []
 

@@ -164,6 +164,11 @@ def test_recordings_of_another_simulator_or_version_are_said(home: Path, tmp_pat
             {},
             "has no recording of NoExpert .* it has 'fetch it', 'leave it'",
         ),
+        (
+            lambda odd: [episode.update(success=False) for episode in odd.episodes],
+            {},
+            "it has none; .* that are left out: 4 not solved; name its tasks",
+        ),
     ],
 )
 def test_what_contradicts_the_environment_is_refused_with_both_figures(
