@@ -15,6 +15,7 @@ from scipy import stats
 from dynaflip.eval.intervals.hierarchical_bootstrap import LEVEL, satterthwaite, variance_parts
 
 POWER = 0.8  # of finding a difference of this size
+_OF_USE = 0.2  # asked about where a design tells nothing apart
 MOST_SEEDS, MOST_EPISODES = 200, 2000
 
 
@@ -91,10 +92,11 @@ def power_line(difference: np.ndarray) -> str | None:
     now = design.detectable()
     if now == 0:
         return None
-    half = now / 2
+    half = now / 2 if now < 1 else _OF_USE
     policies = f"{design.seeds} polic{'y' if design.seeds == 1 else 'ies'}"
+    told = f"{_points(now)} points" if now < 1 else "no difference"
     line = (
-        f"{policies} and {design.episodes} initial states a task tell {_points(now)} points apart "
+        f"{policies} and {design.episodes} initial states a task tell {told} apart "
         f"({POWER:.0%} power)"
     )
     needed = design.sizes_for(half)

@@ -97,3 +97,11 @@ def test_the_probability_of_being_best() -> None:
     shares = probability_best({"a": better, "b": np.roll(better, 1, axis=3), "c": worse})
     assert sum(shares.values()) == pytest.approx(1)
     assert shares["c"] == 0
+
+
+def test_a_design_that_tells_nothing_apart_says_so_and_what_20_points_take() -> None:
+    difference = np.array([1.0, -1.0, 1.0]).reshape(1, 1, 1, 3)
+    line = power_line(difference)
+    assert line is not None
+    assert line.startswith("1 policy and 3 initial states a task tell no difference apart")
+    assert "; 20 points take " in line
