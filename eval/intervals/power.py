@@ -95,18 +95,19 @@ def power_line(difference: np.ndarray) -> str | None:
     half = now / 2 if now < 1 else _OF_USE
     policies = f"{design.seeds} polic{'y' if design.seeds == 1 else 'ies'}"
     told = f"{_points(now)} points" if now < 1 else "no difference"
+    wanted = _points(half) if now < 1 else f"{_points(half)} points"
     line = (
         f"{policies} and {design.episodes} initial states a task tell {told} apart "
         f"({POWER:.0%} power)"
     )
     needed = design.sizes_for(half)
     if needed is None:
-        line += f"; {_points(half)} are out of reach"
+        line += f"; {wanted} are out of reach"
     else:
         seeds, episodes = needed
         more = [f"{seeds} policies"] if seeds > design.seeds else []
         more += [f"{episodes} initial states"] if episodes > design.episodes else []
-        line += f"; {_points(half)} take {' and '.join(more)}"
+        line += f"; {wanted} take {' and '.join(more)}"
     if design.seeds == 1:
         line += "; how much another pretraining would differ is not in it"
     return line
