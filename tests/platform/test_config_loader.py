@@ -267,6 +267,7 @@ def test_every_config_that_is_offered_is_read(path: Path) -> None:
         "ablate": AblationConfig,
         "finetune": RolloutConfig,
         "headline": RolloutConfig,
+        "headline2": RolloutConfig,
         "headline_collect": CollectConfig,
         "unseen_tasks_collect": CollectConfig,
     }

@@ -30,6 +30,7 @@ OF_FILE = {
     "ablate": AblationConfig,
     "finetune": RolloutConfig,
     "headline": RolloutConfig,
+    "headline2": RolloutConfig,
     "headline_collect": CollectConfig,
     "unseen_tasks_collect": CollectConfig,
 }

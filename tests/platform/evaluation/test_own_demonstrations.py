@@ -20,6 +20,7 @@ from dynaflip.platform.evaluation.demonstration_set import DemonstrationSet
 from dynaflip.platform.evaluation.demonstrations import demonstration_sets, read_demonstrations
 from dynaflip.platform.evaluation.plan import plan_rollouts
 from dynaflip.platform.evaluation.suites.imitation import Imitation
+from dynaflip.platform.evaluation.suites.rollouts import Rollouts
 from tests.eval.point_reacher import PointReacher
 from tests.platform.triplets.odd_lerobot import KEY, OddSet
 
@@ -95,6 +96,15 @@ def test_policies_learn_from_ones_own_recordings_and_act(home: Path, tmp_path: P
     result = worker.roll_out(jobs[0], weights)
     assert len(result.steps) == 2
     assert not list((home / "evaluation").glob("demonstrations/*"))  # nothing was collected
+
+
+def test_a_harness_without_an_expert_is_refused_before_anything_runs(
+    home: Path, tmp_path: Path
+) -> None:
+    config = settings(recorded().write(tmp_path / "mine"), check_harness=True)
+    with pytest.raises(UserError, match="has no scripted expert, which check_harness rolls out"):
+        Rollouts().run(config)
+    assert not (home / "mlflow").exists()
 
 
 def test_notes_say_what_nobody_can_know(home: Path, tmp_path: Path, capsys: Any) -> None:
