@@ -32,10 +32,10 @@ demo: $(STAMP)  ## from nothing to a registered encoder and its first score
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
-test: $(STAMP)  ## the tests, with one small job of each kind (10 minutes on 2 busy cores)
+test: $(STAMP)  ## the tests, with one small job of each kind (11 minutes on 2 cores)
 	$(PYTEST) $(IN_TWO) -m "not integration and not slow and not gpu and not chaos and not fuzz and not bench"
 
-integration: $(STAMP)  ## whole jobs, the code of the docs, one fault of each kind (18 minutes on 2 busy cores)
+integration: $(STAMP)  ## whole jobs, the code of the docs, one fault of each kind (20 to 27 minutes on 2 cores)
 	$(PYTEST) $(IN_TWO) -m "integration and not gpu"
 
 chaos: $(STAMP)  ## kill drivers, workers and nodes, fill disks, damage checkpoints (slow)
