@@ -12,6 +12,7 @@ import torch
 from tiny_rollouts import tiny
 
 from dynaflip.eval.policies.base import Demonstrations
+from dynaflip.eval.policies.encoder_policy import apart
 from dynaflip.eval.policies.readouts.grid import TokenGrid
 from dynaflip.eval.policies.readouts.token_store import TokenStore
 from dynaflip.platform.evaluation.config import RolloutConfig
@@ -158,3 +159,12 @@ def test_images_are_encoded_once_for_all_numbers_and_seeds(
     assert len(fitted) == 3 * 2  # numbers, seeds
     checked = 4 + 1 + 4  # that an image's features are a function of it
     assert len(seen) == checked + len(images)
+
+
+def test_an_encoder_is_checked_on_images_that_differ() -> None:
+    def chosen(number: int) -> list[int]:
+        return apart(np.arange(number).reshape(-1, 1, 1, 1)).ravel().tolist()
+
+    assert chosen(25) == [0, 6, 12, 18]
+    assert chosen(4) == [0, 1, 2, 3]
+    assert chosen(2) == [0, 1]
