@@ -96,7 +96,7 @@ class ExtensionPoint:
         return name in self.table or name.startswith(CLASS_PREFIX) or name in self._installed()
 
     def code_of(self, name: str) -> tuple[str, ...]:
-        """What stands for the version of an extension's code; nothing where it is built in.
+        """Version of an extension's code, for digests; nothing where it is built in.
 
         The digest of the module's file for ``class:MODULE:NAME``, else the installed package with
         its version. A process reads a file once.

@@ -1,4 +1,4 @@
-"""What stands for the version of code that is in no installed package: its source."""
+"""Version of code that is in no installed package: the digest of its source."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ def gymnasium_environment(
 
 
 class _Look(NamedTuple):
-    """What a look into a task's environment has found."""
+    """Findings about a task's environment."""
 
     inspection: Inspection
     versions: tuple[str, ...]

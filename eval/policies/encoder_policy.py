@@ -234,7 +234,7 @@ def begin_tokens_of_views(
 
 @torch.no_grad()
 def _answered(answer: Callable[[], Any], images: np.ndarray) -> Any:
-    """What an encoder has answered.
+    """An encoder's answer.
 
     Raises:
         UserError: it fails.

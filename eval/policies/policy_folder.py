@@ -28,7 +28,7 @@ _DIGEST = re.compile(r"[0-9a-f]{16}")
 
 @dataclass(frozen=True)
 class PolicyDescription:
-    """What a policy was fitted on, and what it reads and gives; as ``policy.json`` has it."""
+    """Description of a policy, as ``policy.json`` has it: its data, inputs and actions."""
 
     head: str
     head_settings: dict[str, Any]

@@ -1,4 +1,4 @@
-"""Which policy heads and read-outs there are, by name. Imports torch only when one is asked for."""
+"""Policy heads and read-outs by name. Imports torch only when one is asked for."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def compute_attention(
 
 
 def shown_conditions(jobs: list[EvaluationJob]) -> list[Condition]:
-    """Unperturbed, then all factors at once at the highest level, else the last factor alone."""
+    """Unperturbed, and all factors at once, else the last factor alone, at the highest level."""
     conditions = list(dict.fromkeys(job.condition for job in jobs))
     perturbed = [c for c in conditions if c.factor != UNPERTURBED]
     shown = [c for c in perturbed if c.factor == ALL_FACTORS] or [

@@ -268,7 +268,7 @@ def _jobs_section(work: Work) -> Section:
 
 
 def _work_section(work: Work, costs: Costs) -> Section:
-    """What is left to do, with its unit cost."""
+    """Table of the work that is left, with its unit costs."""
     scene, used = costs.scene, list(costs.policies.values())
     episodes = sum(number for _, number in work.demonstrations)
     section = Section("Work that is not cached", [], ("", "number", "measured, of one core"))

@@ -37,7 +37,7 @@ class EncoderCosts:
 
 
 def title_of(data: OfflineData, plan: OfflinePlan) -> str:
-    """What policies learn from and are tested on, in a line."""
+    """Title of a table: the data that policies learn from and are tested on."""
     return (
         f"Policies on {data.name}: {len(data.train)} episodes to learn from, {len(data.heldout)} "
         f"held out, under {len(plan.conditions)} conditions"

@@ -328,7 +328,7 @@ def fit_seconds(
 
 
 def _slope(fit: Callable[[int], Any], steps: int, trial: tuple[int, int]) -> tuple[Any, float]:
-    """What a fit of few steps gives, and the seconds of one of all steps.
+    """The result of a fit of few steps, and the seconds of one of all steps.
 
     Args:
         fit: number of steps → what is fitted.

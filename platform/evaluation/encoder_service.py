@@ -31,7 +31,7 @@ _LOOK_EVERY_S = 3.0
 
 
 class EncoderActors(NamedTuple):
-    """What a worker is handed: the actors that it may ask, its own first."""
+    """The actors that a worker may ask, its own first."""
 
     actors: tuple[Any, ...]
     batch: int  # images a pass
